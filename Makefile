@@ -1,0 +1,32 @@
+# Everything below works on a fresh clone: `make setup` is made first wherever it is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test check
+
+help:
+	@echo "make demo    tune, fold, export, time and serve two tasks (under 10 minutes on 2 cores)"
+	@echo "make test    run the tests"
+	@echo "make check   ruff, mypy and the directions of imports"
+	@echo "make setup   make $(VENV); the others do it themselves"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "==> installing the pinned packages into $(VENV) (about 6 GB, one to three minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,export,serve,dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m benchmarks.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py

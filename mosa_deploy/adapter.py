@@ -1,0 +1,114 @@
+"""The adapter, dense or split.
+
+- Adapter, parallel style: AdaptFormer, arXiv 2205.13535.
+- Split projections: MoSA, "Split & Merge", arXiv 2312.02923.
+
+Its life: built dense, `split_` before tuning, `merge_` afterwards, and folded into the backbone by `mosa_deploy.fold`.
+"""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mosa_deploy.config import AdapterConfig
+from mosa_deploy.split import split
+
+
+class SplitLinear(nn.Module):
+    """A linear layer whose update is shared out among E experts, kept as one weight and one owner map.
+
+        training:    W_k = W0 + Delta * [owner == k]    b_k = bias[k]       one k drawn for each pass
+        evaluation:  W   = W0 + Delta / E               b   = mean(bias)    the expectation over the draw
+
+    In training a batch holds `passes` equal parts, one after the other, and each part has a draw of its own.
+    """
+
+    base: Tensor
+    owner: Tensor
+
+    def __init__(self, base: Tensor, bias: Tensor, owner: Tensor, experts: int, generator: torch.Generator) -> None:
+        """base, owner: (out, in); bias: (out,), where every expert's own bias starts."""
+        super().__init__()
+        self.experts = experts
+        self.passes = 1
+        self.generator = generator
+        self.weight = nn.Parameter(torch.zeros_like(base))
+        self.bias = nn.Parameter(bias.detach().repeat(experts, 1))
+        self.register_buffer("base", base.detach().clone())
+        self.register_buffer("owner", owner)
+
+    @classmethod
+    def from_base(cls, linear: nn.Linear, experts: int, generator: torch.Generator) -> Self:
+        """Split a dense layer: its weight becomes W0, and Delta starts at zero."""
+        owner = split((linear.out_features, linear.in_features), experts, generator)
+        return cls(linear.weight, linear.bias, owner, experts, generator)
+
+    def expert(self, k: int) -> tuple[Tensor, Tensor]:
+        """The weight (out, in) and bias (out,) with expert k active."""
+        return self.base + self.weight * (self.owner == k), self.bias[k]
+
+    def expectation(self) -> tuple[Tensor, Tensor]:
+        """The weight (out, in) and bias (out,) expected over a uniform draw of the expert."""
+        return self.base + self.weight / self.experts, self.bias.mean(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out); in training the first dimension is a multiple of `passes`."""
+        if not self.training:
+            return F.linear(x, *self.expectation())
+        drawn = torch.randint(self.experts, (self.passes,), generator=self.generator).tolist()
+        parts = x.chunk(self.passes)
+        return torch.cat([F.linear(part, *self.expert(k)) for part, k in zip(parts, drawn, strict=True)])
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """The dense layer that evaluation uses."""
+        weight, bias = self.expectation()
+        linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+        return linear
+
+
+class ParallelAdapter(nn.Module):
+    """scale * up(drop(act(down(norm(h))))), added beside the FFN of a block.
+
+    `down` is kaiming-uniform, `up` zero, so that a new adapter changes nothing. `norm` is a LayerNorm of its own.
+    """
+
+    def __init__(
+        self, embed_dim: int, config: AdapterConfig, act: nn.Module, eps: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.scale = config.scale
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
+        self.down: nn.Linear | SplitLinear = nn.Linear(embed_dim, config.bottleneck)
+        self.act = act
+        self.drop = nn.Dropout(config.dropout)
+        self.up: nn.Linear | SplitLinear = nn.Linear(config.bottleneck, embed_dim)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        out: Tensor = self.up(self.drop(self.act(self.down(self.norm(h)))))
+        return self.scale * out
+
+    def split_(self, config: AdapterConfig, generator: torch.Generator) -> Self:
+        """Split what `config.share` does not keep dense; the owner maps and the draws of the two are independent."""
+        if config.share != "down" and isinstance(self.down, nn.Linear):
+            self.down = SplitLinear.from_base(self.down, config.experts, generator)
+        if config.share != "up" and isinstance(self.up, nn.Linear):
+            self.up = SplitLinear.from_base(self.up, config.experts, generator)
+        return self
+
+    def merge_(self) -> Self:
+        """Make both projections dense again; a dense adapter stays as it is."""
+        if isinstance(self.down, SplitLinear):
+            self.down = self.down.merge()
+        if isinstance(self.up, SplitLinear):
+            self.up = self.up.merge()
+        return self

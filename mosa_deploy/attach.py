@@ -1,0 +1,108 @@
+"""Attach adapters to a timm vision transformer and freeze what they stand on."""
+
+from typing import cast
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from mosa_deploy.adapter import ParallelAdapter, SplitLinear
+from mosa_deploy.config import AdapterConfig
+from mosa_deploy.errors import BackboneError, ConfigError
+from mosa_deploy.plain import check_plain, feed_forward
+from mosa_deploy.seeds import derive
+from mosa_deploy.shapes import shape_faults, shapes_of
+
+
+class AdaptedBlock(nn.Module):
+    """A timm `Block` with an adapter beside its FFN: y = h + FFN(norm2(h)) + adapter(h)."""
+
+    def __init__(self, block: Block, adapter: ParallelAdapter) -> None:
+        super().__init__()
+        self.block = block
+        self.adapter = adapter
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        block = self.block
+        attended = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        h: Tensor = x + block.drop_path1(block.ls1(attended))
+        forward: Tensor = block.drop_path2(block.ls2(block.mlp(block.norm2(h))))
+        return h + forward + cast(Tensor, self.adapter(h))
+
+
+def attach(model: nn.Module, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> VisionTransformer:
+    """Give every block an adapter, in place, with the block's own activation and eps; the logits stay the same.
+
+    With `split` the adapters are ready for tuning; without, they are the merged ones that a bundle may hold.
+
+    Raises:
+        BackboneError: a block that does not qualify, or that has an adapter already.
+    """
+    if any(isinstance(part, AdaptedBlock) for part in model.modules()):
+        raise BackboneError("this model has adapters already: start from a plain backbone")
+    vit = check_plain(model)
+    device = next(vit.parameters()).device
+    for i, block in enumerate(vit.blocks):
+        generator = torch.Generator().manual_seed(derive(seed, "adapter", i))
+        part = feed_forward(block)
+        adapter = ParallelAdapter(vit.embed_dim, config, part.act, part.norm.eps, generator)
+        if split:
+            adapter.split_(config, generator)
+        assert isinstance(block, Block)
+        vit.blocks[i] = AdaptedBlock(block, adapter.to(device))
+    return vit
+
+
+def adapters(model: nn.Module) -> list[ParallelAdapter]:
+    """The adapters of `model` in the order of its blocks."""
+    return [part for part in model.modules() if isinstance(part, ParallelAdapter)]
+
+
+def split_layers(model: nn.Module) -> list[SplitLinear]:
+    """The split projections of `model` in the order of its blocks."""
+    return [part for part in model.modules() if isinstance(part, SplitLinear)]
+
+
+def set_passes(model: nn.Module, passes: int) -> None:
+    """How many equal parts of a training batch draw an expert of their own.
+
+    Raises:
+        ConfigError: fewer than one.
+    """
+    if passes < 1:
+        raise ConfigError(f"passes {passes}: at least 1")
+    for layer in split_layers(model):
+        layer.passes = passes
+
+
+def reseed(model: nn.Module, seed: int, epoch: int) -> None:
+    """Start every layer's draw of experts anew from (seed, epoch, layer)."""
+    for i, layer in enumerate(split_layers(model)):
+        layer.generator.manual_seed(derive(seed, "expert", epoch, i))
+
+
+def freeze(model: VisionTransformer) -> None:
+    """Leave only the adapters and the head to be trained."""
+    model.requires_grad_(False)
+    for adapter in adapters(model):
+        adapter.requires_grad_(True)
+    model.get_classifier().requires_grad_(True)
+
+
+def task_state(model: VisionTransformer) -> dict[str, Tensor]:
+    """What a task owns: its adapters, `blocks.<i>.adapter.*`, and its head, `head.*`; sorted by name."""
+    state = model.state_dict()
+    return {name: state[name] for name in sorted(state) if ".adapter." in name or name.startswith("head.")}
+
+
+def load_task_state(model: VisionTransformer, state: dict[str, Tensor]) -> None:
+    """Put `task_state` back into a model that has adapters and a head of the same shapes.
+
+    Raises:
+        BackboneError: lists every missing, unexpected and misshapen tensor at once.
+    """
+    faults = shape_faults(shapes_of(task_state(model)), shapes_of(state))
+    if faults:
+        raise BackboneError(f"the task's tensors do not fit the model: {faults}")
+    model.load_state_dict(state, strict=False)

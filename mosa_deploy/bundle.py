@@ -1,0 +1,182 @@
+"""The bundle: all that a task owns, as `adapter.safetensors` and `adapter.json` in one folder.
+
+The tensors are the adapters, the head and the canary. The record says what they are and what they fit, and holds the
+sha256 of `adapter.safetensors`, which is the bundle's digest. Nothing here needs torch, and nothing unpickles.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from mosa_deploy.canary import PREFIX, Canary
+from mosa_deploy.config import AdapterConfig, Method
+from mosa_deploy.errors import BundleError
+from mosa_deploy.files import write_bytes, write_text
+from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.shapes import Shapes, shape_faults, shapes_of
+
+FORMAT_VERSION = 1
+TENSORS, RECORD = "adapter.safetensors", "adapter.json"
+
+Tensors = dict[str, NDArray[np.generic]]
+
+
+class Backbone(BaseModel):
+    """What the task was tuned on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: Literal["pretrained", "file", "random"]
+    sha256: str
+    """Of the headless state dict, see `mosa_deploy.backbone.fingerprint`."""
+    depth: int
+    embed_dim: int
+
+    @property
+    def folder(self) -> str:
+        """The backbone's folder in a store."""
+        return f"{self.name}-{self.sha256[:8]}"
+
+
+class Record(BaseModel):
+    """`adapter.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    task: Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
+    backbone: Backbone
+    method: Method
+    style: Literal["parallel"] = "parallel"
+    form: Literal["split", "merged"]
+    """`split`: the experts are still apart, as tuning leaves them; `merged`: one complete adapter."""
+    adapter: AdapterConfig | None
+    """None for `linear`, which has a head only."""
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: Annotated[float, Field(gt=0)]
+    metrics: dict[str, float]
+    seed: int
+    versions: dict[str, str]
+    git_commit: str | None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A task: its record, its tensors by the names of `mosa_deploy.attach.task_state`, and its canary."""
+
+    record: Record
+    tensors: Tensors
+    canary: Canary
+
+    @property
+    def digest(self) -> str:
+        """sha256 of `adapter.safetensors`."""
+        return self.record.sha256
+
+    def save(self, folder: Path) -> "Bundle":
+        """Write the two files and return the bundle with its digest.
+
+        Raises:
+            BundleError: a tensor is missing, unexpected or misshapen, or not finite.
+        """
+        check_tensors(self.record, self.tensors)
+        # safetensors writes metadata in random order: without any, the same tensors give the same bytes.
+        content = save({**self.tensors, **self.canary.to_tensors()})
+        record = self.record.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+        write_bytes(folder / TENSORS, content)
+        write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
+        return Bundle(record, self.tensors, self.canary)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bundle":
+        """Read and check a bundle.
+
+        Raises:
+            BundleError: a file is missing, of another format version, altered, or holds other tensors than it says.
+        """
+        record = read_record(folder)
+        try:
+            content = (folder / TENSORS).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{folder / TENSORS}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise BundleError(f"{folder / TENSORS} was altered or cut short since it was saved: copy the bundle again")
+        try:
+            stored = load(content)
+        except SafetensorError as error:
+            raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from None
+        tensors = {name: value for name, value in stored.items() if not name.startswith(PREFIX)}
+        check_tensors(record, tensors)
+        return cls(record, tensors, Canary.from_tensors(stored))
+
+
+def read_record(folder: Path) -> Record:
+    """`adapter.json` of a bundle.
+
+    Raises:
+        BundleError: the file is missing, of another format version, or says what it cannot.
+    """
+    path = folder / RECORD
+    try:
+        fields = json.loads(path.read_text())
+        version = fields.get("format_version")
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
+    except (ValueError, AttributeError):
+        raise BundleError(f"{path} is not a JSON object: copy the bundle again") from None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {version}, this release reads {FORMAT_VERSION}: upgrade mosa-deploy"
+        )
+    try:
+        return Record.model_validate(fields)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise BundleError(f"{path}: {'; '.join(faults)}") from None
+
+
+def expected_shapes(record: Record) -> Shapes:
+    """Name and shape of every tensor that a bundle of this record holds, without the canary."""
+    width = record.backbone.embed_dim
+    shapes: Shapes = {
+        "head.weight": (len(record.classes), width),
+        "head.bias": (len(record.classes),),
+    }
+    if record.adapter is None:
+        return shapes
+    adapter = record.adapter
+    for i in range(record.backbone.depth):
+        prefix = f"blocks.{i}.adapter"
+        shapes |= {f"{prefix}.norm.weight": (width,), f"{prefix}.norm.bias": (width,)}
+        for name, shape in (("down", (adapter.bottleneck, width)), ("up", (width, adapter.bottleneck))):
+            split = record.form == "split" and adapter.share != name
+            shapes |= {f"{prefix}.{name}.weight": shape}
+            shapes |= {f"{prefix}.{name}.bias": (adapter.experts, shape[0]) if split else (shape[0],)}
+            if split:
+                shapes |= {f"{prefix}.{name}.base": shape, f"{prefix}.{name}.owner": shape}
+    return shapes
+
+
+def check_tensors(record: Record, tensors: Tensors) -> None:
+    """Compare names and shapes with the record, and refuse what is not finite.
+
+    Raises:
+        BundleError: lists every missing, unexpected, misshapen or non-finite tensor at once.
+    """
+    faults = shape_faults(expected_shapes(record), shapes_of(tensors))
+    if faults:
+        raise BundleError(f"the tensors of '{record.task}' do not fit its record: {faults}")
+    odd = [name for name, value in sorted(tensors.items()) if value.dtype.kind == "f" and not np.isfinite(value).all()]
+    if odd:
+        raise BundleError(f"'{record.task}' holds NaN or infinity in {', '.join(odd)}: tune again with a lower --lr")

@@ -1,0 +1,61 @@
+"""Files are written aside, flushed and renamed: a reader sees the old one or the new one, never half of one."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; on success it becomes `path`, on any error it is removed and `path` stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        with aside.open("rb") as handle:
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """The same for a whole folder: what it held before is replaced as one, or stays as it was."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        yield aside
+        for path in aside.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        old = aside.with_suffix(".old")
+        if folder.exists():
+            folder.replace(old)
+        aside.chmod(0o755)
+        aside.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`."""
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Replace `path` by `content`."""
+    write_bytes(path, content.encode())
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,85 @@
+"""Fold: a merged adapter goes into the backbone's own weights, and a plain timm model comes out.
+
+The adapter and the FFN read the same normalised h, so norm2 is made affine-free and the FFN is widened from M to
+M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm, ls2 the LayerScale and s the scale:
+
+    fc1' = [ W1 diag(g2) ; D diag(ga) ]     b1' = [ b1 + W1 be2 ; d + D bea ]
+    fc2' = [ ls2 * W2 , s * U ]             b2' = ls2 * b2 + s * u
+
+No division, so a zero in g2 is harmless. Afterwards norm2 = (1, 0) and ls2 = 1, and the modules are kept: the state
+dict loads strictly into the unmodified timm class, created with `mlp_ratio=widened_ratio(...)`.
+"""
+
+import copy
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from mosa_deploy.adapter import ParallelAdapter, SplitLinear
+from mosa_deploy.attach import AdaptedBlock
+from mosa_deploy.errors import BackboneError
+from mosa_deploy.plain import check_plain, feed_forward
+
+
+def widened_ratio(hidden: int, embed_dim: int) -> float:
+    """The `mlp_ratio` for which timm's `int(embed_dim * mlp_ratio)` is `hidden`, whatever the rounding."""
+    return (hidden + 0.5) / embed_dim
+
+
+@torch.no_grad()
+def fold(model: VisionTransformer) -> VisionTransformer:
+    """A plain timm model with the same logits as the merged `model`, which stays as it is.
+
+    Raises:
+        BackboneError: an adapter that is not merged, or a block that does not meet the fold's conditions.
+    """
+    for i, adapted in enumerate(model.blocks):
+        if isinstance(adapted, AdaptedBlock):
+            _check(adapted, i)
+    folded = copy.deepcopy(model)
+    for i, adapted in enumerate(folded.blocks):
+        if isinstance(adapted, AdaptedBlock):
+            folded.blocks[i] = adapted.block
+            _widen(adapted.block, adapted.adapter)
+    return check_plain(folded)
+
+
+def _check(adapted: AdaptedBlock, i: int) -> None:
+    adapter, part = adapted.adapter, feed_forward(adapted.block)
+    if isinstance(adapter.down, SplitLinear) or isinstance(adapter.up, SplitLinear):
+        raise BackboneError(f"blocks.{i}: the adapter is still split: merge before folding")
+    if repr(adapter.act) != repr(part.act):
+        raise BackboneError(f"blocks.{i}: the adapter's activation {adapter.act} is not the FFN's {part.act}")
+    if adapter.norm.eps != part.norm.eps:
+        raise BackboneError(f"blocks.{i}: the adapter's eps {adapter.norm.eps} is not norm2's {part.norm.eps}")
+
+
+def _widen(block: Block, adapter: ParallelAdapter) -> None:
+    norm, fc1, _, fc2, layer_scale = feed_forward(block)
+    assert isinstance(adapter.down, nn.Linear)
+    down_weight, down_bias = absorb_norm(adapter.down, adapter.norm)
+    fc1_weight, fc1_bias = absorb_norm(fc1, norm)
+    ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
+    block.mlp.fc1 = linear(torch.cat([fc1_weight, down_weight]), torch.cat([fc1_bias, down_bias]))
+    block.mlp.fc2 = linear(
+        torch.cat([ls2[:, None] * fc2.weight, adapter.scale * adapter.up.weight], dim=1),
+        ls2 * fc2.bias + adapter.scale * adapter.up.bias,
+    )
+    norm.weight.fill_(1.0)
+    norm.bias.fill_(0.0)
+    if layer_scale is not None:
+        layer_scale.gamma.fill_(1.0)
+
+
+def absorb_norm(layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight (out, C) and bias (out,) of `layer` as if `norm` had no affine: W diag(g) and b + W be."""
+    return layer.weight * norm.weight, layer.bias + layer.weight @ norm.bias
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer that holds the given weight (out, in) and bias (out,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer.requires_grad_(False)

@@ -1,0 +1,98 @@
+"""From the bytes of an image to what the backbone reads: the same way in tuning, in export and in the service.
+
+Only numpy and Pillow. The steps and their constants are timm's evaluation transform, and they travel with the bundle.
+"""
+
+import io
+import math
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict
+
+from mosa_deploy.errors import DataError
+
+Pixels = NDArray[np.uint8]
+Array = NDArray[np.float32]
+
+INTERPOLATION = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def decode(content: bytes) -> Image.Image:
+    """The first frame of an encoded image as upright RGB.
+
+    Raises:
+        DataError: the bytes are not an image that Pillow can read.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
+
+
+def encode(pixels: Pixels) -> bytes:
+    """A lossless PNG of (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+class Preprocess(BaseModel):
+    """Resize, crop and normalise, as timm's data config says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[int, int]
+    """(H, W) in pixels."""
+    resize: Literal["center", "squash"] = "center"
+    """`center` keeps the aspect ratio and crops the middle; `squash` resizes both sides."""
+    crop_pct: float = 1.0
+    """The share of the resized image that the crop keeps."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_timm(cls, config: dict[str, Any], squash: bool = False) -> Self:
+        """From `timm.data.resolve_model_data_config`; `squash` resizes straight to the input size, as VTAB does."""
+        squashed = squash or config.get("crop_mode") == "squash"
+        return cls(
+            size=config["input_size"][1:],
+            resize="squash" if squashed else "center",
+            crop_pct=1.0 if squash else config["crop_pct"],
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+        )
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """An RGB image -> (H, W, 3) uint8."""
+        height, width = self.size
+        target = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+        if self.resize == "center":
+            scale = max(target[0] / image.height, target[1] / image.width)
+            target = max(target[0], int(image.height * scale)), max(target[1], int(image.width * scale))
+        image = image.resize((target[1], target[0]), INTERPOLATION[self.interpolation])
+        top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)
+        return np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
+
+    def normalise(self, pixels: Pixels) -> Array:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W) float32: (x / 255 - mean) / std."""
+        scaled = pixels.astype(np.float32) / np.float32(255)
+        normal = (scaled - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
+        return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
+
+
+def probabilities(logits: Array, temperature: float) -> Array:
+    """softmax(logits / temperature) over the last axis: (B, K) -> (B, K)."""
+    scaled = logits.astype(np.float64) / temperature
+    exponent = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True), dtype=np.float32)

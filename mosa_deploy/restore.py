@@ -1,0 +1,33 @@
+"""Restore: a bundle becomes the tuned torch model again."""
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from mosa_deploy.attach import attach, load_task_state
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.bundle import Bundle
+from mosa_deploy.errors import BackboneError
+
+
+def restore(bundle: Bundle, weights: Weights | None = None) -> VisionTransformer:
+    """The backbone with the bundle's adapters, split or merged as they are stored, and its head, in evaluation mode.
+
+    Raises:
+        BackboneError: the backbone at hand is not the one that the task was tuned on.
+    """
+    record = bundle.record
+    weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
+    if record.backbone.source == "file" and weights.source != "file":
+        raise BackboneError(f"'{record.task}' was tuned on weights from a file: give it again with --backbone-weights")
+    model = load_backbone(record.backbone.name, weights)
+    found = fingerprint(model.state_dict())
+    if found != record.backbone.sha256:
+        raise BackboneError(
+            f"'{record.task}' was tuned on {record.backbone.folder}, these weights of {record.backbone.name} have"
+            f" sha256 {found[:8]}: give the same weights with --backbone-weights, or tune the task again"
+        )
+    model.reset_classifier(len(record.classes))
+    if record.adapter is not None:
+        attach(model, record.adapter, split=record.form == "split")
+    load_task_state(model, {name: torch.tensor(value) for name, value in bundle.tensors.items()})
+    return model.eval()

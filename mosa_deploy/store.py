@@ -1,0 +1,39 @@
+"""The store: the folder of what is exported and served.
+
+backbones/<name>-<sha8>/   plain.onnx
+tasks/<task>/              adapter.safetensors adapter.json folded.onnx parity.json
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mosa_deploy.bundle import RECORD, Backbone
+from mosa_deploy.errors import StoreError
+
+PLAIN, FOLDED, PARITY = "plain.onnx", "folded.onnx", "parity.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where things lie below `root`."""
+
+    root: Path
+
+    def backbone(self, backbone: Backbone) -> Path:
+        """The folder of what every task on this backbone shares."""
+        return self.root / "backbones" / backbone.folder
+
+    def task(self, name: str) -> Path:
+        """The folder of one task."""
+        return self.root / "tasks" / name
+
+    def tasks(self) -> list[str]:
+        """The names of the tasks, sorted.
+
+        Raises:
+            StoreError: there is no store, or nothing in it.
+        """
+        names = sorted(record.parent.name for record in self.root.glob(f"tasks/[a-z]*/{RECORD}"))
+        if not names:
+            raise StoreError(f"no task in {self.root}/tasks: write one with `python -m export --out {self.root}`")
+        return names

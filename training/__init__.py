@@ -1,0 +1,1 @@
+"""Tune adapters for a task, evaluate them, and pre-train the embedded backbone."""

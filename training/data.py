@@ -1,0 +1,69 @@
+"""Decode a split once: every image becomes uint8 pixels at the backbone's input size."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mosa_deploy.errors import DataError
+from mosa_deploy.preprocess import Preprocess, decode
+from training.tasks.base import Example
+
+UNREADABLE_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Images:
+    """A decoded split: pixels (N, H, W, 3) uint8, labels (N,) int64, and the examples that they came from."""
+
+    pixels: Tensor
+    labels: Tensor
+    examples: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -> Images:
+    """Read and decode every example; an unreadable one is named, counted and skipped.
+
+    Raises:
+        DataError: more than 1 % are unreadable.
+    """
+    pixels, kept, bad = [], [], []
+    for example in tqdm(examples, desc=f"decoding {what}", unit=" images", leave=False, disable=None):
+        try:
+            pixels.append(preprocess.pixels(decode(example.read())))
+            kept.append(example)
+        except (DataError, OSError) as error:
+            bad.append(example.name)
+            print(f"skipped {example.name}: {error}", file=sys.stderr)
+    if len(bad) > UNREADABLE_LIMIT * len(examples):
+        raise DataError(f"{len(bad)} of {len(examples)} {what} images are unreadable, first {bad[0]}: mend the data")
+    if bad:
+        print(f"skipped {len(bad)} of {len(examples)} {what} images as unreadable", file=sys.stderr)
+    if not kept:
+        raise DataError(f"there are no {what} images")
+    labels = torch.tensor([example.label for example in kept])
+    return Images(torch.from_numpy(np.stack(pixels)), labels, kept)
+
+
+def check_classes(images: Images, classes: Sequence[str], what: str) -> None:
+    """Raises DataError if there are fewer than two classes, or if one has no image in this split."""
+    if len(classes) < 2:
+        raise DataError(f"the task has {len(classes)} class: classification needs at least two")
+    counts = Counter(images.labels.tolist())
+    empty = [name for label, name in enumerate(classes) if not counts[label]]
+    if empty:
+        raise DataError(f"no {what} image of class {', '.join(empty)}: add images or remove the class")
+
+
+def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 on the same device, as `Preprocess.normalise`."""
+    mean, std = (torch.tensor(values, device=pixels.device) for values in (preprocess.mean, preprocess.std))
+    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,176 @@
+"""The training loop: stochastic passes through the frozen backbone, selection by validation, resumable."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mosa_deploy.attach import freeze, load_task_state, reseed, set_passes, task_state
+from mosa_deploy.errors import TrainingError
+from mosa_deploy.files import replacing
+from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.seeds import derive
+from training.config import Recipe
+from training.data import Images, normalise
+
+Row = dict[str, float]
+
+
+@dataclass
+class State:
+    """What a run has reached: enough to go on from."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    best: tuple[float, float] = (-1.0, 0.0)
+    """(accuracy, -loss) on validation of the best epoch."""
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    history: list[Row] = field(default_factory=list)
+
+
+def autocast(device: str) -> torch.autocast:
+    """bf16 on CUDA, full precision elsewhere."""
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+
+def task_loss(logits: Tensor, labels: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+    """Cross entropy and consistency of `passes` stochastic passes of one batch, logits (passes * B, K).
+
+        CE(f1, y) + 1/2 [ KL(sg p2 || p1) + KL(sg p1 || p2) ]        (arXiv 2312.02923, section 3.4)
+
+    The first pass alone meets the labels; sg stops the gradient. One pass has no consistency term.
+    """
+    parts = logits.float().chunk(passes)
+    cross_entropy = F.cross_entropy(parts[0], labels)
+    if passes == 1:
+        return cross_entropy, torch.zeros_like(cross_entropy)
+    first, second = (part.log_softmax(dim=1) for part in parts)
+    forth = F.kl_div(first, second.detach(), reduction="batchmean", log_target=True)
+    back = F.kl_div(second, first.detach(), reduction="batchmean", log_target=True)
+    return cross_entropy, (forth + back) / 2
+
+
+@torch.inference_mode()
+def predict(model: VisionTransformer, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
+    """Logits (N, K), fp32 on the CPU, of the model in evaluation mode: the expectation over the experts."""
+    model.eval()
+    outputs = []
+    for pixels in images.pixels.split(batch):
+        with autocast(device):
+            outputs.append(model(normalise(pixels.to(device), preprocess)).float().cpu())
+    return torch.cat(outputs)
+
+
+class Trainer:
+    """Tunes the adapters and the head of `model` on `train`, and keeps the best epoch by `validation`."""
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        train: Images,
+        validation: Images,
+        preprocess: Preprocess,
+        recipe: Recipe,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.model = model.to(device)
+        self.train, self.validation = train, validation
+        self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
+        self.state = State()
+        self.steps = math.ceil(len(train) / recipe.batch_size)
+        freeze(self.model)
+        set_passes(self.model, recipe.passes)
+        self.optimizer = create_optimizer_v2(
+            model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=1e-6
+        )
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            t_initial=recipe.epochs * self.steps,
+            warmup_t=int(min(recipe.warmup_epochs, recipe.epochs / 4) * self.steps),
+            warmup_lr_init=recipe.lr * 1e-2,
+            t_in_epochs=False,
+        )
+
+    def fit(self, finished: Callable[["Trainer"], None]) -> None:
+        """Run the epochs that are left, call `finished` after each, and leave the best one in the model."""
+        while self.state.epoch < self.recipe.epochs:
+            row = self.run_epoch(self.state.epoch)
+            logits = predict(self.model, self.validation, self.preprocess, self.device)
+            loss = float(F.cross_entropy(logits, self.validation.labels))
+            accuracy = float((logits.argmax(1) == self.validation.labels).float().mean())
+            row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+            self.state.history.append(row)
+            self.state.epoch += 1
+            if (accuracy, -loss) > self.state.best:
+                self.state.best = (accuracy, -loss)
+                self.state.best_state = copy.deepcopy(task_state(self.model))
+            finished(self)
+        load_task_state(self.model, self.state.best_state)
+
+    def run_epoch(self, epoch: int) -> Row:
+        """One pass over the training images; its randomness derives from (seed, epoch) alone."""
+        torch.manual_seed(derive(self.seed, "epoch", epoch))
+        reseed(self.model, self.seed, epoch)
+        order = torch.randperm(len(self.train))
+        self.model.train()
+        sums, start = torch.zeros(2), time.perf_counter()
+        bar = tqdm(
+            order.split(self.recipe.batch_size),
+            desc=f"epoch {epoch + 1}/{self.recipe.epochs}",
+            leave=False,
+            disable=None,
+        )
+        for step, index in enumerate(bar):
+            self.schedule.step_update(epoch * self.steps + step)
+            losses = self.step(self.train.pixels[index].to(self.device), self.train.labels[index].to(self.device))
+            if not torch.isfinite(losses).all():
+                raise TrainingError(
+                    f"the loss is {float(losses.sum())} at epoch {epoch + 1}, step {step + 1}: lower --lr"
+                    f" (now {self.recipe.lr:g}); the epochs before are kept"
+                )
+            sums += losses * len(index)
+        means = sums / len(self.train)
+        return {
+            "epoch": epoch + 1,
+            "cross_entropy": float(means[0]),
+            "consistency": float(means[1]),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": len(self.train) / (time.perf_counter() - start),
+        }
+
+    def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """One update; the passes go through the backbone as one batch. Returns both losses (2,) on the CPU."""
+        inputs = normalise(pixels, self.preprocess)
+        passes = self.recipe.passes
+        with autocast(self.device):
+            logits = self.model(inputs.repeat(passes, 1, 1, 1))
+            losses = task_loss(logits, labels, passes)
+        self.optimizer.zero_grad()
+        sum(losses, start=torch.zeros((), device=self.device)).backward()
+        self.optimizer.step()
+        return torch.stack(losses).detach().cpu()
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint of the finished epochs."""
+        with replacing(path) as aside:
+            torch.save(
+                {**vars(self.state), "task": task_state(self.model), "optimizer": self.optimizer.state_dict()}, aside
+            )
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        saved = torch.load(path, weights_only=True, map_location=self.device)
+        load_task_state(self.model, saved.pop("task"))
+        self.optimizer.load_state_dict(saved.pop("optimizer"))
+        self.state = State(**saved)

@@ -1,0 +1,59 @@
+"""The linear probe: scikit-learn's logistic regression on the frozen features, C chosen on validation."""
+
+import warnings
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from timm.models.vision_transformer import VisionTransformer
+
+from mosa_deploy.preprocess import Preprocess
+from training.data import Images
+from training.loop import Row, predict
+
+GRID = tuple(10.0**power for power in range(-4, 3))
+MAX_ITERATIONS = 2000
+
+
+@torch.no_grad()
+def fit_probe(
+    model: VisionTransformer, train: Images, validation: Images, preprocess: Preprocess, device: str
+) -> list[Row]:
+    """Fit one probe for each C, put the best into the head of `model`, and return a row for each C.
+
+    The features are standardised for the fit, and the head takes the scaling in: W / sd and b - W mean / sd.
+    """
+    head = model.get_classifier()
+    classes = head.out_features
+    model.to(device).reset_classifier(0)
+    features, held_out = (predict(model, images, preprocess, device).numpy() for images in (train, validation))
+    rows: list[Row] = []
+    best: tuple[float, torch.Tensor, torch.Tensor] | None = None
+    for c in GRID:
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=MAX_ITERATIONS))
+        with warnings.catch_warnings():
+            # A weakly regularised fit may stop short; validation decides whether it is any good.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            pipeline.fit(features, train.labels.numpy())
+        accuracy = float(pipeline.score(held_out, validation.labels.numpy()))
+        rows.append({"c": c, "validation_accuracy": accuracy})
+        if best is None or accuracy > best[0]:
+            best = (accuracy, *head_of(pipeline[0], pipeline[1]))
+    assert best is not None
+    model.reset_classifier(classes)
+    model.get_classifier().load_state_dict({"weight": best[1], "bias": best[2]})
+    model.to(device)
+    return rows
+
+
+def head_of(scaler: StandardScaler, regression: LogisticRegression) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight (K, C) and bias (K,) that act on unscaled features; two classes get a row each."""
+    weight, bias = regression.coef_ / scaler.scale_, regression.intercept_
+    bias = bias - weight @ scaler.mean_
+    if len(weight) == 1:
+        # scikit-learn keeps one row for two classes: sigmoid(z) is the softmax of (-z/2, z/2).
+        weight, bias = torch.tensor(weight), torch.tensor(bias)
+        return torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+    return torch.tensor(weight), torch.tensor(bias)

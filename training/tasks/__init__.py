@@ -1,0 +1,20 @@
+"""The tasks that `--task` knows."""
+
+from mosa_deploy.errors import ConfigError, one_of
+from training.tasks.base import Task
+from training.tasks.digits import Digits
+from training.tasks.eurosat import EuroSat
+from training.tasks.sprites import SpritesLocation
+
+TASKS: dict[str, Task] = {task.name: task for task in (Digits(), SpritesLocation(), EuroSat())}
+
+
+def find(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: no such task; offers the nearest names.
+    """
+    if name not in TASKS:
+        raise ConfigError(one_of("task", name, TASKS))
+    return TASKS[name]

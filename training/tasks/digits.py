@@ -1,0 +1,40 @@
+"""Handwritten digits, 1,797 images of 8 x 8 that come with scikit-learn: the task that needs nothing.
+
+    python -m training.tune --task digits
+
+Split 60/20/20, stratified. E. Alpaydin and C. Kaynak, UCI ML hand-written digits, 1998.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from mosa_deploy import embedded
+from mosa_deploy.preprocess import Pixels, encode
+from training.config import Recipe
+from training.tasks.base import Example, Splits, stratified
+
+
+class Digits:
+    """10 classes, ink on an empty ground."""
+
+    name = "digits"
+    recipe = Recipe(backbone=embedded.NAME, epochs=12)
+    squash = False
+
+    def splits(self, data_dir: Path | None, split: str | None) -> Splits:
+        """See `Task.splits`; `data_dir` and `split` mean nothing here."""
+        data = load_digits()
+        grey = np.round(data.images * (255 / 16)).astype(np.uint8)
+        examples = [
+            Example(f"digits/{i}", partial(png, image), int(label))
+            for i, (image, label) in enumerate(zip(grey, data.target, strict=True))
+        ]
+        return Splits(tuple(map(str, range(10))), *stratified(examples, (0.6, 0.2, 0.2)), note="60/20/20, stratified")
+
+
+def png(grey: Pixels) -> bytes:
+    """A grey image (H, W) as an encoded RGB one."""
+    return encode(np.repeat(grey[:, :, None], 3, axis=2))

@@ -1,0 +1,93 @@
+"""Sprites, drawn on the fly by dSprites' definitions: where is the shape?
+
+    python -m training.tune --task sprites-location
+
+Square, ellipse or heart; 6 scales; 40 orientations 2 pi k / 40; 32 x- and 32 y-positions; 32 px, antialiased, each
+image decided by its index alone. 800 / 200 / 2,000. L. Matthey et al., dSprites, 2017.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mosa_deploy import embedded
+from mosa_deploy.preprocess import encode
+from mosa_deploy.seeds import derive
+from training.config import Recipe
+from training.tasks.base import Example, Splits
+
+SIZE = 32
+OVERSAMPLE = 8
+SHAPES, SCALES, ORIENTATIONS, POSITIONS = ("square", "ellipse", "heart"), 6, 40, 32
+COUNTS = {"train": 800, "validation": 200, "test": 2000}
+
+Point = tuple[float, float]
+
+
+class Sprite(NamedTuple):
+    """The factors of one image, each an index."""
+
+    shape: int
+    scale: int
+    orientation: int
+    x: int
+    y: int
+
+
+def sprite(index: int) -> Sprite:
+    """The factors of image `index`, each uniform."""
+    rng = np.random.default_rng(derive(0, "sprite", index))
+    return Sprite(*(int(rng.integers(n)) for n in (len(SHAPES), SCALES, ORIENTATIONS, POSITIONS, POSITIONS)))
+
+
+def outline(shape: str) -> list[Point]:
+    """The shape's outline around the origin, within a unit circle or so."""
+    if shape == "square":
+        return [(-0.7, -0.7), (0.7, -0.7), (0.7, 0.7), (-0.7, 0.7)]
+    angles = [2 * math.pi * k / 64 for k in range(64)]
+    if shape == "ellipse":
+        return [(math.cos(a), 0.5 * math.sin(a)) for a in angles]
+    return [
+        (math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16)
+        for a in angles
+    ]
+
+
+def draw(factors: Sprite) -> Image.Image:
+    """White on black, RGB, drawn large and averaged down."""
+    side = SIZE * OVERSAMPLE
+    radius = side * (0.5 + 0.1 * factors.scale) * 0.2
+    angle = 2 * math.pi * factors.orientation / ORIENTATIONS
+    centre = [side * (0.2 + 0.6 * position / (POSITIONS - 1)) for position in (factors.x, factors.y)]
+    cos, sin = radius * math.cos(angle), radius * math.sin(angle)
+    points = [(centre[0] + cos * x - sin * y, centre[1] + sin * x + cos * y) for x, y in outline(SHAPES[factors.shape])]
+    image = Image.new("L", (side, side))
+    ImageDraw.Draw(image).polygon(points, fill=255)
+    return image.resize((SIZE, SIZE), Image.Resampling.BOX).convert("RGB")
+
+
+def read(index: int) -> bytes:
+    """Image `index`, encoded."""
+    return encode(np.asarray(draw(sprite(index))))
+
+
+class SpritesLocation:
+    """The x-position in 16 classes of two positions each; shape, scale, orientation and y are to be ignored."""
+
+    name = "sprites-location"
+    recipe = Recipe(backbone=embedded.NAME, epochs=16)
+    squash = False
+
+    def splits(self, data_dir: Path | None, split: str | None) -> Splits:
+        """See `Task.splits`; `data_dir` and `split` mean nothing here."""
+        sets: dict[str, list[Example]] = {}
+        start = 0
+        for name, count in COUNTS.items():
+            indices = range(start, start + count)
+            sets[name] = [Example(f"sprite/{i}", partial(read, i), sprite(i).x // 2) for i in indices]
+            start += count
+        return Splits(tuple(f"x{i:02d}" for i in range(16)), **sets, note="800/200/2,000 by index")

@@ -1,0 +1,192 @@
+"""Tune one task: `python -m training.tune --task NAME`.
+
+Reads from top to bottom: find the data, load the frozen backbone, train or fit, choose the temperature, write the run.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import timm.data
+import torch
+import tyro
+from timm.models.vision_transformer import VisionTransformer
+
+from mosa_deploy.attach import attach, task_state
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.bundle import Backbone, Bundle, Record
+from mosa_deploy.canary import SIZE, Canary
+from mosa_deploy.errors import ConfigError, command
+from mosa_deploy.files import replacing, write_text
+from mosa_deploy.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.seeds import derive
+from mosa_deploy.versions import git_commit, library_versions
+from training import run
+from training.config import Recipe, TuneConfig, adapter_config, describe
+from training.data import Images, check_classes, decode_all
+from training.loop import Row, Trainer, predict
+from training.metrics import figures, fit_temperature
+from training.probe import fit_probe
+from training.tasks import find
+
+CALIBRATION_IMAGES = 256
+
+
+def tune(config: TuneConfig) -> Path:
+    """Carry out one run and return its folder.
+
+    Raises:
+        MosaError: whatever the user can mend, before anything is lost.
+    """
+    task = find(config.task)
+    method = config.checked_method()
+    recipe = config.recipe(task.recipe)
+    device = choose_device(config.device)
+    weights = Weights.choose(config.backbone_weights, config.random_weights)
+    # Data before weights: whoever lacks both hears of the data first.
+    splits = task.splits(config.data_dir, config.split)
+    model = load_backbone(recipe.backbone, weights)
+    backbone = Backbone(
+        name=recipe.backbone,
+        source=weights.source,
+        sha256=fingerprint(model.state_dict()),
+        depth=len(model.blocks),
+        embed_dim=model.embed_dim,
+    )
+    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
+    out = config.out or Path("runs") / config.task
+    if run.open_run(out, describe(config, recipe), config.resume):
+        print(f"{out} is finished: evaluate it, export it, or choose another --out")
+        return out
+
+    print(f"{config.task}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}")
+    train = decode_all(splits.train, preprocess, "training")
+    validation = decode_all(splits.validation, preprocess, "validation")
+    check_classes(train, splits.classes, "training")
+
+    torch.manual_seed(derive(config.seed, "head"))
+    model.reset_classifier(len(splits.classes))
+    rows = fit(model, train, validation, preprocess, recipe, config, out, device)
+    record = Record(
+        task=config.task,
+        backbone=backbone,
+        method=method,
+        form="merged" if config.method == "linear" else "split",
+        adapter=None if config.method == "linear" else adapter_config(recipe),
+        classes=splits.classes,
+        preprocess=preprocess,
+        temperature=1.0,
+        metrics={},
+        seed=config.seed,
+        versions=library_versions(),
+        git_commit=git_commit(),
+    )
+    write_results(out, record, model, train, validation, rows, device)
+    return out
+
+
+def choose_device(name: str) -> str:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: a device that is not known or not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; leave it out to use the CPU")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def fit(
+    model: VisionTransformer,
+    train: Images,
+    validation: Images,
+    preprocess: Preprocess,
+    recipe: Recipe,
+    config: TuneConfig,
+    out: Path,
+    device: str,
+) -> list[Row]:
+    """Tune the model by the chosen method; returns the rows of its history."""
+    if config.method == "linear":
+        return fit_probe(model, train, validation, preprocess, device)
+    fit_probe(model, train, validation, preprocess, device)
+    attach(model, adapter_config(recipe), config.seed)
+    trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device)
+    checkpoint = out / run.CHECKPOINT
+    if config.resume and checkpoint.is_file():
+        trainer.load(checkpoint)
+        print(f"resumed after epoch {trainer.state.epoch}")
+
+    def finished(trainer: Trainer) -> None:
+        trainer.save(checkpoint)
+        run.write_history(out, trainer.state.history)
+        row = trainer.state.history[-1]
+        print(
+            f"epoch {row['epoch']:.0f}/{recipe.epochs}: cross entropy {row['cross_entropy']:.3f},"
+            f" consistency {row['consistency']:.3f}, validation accuracy {row['validation_accuracy']:.4f},"
+            f" {row['images_per_second']:.0f} images/s",
+            flush=True,
+        )
+
+    trainer.fit(finished)
+    return trainer.state.history
+
+
+def write_results(
+    out: Path,
+    record: Record,
+    model: VisionTransformer,
+    train: Images,
+    validation: Images,
+    rows: list[Row],
+    device: str,
+) -> None:
+    """Fit the temperature on validation, record the canary, and write everything that a run leaves; the bundle last."""
+    logits = predict(model, validation, record.preprocess, device)
+    temperature = fit_temperature(logits, validation.labels)
+    metrics = {
+        **{
+            f"validation_{k}": v
+            for k, v in figures(probabilities(logits.numpy(), temperature), validation.labels).items()
+        },
+        "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+    }
+    model.cpu().eval()
+
+    def answer(images: Array) -> Array:
+        with torch.inference_mode():
+            return probabilities(model(torch.from_numpy(images)).numpy(), temperature)
+
+    canary = Canary.record([e.read() for e in validation.examples[:SIZE]], record.preprocess, answer)
+    write_calibration(out, train, record.seed)
+    run.write_history(out, rows)
+    run.draw_curves(out, rows, f"{record.task}, {record.method} on {record.backbone.name}")
+    write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
+    record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
+    tensors = {name: value.numpy() for name, value in task_state(model).items()}
+    bundle = Bundle(record, tensors, canary).save(out)
+    (out / run.CHECKPOINT).unlink(missing_ok=True)
+    print(
+        f"{record.method} on {record.task}: validation accuracy {metrics['validation_accuracy']:.4f},"
+        f" ECE {metrics['validation_ece']:.3f} at temperature {temperature:.2f}; bundle {bundle.digest[:12]} in {out}"
+    )
+
+
+def write_calibration(out: Path, train: Images, seed: int) -> None:
+    """`calibration.npz`: up to 256 random training images, (n, H, W, 3) uint8."""
+    generator = torch.Generator().manual_seed(derive(seed, "calibration"))
+    chosen = torch.randperm(len(train), generator=generator)[:CALIBRATION_IMAGES]
+    with replacing(out / run.CALIBRATION) as aside, aside.open("wb") as handle:
+        np.savez_compressed(handle, images=train.pixels[chosen].numpy())
+
+
+@command
+def main() -> None:
+    """The command line."""
+    tune(tyro.cli(TuneConfig, prog="python -m training.tune", config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+if __name__ == "__main__":
+    main()
