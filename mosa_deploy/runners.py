@@ -26,8 +26,8 @@ class Runner(Protocol):
 class OnnxRunner:
     """ONNX Runtime on one execution provider; a provider that is not there is an error, never a silent CPU."""
 
-    def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0) -> None:
-        """`threads` of 0 lets ONNX Runtime take one for each core.
+    def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0, spinning: bool = True) -> None:
+        """`threads` of 0 takes one for each core; without `spinning` they sleep as soon as they have nothing to do.
 
         Raises:
             ProviderError: the provider did not start.
@@ -42,6 +42,7 @@ class OnnxRunner:
             raise ProviderError(f"{wanted} is not in this onnxruntime: install onnxruntime-gpu, or use provider 'cpu'")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=[wanted])

@@ -72,6 +72,9 @@ def draw_curves(out: Path, rows: list[Row], title: str) -> None:
         axes[0, 0].legend(frameon=False)
     accuracy = [100 * row["validation_accuracy"] for row in rows]
     axes[0, -1].plot([row[x] for row in rows], accuracy, marker="o", markersize=3)
+    if x == "epoch":
+        for axis in axes.flat:
+            axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, -1].set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if x == "c" else "linear")
     for axis in axes.flat:
         axis.grid(alpha=0.3)

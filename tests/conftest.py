@@ -1,0 +1,71 @@
+"""Fixtures that several rooms share: a toy transformer, a tuned run, a store."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from export.__main__ import ExportConfig, export
+from mosa_deploy.attach import adapters
+from mosa_deploy.backbone import randomise
+from training.config import TuneConfig
+from training.tune import tune
+
+DATA = Path(os.environ.get("MOSA_TEST_DATA", "../shared/data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say why a test cannot run here."""
+    for item in items:
+        if item.get_closest_marker("data") and not DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"no image sets in {DATA}: set MOSA_TEST_DATA"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
+@pytest.fixture
+def toy() -> Callable[..., VisionTransformer]:
+    """Make a small random ViT: 16 px, patches of 8, embed_dim 12, depth 2; every parameter is perturbed."""
+
+    def make(**kwargs: object) -> VisionTransformer:
+        shape = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 5}
+        model = VisionTransformer(**{**shape, **kwargs})
+        randomise(model)
+        return model.eval()
+
+    return make
+
+
+@torch.no_grad()
+def perturb(model: torch.nn.Module, size: float = 0.3) -> None:
+    """Move every adapter away from the identity."""
+    generator = torch.Generator().manual_seed(1)
+    for adapter in adapters(model):
+        for parameter in adapter.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `digits` by MoSA: one epoch on the embedded backbone, split bundle and all."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    return tune(TuneConfig(task="digits", epochs=1, bottleneck=4, out=out, device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def sprites_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `sprites-location` by the linear probe."""
+    out = tmp_path_factory.mktemp("runs") / "sprites"
+    return tune(TuneConfig(task="sprites-location", method="linear", out=out, device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, digits_run: Path, sprites_run: Path) -> Path:
+    """A store with both tasks; tests must not change it."""
+    root = tmp_path_factory.mktemp("store")
+    for run in (digits_run, sprites_run):
+        export(ExportConfig(bundle=run, out=root))
+    return root
