@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def toy() -> Callable[..., VisionTransformer]:
     """Make a small random ViT: 16 px, patches of 8, embed_dim 12, depth 2; every parameter is perturbed."""
 
-    def make(**kwargs: object) -> VisionTransformer:
+    def make(**kwargs: Any) -> VisionTransformer:
         shape = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 5}
         model = VisionTransformer(**{**shape, **kwargs})
         randomise(model)

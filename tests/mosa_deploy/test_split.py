@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from mosa_deploy.errors import ConfigError
 from mosa_deploy.split import split
 
 
