@@ -26,6 +26,8 @@ from mosa_deploy.shapes import Shapes, shape_faults, shapes_of
 FORMAT_VERSION = 1
 TENSORS, RECORD = "adapter.safetensors", "adapter.json"
 
+TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
+
 Tensors = dict[str, NDArray[np.generic]]
 
 
@@ -53,7 +55,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = FORMAT_VERSION
-    task: Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
+    task: Annotated[str, Field(pattern=TASK_NAME)]
+    """What it is called where it is served."""
+    dataset: str
+    """The task of `training.tasks` whose images it was tuned on."""
     backbone: Backbone
     method: Method
     style: Literal["parallel"] = "parallel"

@@ -37,7 +37,9 @@ class TuneConfig:
     """
 
     task: str
-    """digits, sprites-location or eurosat."""
+    """digits, sprites-location, eurosat, or folder for images of your own."""
+    name: str | None = None
+    """What the tuned task is called in its run and in the service; the task's own name if left out."""
     backbone: str | None = None
     """Name of a plain timm ViT, e.g. vit_base_patch16_224.augreg_in21k."""
     backbone_weights: Path | None = None
@@ -120,6 +122,7 @@ def describe(config: TuneConfig, recipe: Recipe) -> str:
     """`config.json`: everything that decides the run's result, and where its data were."""
     settings = {
         "task": config.task,
+        "name": config.name,
         "method": config.method,
         "seed": config.seed,
         "split": config.split,

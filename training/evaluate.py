@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     folder = config.bundle or (config.onnx or Path()).parent
     record = read_record(folder)
     data_dir, split = settings(config, folder)
-    task = find(record.task)
+    task = find(record.dataset)
     test = decode_all(task.splits(data_dir, split).test, record.preprocess, "test")
     if config.onnx is not None:
         logits = run_graph(OnnxRunner(config.onnx), record, test)

@@ -4,6 +4,7 @@ Reads from top to bottom: find the data, load the frozen backbone, train or fit,
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy.attach import attach, task_state
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
-from mosa_deploy.bundle import Backbone, Bundle, Record
+from mosa_deploy.bundle import TASK_NAME, Backbone, Bundle, Record
 from mosa_deploy.canary import SIZE, Canary
 from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.files import replacing, write_text
@@ -39,6 +40,9 @@ def tune(config: TuneConfig) -> Path:
         MosaError: whatever the user can mend, before anything is lost.
     """
     task = find(config.task)
+    name = config.name or config.task
+    if not re.fullmatch(TASK_NAME, name):
+        raise ConfigError(f"--name {name}: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most")
     method = config.checked_method()
     recipe = config.recipe(task.recipe)
     device = choose_device(config.device)
@@ -54,12 +58,12 @@ def tune(config: TuneConfig) -> Path:
         embed_dim=model.embed_dim,
     )
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
-    out = config.out or Path("runs") / config.task
+    out = config.out or Path("runs") / name
     if run.open_run(out, describe(config, recipe), config.resume):
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
 
-    print(f"{config.task}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}")
+    print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}")
     train = decode_all(splits.train, preprocess, "training")
     validation = decode_all(splits.validation, preprocess, "validation")
     check_classes(train, splits.classes, "training")
@@ -68,7 +72,8 @@ def tune(config: TuneConfig) -> Path:
     model.reset_classifier(len(splits.classes))
     rows = fit(model, train, validation, preprocess, recipe, config, out, device)
     record = Record(
-        task=config.task,
+        task=name,
+        dataset=config.task,
         backbone=backbone,
         method=method,
         form="merged" if config.method == "linear" else "split",

@@ -4,9 +4,10 @@ from mosa_deploy.errors import ConfigError, one_of
 from training.tasks.base import Task
 from training.tasks.digits import Digits
 from training.tasks.eurosat import EuroSat
+from training.tasks.folder import Folder
 from training.tasks.sprites import SpritesLocation
 
-TASKS: dict[str, Task] = {task.name: task for task in (Digits(), SpritesLocation(), EuroSat())}
+TASKS: dict[str, Task] = {task.name: task for task in (Digits(), SpritesLocation(), EuroSat(), Folder())}
 
 
 def find(name: str) -> Task:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from sklearn.model_selection import train_test_split
 
+from mosa_deploy.errors import DataError
 from training.config import Recipe
 
 SPLIT_SEED = 0
@@ -53,13 +54,21 @@ class Task(Protocol):
 def stratified(
     examples: Sequence[Example], sizes: tuple[float, float, float] | tuple[int, int, int]
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """Draw train, validation and test of the given sizes (shares or counts), each class in its proportion."""
+    """Draw train, validation and test of the given sizes (shares or counts), each class in its proportion.
+
+    Raises:
+        DataError: a class has too few images to be in all three.
+    """
     labels = [example.label for example in examples]
-    train, rest = train_test_split(
-        examples, train_size=sizes[0], test_size=sizes[1] + sizes[2], stratify=labels, random_state=SPLIT_SEED
-    )
     share = sizes[1] / (sizes[1] + sizes[2]) if isinstance(sizes[0], float) else sizes[1]
-    validation, test = train_test_split(
-        rest, train_size=share, stratify=[example.label for example in rest], random_state=SPLIT_SEED
-    )
+    try:
+        train, rest = train_test_split(
+            examples, train_size=sizes[0], test_size=sizes[1] + sizes[2], stratify=labels, random_state=SPLIT_SEED
+        )
+        rest_labels = [example.label for example in rest]
+        validation, test = train_test_split(rest, train_size=share, stratify=rest_labels, random_state=SPLIT_SEED)
+    except ValueError as error:
+        raise DataError(
+            f"{len(examples)} images cannot be split in three ({error}): add images of each class"
+        ) from None
     return train, validation, test

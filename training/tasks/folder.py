@@ -1,11 +1,42 @@
-"""Read a folder of class folders."""
+"""A folder of one's own: one folder a class.
+
+    python -m training.tune --task folder --name flowers --data-dir FOLDER
+
+Either `FOLDER/<class>/<file>`, split 60/20/20, or `FOLDER/{train,validation,test}/<class>/<file>`, taken as it is.
+"""
 
 from pathlib import Path
 
 from PIL import Image
 
+from mosa_deploy import embedded
 from mosa_deploy.errors import DataError
-from training.tasks.base import Example
+from training.config import Recipe
+from training.tasks.base import Example, Splits, stratified
+
+SETS = ("train", "validation", "test")
+
+
+class Folder:
+    """Whatever classes the folder holds."""
+
+    name = "folder"
+    recipe = Recipe(backbone=embedded.NAME)
+    squash = False
+
+    def splits(self, data_dir: Path | None, split: str | None) -> Splits:
+        """See `Task.splits`; `split` means nothing here."""
+        if data_dir is None or not data_dir.is_dir():
+            raise DataError(f"--data-dir {data_dir}: give a folder of one folder a class")
+        if not all((data_dir / name).is_dir() for name in SETS):
+            classes, examples = read_folder(data_dir)
+            return Splits(classes, *stratified(examples, (0.6, 0.2, 0.2)), note="60/20/20, stratified")
+        read = {name: read_folder(data_dir / name) for name in SETS}
+        for name in SETS[1:]:
+            if read[name][0] != read["train"][0]:
+                raise DataError(f"{data_dir / name} has other classes than {data_dir / 'train'}: make them the same")
+        train, validation, test = (read[name][1] for name in SETS)
+        return Splits(read["train"][0], train, validation, test, note="as the folders say")
 
 
 def read_folder(folder: Path) -> tuple[tuple[str, ...], list[Example]]:
