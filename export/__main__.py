@@ -46,10 +46,6 @@ def export(config: ExportConfig) -> Path:
     model = restore(bundle, weights)
     store = Store(config.out)
     plain = store.backbone(record.backbone) / PLAIN
-    if not plain.is_file():
-        print(f"tracing the plain backbone {record.backbone.name}", flush=True)
-        used = weights or Weights(record.backbone.source)
-        write_onnx(load_backbone(record.backbone.name, used, STAND_IN_CLASSES), plain)
 
     chain = Chain(bundle)
     chain.add_model("expectation", model)
@@ -63,6 +59,10 @@ def export(config: ExportConfig) -> Path:
         chain.add_graph("ONNX", aside / FOLDED)
         print(table(chain.links))
         chain.require()
+        if not plain.is_file():
+            print(f"tracing the plain backbone {record.backbone.name}", flush=True)
+            used = weights or Weights(record.backbone.source)
+            write_onnx(load_backbone(record.backbone.name, used, STAND_IN_CLASSES), plain)
         tensors = {name: value.numpy() for name, value in task_state(model).items()}
         merged = Bundle(record.model_copy(update={"form": "merged"}), tensors, bundle.canary).save(aside)
         report = chain.report() | {"bundle": merged.digest, "folded_sha256": sha256(aside / FOLDED)}

@@ -82,15 +82,15 @@ def models(config: LatencyConfig) -> tuple[VisionTransformer, VisionTransformer,
 
     Raises:
         ConfigError: neither or both of a bundle and a backbone are given.
+        MosaError: the bundle or the backbone does not fit.
     """
     if config.bundle is not None and config.backbone is None:
         bundle = Bundle.load(config.bundle)
         record = bundle.record
-        weights = (
-            Weights("file", config.backbone_weights) if config.backbone_weights else Weights(record.backbone.source)
-        )
-        plain = load_backbone(record.backbone.name, weights, STAND_IN_CLASSES)
-        return plain, fold(merge(restore(bundle, weights))), f"{record.task} on {record.backbone.name}"
+        given = Weights("file", config.backbone_weights) if config.backbone_weights else None
+        folded = fold(merge(restore(bundle, given)))
+        plain = load_backbone(record.backbone.name, given or Weights(record.backbone.source), STAND_IN_CLASSES)
+        return plain, folded, f"{record.task} on {record.backbone.name}"
     if config.bundle is not None or config.backbone is None:
         raise ConfigError("give either --bundle FOLDER or --backbone NAME")
     weights = Weights.choose(config.backbone_weights, config.random_weights)

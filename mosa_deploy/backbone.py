@@ -4,8 +4,10 @@ Importing this module registers the embedded backbone with timm.
 """
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +92,8 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> VisionTransfo
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     except (OSError, RuntimeError, TypeError) as error:
         raise BackboneError(f"timm cannot make {name}: {_first_line(error)}; {WAYS_ON}") from error
-    if not isinstance(model, VisionTransformer):
+    # A subclass has parts that a task does not own, e.g. the second head of a distilled DeiT.
+    if type(model) is not VisionTransformer:
         raise BackboneError(f"{name} is a {type(model).__name__}, not a plain ViT: choose one of timm's vit_* models")
     return model
 
@@ -118,7 +121,7 @@ def unreachable(url: str) -> str | None:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PREFLIGHT_SECONDS).close()
     except urllib.error.HTTPError:
         return None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error))
     return None
 
@@ -135,7 +138,7 @@ def _load_from_file(name: str, file: Path, **kwargs: Any) -> VisionTransformer:
         if file.suffix != ".safetensors":
             raise BackboneError(f"--backbone-weights {file}: give a .safetensors or .npz file")
         state = checkpoint_filter_fn(load_file(file), model)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, zipfile.BadZipFile, KeyError, ValueError, OSError, RuntimeError) as error:
         raise BackboneError(f"--backbone-weights {file} cannot be read: {_first_line(error)}") from error
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist.", "pre_logits."))}
     faults = shape_faults(shapes_of(model.state_dict()), shapes_of(state))
@@ -149,7 +152,8 @@ def _load_from_file(name: str, file: Path, **kwargs: Any) -> VisionTransformer:
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Draw every parameter anew, as a trained model has them: no 1-D tensor stays at its constant start.
 
-    Matrices: normal of deviation 1/sqrt(fan in); 1-D tensors: normal of deviation 0.1 around where they start.
+    Matrices: normal of deviation 1/sqrt(fan in); biases: of deviation 0.1 around zero (timm draws that of the patch
+    embedding from the global generator); other 1-D tensors: of deviation 0.1 around where they start.
     """
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(derive(seed, "random weights", name))
@@ -157,7 +161,8 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
         if parameter.ndim > 1:
             parameter.copy_(noise / parameter[0].numel() ** 0.5)
         else:
-            parameter.add_(0.1 * noise)
+            start = torch.zeros_like(parameter) if name.endswith("bias") else parameter
+            parameter.copy_(start + 0.1 * noise)
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

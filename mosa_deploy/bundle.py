@@ -18,8 +18,8 @@ from safetensors.numpy import load, save
 
 from mosa_deploy.canary import PREFIX, Canary
 from mosa_deploy.config import AdapterConfig, Method
-from mosa_deploy.errors import BundleError
-from mosa_deploy.files import write_bytes, write_text
+from mosa_deploy.errors import BundleError, ConfigError
+from mosa_deploy.files import replacing
 from mosa_deploy.preprocess import Preprocess
 from mosa_deploy.shapes import Shapes, shape_faults, shapes_of
 
@@ -99,8 +99,10 @@ class Bundle:
         # safetensors writes metadata in random order: without any, the same tensors give the same bytes.
         content = save({**self.tensors, **self.canary.to_tensors()})
         record = self.record.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
-        write_bytes(folder / TENSORS, content)
-        write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
+        # Both are written before either is renamed: a full disk must not part new tensors from their record.
+        with replacing(folder / TENSORS) as tensors, replacing(folder / RECORD) as text:
+            tensors.write_bytes(content)
+            text.write_bytes(record.model_dump_json(indent=2).encode() + b"\n")
         return Bundle(record, self.tensors, self.canary)
 
     @classmethod
@@ -121,6 +123,8 @@ class Bundle:
             stored = load(content)
         except SafetensorError as error:
             raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from None
+        except KeyError as error:
+            raise BundleError(f"{folder / TENSORS} holds {error.args[0]}, which numpy cannot: save it as F32") from None
         tensors = {name: value for name, value in stored.items() if not name.startswith(PREFIX)}
         check_tensors(record, tensors)
         return cls(record, tensors, Canary.from_tensors(stored))
@@ -149,6 +153,8 @@ def read_record(folder: Path) -> Record:
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise BundleError(f"{path}: {'; '.join(faults)}") from None
+    except ConfigError as error:
+        raise BundleError(f"{path}: adapter: {error}") from None
 
 
 def expected_shapes(record: Record) -> Shapes:

@@ -44,7 +44,9 @@ class Canary:
 
     def error(self, probabilities: Array) -> float:
         """The largest difference from what was recorded, over all images and classes; NaN counts as infinite."""
-        if probabilities.shape != self.probabilities.shape or not np.isfinite(probabilities).all():
+        if probabilities.shape != self.probabilities.shape:
+            return float("inf")
+        if not (np.isfinite(probabilities).all() and np.isfinite(self.probabilities).all()):
             return float("inf")
         return float(np.abs(probabilities - self.probabilities).max())
 

@@ -38,7 +38,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.replace(old)
         aside.chmod(0o755)
-        aside.replace(folder)
+        try:
+            aside.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -7,7 +7,8 @@ M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm, ls2
     fc2' = [ ls2 * W2 , s * U ]             b2' = ls2 * b2 + s * u
 
 No division, so a zero in g2 is harmless. Afterwards norm2 = (1, 0) and ls2 = 1, and the modules are kept: the state
-dict loads strictly into the unmodified timm class, created with `mlp_ratio=widened_ratio(...)`.
+dict loads strictly into the unmodified timm class, created with `mlp_ratio=widened_ratio(...)`. (Where an attention
+pool takes its width from the same ratio, `global_pool="map"`, the logits are as exact, but the shapes are not timm's.)
 """
 
 import copy

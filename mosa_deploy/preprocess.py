@@ -34,7 +34,7 @@ def decode(content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # On damaged bytes Pillow lets out struct.error, TypeError and RuntimeError too.
         raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
 
 
@@ -78,8 +78,7 @@ class Preprocess(BaseModel):
         height, width = self.size
         target = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
         if self.resize == "center":
-            scale = max(target[0] / image.height, target[1] / image.width)
-            target = max(target[0], int(image.height * scale)), max(target[1], int(image.width * scale))
+            target = _cover(image, target)
         image = image.resize((target[1], target[0]), INTERPOLATION[self.interpolation])
         top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)
         return np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
@@ -89,6 +88,16 @@ class Preprocess(BaseModel):
         scaled = pixels.astype(np.float32) / np.float32(255)
         normal = (scaled - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
         return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
+
+
+def _cover(image: Image.Image, target: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) that keeps the aspect ratio and covers `target`, rounded as torchvision and timm do."""
+    height, width = target
+    if height == width:
+        short = min(image.height, image.width)
+        return int(height * image.height / short), int(width * image.width / short)
+    ratio = min(image.height / height, image.width / width)
+    return round(image.height / ratio), round(image.width / ratio)
 
 
 def probabilities(logits: Array, temperature: float) -> Array:

@@ -33,7 +33,13 @@ class ServedTask:
         folder = store.task(name)
         bundle = Bundle.load(folder)
         task = cls(bundle.record, OnnxRunner(folder / FOLDED, threads=threads))
-        error = bundle.canary.error(task.probabilities(bundle.canary.inputs(bundle.record.preprocess)))
+        inputs = bundle.canary.inputs(bundle.record.preprocess)
+        try:
+            answer = task.probabilities(inputs)
+        except Exception as fault:  # ONNX Runtime's exceptions share no base class of their own.
+            reason = str(fault).splitlines()[0]
+            raise StoreError(f"'{name}': {FOLDED} does not take its canary: {reason}; export it again") from fault
+        error = bundle.canary.error(answer)
         if error > TOLERANCE["fp32"]:
             raise ParityError(f"'{name}': {FOLDED} misses its canary's probabilities by {error:.1e}: export it again")
         return task

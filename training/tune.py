@@ -13,7 +13,7 @@ import torch
 import tyro
 from timm.models.vision_transformer import VisionTransformer
 
-from mosa_deploy.attach import attach, task_state
+from mosa_deploy.attach import attach, freeze, task_state
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
 from mosa_deploy.bundle import TASK_NAME, Backbone, Bundle, Record
 from mosa_deploy.canary import SIZE, Canary
@@ -115,8 +115,9 @@ def fit(
 ) -> list[Row]:
     """Tune the model by the chosen method; returns the rows of its history."""
     if config.method == "linear":
-        return fit_probe(model, train, validation, preprocess, device)
-    fit_probe(model, train, validation, preprocess, device)
+        rows = fit_probe(model, train, validation, preprocess, device)
+        freeze(model)
+        return rows
     attach(model, adapter_config(recipe), config.seed)
     trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device)
     checkpoint = out / run.CHECKPOINT

@@ -43,7 +43,9 @@ class EuroSat:
         if split is None:
             split = "vtab" if len(examples) == IMAGES else "60-20-20"
         if split == "60-20-20":
-            note = f"{len(examples)} images are not EuroSAT's {IMAGES:,}: split 60/20/20, stratified"
+            note = "split 60/20/20, stratified"
+            if len(examples) != IMAGES:
+                note = f"{len(examples)} images are not EuroSAT's {IMAGES:,}: {note}"
             return Splits(classes, *stratified(examples, (0.6, 0.2, 0.2)), note=note)
         if len(examples) < sum(SIZES[split]):
             raise DataError(

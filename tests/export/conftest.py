@@ -1,0 +1,76 @@
+"""A tuned task that needs no tuning: random weights, random adapters, a canary of noise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.__main__ import ExportConfig, export
+from mosa_deploy.attach import attach, split_layers, task_state
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.bundle import Backbone, Bundle, Record
+from mosa_deploy.canary import Canary
+from mosa_deploy.config import AdapterConfig
+from mosa_deploy.preprocess import Array, Preprocess, encode, probabilities
+from tests.conftest import perturb
+
+BACKBONE = "test_vit2"
+"""timm's own small ViT for tests: embed_dim 64, depth 8, hidden width 192, LayerScale, 160 px."""
+
+TEMPERATURE = 2.5
+
+
+def make_run(folder: Path, weights: Weights | None = None) -> Bundle:
+    """Save a split bundle of three classes on random weights, or on those of a file."""
+    model = load_backbone(BACKBONE, weights or Weights("random"))
+    sha256 = fingerprint(model.state_dict())
+    torch.manual_seed(0)
+    model.reset_classifier(3)
+    config = AdapterConfig(bottleneck=4, experts=3, share="none")
+    attach(model, config)
+    perturb(model.eval())
+    assert len(split_layers(model)) == 16
+
+    def answer(images: Array) -> Array:
+        with torch.inference_mode():
+            return probabilities(model(torch.from_numpy(images)).numpy(), TEMPERATURE)
+
+    noise = np.random.default_rng(0).integers(0, 256, (3, 160, 160, 3), dtype=np.uint8)
+    preprocess = Preprocess(size=(160, 160))
+    record = Record(
+        task="parts",
+        dataset="parts",
+        backbone=Backbone(
+            name=BACKBONE, source=weights.source if weights else "random", sha256=sha256, depth=8, embed_dim=64
+        ),
+        method="mosa",
+        form="split",
+        adapter=config,
+        classes=("bolt", "nut", "washer"),
+        preprocess=preprocess,
+        temperature=TEMPERATURE,
+        metrics={},
+        seed=0,
+        versions={},
+        git_commit=None,
+    )
+    canary = Canary.record([encode(image) for image in noise], preprocess, answer)
+    tensors = {name: value.numpy() for name, value in task_state(model).items()}
+    return Bundle(record, tensors, canary).save(folder)
+
+
+@pytest.fixture(scope="session")
+def parts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the bundle; tests must not change it."""
+    folder = tmp_path_factory.mktemp("runs") / "parts"
+    make_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parts_store(tmp_path_factory: pytest.TempPathFactory, parts_run: Path) -> Path:
+    """A store with that one task; tests must not change it."""
+    root = tmp_path_factory.mktemp("parts-store")
+    export(ExportConfig(bundle=parts_run, out=root))
+    return root

@@ -1,0 +1,166 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from export.__main__ import ExportConfig, export
+from mosa_deploy.attach import split_layers
+from mosa_deploy.backbone import Weights, load_backbone
+from mosa_deploy.bundle import Bundle
+from mosa_deploy.canary import Canary
+from mosa_deploy.errors import BackboneError, BundleError, ParityError
+from mosa_deploy.restore import restore
+from mosa_deploy.store import PLAIN
+from tests.export.conftest import BACKBONE, make_run
+from tests.walker import ROOT
+
+TASK_FILES = {"adapter.json", "adapter.safetensors", "folded.onnx", "parity.json"}
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Every file below `root`, hidden ones too, with the sha256 of its bytes."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def copied(tmp_path: Path, parts_store: Path) -> Path:
+    """A store of one's own."""
+    return Path(shutil.copytree(parts_store, tmp_path / "store"))
+
+
+def test_the_store_holds_the_backbone_once_and_four_files_a_task(store: Path, digits_run: Path) -> None:
+    sha256 = Bundle.load(digits_run).record.backbone.sha256
+    tasks = {f"tasks/{task}/{name}" for task in ("digits", "sprites-location") for name in TASK_FILES}
+    backbone = f"backbones/vit_tinyd6_patch4_32.cifar10-{sha256[:8]}/plain.onnx"
+    assert set(digests(store)) == {backbone, *tasks}
+
+
+def test_the_stored_bundle_is_the_expectation_over_the_experts(parts_run: Path, parts_store: Path) -> None:
+    split, merged = Bundle.load(parts_run), Bundle.load(parts_store / "tasks" / "parts")
+    assert (split.record.form, merged.record.form) == ("split", "merged")
+    for i in range(8):
+        for layer in (f"blocks.{i}.adapter.down", f"blocks.{i}.adapter.up"):
+            base, delta, bias = (
+                split.tensors[f"{layer}.{name}"].astype(np.float64) for name in ("base", "weight", "bias")
+            )
+            found = [merged.tensors[f"{layer}.{name}"].astype(np.float64) for name in ("weight", "bias")]
+            np.testing.assert_allclose(found[0], base + delta / 3, atol=1e-6)
+            np.testing.assert_allclose(found[1], bias.mean(axis=0), atol=1e-6)
+    assert not [name for name in merged.tensors if name.endswith((".owner", ".base"))]
+
+
+def test_merging_keeps_the_record_but_for_form_and_digest(parts_run: Path, parts_store: Path) -> None:
+    before = json.loads((parts_run / "adapter.json").read_text())
+    after = json.loads((parts_store / "tasks" / "parts" / "adapter.json").read_text())
+    assert {name for name in before if before[name] != after[name]} == {"form", "sha256"}
+
+
+@pytest.mark.parametrize("task", ["digits", "sprites-location"])
+def test_parity_links_every_stage_and_names_the_files_that_it_holds_for(store: Path, task: str) -> None:
+    folder = store / "tasks" / task
+    report = json.loads((folder / "parity.json").read_text())
+    stages = ["canary", "expectation", "merged", "folded", "ONNX"]
+    assert [(link["first"], link["second"]) for link in report["links"]] == list(pairwise(stages))
+    assert all(link["max_error"] <= report["tolerance"] == 1e-4 for link in report["links"])
+    assert all(link["top1_agreement"] == 1 for link in report["links"])
+    assert report["images"] == 8
+    found = digests(folder)
+    assert (report["bundle"], report["folded_sha256"]) == (found["adapter.safetensors"], found["folded.onnx"])
+
+
+def test_a_second_export_replaces_the_task_and_leaves_the_backbone(copied: Path, tmp_path: Path) -> None:
+    task, (plain,) = copied / "tasks" / "parts", (copied / "backbones").glob(f"*/{PLAIN}")
+    before, traced = digests(task), plain.stat()
+    (task / "stale.engine").write_bytes(b"of the task's last weights")
+    bundle = make_run(tmp_path / "run")
+    moved = Bundle(bundle.record.model_copy(update={"classes": ("a", "b", "c")}), bundle.tensors, bundle.canary)
+    moved.save(tmp_path / "run")
+    assert export(ExportConfig(bundle=tmp_path / "run", out=copied)) == task
+    assert (plain.stat().st_mtime_ns, plain.stat().st_ino) == (traced.st_mtime_ns, traced.st_ino)
+    assert Bundle.load(task).record.classes == ("a", "b", "c")
+    assert set(digests(task)) == TASK_FILES
+    assert digests(task)["adapter.json"] != before["adapter.json"]
+    assert [path.name for path in (copied / "tasks").iterdir()] == ["parts"]
+
+
+def test_broken_parity_names_both_stages_and_leaves_the_store_as_it_was(
+    copied: Path, tmp_path: Path, parts_run: Path
+) -> None:
+    before, bundle = digests(copied), Bundle.load(parts_run)
+    wrong = bundle.canary.probabilities[:, ::-1].copy()
+    Bundle(bundle.record, bundle.tensors, Canary(bundle.canary.images, wrong)).save(tmp_path / "run")
+    with pytest.raises(ParityError, match=r"^'parts': canary and expectation differ .* the store keeps what it had\."):
+        export(ExportConfig(bundle=tmp_path / "run", out=copied))
+    assert digests(copied) == before
+    assert [path.name for path in (copied / "tasks").iterdir()] == ["parts"]
+
+
+def test_a_canary_of_another_class_count_is_broken_parity(tmp_path: Path, parts_run: Path) -> None:
+    bundle = Bundle.load(parts_run)
+    canary = Canary(bundle.canary.images, bundle.canary.probabilities[:, :2].copy())
+    Bundle(bundle.record, bundle.tensors, canary).save(tmp_path / "run")
+    with pytest.raises(ParityError, match=r"canary and expectation differ by inf"):
+        export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    assert digests(tmp_path / "store") == {}
+
+
+def test_a_bundle_of_other_weights_is_refused(tmp_path: Path, parts_run: Path) -> None:
+    bundle = Bundle.load(parts_run)
+    other = bundle.record.backbone.model_copy(update={"sha256": "0" * 64})
+    Bundle(bundle.record.model_copy(update={"backbone": other}), bundle.tensors, bundle.canary).save(tmp_path / "run")
+    with pytest.raises(BackboneError, match=rf"^'parts' was tuned on {BACKBONE}-00000000, .*--backbone-weights"):
+        export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_task_of_a_weights_file_is_exported_with_that_file_only(tmp_path: Path) -> None:
+    model = load_backbone(BACKBONE, Weights("random"))
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    file = tmp_path / "own.safetensors"
+    save_file(model.state_dict(), file)
+    make_run(tmp_path / "run", Weights("file", file))
+    with pytest.raises(BackboneError, match=r"weights from a file: give it again with --backbone-weights"):
+        export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    folder = export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store", backbone_weights=file))
+    assert set(digests(folder)) == TASK_FILES
+
+
+def test_a_missing_bundle_is_refused_by_its_path(tmp_path: Path) -> None:
+    with pytest.raises(
+        BundleError, match=r"nowhere/adapter\.json: No such file .* adapter\.safetensors with"
+    ) as caught:
+        export(ExportConfig(bundle=tmp_path / "nowhere", out=tmp_path / "store"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_command_line_refuses_an_altered_bundle_in_one_line(tmp_path: Path, parts_run: Path) -> None:
+    run = shutil.copytree(parts_run, tmp_path / "run")
+    content = bytearray((run / "adapter.safetensors").read_bytes())
+    content[-1] ^= 1
+    (run / "adapter.safetensors").write_bytes(content)
+    command = [sys.executable, "-m", "export", "--bundle", str(run), "--out", str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {run}/adapter.safetensors was altered or cut short since it was saved: " + (
+        "copy the bundle again\n"
+    )
+    assert not (tmp_path / "store").exists()
+
+
+def test_exporting_a_merged_bundle_in_place_gives_the_same_bundle(copied: Path) -> None:
+    merged = copied / "tasks" / "parts"
+    before = digests(merged)
+    assert not split_layers(restore(Bundle.load(merged)))
+    export(ExportConfig(bundle=merged, out=copied))
+    assert {name for name in TASK_FILES if digests(merged)[name] != before[name]} <= {"folded.onnx", "parity.json"}

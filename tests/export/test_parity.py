@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cosine
+
+from export.parity import TOLERANCE, Chain, Link, compare, table
+from mosa_deploy.bundle import Bundle
+from mosa_deploy.errors import ParityError
+from mosa_deploy.preprocess import Array
+from mosa_deploy.restore import restore
+
+FIRST = np.array([[1.0, -4.0], [2.0, 1.0]], dtype=np.float32)
+SECOND = np.array([[1.0, -4.0], [2.0, 3.0]], dtype=np.float32)
+
+
+def link(max_error: float) -> Link:
+    return Link("merged", "folded", max_error, mean_error=0.0, cosine=1.0, top1_agreement=1.0)
+
+
+@pytest.fixture
+def chain(parts_run: Path) -> Chain:
+    return Chain(Bundle.load(parts_run))
+
+
+def test_errors_are_relative_to_the_largest_value_of_the_first() -> None:
+    found = compare("a", FIRST, "b", SECOND)
+    assert (found.first, found.second) == ("a", "b")
+    assert found.max_error == 2 / 4
+    assert found.mean_error == 2 / 4 / 4
+    assert compare("b", 10 * FIRST, "a", 10 * SECOND).max_error == 2 / 4
+
+
+def test_cosine_is_the_worst_row_s_and_agreement_the_share_of_equal_classes() -> None:
+    found = compare("a", FIRST, "b", SECOND)
+    assert found.cosine == pytest.approx(1 - cosine(FIRST[1], SECOND[1]), abs=1e-9)
+    assert found.top1_agreement == 0.5
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_what_is_not_finite_never_holds(place: str, value: float) -> None:
+    broken = FIRST.copy()
+    broken[0, 0] = value
+    assert not compare("a", broken if place == "first" else FIRST, "b", FIRST if place == "first" else broken).holds
+
+
+def test_a_single_class_is_not_spread_over_many() -> None:
+    assert not compare("a", np.ones((2, 1), dtype=np.float32), "b", np.ones((2, 3), dtype=np.float32)).holds
+
+
+def test_a_link_holds_up_to_the_tolerance_and_no_further() -> None:
+    assert link(TOLERANCE).holds
+    assert not link(np.nextafter(TOLERANCE, 1)).holds
+
+
+def test_the_canary_is_compared_after_the_temperature(chain: Chain, parts_run: Path) -> None:
+    model = restore(Bundle.load(parts_run))
+    chain.add_model("expectation", model)
+    assert chain.links[0].holds
+    colder = chain.bundle.record.model_copy(update={"temperature": 1.0})
+    other = Chain(Bundle(colder, chain.bundle.tensors, chain.bundle.canary))
+    other.add_model("expectation", model)
+    assert other.links[0].max_error > 100 * TOLERANCE
+
+
+def test_the_first_broken_pair_is_named_in_one_line(chain: Chain) -> None:
+    logits: Array = np.log(chain.bundle.canary.probabilities) * np.float32(chain.bundle.record.temperature)
+    for stage, values in (("expectation", logits), ("merged", logits), ("folded", -logits), ("ONNX", logits)):
+        chain.add(stage, values)
+    assert [link.holds for link in chain.links] == [True, True, False, False]
+    with pytest.raises(ParityError, match=r"^'parts': merged and folded differ by 2\.0e\+00 .*these very weights$"):
+        chain.require()
+    lines = table(chain.links).splitlines()
+    assert [line.split()[1:4:2] for line in lines] == [
+        ["canary", "expectation"],
+        ["expectation", "merged"],
+        ["merged", "folded"],
+        ["folded", "ONNX"],
+    ]

@@ -1,0 +1,123 @@
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.walker import ROOT, closure, imported, imports_of
+
+FORBIDDEN = {
+    "mosa_deploy": {"training", "export", "serving", "benchmarks", "tests"},
+    "training": {"export", "serving", "benchmarks", "tests"},
+    "export": {"training", "serving", "benchmarks", "tests"},
+    "serving": {"training", "export", "benchmarks", "tests"},
+}
+
+
+def files_of(room: str) -> set[Path]:
+    return set((ROOT / room).rglob("*.py"))
+
+
+def new_modules(statement: str) -> set[str]:
+    """Top names that a statement adds to a fresh interpreter's modules."""
+    code = (
+        f"import sys; old = set(sys.modules); {statement}; print(*{{m.split('.')[0] for m in {{*sys.modules}} - old}})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_imports_only_in_the_allowed_direction(room: str) -> None:
+    assert files_of(room)
+    wrong = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in files_of(room)
+        for module in imports_of(path)
+        if module.split(".")[0] in FORBIDDEN[room]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("room", "extra"), [("training", "train"), ("export", "export"), ("serving", "serve"), ("serving", "serve-cpu")]
+)
+def test_a_room_and_what_it_loads_of_the_library_need_only_its_own_extra(room: str, extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    distributions = packages_distributions()
+    _, others = closure(files_of(room))
+    undeclared = {
+        module
+        for module in others - sys.stdlib_module_names
+        if not {canonicalize_name(name) for name in (module, *distributions.get(module, ()))} & declared
+    }
+    assert not undeclared
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import training.data",
+        "import numpy, training.data as d",
+        "from training import data",
+        "from training.data import decode_all",
+        "def f():\n    class A:\n        def g(self):\n            from training import data",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from training import data",
+        "try:\n    import training.data\nexcept ImportError:\n    pass",
+        "import importlib\nf = lambda: importlib.import_module('training.data')",
+        "from importlib import import_module\nx = import_module('training.data')",
+        "x = __import__('training.data')",
+    ],
+)
+def test_the_walker_sees_an_import_wherever_it_stands(source: str) -> None:
+    assert any(module.startswith("training") for module in imported(source, "mosa_deploy"))
+
+
+def test_the_walker_resolves_relative_imports() -> None:
+    assert {*imported("from . import base\nfrom .. import data", "training.tasks")} == {
+        "training.tasks",
+        "training.tasks.base",
+        "training",
+        "training.data",
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import importlib\nimportlib.import_module(name)",
+        "__import__('train' + 'ing')",
+        "__import__(name=room)",
+        "import importlib\nload = importlib.import_module",
+        "from importlib import import_module as load",
+        "import importlib\nimportlib.import_module('.data', 'training')",
+    ],
+)
+def test_the_walker_refuses_an_import_that_it_cannot_read(source: str) -> None:
+    with pytest.raises(ValueError, match=r"line \d: an import"):
+        list(imported(source, "mosa_deploy"))
+
+
+def test_the_walker_follows_imports_through_the_project() -> None:
+    files, others = closure({ROOT / "mosa_deploy" / "restore.py"})
+    names = {str(path.relative_to(ROOT / "mosa_deploy")) for path in files}
+    assert {"restore.py", "backbone.py", "embedded.py", "errors.py", "__init__.py"} <= names
+    assert {"torch", "timm", "safetensors"} <= others
+
+
+def test_the_service_runs_without_torch_and_without_the_other_rooms() -> None:
+    modules = new_modules("import serving.service")
+    assert {"bentoml", "fastapi", "onnxruntime", "mosa_deploy"} <= modules
+    assert not modules & {"torch", "timm", "onnx", "scipy", "matplotlib", "training", "export"}
+
+
+def test_importing_the_library_loads_nothing_but_itself() -> None:
+    assert new_modules("import mosa_deploy") - sys.stdlib_module_names == {"mosa_deploy"}

@@ -1,0 +1,187 @@
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mosa_deploy import embedded
+from mosa_deploy.errors import DataError
+from tests.conftest import DATA
+from tests.training.conftest import write_jpegs
+from training.config import TuneConfig
+from training.evaluate import EvaluateConfig, evaluate
+from training.tasks import eurosat
+from training.tasks.base import Splits
+from training.tasks.eurosat import EuroSat
+from training.tune import tune
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """EuroSAT's layout with 10, 10, 10 and 10 images."""
+    write_jpegs(tmp_path / "2750", dict.fromkeys(("Forest", "Highway", "River", "SeaLake"), 10))
+    return tmp_path
+
+
+@pytest.fixture
+def whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, taken as EuroSAT's whole size."""
+    monkeypatch.setattr(eurosat, "IMAGES", 40)
+    monkeypatch.setattr(eurosat, "SIZES", {"vtab": (8, 4, 20), "full": (24, 8, 8)})
+    return folder
+
+
+def counts(splits: Splits) -> list[set[int]]:
+    """For each set, the numbers of images that a class has."""
+    sets = (splits.train, splits.validation, splits.test)
+    names = [example.name for part in sets for example in part]
+    assert len(set(names)) == len(names)
+    return [set(Counter(example.label for example in part).values()) for part in sets]
+
+
+def cli(*flags: str, home: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """`training.tune --task eurosat` where nothing is cached and every host refuses; the process and its seconds."""
+    env = {name: value for name, value in os.environ.items() if not name.lower().startswith(("hf_", "no_proxy"))}
+    env |= {"HOME": str(home), "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "training.tune", "--task", "eurosat", *flags]
+    start = time.monotonic()
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return run, time.monotonic() - start
+
+
+def test_folder_of_another_size_is_split_60_20_20_and_said_so(folder: Path) -> None:
+    splits = EuroSat().splits(folder, None)
+    assert splits.classes == ("Forest", "Highway", "River", "SeaLake")
+    assert counts(splits) == [{6}, {2}, {2}]
+    assert splits.note == "40 images are not EuroSAT's 27,000: split 60/20/20, stratified"
+
+
+@pytest.mark.parametrize(("split", "each"), [(None, [2, 1, 5]), ("vtab", [2, 1, 5]), ("full", [6, 2, 2])])
+def test_whole_size_is_split_as_asked_by_default_as_vtab(whole: Path, split: str | None, each: list[int]) -> None:
+    splits = EuroSat().splits(whole, split)
+    assert counts(splits) == [{number} for number in each]
+    assert splits.note.startswith(split or "vtab")
+
+
+def test_promised_sizes_are_those_of_vtab_and_of_all_images() -> None:
+    assert eurosat.SIZES == {"vtab": (800, 200, 5400), "full": (16200, 5400, 5400)}
+    assert sum(eurosat.SIZES["full"]) == eurosat.IMAGES
+
+
+def test_asked_for_60_20_20_the_whole_size_is_not_called_another(whole: Path) -> None:
+    splits = EuroSat().splits(whole, "60-20-20")
+    assert counts(splits) == [{6}, {2}, {2}]
+    assert splits.note == "split 60/20/20, stratified"
+
+
+def test_examples_read_the_files_they_name(folder: Path) -> None:
+    splits = EuroSat().splits(folder, None)
+    for example in splits.test:
+        assert example.read() == (folder / "2750" / example.name).read_bytes()
+        assert example.name.split("/")[0] == splits.classes[example.label]
+
+
+def test_split_larger_than_the_folder_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"^--split full needs 27,000 images, here are 40: leave it out$"):
+        EuroSat().splits(folder, "full")
+
+
+def test_list_file_decides_the_split(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("train Forest/Forest_3.jpg\ntest River/River_1.jpg\nvalidation SeaLake/SeaLake_2.jpg\n")
+    splits = EuroSat().splits(folder, str(path))
+    assert [(example.name, example.label) for example in splits.train] == [("Forest/Forest_3.jpg", 0)]
+    assert [example.name for example in splits.validation] == ["SeaLake/SeaLake_2.jpg"]
+    assert [example.name for example in splits.test] == ["River/River_1.jpg"]
+    assert "mine.txt" in splits.note
+
+
+@pytest.mark.parametrize("line", ["train Forest/Forest_99.jpg", "holdout Forest/Forest_1.jpg", "Forest/Forest_1.jpg"])
+def test_bad_line_of_a_list_is_named_with_its_number(folder: Path, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text(f"train Forest/Forest_3.jpg\n{line}\n")
+    with pytest.raises(DataError, match=rf"mine\.txt:2: '{line}' is not `train\|validation\|test"):
+        EuroSat().splits(folder, str(path))
+
+
+def test_unknown_split_names_the_known_ones(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"^--split vtob: give vtab, full, 60-20-20 or a file"):
+        EuroSat().splits(folder, "vtob")
+
+
+def test_data_dir_without_the_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "Forest").mkdir()
+    with pytest.raises(DataError, match=r"no 2750/<Class>/\*\.jpg in it; give EuroSAT's unpacked folder"):
+        EuroSat().splits(tmp_path, None)
+
+
+def test_folder_above_the_layout_is_found_too(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "eurosat" / "2750", {"Forest": 5, "River": 5})
+    assert EuroSat().splits(tmp_path, None).classes == ("Forest", "River")
+
+
+def test_one_class_is_no_task(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "2750", {"Forest": 3})
+    with pytest.raises(DataError, match=r"holds 1 class folder\(s\): a task needs at least two"):
+        EuroSat().splits(tmp_path, None)
+
+
+def test_empty_class_is_named(folder: Path) -> None:
+    (folder / "2750" / "Pasture").mkdir()
+    (folder / "2750" / "Pasture" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"^class 'Pasture' in .* is empty: add images or remove the folder$"):
+        EuroSat().splits(folder, None)
+
+
+def test_without_data_and_network_what_was_tried_and_the_ways_on_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eurosat, "CACHE", tmp_path)
+    monkeypatch.setattr(eurosat, "HOST", "http://127.0.0.1:9")
+    with pytest.raises(DataError) as caught:
+        EuroSat().splits(None, None)
+    text = str(caught.value)
+    assert "\n" not in text
+    for words in (str(tmp_path / "eurosat" / "2750"), "http://127.0.0.1:9", "--data-dir", "--task digits"):
+        assert words in text
+
+
+def test_cached_images_need_no_network(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eurosat, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(eurosat, "HOST", "http://127.0.0.1:9")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "eurosat").symlink_to(folder)
+    assert len(EuroSat().splits(None, None).train) == 24
+
+
+def test_command_line_without_data_and_weights_speaks_of_the_data_at_once(tmp_path: Path) -> None:
+    run, seconds = cli(home=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: no EuroSAT images")
+    assert run.stderr.count("\n") == 1
+    assert seconds < 20
+
+
+def test_command_line_with_data_speaks_of_the_weights_at_once(folder: Path, tmp_path: Path) -> None:
+    run, seconds = cli("--data-dir", str(folder), home=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: no weights for vit_base_patch16_224.augreg_in21k")
+    assert "--backbone-weights FILE" in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert seconds < 20
+
+
+@pytest.mark.data
+def test_layout_of_real_photos_is_tuned_and_evaluated(tmp_path: Path) -> None:
+    with tarfile.open(DATA / "eurosat_layout.tar") as archive:
+        every_tenth = [member for member in archive if member.name.endswith("0.jpg")]
+        archive.extractall(tmp_path, every_tenth, filter="data")
+    out = tmp_path / "run"
+    tune(TuneConfig(task="eurosat", backbone=embedded.NAME, data_dir=tmp_path, epochs=1, out=out, device="cpu"))
+    measured = evaluate(EvaluateConfig(bundle=out, device="cpu"))
+    assert 0 <= measured["accuracy"] <= 1
+    assert measured["nll"] > 0

@@ -1,0 +1,113 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mosa_deploy import embedded
+from mosa_deploy.bundle import Bundle
+from mosa_deploy.errors import ConfigError, TrainingError
+from tests.training.conftest import snapshot, write_jpegs
+from training.config import TuneConfig
+from training.tune import tune
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Fails if it does not happen in time."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_run_killed_within_an_epoch_and_resumed_equals_an_unbroken_one(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "2750", {"Forest": 60, "River": 60}, size=32)
+    command = [sys.executable, "-m", "training.tune", "--task", "eurosat", "--data-dir", str(tmp_path)]
+    command += ["--backbone", embedded.NAME, "--bottleneck", "2", "--epochs", "3", "--batch-size", "4"]
+    command += ["--device", "cpu", "--lr", "1e-3"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out: Path, *flags: str) -> subprocess.Popen[str]:
+        full = [*command, "--out", str(out), *flags]
+        return subprocess.Popen(full, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    assert start(unbroken).communicate(timeout=240)[0].count("validation accuracy") == 4
+    victim = start(broken)
+    try:
+        wait_for((broken / "history.csv").exists)
+        time.sleep(0.1)
+    finally:
+        victim.send_signal(signal.SIGKILL)
+        said = victim.communicate(timeout=60)[0]
+    assert said.count("epoch ") == 1
+    resumed = start(broken, "--resume").communicate(timeout=240)[0]
+    assert [line.split(":")[0] for line in resumed.splitlines() if line.startswith("epoch")] == [
+        "epoch 2/3",
+        "epoch 3/3",
+    ]
+    assert Bundle.load(broken).digest == Bundle.load(unbroken).digest
+    assert {path.name for path in broken.iterdir()} == {path.name for path in unbroken.iterdir()}
+
+
+def test_history_of_a_resumed_run_equals_the_unbroken_one(
+    few: str, few_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("training.tune.run.write_history", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tune(TuneConfig(task=few, out=out, device="cpu"))
+    tune(TuneConfig(task=few, out=out, device="cpu", resume=True))
+    for again, once in zip(history(out), history(few_run), strict=True):
+        assert {**again, "images_per_second": ""} == {**once, "images_per_second": ""}
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_folder_that_holds_anything_is_refused_and_stays(few: str, few_run: Path) -> None:
+    before = snapshot(few_run)
+    with pytest.raises(ConfigError, match="is not empty: go on with --resume, or choose another --out"):
+        tune(TuneConfig(task=few, out=few_run, device="cpu", seed=5))
+    assert snapshot(few_run) == before
+
+
+def test_resuming_another_run_is_refused_by_what_differs_and_it_stays(few: str, few_run: Path) -> None:
+    before = snapshot(few_run)
+    with pytest.raises(ConfigError, match=r"holds another run \(epochs was 2, is 3; seed was 0, is 5\): repeat"):
+        tune(TuneConfig(task=few, out=few_run, device="cpu", seed=5, epochs=3, resume=True))
+    assert snapshot(few_run) == before
+
+
+def test_resuming_a_finished_run_changes_nothing(few: str, few_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(few_run)
+    assert tune(TuneConfig(task=few, out=few_run, device="cpu", resume=True)) == few_run
+    assert snapshot(few_run) == before
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_nothing_to_resume_is_said_and_nothing_written(few: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run to resume: drop --resume"):
+        tune(TuneConfig(task=few, out=tmp_path / "run", device="cpu", resume=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_of_nan_keeps_the_epochs_before(few: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    one_step_an_epoch = TuneConfig(task=few, out=out, device="cpu", batch_size=64, lr=1e30)
+    with pytest.raises(TrainingError, match=r"^the loss is nan at epoch 2, step 1: lower --lr \(now 1e\+30\)"):
+        tune(one_step_an_epoch)
+    assert {path.name for path in out.iterdir()} == {"config.json", "checkpoint.pt", "history.csv"}
+    assert len(history(out)) == 1

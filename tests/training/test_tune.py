@@ -1,0 +1,173 @@
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, log_loss
+
+from mosa_deploy.bundle import Bundle, read_record
+from mosa_deploy.errors import ConfigError
+from mosa_deploy.restore import restore
+from tests.training.conftest import Few, random_images
+from training.config import TuneConfig
+from training.data import decode_all
+from training.tune import main, tune, write_calibration
+
+PROMISED = {
+    "adapter.safetensors",
+    "adapter.json",
+    "calibration.npz",
+    "metrics.json",
+    "history.csv",
+    "curves.png",
+    "config.json",
+}
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line of `training.tune` with these flags, which must fail as a user's mistake."""
+    monkeypatch.setattr(sys, "argv", ["tune", "--task", Few.name, "--device", "cpu", *flags])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_run_leaves_exactly_what_is_promised(few_run: Path) -> None:
+    assert {path.name for path in few_run.iterdir()} == PROMISED
+
+
+def test_history_has_a_row_an_epoch_and_curves_are_a_picture(few_run: Path) -> None:
+    history = rows(few_run)
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert {"cross_entropy", "consistency", "validation_loss", "validation_accuracy", "lr"} <= history[0].keys()
+    with Image.open(few_run / "curves.png") as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 200
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+
+
+def test_calibration_images_are_training_images(few_run: Path, few: str) -> None:
+    images = np.load(few_run / "calibration.npz")["images"]
+    train = decode_all(Few().splits(None, None).train, read_record(few_run).preprocess, "training")
+    assert images.dtype == np.uint8
+    assert sorted(image.tobytes() for image in images) == sorted(image.numpy().tobytes() for image in train.pixels)
+
+
+def test_calibration_takes_256_different_images_at_most(tmp_path: Path) -> None:
+    write_calibration(tmp_path, random_images(300, 2), seed=0)
+    images = np.load(tmp_path / "calibration.npz")["images"]
+    assert images.shape == (256, 16, 16, 3)
+    assert len(np.unique(images.reshape(256, -1), axis=0)) == 256
+
+
+def test_same_seed_same_digest_and_another_seed_another(few_run: Path, few: str, tmp_path: Path) -> None:
+    again = tune(TuneConfig(task=few, out=tmp_path / "again", device="cpu"))
+    other = tune(TuneConfig(task=few, out=tmp_path / "other", device="cpu", seed=1))
+    assert Bundle.load(again).digest == Bundle.load(few_run).digest
+    assert Bundle.load(other).digest != Bundle.load(few_run).digest
+
+
+def test_validation_figures_are_those_of_the_bundle(few_run: Path) -> None:
+    bundle = Bundle.load(few_run)
+    record = bundle.record
+    validation = decode_all(Few().splits(None, None).validation, record.preprocess, "validation")
+    with torch.no_grad():
+        logits = restore(bundle)(torch.from_numpy(record.preprocess.normalise(validation.pixels.numpy())))
+    probabilities = softmax(logits.double().numpy() / record.temperature, axis=1)
+    labels = validation.labels.numpy()
+    metrics = json.loads((few_run / "metrics.json").read_text())
+    assert metrics == record.metrics
+    assert metrics["validation_accuracy"] == pytest.approx(accuracy_score(labels, probabilities.argmax(1)))
+    assert metrics["validation_nll"] == pytest.approx(log_loss(labels, probabilities), abs=1e-5)
+    assert metrics["validation_accuracy"] == max(float(row["validation_accuracy"]) for row in rows(few_run))
+
+
+def test_parameters_are_those_that_were_trained(few_run: Path) -> None:
+    width, bottleneck, experts, depth, classes = 192, 2, 4, 6, 3
+    adapter = 2 * width + (width + 1) * bottleneck + bottleneck * width + experts * width
+    metrics = json.loads((few_run / "metrics.json").read_text())
+    assert metrics["parameters"] == depth * adapter + classes * (width + 1)
+
+
+def test_linear_probe_leaves_a_bundle_without_an_adapter(few: str, tmp_path: Path) -> None:
+    run = tune(TuneConfig(task=few, method="linear", out=tmp_path / "run", device="cpu"))
+    bundle = Bundle.load(run)
+    assert {path.name for path in run.iterdir()} == PROMISED
+    assert bundle.record.adapter is None
+    assert bundle.tensors.keys() == {"head.weight", "head.bias"}
+    assert bundle.record.metrics["parameters"] == 3 * 193
+    assert [float(row["c"]) for row in rows(run)] == [1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100]
+
+
+def test_dense_adapter_has_one_expert_and_no_consistency(few: str, tmp_path: Path) -> None:
+    run = tune(TuneConfig(task=few, method="adapter", epochs=1, out=tmp_path / "run", device="cpu"))
+    record = read_record(run)
+    assert record.adapter is not None
+    assert record.adapter.experts == 1
+    assert [float(row["consistency"]) for row in rows(run)] == [0]
+
+
+def test_task_may_have_a_name_of_its_own(
+    few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--name Ein/Zwei: lower-case letters" in fails(monkeypatch, capsys, "--name", "Ein/Zwei")
+    monkeypatch.chdir(tmp_path)
+    run = tune(TuneConfig(task=few, name="ein-zwei", method="linear", device="cpu"))
+    assert run == Path("runs/ein-zwei")
+    assert (read_record(run).task, read_record(run).dataset) == ("ein-zwei", "few")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--bottleneck", "0"), "--bottleneck 0: at least 1"),
+        (("--bottleneck", "1", "--experts", "250"), "--experts 250 does not fit a 192x1 projection: choose 1 to 192"),
+        (("--method", "mosaic"), "unknown method 'mosaic'; did you mean mosa?"),
+        (("--device", "tpu"), "--device tpu: choose auto, cpu or cuda"),
+        (("--lr", "1e30"), "the loss is nan at epoch 1, step 2: lower --lr (now 1e+30)"),
+    ],
+)
+def test_fault_is_one_line_and_exit_code_2(
+    few: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    words: str,
+) -> None:
+    text = fails(monkeypatch, capsys, "--out", str(tmp_path / "run"), *flags)
+    assert words in text
+    assert not (tmp_path / "run" / "adapter.json").exists()
+
+
+def test_cuda_without_cuda_is_refused_before_anything_is_written(
+    few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device cuda: torch finds no CUDA device here; leave it out"):
+        tune(TuneConfig(task=few, device="cuda", out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+def test_epoch_on_cuda_agrees_with_the_cpu(few: str, tmp_path: Path) -> None:
+    runs = [tune(TuneConfig(task=few, epochs=1, out=tmp_path / device, device=device)) for device in ("cpu", "cuda")]
+    on_cpu, on_cuda = (rows(run)[0] for run in runs)
+    # bf16 keeps 8 bits: a logit of size 5 is known to about 0.02 after six blocks, and dropout draws differ by device.
+    assert float(on_cuda["cross_entropy"]) == pytest.approx(float(on_cpu["cross_entropy"]), rel=0.1, abs=0.05)
+    assert float(on_cuda["validation_loss"]) == pytest.approx(float(on_cpu["validation_loss"]), rel=0.1, abs=0.05)

@@ -1,0 +1,71 @@
+"""What a source file imports, read from its syntax tree."""
+
+import ast
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOADERS = {"import_module", "__import__"}
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Every module that `source`, of `package`, imports at any depth; of `from a import b` both `a` and `a.b`.
+
+    Raises:
+        ValueError: a module is imported by a name that only a run would tell.
+    """
+    called = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = resolve_name("." * level + (module or ""), package)
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in names)
+                if any(alias.name in LOADERS and alias.asname for alias in names):
+                    raise ValueError(f"line {node.lineno}: an import function under another name")
+            case ast.Call(func=ast.Name() | ast.Attribute() as function) if name_of(function) in LOADERS:
+                called.add(function)
+                match node.args:
+                    case [ast.Constant(value=str(name)), *_] if not name.startswith("."):
+                        yield name
+                    case _:
+                        raise ValueError(f"line {node.lineno}: an import by a computed name")
+            case ast.Name() | ast.Attribute() if name_of(node) in LOADERS and node not in called:
+                raise ValueError(f"line {node.lineno}: an import function is passed on")
+
+
+def name_of(function: ast.Name | ast.Attribute) -> str:
+    """The last part of a dotted name."""
+    return function.id if isinstance(function, ast.Name) else function.attr
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of this project; None for any other."""
+    path = ROOT.joinpath(*module.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def imports_of(path: Path) -> set[str]:
+    """What a file of this project imports."""
+    return set(imported(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts)))
+
+
+def closure(start: set[Path]) -> tuple[set[Path], set[str]]:
+    """The files of this project that `start` loads, packages' `__init__` included, and the other modules' top names."""
+    files: set[Path] = set()
+    others: set[str] = set()
+    waiting = set(start)
+    while waiting:
+        path = waiting.pop()
+        files.add(path)
+        for module in imports_of(path):
+            parts = module.split(".")
+            ours = {file_of(".".join(parts[: i + 1])) for i in range(len(parts))} - {None}
+            waiting |= {file for file in ours if file is not None and file not in files}
+            if not ours:
+                others.add(parts[0])
+    return files, others
