@@ -41,21 +41,21 @@ def run(config: Config, task: str, method: str, seed: int) -> float:
 def main() -> None:
     """Write `embedded.csv` and `embedded.md`."""
     config = tyro.cli(Config, prog="python -m benchmarks.embedded")
-    rows = [
-        {"task": task, "method": method, "seed": seed, "test_accuracy": round(run(config, task, method, seed), 4)}
+    accuracy = {
+        (task, method, seed): run(config, task, method, seed)
         for task in config.tasks
         for method in METHODS
         for seed in config.seeds
-    ]
+    }
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer)
+    writer.writerow(("task", "method", "seed", "test_accuracy"))
+    writer.writerows((*key, round(value, 4)) for key, value in accuracy.items())
     write_text(config.out / "embedded.csv", buffer.getvalue())
     lines = ["| task | method | seeds | test accuracy, mean | standard deviation |", "|---|---|---|---|---|"]
     for task in config.tasks:
         for method in METHODS:
-            values = [float(row["test_accuracy"]) for row in rows if (row["task"], row["method"]) == (task, method)]
+            values = [accuracy[task, method, seed] for seed in config.seeds]
             spread = f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "one seed"
             lines.append(f"| {task} | {method} | {len(values)} | {np.mean(values):.4f} | {spread} |")
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())

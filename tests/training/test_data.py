@@ -23,11 +23,11 @@ def examples(count: int) -> list[Example]:
 
 
 def test_decoded_images_keep_order_label_and_size() -> None:
-    images = decode_all(examples(5), PREPROCESS, "training")
-    assert images.pixels.shape == (5, 16, 16, 3)
+    images = decode_all(examples(6), PREPROCESS, "training")
+    assert images.pixels.shape == (6, 16, 16, 3)
     assert images.pixels.dtype == torch.uint8
-    assert images.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
-    assert images.labels.tolist() == [0, 1, 0, 1, 0]
+    assert images.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert images.labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_one_percent_unreadable_is_named_counted_and_skipped(capsys: pytest.CaptureFixture[str]) -> None:
