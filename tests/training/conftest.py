@@ -1,6 +1,6 @@
 """What the tests of training share: a task of 60 digits, and folders of small images."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ class Few:
     """60 of the digits, 0 to 2."""
 
     name = "few"
-    recipe = Recipe(backbone=embedded.NAME, bottleneck=2, epochs=2, batch_size=16)
+    recipe = Recipe(backbone=embedded.NAME, bottleneck=2, scale=1.0, epochs=2, batch_size=8, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
@@ -41,18 +41,19 @@ def of_class(examples: list[Example], label: int) -> list[Example]:
     return [example for example in examples if example.label == label]
 
 
-@pytest.fixture(scope="session")
-def few() -> Iterator[str]:
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the small task, registered."""
+    monkeypatch.setitem(tasks.TASKS, Few.name, Few())
+    return Few.name
+
+
+@pytest.fixture(scope="session")
+def few_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small task by MoSA; tests must not change it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.TASKS, Few.name, Few())
-        yield Few.name
-
-
-@pytest.fixture(scope="session")
-def few_run(few: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the small task by MoSA; tests must not change it."""
-    return tune(TuneConfig(task=few, out=tmp_path_factory.mktemp("runs") / few, device="cpu"))
+        return tune(TuneConfig(task=Few.name, out=tmp_path_factory.mktemp("runs") / Few.name, device="cpu"))
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -21,7 +21,7 @@ class Digits:
     """10 classes, ink on an empty ground."""
 
     name = "digits"
-    recipe = Recipe(backbone=embedded.NAME, epochs=12)
+    recipe = Recipe(backbone=embedded.NAME, scale=1.0, epochs=8, batch_size=16, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:

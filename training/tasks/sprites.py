@@ -79,7 +79,7 @@ class SpritesLocation:
     """The x-position in 16 classes of two positions each; shape, scale, orientation and y are to be ignored."""
 
     name = "sprites-location"
-    recipe = Recipe(backbone=embedded.NAME, epochs=16)
+    recipe = Recipe(backbone=embedded.NAME, scale=1.0, epochs=12, batch_size=16, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
