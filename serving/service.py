@@ -4,6 +4,8 @@ One FastAPI app is mounted at `/`, and there is no `@bentoml.api`: in a typed AP
 fetched by the server, a broken image would be a 500, and a task named `429` would arrive as a number.
 """
 
+import os
+import sys
 import time
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import bentoml
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 
 from mosa_deploy import __version__
-from mosa_deploy.errors import DataError
+from mosa_deploy.errors import USAGE_EXIT, DataError, MosaError
 from mosa_deploy.store import Store
 from serving.registry import Registry, ServedTask
 from serving.schema import Answer, Fault, Prediction, TaskInfo, Tasks
@@ -85,5 +87,10 @@ class Classifier:
     """Opens the store when a worker starts."""
 
     def __init__(self) -> None:
-        settings = Settings.from_environment()
-        app.state.registry = Registry.open(Store(settings.artifacts), settings.threads)
+        try:
+            settings = Settings.from_environment()
+            app.state.registry = Registry.open(Store(settings.artifacts), settings.threads)
+        except MosaError as error:
+            # An exception, SystemExit too, would reach the operator as a traceback of the server's own frames.
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(USAGE_EXIT)
