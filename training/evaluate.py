@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
 
 from mosa_deploy.backbone import Weights
@@ -89,7 +88,6 @@ def run_graph(runner: OnnxRunner, record: Record, images: Images) -> Array:
 def main() -> None:
     """The command line."""
     config = tyro.cli(EvaluateConfig, prog="python -m training.evaluate")
-    torch.set_grad_enabled(False)
     measured = evaluate(config)
     print(
         f"test of {config.bundle or config.onnx}: "

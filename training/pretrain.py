@@ -245,10 +245,10 @@ def pretrain(config: PretrainConfig) -> float:
         loss = train_epoch(model, ema, optimizer, schedule, train, config, epoch)
         row = {"epoch": epoch, "loss": round(loss, 4), "held_out": accuracy(ema.module, held_out)}
         row["seconds"] = round(time.perf_counter() - start, 1)
-        append_history(config.out / "history.csv", row)
         left = row["seconds"] * (config.epochs - epoch - 1) / 60
         print(f"epoch {epoch}: loss {loss:.4f} held-out {row['held_out']:.4f}, {left:.0f} min to go", flush=True)
         save(config.out, model, ema.module, optimizer, epoch)
+        append_history(config.out / "history.csv", row)
     # The figure belongs to the file that ships: the fp16 weights, read back.
     ema.module.load_state_dict(load_file(config.out / WEIGHTS))
     test = accuracy(ema.module, splits["test"].to(config.device))

@@ -27,6 +27,8 @@ CURVES, METRICS, CALIBRATION = "curves.png", "metrics.json", "calibration.npz"
 def open_run(out: Path, description: str, resume: bool) -> bool:
     """Claim `out` for the run so described. Returns whether it is finished already.
 
+    A folder that holds nothing but `config.json` is a run that never finished an epoch: it may be claimed anew.
+
     Raises:
         ConfigError: `out` holds another run, or, with `resume`, none.
     """
@@ -40,7 +42,7 @@ def open_run(out: Path, description: str, resume: bool) -> bool:
                 f"--out {out} holds another run ({'; '.join(changed)}): repeat its flags, or choose --out"
             )
         return (out / RECORD).is_file()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != CONFIG for path in out.iterdir())):
         raise ConfigError(f"--out {out} is not empty: go on with --resume, or choose another --out")
     write_text(config, description)
     return False

@@ -60,6 +60,7 @@ def tune(config: TuneConfig) -> Path:
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
     out = config.out or Path("runs") / name
     if run.open_run(out, describe(config, recipe), config.resume):
+        (out / run.CHECKPOINT).unlink(missing_ok=True)
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
 

@@ -15,8 +15,8 @@ from tests.training.conftest import write_jpegs
 from training.config import TuneConfig
 from training.evaluate import EvaluateConfig, evaluate
 from training.tasks import eurosat
-from training.tasks.base import Splits
-from training.tasks.eurosat import EuroSat
+from training.tasks.base import Example, Splits
+from training.tasks.eurosat import EuroSat, listed
 from training.tune import tune
 
 
@@ -185,3 +185,11 @@ def test_layout_of_real_photos_is_tuned_and_evaluated(tmp_path: Path) -> None:
     measured = evaluate(EvaluateConfig(bundle=out, device="cpu"))
     assert 0 <= measured["accuracy"] <= 1
     assert measured["nll"] > 0
+
+
+def test_list_that_names_an_image_twice_is_refused(tmp_path: Path) -> None:
+    image = Example("a/1.jpg", bytes, 0)
+    path = tmp_path / "split.txt"
+    path.write_text("train a/1.jpg\ntest a/1.jpg\n")
+    with pytest.raises(DataError, match=r"split\.txt:2: 'test a/1\.jpg' .* not yet listed"):
+        listed(("a", "b"), [image], path)

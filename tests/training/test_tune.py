@@ -16,6 +16,7 @@ from mosa_deploy.restore import restore
 from tests.training.conftest import Few, random_images
 from training.config import TuneConfig
 from training.data import decode_all
+from training.run import open_run
 from training.tune import main, tune, write_calibration
 
 PROMISED = {
@@ -171,3 +172,12 @@ def test_epoch_on_cuda_agrees_with_the_cpu(few: str, tmp_path: Path) -> None:
     # bf16 keeps 8 bits: a logit of size 5 is known to about 0.02 after six blocks, and dropout draws differ by device.
     assert float(on_cuda["cross_entropy"]) == pytest.approx(float(on_cpu["cross_entropy"]), rel=0.1, abs=0.05)
     assert float(on_cuda["validation_loss"]) == pytest.approx(float(on_cpu["validation_loss"]), rel=0.1, abs=0.05)
+
+
+def test_folder_of_a_run_that_never_finished_an_epoch_may_be_claimed_anew(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", '{"lr": 1e30}', resume=False)
+    assert not open_run(tmp_path / "run", '{"lr": 0.01}', resume=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"lr": 0.01}
+    (tmp_path / "run" / "history.csv").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        open_run(tmp_path / "run", '{"lr": 0.01}', resume=False)

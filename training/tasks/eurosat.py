@@ -90,11 +90,16 @@ def listed(classes: tuple[str, ...], examples: Sequence[Example], path: Path) ->
         raise DataError(
             f"--split {path}: give vtab, full, 60-20-20 or a file of `train|validation|test <class>/<file>`"
         )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"--split {path} is not text: give a file that lists the sets") from None
     known = {example.name: example for example in examples}
     sets: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         name, _, image = line.partition(" ")
         if name not in sets or image not in known:
-            raise DataError(f"{path}:{number}: '{line}' is not `train|validation|test <class>/<file>` of an image here")
-        sets[name].append(known[image])
+            wanted = "`train|validation|test <class>/<file>` of an image here, not yet listed"
+            raise DataError(f"{path}:{number}: '{line}' is not {wanted}")
+        sets[name].append(known.pop(image))
     return Splits(classes, **sets, note=f"listed in {path.name}")
