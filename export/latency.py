@@ -7,6 +7,8 @@ ratio of each round is free of slow drifts of the machine; its median is given w
 import copy
 import csv
 import io
+import shlex
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -203,7 +205,8 @@ def write(config: LatencyConfig, what: str, rows: list[Row]) -> None:
     writer.writerows(asdict(row) for row in rows)
     write_text(config.out / "latency.csv", buffer.getvalue())
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    head = f"# Folded against plain: {what}\n\n{machine()}; ONNX Runtime CPU, fp32; {versions}\n\n"
+    command_line = shlex.join(["python", "-m", "export.latency", *sys.argv[1:]])
+    head = f"# Folded against plain: {what}\n\n`{command_line}`; {machine()}; ONNX Runtime CPU, fp32; {versions}\n\n"
     write_text(config.out / "latency.md", f"{head}{table(rows)}\n")
     shown = [row for row in rows if row.variant != "plain"]
     points = [
