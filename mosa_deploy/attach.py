@@ -50,7 +50,7 @@ def attach(model: nn.Module, config: AdapterConfig, seed: int = 0, *, split: boo
         if split:
             adapter.split_(config, generator)
         assert isinstance(block, Block)
-        vit.blocks[i] = AdaptedBlock(block, adapter.to(device))
+        vit.blocks[i] = AdaptedBlock(block, adapter.to(device)).train(vit.training)
     return vit
 
 
