@@ -38,7 +38,9 @@ from torchvision.transforms import v2
 from mosa_deploy import embedded
 from mosa_deploy.files import replacing
 
-CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
+CHECKPOINT, WEIGHTS, HISTORY = "checkpoint.pt", "weights.safetensors", "history.csv"
+
+Row = dict[str, float]
 
 CHUNK = 16
 """Images that share one draw of the augmentation: torchvision's transforms draw once a call, not once an image."""
@@ -209,14 +211,12 @@ def build(config: PretrainConfig, classes: int) -> nn.Module:
     ).to(config.device)
 
 
-def append_history(path: Path, row: dict[str, float]) -> None:
-    """Add one epoch's row to a CSV file."""
-    new = not path.exists()
-    with path.open("a", newline="") as handle:
-        writer = csv.DictWriter(handle, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+def write_history(path: Path, rows: list[Row]) -> None:
+    """A CSV file, one row an epoch."""
+    with replacing(path) as aside, aside.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def pretrain(config: PretrainConfig) -> float:
@@ -239,16 +239,17 @@ def pretrain(config: PretrainConfig) -> float:
         warmup_lr_init=config.lr * 1e-3,
         t_in_epochs=False,
     )
-    first = resume(config.out / CHECKPOINT, model, ema.module, optimizer)
-    for epoch in range(first, config.epochs):
+    history = resume(config.out / CHECKPOINT, model, ema.module, optimizer)
+    for epoch in range(len(history), config.epochs):
         start = time.perf_counter()
         loss = train_epoch(model, ema, optimizer, schedule, train, config, epoch)
         row = {"epoch": epoch, "loss": round(loss, 4), "held_out": accuracy(ema.module, held_out)}
         row["seconds"] = round(time.perf_counter() - start, 1)
         left = row["seconds"] * (config.epochs - epoch - 1) / 60
         print(f"epoch {epoch}: loss {loss:.4f} held-out {row['held_out']:.4f}, {left:.0f} min to go", flush=True)
-        save(config.out, model, ema.module, optimizer, epoch)
-        append_history(config.out / "history.csv", row)
+        history.append(row)
+        save(config.out, model, ema.module, optimizer, history)
+        write_history(config.out / HISTORY, history)
     # The figure belongs to the file that ships: the fp16 weights, read back.
     ema.module.load_state_dict(load_file(config.out / WEIGHTS))
     test = accuracy(ema.module, splits["test"].to(config.device))
@@ -258,25 +259,26 @@ def pretrain(config: PretrainConfig) -> float:
     return test
 
 
-def save(out: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+def save(out: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]) -> None:
     """Write the checkpoint, and the averaged weights in fp16 as they would ship."""
     state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
     half = {name: value.half().contiguous().cpu() for name, value in average.state_dict().items()}
     with replacing(out / CHECKPOINT) as aside:
-        torch.save({**state, "epoch": epoch}, aside)
+        torch.save({**state, "history": history}, aside)
     with replacing(out / WEIGHTS) as aside:
         save_file(half, aside)
 
 
-def resume(checkpoint: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the last finished epoch, if there is one; returns the first epoch to run."""
+def resume(checkpoint: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> list[Row]:
+    """Restore the last finished epoch, if there is one; returns the rows of the epochs so far."""
     if not checkpoint.exists():
-        return 0
+        return []
     state = torch.load(checkpoint, weights_only=True)
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"]) + 1
+    history: list[Row] = state["history"]
+    return history
 
 
 def parse(arguments: list[str]) -> PretrainConfig:

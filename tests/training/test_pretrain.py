@@ -131,7 +131,6 @@ def test_interrupted_and_resumed_equals_unbroken(
         patch.setattr(pretrain, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain.pretrain(replace(config, out=tmp_path))
-    assert [row["epoch"] for row in history(tmp_path)] == ["0"]
     pretrain.pretrain(replace(config, out=tmp_path))
     resumed, once = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (tmp_path, unbroken))
     for part in ("model", "average"):

@@ -112,7 +112,7 @@ def test_linear_probe_leaves_a_bundle_without_an_adapter(few: str, tmp_path: Pat
     assert bundle.record.adapter is None
     assert bundle.tensors.keys() == {"head.weight", "head.bias"}
     assert bundle.record.metrics["parameters"] == 3 * 193
-    assert [float(row["c"]) for row in rows(run)] == [1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100]
+    assert [float(row["c"]) for row in rows(run)] == [1e-3, 1e-2, 0.1, 1, 10, 100, 1000]
 
 
 def test_dense_adapter_has_one_expert_and_no_consistency(few: str, tmp_path: Path) -> None:
