@@ -28,7 +28,7 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(TypeError), replacing(path) as aside, aside.open("w") as handle:
-        handle.writelines(["half", None])  # type: ignore[list-item]
+        handle.writelines(["half", None])  # type: ignore[list-item]  # fails half-way on purpose
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("file", "old")]
 
 
@@ -60,7 +60,7 @@ def test_an_error_keeps_the_old_folder_and_leaves_nothing_beside_it(tmp_path: Pa
     folder.mkdir()
     (folder / "file").write_text("old")
     with pytest.raises(TypeError), replacing_folder(folder) as aside, (aside / "file").open("w") as handle:
-        handle.writelines(["half", None])  # type: ignore[list-item]
+        handle.writelines(["half", None])  # type: ignore[list-item]  # fails half-way on purpose
     assert (folder / "file").read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["task"]
 

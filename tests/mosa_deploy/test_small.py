@@ -93,7 +93,7 @@ def test_an_empty_store_names_the_command_that_fills_it(tmp_path: Path) -> None:
 
 
 def test_all_faults_of_an_adapter_config_are_told_at_once() -> None:
-    share: Share = "dwon"  # type: ignore[assignment]
+    share: Share = "dwon"  # type: ignore[assignment]  # a wrong value on purpose
     with pytest.raises(ConfigError) as caught:
         AdapterConfig(bottleneck=0, experts=257, share=share, dropout=1.0)
     expected = (

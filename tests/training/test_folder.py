@@ -30,9 +30,9 @@ def test_set_with_other_classes_is_named(tmp_path: Path) -> None:
         Folder().splits(tmp_path, None)
 
 
-@pytest.mark.parametrize("given", [None, Path("nowhere")])
-def test_folder_must_be_given_and_be_there(given: Path | None) -> None:
-    with pytest.raises(DataError, match=rf"^--data-dir {given}: give a folder of one folder a class$"):
+@pytest.mark.parametrize(("given", "said"), [(None, "needs --data-dir"), (Path("nowhere"), "nowhere: no such folder")])
+def test_folder_must_be_given_and_be_there(given: Path | None, said: str) -> None:
+    with pytest.raises(DataError, match=rf"{said}[:;] give a folder of one folder a class$"):
         Folder().splits(given, None)
 
 

@@ -26,8 +26,10 @@ class Folder:
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """See `Task.splits`; `split` means nothing here."""
-        if data_dir is None or not data_dir.is_dir():
-            raise DataError(f"--data-dir {data_dir}: give a folder of one folder a class")
+        if data_dir is None:
+            raise DataError("--task folder needs --data-dir: give a folder of one folder a class")
+        if not data_dir.is_dir():
+            raise DataError(f"--data-dir {data_dir}: no such folder; give a folder of one folder a class")
         if not all((data_dir / name).is_dir() for name in SETS):
             classes, examples = read_folder(data_dir)
             return Splits(classes, *stratified(examples, (0.6, 0.2, 0.2)), note="60/20/20, stratified")
