@@ -77,7 +77,7 @@ def test_archive_and_folder_hold_the_same_images(data: Path, tmp_path: Path) -> 
         assert torch.equal(from_folder[split].pixels, from_archive[split].pixels)
         assert from_archive[split].labels.tolist() == [label for label in range(3) for _ in range(count)]
     with Image.open(data / "train" / "cat" / "cat_1.jpg") as image:
-        pixel = list(image.getpixel((5, 2)))  # type: ignore[arg-type]
+        pixel = list(image.getpixel((5, 2)))  # type: ignore[arg-type]  # a pixel is a tuple in RGB
     assert from_folder["train"].pixels[8, :, 2, 5].tolist() == pixel
 
 
