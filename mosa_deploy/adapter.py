@@ -21,19 +21,30 @@ class SplitLinear(nn.Module):
     """A linear layer whose update is shared out among E experts, kept as one weight and one owner map.
 
         training:    W_k = W0 + Delta * [owner == k]    b_k = bias[k]       one k drawn for each pass
-        evaluation:  W   = W0 + Delta / E               b   = mean(bias)    the expectation over the draw
+        evaluation:  W   = W0 + m * Delta               b   = mean(bias)    m = 1 / E: the expectation over the draw
 
-    In training a batch holds `passes` equal parts, one after the other, and each part has a draw of its own.
+    In training a batch holds `passes` equal parts, one after the other, and each part has a draw of its own. With
+    `dense` no expert is drawn, and training too uses the merged weight. `merge_scale` is m, 1 / E if None.
     """
 
     base: Tensor
     owner: Tensor
 
-    def __init__(self, base: Tensor, bias: Tensor, owner: Tensor, experts: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: Tensor,
+        bias: Tensor,
+        owner: Tensor,
+        experts: int,
+        generator: torch.Generator,
+        merge_scale: float | None = None,
+    ) -> None:
         """base, owner: (out, in); bias: (out,), where every expert's own bias starts."""
         super().__init__()
         self.experts = experts
+        self.merge_scale = 1 / experts if merge_scale is None else merge_scale
         self.passes = 1
+        self.dense = False
         self.generator = generator
         self.weight = nn.Parameter(torch.zeros_like(base))
         self.bias = nn.Parameter(bias.detach().repeat(experts, 1))
@@ -41,23 +52,23 @@ class SplitLinear(nn.Module):
         self.register_buffer("owner", owner)
 
     @classmethod
-    def from_base(cls, linear: nn.Linear, experts: int, generator: torch.Generator) -> Self:
+    def from_base(cls, linear: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> Self:
         """Split a dense layer: its weight becomes W0, and Delta starts at zero."""
-        owner = split((linear.out_features, linear.in_features), experts, generator)
-        return cls(linear.weight, linear.bias, owner, experts, generator)
+        owner = split((linear.out_features, linear.in_features), config.experts, generator)
+        return cls(linear.weight, linear.bias, owner, config.experts, generator, config.merge_scale)
 
     def expert(self, k: int) -> tuple[Tensor, Tensor]:
         """The weight (out, in) and bias (out,) with expert k active."""
         return self.base + self.weight * (self.owner == k), self.bias[k]
 
-    def expectation(self) -> tuple[Tensor, Tensor]:
-        """The weight (out, in) and bias (out,) expected over a uniform draw of the expert."""
-        return self.base + self.weight / self.experts, self.bias.mean(0)
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """The weight (out, in) and bias (out,) that stand for all experts at once."""
+        return self.base + self.merge_scale * self.weight, self.bias.mean(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out); in training the first dimension is a multiple of `passes`."""
-        if not self.training:
-            return F.linear(x, *self.expectation())
+        if self.dense or not self.training:
+            return F.linear(x, *self.merged())
         drawn = torch.randint(self.experts, (self.passes,), generator=self.generator).tolist()
         parts = x.chunk(self.passes)
         return torch.cat([F.linear(part, *self.expert(k)) for part, k in zip(parts, drawn, strict=True)])
@@ -65,7 +76,7 @@ class SplitLinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """The dense layer that evaluation uses."""
-        weight, bias = self.expectation()
+        weight, bias = self.merged()
         linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
@@ -100,9 +111,9 @@ class ParallelAdapter(nn.Module):
     def split_(self, config: AdapterConfig, generator: torch.Generator) -> Self:
         """Split what `config.share` does not keep dense; the owner maps and the draws of the two are independent."""
         if config.share != "down" and isinstance(self.down, nn.Linear):
-            self.down = SplitLinear.from_base(self.down, config.experts, generator)
+            self.down = SplitLinear.from_base(self.down, config, generator)
         if config.share != "up" and isinstance(self.up, nn.Linear):
-            self.up = SplitLinear.from_base(self.up, config.experts, generator)
+            self.up = SplitLinear.from_base(self.up, config, generator)
         return self
 
     def merge_(self) -> Self:

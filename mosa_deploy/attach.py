@@ -76,6 +76,18 @@ def set_passes(model: nn.Module, passes: int) -> None:
         layer.passes = passes
 
 
+def set_dense(model: nn.Module, dense: bool) -> None:
+    """Whether training too uses the merged adapter, instead of experts that are drawn."""
+    for layer in split_layers(model):
+        layer.dense = dense
+
+
+def set_merge_scale(model: nn.Module, scale: float) -> None:
+    """What merging multiplies every split update with."""
+    for layer in split_layers(model):
+        layer.merge_scale = scale
+
+
 def reseed(model: nn.Module, seed: int, epoch: int) -> None:
     """Start every layer's draw of experts anew from (seed, epoch, layer)."""
     for i, layer in enumerate(split_layers(model)):

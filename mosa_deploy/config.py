@@ -1,5 +1,6 @@
 """The adapter's settings: the one source of their defaults."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,6 +29,8 @@ class AdapterConfig:
     scale: float = 0.1
     """s, what the adapter's output is multiplied with."""
     dropout: float = 0.1
+    merge_scale: float | None = None
+    """What the split update is multiplied with when it is merged; 1 / E, the expectation, if None."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -40,5 +43,7 @@ class AdapterConfig:
             faults.append(one_of("--share", self.share, get_args(Share)))
         if not 0 <= self.dropout < 1:
             faults.append(f"dropout {self.dropout}: at least 0 and below 1")
+        if self.merge_scale is not None and not 0 < self.merge_scale < math.inf:
+            faults.append(f"--merge-scale {self.merge_scale}: above 0")
         if faults:
             raise ConfigError("; ".join(faults))

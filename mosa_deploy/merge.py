@@ -15,7 +15,8 @@ def merge(model: Model) -> Model:
     """Merge every adapter of `model` in place and return it; merging again changes nothing.
 
     The merged adapter is the expectation over the draw of the expert: U_bar = U / E, u_bar = mean of the biases,
-    and for a split down projection D_bar = D0 + Delta / E (arXiv 2312.02923, section 3.3).
+    and for a split down projection D_bar = D0 + Delta / E (arXiv 2312.02923, section 3.3). A `merge_scale` in the
+    adapter's settings stands in for 1 / E.
 
     Raises:
         BundleError: an adapter holds a value that is not finite; nothing is merged.

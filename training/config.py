@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from mosa_deploy.config import AdapterConfig, Method, Share
 from mosa_deploy.errors import ConfigError, one_of
@@ -27,6 +28,18 @@ class Recipe:
     warmup_epochs: float = 2.0
     passes: int = 2
     """Stochastic passes of each batch; two are held together by the consistency loss."""
+    consistency: float = 1.0
+    """Weight of the consistency loss."""
+    merge_scale: str = "expectation"
+    """expectation, learned or a number, see `training.merge_scale`."""
+    dense_epochs: int = 0
+    """The last epochs, in which the merged adapter is trained densely."""
+
+
+MOSA_ONLY: dict[str, Any] = {"experts": 1, "share": "down", "merge_scale": "expectation", "dense_epochs": 0}
+"""The settings that only `mosa` takes, each with what it is for the dense adapter."""
+
+MERGE_SCALES = ("expectation", "learned")
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,22 @@ class TuneConfig:
     """s, what the adapter's output is multiplied with."""
     epochs: int | None = None
     batch_size: int | None = None
+    """Halve it when the GPU's memory does not suffice."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
+    passes: int | None = None
+    """Stochastic passes of each batch, 1 or 2; two are held together by the consistency loss."""
+    consistency: float | None = None
+    """Weight of the consistency loss of two passes."""
+    merge_scale: str | None = None
+    """mosa: what merging multiplies the experts' sum with: expectation (1 / E), learned (fitted on validation) or a
+    number."""
+    dense_epochs: int | None = None
+    """mosa: the last epochs, in which the merged adapter is trained densely."""
+    precision: str = "auto"
+    """Of the training steps: bf16, fp32 or auto, which is bf16 on CUDA; validation is in fp32."""
+    image_size: int | None = None
+    """Side of the input in pixels, if it shall not be the backbone's own."""
     seed: int = 0
     """All randomness of the run derives from it."""
     data_dir: Path | None = None
@@ -81,44 +108,75 @@ class TuneConfig:
         raise ConfigError(one_of("method", self.method, get_args(Method)))
 
     def recipe(self, preset: Recipe) -> Recipe:
-        """The preset with this command line's changes; `adapter` is one expert and one pass.
+        """The preset with this command line's changes; the dense `adapter` has one expert.
 
         Raises:
             ConfigError: every fault at once.
         """
         names = {field.name for field in dataclasses.fields(Recipe)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}
+        faults = [
+            f"{flag(name)} is an option of --method mosa: drop it"
+            for name in MOSA_ONLY
+            if name in given and self.method != "mosa"
+        ]
         recipe = dataclasses.replace(preset, **given)
         if self.method == "adapter":
-            recipe = dataclasses.replace(recipe, experts=1, passes=1)
-        faults = [
-            f"--{name.replace('_', '-')} {value}: at least 1"
-            for name, value in (("epochs", recipe.epochs), ("batch_size", recipe.batch_size))
-            if value < 1
-        ]
-        if not recipe.lr > 0:
-            faults.append(f"--lr {recipe.lr}: above 0")
-        try:
-            adapter_config(recipe)
-        except ConfigError as error:
-            faults.append(str(error))
+            recipe = dataclasses.replace(recipe, **MOSA_ONLY)
+        faults += recipe_faults(recipe)
         if faults:
             raise ConfigError("; ".join(faults))
         return recipe
 
 
+def recipe_faults(recipe: Recipe) -> list[str]:
+    """What cannot be in a recipe, a line each."""
+    checks = {
+        "epochs": (recipe.epochs >= 1, "at least 1"),
+        "batch_size": (recipe.batch_size >= 1, "at least 1"),
+        "lr": (0 < recipe.lr < math.inf, "above 0"),
+        "passes": (recipe.passes in (1, 2), "1 or 2"),
+        "consistency": (0 <= recipe.consistency < math.inf, "at least 0"),
+        "dense_epochs": (0 <= recipe.dense_epochs <= recipe.epochs, f"0 to {recipe.epochs}, the epochs"),
+    }
+    faults = [f"{flag(name)} {getattr(recipe, name)}: {text}" for name, (holds, text) in checks.items() if not holds]
+    try:
+        adapter_config(recipe)
+    except ConfigError as error:
+        faults.append(str(error))
+    return faults
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
 def adapter_config(recipe: Recipe) -> AdapterConfig:
-    """The part of a recipe that shapes the adapter."""
+    """The part of a recipe that shapes the adapter; a learned merge scale is the expectation until it is fitted.
+
+    Raises:
+        ConfigError: every fault at once.
+    """
     return AdapterConfig(
         bottleneck=recipe.bottleneck,
         experts=recipe.experts,
         share=recipe.share,
         scale=recipe.scale,
         dropout=recipe.dropout,
+        merge_scale=None if recipe.merge_scale in MERGE_SCALES else merge_scale(recipe.merge_scale),
     )
 
 
-def describe(config: TuneConfig, recipe: Recipe) -> str:
+def merge_scale(text: str) -> float:
+    """Raises ConfigError if the text is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--merge-scale {text}: choose {', '.join(MERGE_SCALES)} or a number") from None
+
+
+def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
     """`config.json`: everything that decides the run's result, and where its data were."""
     settings = {
         "task": config.task,
@@ -126,6 +184,8 @@ def describe(config: TuneConfig, recipe: Recipe) -> str:
         "method": config.method,
         "seed": config.seed,
         "split": config.split,
+        "precision": precision,
+        "image_size": config.image_size,
         "random_weights": config.random_weights,
         "backbone_weights": config.backbone_weights and str(config.backbone_weights),
         "data_dir": config.data_dir and str(config.data_dir),

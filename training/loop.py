@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mosa_deploy.attach import freeze, load_task_state, reseed, set_passes, task_state
+from mosa_deploy.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.files import replacing
 from mosa_deploy.preprocess import Preprocess
@@ -38,11 +38,6 @@ class State:
     history: list[Row] = field(default_factory=list)
 
 
-def autocast(device: str) -> torch.autocast:
-    """bf16 on CUDA, full precision elsewhere."""
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-
-
 def task_loss(logits: Tensor, labels: Tensor, passes: int) -> tuple[Tensor, Tensor]:
     """Cross entropy and consistency of `passes` stochastic passes of one batch, logits (passes * B, K).
 
@@ -62,13 +57,10 @@ def task_loss(logits: Tensor, labels: Tensor, passes: int) -> tuple[Tensor, Tens
 
 @torch.inference_mode()
 def predict(model: VisionTransformer, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
-    """Logits (N, K), fp32 on the CPU, of the model in evaluation mode: the expectation over the experts."""
+    """Logits (N, K) on the CPU of the model in evaluation mode, in fp32: the merged adapters', split or not."""
     model.eval()
-    outputs = []
-    for pixels in images.pixels.split(batch):
-        with autocast(device):
-            outputs.append(model(normalise(pixels.to(device), preprocess)).float().cpu())
-    return torch.cat(outputs)
+    batches = images.pixels.split(batch)
+    return torch.cat([model(normalise(pixels.to(device), preprocess)).cpu() for pixels in batches])
 
 
 class Trainer:
@@ -83,8 +75,10 @@ class Trainer:
         recipe: Recipe,
         seed: int,
         device: str,
+        precision: str = "fp32",
     ) -> None:
         self.model = model.to(device)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
         self.train, self.validation = train, validation
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
         self.state = State()
@@ -103,25 +97,42 @@ class Trainer:
         )
 
     def fit(self, finished: Callable[["Trainer"], None]) -> None:
-        """Run the epochs that are left, call `finished` after each, and leave the best one in the model."""
+        """Run the epochs that are left, call `finished` after each, and leave the best one in the model.
+
+        Raises:
+            TrainingError: the loss is not finite, or the device has too little memory; finished epochs are kept.
+        """
         while self.state.epoch < self.recipe.epochs:
-            row = self.run_epoch(self.state.epoch)
-            logits = predict(self.model, self.validation, self.preprocess, self.device)
-            loss = float(F.cross_entropy(logits, self.validation.labels))
-            accuracy = float((logits.argmax(1) == self.validation.labels).float().mean())
-            row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+            try:
+                row = self.run_epoch(self.state.epoch) | self.validate()
+            except torch.OutOfMemoryError:
+                batch = self.recipe.batch_size
+                raise TrainingError(
+                    f"{self.device} is out of memory at --batch-size {batch}: --batch-size {max(1, batch // 2)} halves"
+                    " what a step needs"
+                ) from None
             self.state.history.append(row)
             self.state.epoch += 1
-            if (accuracy, -loss) > self.state.best:
-                self.state.best = (accuracy, -loss)
+            best = (row["validation_accuracy"], -row["validation_loss"])
+            if best > self.state.best:
+                self.state.best = best
                 self.state.best_state = copy.deepcopy(task_state(self.model))
             finished(self)
         load_task_state(self.model, self.state.best_state)
+
+    def validate(self) -> Row:
+        """Loss and accuracy on the validation set."""
+        logits = predict(self.model, self.validation, self.preprocess, self.device)
+        return {
+            "validation_loss": float(F.cross_entropy(logits, self.validation.labels)),
+            "validation_accuracy": float((logits.argmax(1) == self.validation.labels).float().mean()),
+        }
 
     def run_epoch(self, epoch: int) -> Row:
         """One pass over the training images; its randomness derives from (seed, epoch) alone."""
         torch.manual_seed(derive(self.seed, "epoch", epoch))
         reseed(self.model, self.seed, epoch)
+        set_dense(self.model, epoch >= self.recipe.epochs - self.recipe.dense_epochs)
         order = torch.randperm(len(self.train))
         self.model.train()
         sums, start = torch.zeros(2), time.perf_counter()
@@ -153,13 +164,13 @@ class Trainer:
         """One update; the passes go through the backbone as one batch. Returns both losses (2,) on the CPU."""
         inputs = normalise(pixels, self.preprocess)
         passes = self.recipe.passes
-        with autocast(self.device):
+        with self.autocast:
             logits = self.model(inputs.repeat(passes, 1, 1, 1))
-            losses = task_loss(logits, labels, passes)
+        cross_entropy, consistency = task_loss(logits, labels, passes)
         self.optimizer.zero_grad()
-        sum(losses, start=torch.zeros((), device=self.device)).backward()
+        (cross_entropy + self.recipe.consistency * consistency).backward()
         self.optimizer.step()
-        return torch.stack(losses).detach().cpu()
+        return torch.stack([cross_entropy, consistency]).detach().cpu()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint of the finished epochs."""

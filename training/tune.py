@@ -5,6 +5,7 @@ Reads from top to bottom: find the data, load the frozen backbone, train or fit,
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ from mosa_deploy.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.seeds import derive
 from mosa_deploy.versions import git_commit, library_versions
 from training import run
-from training.config import Recipe, TuneConfig, adapter_config, describe
+from training.config import TuneConfig, adapter_config, describe
 from training.data import Images, check_classes, decode_all
 from training.loop import Row, Trainer, predict
+from training.merge_scale import fit_merge_scale
 from training.metrics import figures, fit_temperature
 from training.probe import fit_probe
 from training.tasks import find
@@ -46,10 +48,12 @@ def tune(config: TuneConfig) -> Path:
     method = config.checked_method()
     recipe = config.recipe(task.recipe)
     device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # Data before weights: whoever lacks both hears of the data first.
     splits = task.splits(config.data_dir, config.split)
-    model = load_backbone(recipe.backbone, weights)
+    size = {"img_size": config.image_size} if config.image_size else {}
+    model = load_backbone(recipe.backbone, weights, **size)
     backbone = Backbone(
         name=recipe.backbone,
         source=weights.source,
@@ -57,9 +61,9 @@ def tune(config: TuneConfig) -> Path:
         depth=len(model.blocks),
         embed_dim=model.embed_dim,
     )
-    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
+    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model, size), task.squash)
     out = config.out or Path("runs") / name
-    if run.open_run(out, describe(config, recipe), config.resume):
+    if run.open_run(out, describe(config, recipe, precision), config.resume):
         (out / run.CHECKPOINT).unlink(missing_ok=True)
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
@@ -68,17 +72,28 @@ def tune(config: TuneConfig) -> Path:
     train = decode_all(splits.train, preprocess, "training")
     validation = decode_all(splits.validation, preprocess, "validation")
     check_classes(train, splits.classes, "training")
+    if len(train) < recipe.batch_size and method != "linear":
+        print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step an epoch")
 
     torch.manual_seed(derive(config.seed, "head"))
     model.reset_classifier(len(splits.classes))
-    rows = fit(model, train, validation, preprocess, recipe, config, out, device)
+    if method == "linear":
+        adapter, rows = None, fit_probe(model, train, validation, preprocess, device)
+        freeze(model)
+    else:
+        adapter = adapter_config(recipe)
+        attach(model, adapter, config.seed, split=method == "mosa")
+        trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device, precision)
+        rows = fit(trainer, out, config.resume)
+        if recipe.merge_scale == "learned":
+            adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation, preprocess, device))
     record = Record(
         task=name,
         dataset=config.task,
         backbone=backbone,
         method=method,
-        form="merged" if config.method == "linear" else "split",
-        adapter=None if config.method == "linear" else adapter_config(recipe),
+        form="split" if method == "mosa" else "merged",
+        adapter=adapter,
         classes=splits.classes,
         preprocess=preprocess,
         temperature=1.0,
@@ -104,25 +119,21 @@ def choose_device(name: str) -> str:
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def fit(
-    model: VisionTransformer,
-    train: Images,
-    validation: Images,
-    preprocess: Preprocess,
-    recipe: Recipe,
-    config: TuneConfig,
-    out: Path,
-    device: str,
-) -> list[Row]:
-    """Tune the model by the chosen method; returns the rows of its history."""
-    if config.method == "linear":
-        rows = fit_probe(model, train, validation, preprocess, device)
-        freeze(model)
-        return rows
-    attach(model, adapter_config(recipe), config.seed)
-    trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device)
+def choose_precision(name: str, device: str) -> str:
+    """`auto` is bf16 on CUDA and fp32 elsewhere.
+
+    Raises:
+        ConfigError: a precision that is not known.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"--precision {name}: choose auto, fp32 or bf16")
+    return name if name != "auto" else "bf16" if device == "cuda" else "fp32"
+
+
+def fit(trainer: Trainer, out: Path, resume: bool) -> list[Row]:
+    """Run the epochs that are left, with a checkpoint after each; returns the rows of the history."""
     checkpoint = out / run.CHECKPOINT
-    if config.resume and checkpoint.is_file():
+    if resume and checkpoint.is_file():
         trainer.load(checkpoint)
         print(f"resumed after epoch {trainer.state.epoch}")
 
@@ -131,7 +142,7 @@ def fit(
         run.write_history(out, trainer.state.history)
         row = trainer.state.history[-1]
         print(
-            f"epoch {row['epoch']:.0f}/{recipe.epochs}: cross entropy {row['cross_entropy']:.3f},"
+            f"epoch {row['epoch']:.0f}/{trainer.recipe.epochs}: cross entropy {row['cross_entropy']:.3f},"
             f" consistency {row['consistency']:.3f}, validation accuracy {row['validation_accuracy']:.4f},"
             f" {row['images_per_second']:.0f} images/s",
             flush=True,

@@ -12,13 +12,14 @@ from mosa_deploy.adapter import ParallelAdapter, SplitLinear
 from mosa_deploy.config import AdapterConfig, Share
 
 EXPERTS = 3
+CONFIG = AdapterConfig(experts=EXPERTS)
 
 
 @pytest.fixture
 def layer() -> SplitLinear:
     """A split projection 4 -> 5 in float64, each of its tensors away from where it starts."""
     torch.manual_seed(0)
-    split = SplitLinear.from_base(nn.Linear(4, 5), EXPERTS, torch.Generator().manual_seed(1)).double()
+    split = SplitLinear.from_base(nn.Linear(4, 5), CONFIG, torch.Generator().manual_seed(1)).double()
     for parameter in split.parameters():
         nn.init.normal_(parameter)
     return split
@@ -108,11 +109,39 @@ def test_gradient_reaches_only_the_active_experts_entries_and_bias(layer: SplitL
 
 def test_the_initial_value_is_frozen_and_every_expert_starts_from_it() -> None:
     linear = nn.Linear(4, 5)
-    layer = SplitLinear.from_base(linear, EXPERTS, torch.Generator().manual_seed(1))
+    layer = SplitLinear.from_base(linear, CONFIG, torch.Generator().manual_seed(1))
     x = torch.randn(2, 4)
     for k in range(EXPERTS):
         assert torch.equal(nn.functional.linear(x, *layer.expert(k)), linear(x))
     assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
+
+
+def test_merge_scale_stands_in_for_the_expectation(layer: SplitLinear) -> None:
+    layer.merge_scale = 0.7
+    x = batch(7)
+    weight = layer.base.numpy() + 0.7 * layer.weight.detach().numpy()
+    expected = x.numpy() @ weight.T + layer.bias.detach().numpy().mean(axis=0)
+    np.testing.assert_allclose(layer.eval()(x).detach().numpy(), expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(layer.merge()(x).detach().numpy(), expected, rtol=0, atol=1e-13)
+
+
+def test_merge_scale_of_the_settings_reaches_the_projection() -> None:
+    config = AdapterConfig(experts=4, share="none", merge_scale=0.6)
+    adapter = new_adapter(config).split_(config, torch.Generator())
+    assert [part.merge_scale for part in adapter.modules() if isinstance(part, SplitLinear)] == [0.6, 0.6]
+    assert SplitLinear.from_base(nn.Linear(4, 5), CONFIG, torch.Generator()).merge_scale == pytest.approx(1 / EXPERTS)
+
+
+def test_dense_training_uses_the_merged_weight_and_teaches_every_entry(layer: SplitLinear) -> None:
+    layer.dense = True
+    x = batch(6)
+    output = layer.train()(x)
+    np.testing.assert_array_equal(output.detach().numpy(), layer.eval()(x).detach().numpy())
+    output.square().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    assert (layer.weight.grad != 0).all()
+    assert layer.bias.grad.any(dim=1).all()
 
 
 def test_merged_projection_is_a_dense_layer_with_evaluations_output(layer: SplitLinear) -> None:

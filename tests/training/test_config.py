@@ -5,19 +5,53 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.errors import ConfigError
-from training.config import Recipe, TuneConfig, describe, differences
+from training.config import Recipe, TuneConfig, adapter_config, describe, differences
 
 PRESET = Recipe(backbone="vit_toy", experts=4, passes=2, lr=1e-3)
 
 
 def test_every_fault_is_named_at_once_in_one_line() -> None:
-    config = TuneConfig(task="digits", epochs=0, batch_size=0, lr=-1.0, bottleneck=0, experts=300, share="sideways")
+    config = TuneConfig(
+        task="digits",
+        epochs=0,
+        batch_size=0,
+        lr=-1.0,
+        bottleneck=0,
+        experts=300,
+        share="sideways",
+        passes=3,
+        consistency=-1.0,
+        dense_epochs=1,
+    )
     with pytest.raises(ConfigError) as caught:
         config.recipe(PRESET)
     text = str(caught.value)
     assert "\n" not in text
     for words in ("--epochs 0", "--batch-size 0", "--lr -1.0", "--bottleneck 0", "--experts 300", "'sideways'"):
         assert words in text
+    for words in ("--passes 3: 1 or 2", "--consistency -1.0: at least 0", "--dense-epochs 1: 0 to 0, the epochs"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("lots", "--merge-scale lots: choose expectation, learned or a number"),
+        ("0", "--merge-scale 0.0: above 0"),
+        ("nan", "--merge-scale nan: above 0"),
+        ("inf", "--merge-scale inf: above 0"),
+    ],
+)
+def test_merge_scale_that_cannot_be_is_named(given: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TuneConfig(task="digits", merge_scale=given).recipe(PRESET)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(("given", "value"), [("expectation", None), ("learned", None), ("0.5", 0.5)])
+def test_merge_scale_shapes_the_adapter(given: str, value: float | None) -> None:
+    recipe = TuneConfig(task="digits", merge_scale=given).recipe(PRESET)
+    assert adapter_config(recipe).merge_scale == value
 
 
 def test_unknown_method_offers_the_nearest_names() -> None:
@@ -25,9 +59,19 @@ def test_unknown_method_offers_the_nearest_names() -> None:
         TuneConfig(task="digits", method="moza").checked_method()
 
 
-def test_adapter_is_one_expert_and_one_pass_and_else_as_preset() -> None:
-    recipe = TuneConfig(task="digits", method="adapter", experts=8).recipe(PRESET)
-    assert recipe == dataclasses.replace(PRESET, experts=1, passes=1)
+@pytest.mark.parametrize("passes", [None, 1])
+def test_adapter_is_one_expert_and_else_as_preset_and_flags(passes: int | None) -> None:
+    preset = dataclasses.replace(PRESET, share="none", dense_epochs=3, merge_scale="learned")
+    recipe = TuneConfig(task="digits", method="adapter", passes=passes).recipe(preset)
+    assert recipe == dataclasses.replace(PRESET, experts=1, passes=passes or 2)
+
+
+@pytest.mark.parametrize("method", ["adapter", "linear"])
+def test_options_of_mosa_are_refused_elsewhere(method: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TuneConfig(task="digits", method=method, experts=8, dense_epochs=1).recipe(PRESET)
+    refused = "--experts is an option of --method mosa: drop it; --dense-epochs is an option of --method mosa: drop it"
+    assert str(caught.value) == refused
 
 
 def test_flags_replace_the_preset_and_the_rest_stays() -> None:
@@ -36,14 +80,15 @@ def test_flags_replace_the_preset_and_the_rest_stays() -> None:
 
 
 def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
-    described = json.loads(describe(TuneConfig(task="digits", data_dir=Path("images")), PRESET))
+    described = json.loads(describe(TuneConfig(task="digits", data_dir=Path("images")), PRESET, "bf16"))
     options = {field.name for field in dataclasses.fields(TuneConfig)} - {"out", "resume", "device"}
     assert described.keys() == options | {field.name for field in dataclasses.fields(Recipe)}
     assert described["data_dir"] == "images"
+    assert described["precision"] == "bf16"
 
 
 def test_differences_name_the_changed_settings_only() -> None:
     old = TuneConfig(task="digits", seed=1)
     new = TuneConfig(task="digits", seed=2, lr=0.1)
-    changed = differences(describe(old, old.recipe(PRESET)), describe(new, new.recipe(PRESET)))
+    changed = differences(describe(old, old.recipe(PRESET), "fp32"), describe(new, new.recipe(PRESET), "fp32"))
     assert changed == ["lr was 0.001, is 0.1", "seed was 1, is 2"]

@@ -8,6 +8,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 
 from mosa_deploy.attach import attach, split_layers, task_state
+from mosa_deploy.errors import TrainingError
+from mosa_deploy.merge import merge
 from tests.conftest import perturb
 from tests.training.conftest import PREPROCESS, Toy, random_images
 from training.config import Recipe, adapter_config
@@ -74,6 +76,75 @@ def test_step_sends_both_passes_as_one_batch_and_the_first_alone_meets_the_label
     first, second = np.split(softmax(logits.double().numpy(), axis=1), 2)
     expected = (rel_entr(first, second).sum() + rel_entr(second, first).sum()) / 16
     assert consistency == pytest.approx(expected, rel=1e-3)
+
+
+def test_consistency_weight_multiplies_its_gradient(toy: Toy) -> None:
+    images, moved = random_images(8, 3), {}
+    for weight in (0.0, 1.0, 3.0):
+        trainer = make_trainer(toy, consistency=weight)
+        trainer.model.train()
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = 0.0
+        trainer.step(images.pixels, images.labels)
+        gradient = split_layers(trainer.model)[0].weight.grad
+        assert gradient is not None
+        moved[weight] = gradient.double().numpy()
+    np.testing.assert_allclose(moved[3.0] - moved[0.0], 3 * (moved[1.0] - moved[0.0]), atol=1e-6)
+    assert not np.allclose(moved[1.0], moved[0.0])
+
+
+def test_last_epochs_train_the_merged_adapter_densely(toy: Toy) -> None:
+    trainer = make_trainer(toy, epochs=3, dense_epochs=2)
+    dense: list[bool] = []
+    trainer.model.register_forward_hook(
+        lambda model, *_: dense.append(split_layers(model)[0].dense) if model.training else None
+    )
+    trainer.fit(lambda trainer: None)
+    assert dense == [False] * 3 + [True] * 6
+
+
+def test_bf16_steps_differ_from_fp32_and_validation_does_not(toy: Toy) -> None:
+    images, losses = random_images(8, 3), {}
+    for precision in ("fp32", "bf16"):
+        trainer = make_trainer(toy)
+        trainer = Trainer(
+            trainer.model, trainer.train, trainer.validation, PREPROCESS, trainer.recipe, 0, "cpu", precision
+        )
+        logits = predict(trainer.model, images, PREPROCESS, "cpu")
+        trainer.model.train()
+        losses[precision] = (logits, trainer.step(images.pixels, images.labels))
+    assert torch.equal(losses["fp32"][0], losses["bf16"][0])
+    assert not torch.equal(losses["fp32"][1], losses["bf16"][1])
+    np.testing.assert_allclose(losses["fp32"][1], losses["bf16"][1], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(("passes", "tolerance"), [(1, 0.0), (2, 1e-5)])
+def test_one_expert_is_the_dense_adapter(toy: Toy, passes: int, tolerance: float) -> None:
+    """Bit for bit with one pass; two draws are two matrix products, whose gradients add up in another order."""
+    recipe = dataclasses.replace(RECIPE, experts=1, passes=passes, dropout=0.2)
+    tuned = []
+    for split in (True, False):
+        model = attach(toy(num_classes=3), adapter_config(recipe), seed=0, split=split)
+        trainer = Trainer(model, random_images(20, 3), random_images(9, 3, seed=1), PREPROCESS, recipe, 0, "cpu")
+        trainer.fit(lambda trainer: None)
+        tuned.append(task_state(merge(model)))
+    assert tuned[0].keys() == tuned[1].keys()
+    for name, value in tuned[0].items():
+        np.testing.assert_allclose(value, tuned[1][name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_out_of_memory_names_the_flag_that_halves_it(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(toy)
+    trainer.fit(lambda trainer: setattr(trainer.state, "epoch", trainer.recipe.epochs))
+
+    def exhausted(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trainer.state.epoch = 0
+    monkeypatch.setattr(trainer.model, "forward_features", exhausted)
+    with pytest.raises(TrainingError, match=r"^cpu is out of memory at --batch-size 8: --batch-size 4 halves "):
+        trainer.fit(lambda trainer: None)
+    assert len(trainer.state.history) == 1
 
 
 def test_step_moves_adapters_and_head_and_nothing_else(toy: Toy) -> None:

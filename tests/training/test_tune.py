@@ -10,8 +10,10 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
+from mosa_deploy.attach import split_layers
 from mosa_deploy.bundle import Bundle, read_record
 from mosa_deploy.errors import ConfigError
+from mosa_deploy.preprocess import probabilities
 from mosa_deploy.restore import restore
 from tests.training.conftest import Few, random_images
 from training.config import TuneConfig
@@ -115,12 +117,41 @@ def test_linear_probe_leaves_a_bundle_without_an_adapter(few: str, tmp_path: Pat
     assert [float(row["c"]) for row in rows(run)] == [1e-3, 1e-2, 0.1, 1, 10, 100, 1000]
 
 
-def test_dense_adapter_has_one_expert_and_no_consistency(few: str, tmp_path: Path) -> None:
-    run = tune(TuneConfig(task=few, method="adapter", epochs=1, out=tmp_path / "run", device="cpu"))
+def test_dense_adapter_is_stored_as_one_and_one_pass_has_no_consistency(few: str, tmp_path: Path) -> None:
+    run = tune(TuneConfig(task=few, method="adapter", passes=1, epochs=1, out=tmp_path / "run", device="cpu"))
     record = read_record(run)
+    assert record.form == "merged"
     assert record.adapter is not None
     assert record.adapter.experts == 1
     assert [float(row["consistency"]) for row in rows(run)] == [0]
+
+
+def test_learned_merge_scale_travels_with_the_bundle(few: str, tmp_path: Path) -> None:
+    run = tune(TuneConfig(task=few, merge_scale="learned", epochs=1, out=tmp_path / "run", device="cpu"))
+    bundle = Bundle.load(run)
+    assert bundle.record.adapter is not None
+    scale = bundle.record.adapter.merge_scale
+    assert scale is not None
+    assert scale != 1 / 4
+    restored = restore(bundle)
+    assert {layer.merge_scale for layer in split_layers(restored)} == {scale}
+    logits = restored(torch.from_numpy(bundle.canary.inputs(bundle.record.preprocess))).detach().numpy()
+    assert bundle.canary.error(probabilities(logits, bundle.record.temperature)) < 1e-5
+
+
+def test_batch_larger_than_the_training_set_is_one_step_an_epoch_and_said(
+    few: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tune(TuneConfig(task=few, batch_size=100, epochs=1, out=tmp_path / "run", device="cpu"))
+    assert "36 training images are fewer than --batch-size 100: one step an epoch" in capsys.readouterr().out
+    assert len(rows(run)) == 1
+
+
+def test_unknown_precision_is_one_line(
+    few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = fails(monkeypatch, capsys, "--precision", "fp8", "--out", str(tmp_path / "run"))
+    assert text == "error: --precision fp8: choose auto, fp32 or bf16\n"
 
 
 def test_task_may_have_a_name_of_its_own(
