@@ -26,16 +26,43 @@ INTERPOLATION = {
 
 
 def decode(content: bytes) -> Image.Image:
-    """The first frame of an encoded image as upright RGB.
+    """The first frame of an encoded image as upright RGB of 8 bits.
+
+    Grey of 16 bits is scaled, round(v / 257). What is transparent is composited over white, so that the colours that
+    a file hides under it do not show. CMYK, palettes and the rest become RGB as Pillow converts them.
 
     Raises:
-        DataError: the bytes are not an image that Pillow can read.
+        DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
     except Exception as error:  # On damaged bytes Pillow lets out struct.error, TypeError and RuntimeError too.
         raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise DataError("a floating-point image (mode F) has no agreed white: save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        return _from_16_bits(np.asarray(image), image.info.get("transparency"))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    ground = Image.new("RGB", layer.size, "white")
+    ground.paste(layer, mask=layer)
+    return ground
+
+
+def _from_16_bits(values: NDArray[Any], transparent: int | None) -> Image.Image:
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(f"a grey image with values from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+    grey = (values.astype(np.int64) + 128) // 257
+    if transparent is not None:
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def encode(pixels: Pixels) -> bytes:

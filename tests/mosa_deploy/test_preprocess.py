@@ -1,11 +1,13 @@
 import contextlib
 import io
+import struct
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import timm.data
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import special
 
@@ -14,6 +16,8 @@ from mosa_deploy.preprocess import Pixels, Preprocess, decode, encode, probabili
 
 SIZES = [(32, 32), (47, 31), (31, 47), (500, 20), (20, 500), (3, 5), (1, 1), (49, 98), (207, 414)]
 """(width, height); scaling a side of 98 by 32 / 49 in floats lands just below 64."""
+
+LOSSLESS: dict[str, dict[str, Any]] = {"webp": {"lossless": True}}
 
 NORMAL: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -27,6 +31,17 @@ def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
     return buffer.getvalue()
+
+
+def big_endian_tiff(values: NDArray[np.uint16]) -> bytes:
+    """The same grey as Pillow's little-endian TIFF, written out: one strip, no compression."""
+    height, width = values.shape
+    strip = values.astype(">u2").tobytes()
+    tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, 0), (277, 1), (278, height)]
+    tags.append((279, len(strip)))
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack(">HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags]
+    return struct.pack(">2sHIH", b"MM", 42, 8, len(tags)) + b"".join(entries) + bytes(4) + strip
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -77,18 +92,130 @@ def test_normalising_is_the_formula_channel_by_channel() -> None:
         np.testing.assert_allclose(found[:, channel], expected, rtol=0, atol=1e-6)
 
 
-def test_grey_alpha_and_palette_images_decode_to_their_own_colours() -> None:
-    image = picture(7, 5)
-    pixels = np.asarray(image)
-    grey, palette = image.convert("L"), image.quantize(16)
-    alpha = np.dstack([pixels, np.full((5, 7), 9, dtype=np.uint8)])
-    expected: list[tuple[Image.Image, Pixels]] = [
-        (grey, np.repeat(np.asarray(grey)[..., None], 3, axis=2)),
-        (Image.fromarray(alpha), pixels),
-        (palette, np.asarray(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)[np.asarray(palette)]),
-    ]
-    for stored, colours in expected:
-        np.testing.assert_array_equal(np.asarray(decode(encoded(stored))), colours)
+PALETTE = np.array([[10, 20, 30], [200, 100, 0], [255, 0, 255], [0, 0, 0]], dtype=np.uint8)
+INDICES = np.array([[0, 1, 2, 3], [3, 2, 1, 0]], dtype=np.uint8)
+GREY = np.array([[0, 1, 7, 128], [129, 254, 255, 7]], dtype=np.uint8)
+DEEP = np.array([[0, 128, 129, 256], [385, 386, 0xFF7F, 0xFFFF]], dtype=np.uint16)
+DEEP_SCALED = np.array([[0, 0, 1, 1], [1, 2, 255, 255]], dtype=np.uint8)
+"""DEEP / 257, rounded by hand: 128 and 385 lie just below a half, 129 and 386 just above."""
+ALPHA = np.array([[0, 1, 127, 128], [200, 254, 255, 0]], dtype=np.uint8)
+
+
+def colours(grey: Pixels) -> Pixels:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def over_white(rgb: Pixels, alpha: Pixels) -> Pixels:
+    """round(a c + (1 - a) 255), written out in float64."""
+    share = alpha[..., None] / 255
+    return np.round(share * rgb + (1 - share) * 255).astype(np.uint8)
+
+
+def paletted(**info: Any) -> Image.Image:
+    image = Image.fromarray(INDICES, "P")
+    image.putpalette(PALETTE.tobytes())
+    image.info.update(info)
+    return image
+
+
+def pgm(values: Pixels | NDArray[np.uint16]) -> bytes:
+    return b"P5 4 2 65535\n" + values.astype(">u2").tobytes()
+
+
+def tiff(values: NDArray[Any]) -> bytes:
+    return encoded(Image.fromarray(values), "tiff")
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (2, 4, 3), dtype=np.uint8)
+KINDS: dict[str, tuple[str, bytes, Pixels]] = {
+    "RGB": ("RGB", encoded(Image.fromarray(RGB)), RGB),
+    "grey": ("L", encoded(Image.fromarray(GREY)), colours(GREY)),
+    "one bit": ("1", encoded(Image.fromarray(GREY > 100)), colours(np.uint8(255) * (GREY > 100))),
+    "16-bit grey PNG": ("I;16", encoded(Image.fromarray(DEEP)), colours(DEEP_SCALED)),
+    "16-bit grey TIFF": ("I;16", tiff(DEEP), colours(DEEP_SCALED)),
+    "16-bit grey TIFF, big-endian": ("I;16B", big_endian_tiff(DEEP), colours(DEEP_SCALED)),
+    "16-bit grey PGM": ("I", pgm(DEEP), colours(DEEP_SCALED)),
+    "32-bit grey TIFF of 16-bit values": ("I", tiff(DEEP.astype(np.int32)), colours(DEEP_SCALED)),
+    "palette": ("P", encoded(paletted()), PALETTE[INDICES]),
+    "palette with a transparent colour": (
+        "P",
+        encoded(paletted(transparency=1), "gif"),
+        np.where(INDICES[..., None] == 1, np.uint8(255), PALETTE[INDICES]),
+    ),
+    "palette with an alpha a colour": (
+        "P",
+        encoded(paletted(), transparency=bytes([0, 100, 255, 200])),
+        over_white(PALETTE[INDICES], np.array([0, 100, 255, 200], dtype=np.uint8)[INDICES]),
+    ),
+    "alpha": ("RGBA", encoded(Image.fromarray(np.dstack([RGB, ALPHA]))), over_white(RGB, ALPHA)),
+    "opaque alpha": ("RGBA", encoded(Image.fromarray(np.dstack([RGB, np.full_like(ALPHA, 255)]))), RGB),
+    "alpha in WebP": (
+        "RGBA",
+        encoded(Image.fromarray(np.dstack([RGB, ALPHA])), "webp", lossless=True, exact=True),
+        over_white(RGB, ALPHA),
+    ),
+    "grey with alpha": (
+        "LA",
+        encoded(Image.fromarray(np.dstack([GREY, ALPHA]))),
+        over_white(colours(GREY), ALPHA),
+    ),
+    "grey with a transparent value": (
+        "L",
+        encoded(Image.fromarray(GREY), transparency=7),
+        colours(np.where(GREY == 7, np.uint8(255), GREY)),
+    ),
+    "16-bit grey with a transparent value": (
+        "I;16",
+        encoded(Image.fromarray(DEEP), transparency=386),
+        colours(np.where(DEEP == 386, np.uint8(255), DEEP_SCALED)),
+    ),
+    "RGB with a transparent colour": (
+        "RGB",
+        encoded(Image.fromarray(RGB), transparency=tuple(RGB[1, 2].tolist())),
+        over_white(RGB, np.where((RGB[1, 2] == RGB).all(-1), 0, 255).astype(np.uint8)),
+    ),
+}
+"""How an image is stored -> the mode that Pillow opens it in, its bytes, and its pixels over white."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_image_decodes_to_the_same_8_bit_rgb_over_white(kind: str) -> None:
+    mode, content, expected = KINDS[kind]
+    with Image.open(io.BytesIO(content)) as stored:
+        assert stored.mode == mode
+    decoded = decode(content)
+    assert decoded.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(decoded), expected)
+
+
+def test_colours_under_transparent_pixels_do_not_show() -> None:
+    secret = np.dstack([RGB, np.zeros_like(ALPHA)])
+    assert (np.asarray(decode(encoded(Image.fromarray(secret)))) == 255).all()
+
+
+def test_16_bit_grey_keeps_its_order_and_ends() -> None:
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.round(ramp / 257).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(decode(encoded(Image.fromarray(ramp)))), colours(expected))
+
+
+def test_floating_point_images_are_refused_by_name() -> None:
+    with pytest.raises(DataError, match=r"^a floating-point image \(mode F\) has no agreed white: save it with 8 or"):
+        decode(tiff(np.ones((2, 4), dtype=np.float32)))
+
+
+@pytest.mark.parametrize("values", [[-1, 5], [0, 65536]])
+def test_integers_beyond_16_bits_are_refused_not_clipped(values: list[int]) -> None:
+    said = rf"^a grey image with values from {values[0]} to {values[1]}: save it with 8 or 16 bits$"
+    with pytest.raises(DataError, match=said):
+        decode(tiff(np.array([values], dtype=np.int32)))
+
+
+def test_cmyk_decodes_to_rgb() -> None:
+    inks = np.array([[[255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255], [0, 0, 0, 0]]], dtype=np.uint8)
+    lights = [[[0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0], [255, 255, 255]]]
+    decoded = decode(encoded(Image.fromarray(inks, "CMYK"), "tiff"))
+    np.testing.assert_array_equal(np.asarray(decoded), lights)
 
 
 def test_a_cmyk_photo_decodes_to_rgb() -> None:
@@ -96,6 +223,16 @@ def test_a_cmyk_photo_decodes_to_rgb() -> None:
     decoded = decode(encoded(cyan, "jpeg", quality=95))
     assert decoded.mode == "RGB"
     np.testing.assert_allclose(np.asarray(decoded), np.broadcast_to([0, 255, 255], (16, 16, 3)), atol=3)
+
+
+@pytest.mark.parametrize("kind", ["16-bit grey PNG", "alpha", "palette with an alpha a colour"])
+def test_exif_orientation_is_applied_whatever_the_kind(kind: str) -> None:
+    _, content, expected = KINDS[kind]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(io.BytesIO(content)) as stored:
+        turned = encoded(stored, exif=exif)
+    np.testing.assert_array_equal(np.asarray(decode(turned)), np.rot90(expected, -1))
 
 
 @pytest.mark.parametrize(
@@ -122,8 +259,9 @@ def test_an_encoded_image_decodes_to_the_same_pixels() -> None:
 
 def test_the_first_frame_of_an_animation_is_taken() -> None:
     first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
-    decoded = decode(encoded(first, "gif", save_all=True, append_images=[second]))
-    assert decoded.getpixel((0, 0)) == (255, 0, 0)
+    for kind in ("gif", "webp", "png", "tiff"):
+        decoded = decode(encoded(first, kind, save_all=True, append_images=[second], **LOSSLESS.get(kind, {})))
+        np.testing.assert_array_equal(np.asarray(decoded), np.broadcast_to([255, 0, 0], (4, 4, 3)))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"GIF89a" + bytes(20)])
