@@ -1,0 +1,171 @@
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from tests.training.conftest import Few
+from training import compare as module
+from training.compare import CompareConfig, compare, main
+from training.comparison import Result, differences, interval, tables
+from training.config import Recipe, TuneConfig
+from training.run import METRICS
+from training.trials import FACTORS, flags, label, settings
+
+PRESET = Recipe(backbone="vit_toy", lr=1e-2, scale=0.5, experts=4)
+
+
+def results() -> list[Result]:
+    """Two tasks, three seeds; the probe has one run, and one trial was not chosen."""
+    accuracy = {
+        ("a", "linear"): [0.5],
+        ("a", "adapter"): [0.6, 0.7, 0.8],
+        ("a", "mosa"): [0.65, 0.7, 0.9],
+        ("b", "linear"): [0.2],
+        ("b", "adapter"): [0.4, 0.4, 0.4],
+        ("b", "mosa"): [0.3, 0.4, 0.5],
+    }
+    runs = [
+        Result(task, method, "preset", seed, 1000, 0.5, value)
+        for (task, method), values in accuracy.items()
+        for seed, value in enumerate(values)
+    ]
+    return [*runs, Result("a", "mosa", "lr-x2", 0, 1000, 0.4, None)]
+
+
+def test_every_method_tries_as_many_settings_and_the_same_lr_and_scale() -> None:
+    dense, mosa = (settings(method, 6, PRESET) for method in ("adapter", "mosa"))
+    assert len(set(dense)) == len(set(mosa)) == 6
+    assert dense[0] == mosa[0] == ()
+    common = [[{k: v for k, v in setting if k in FACTORS} for setting in found] for found in (dense, mosa)]
+    assert common[0] == common[1]
+    assert {name for setting in mosa for name, _ in setting} == {"lr", "scale", "experts"}
+
+
+def test_more_trials_than_settings_try_each_once() -> None:
+    found = settings("mosa", 1000, PRESET)
+    assert len(found) == len(set(found)) == 18
+
+
+def test_a_setting_changes_the_preset_by_factors_and_values() -> None:
+    setting = (("experts", 2), ("lr", 0.5), ("scale", 4.0))
+    assert label(setting) == "experts-2-lr-x0.5-scale-x4"
+    recipe = TuneConfig(task="digits", **flags(setting, PRESET)).recipe(PRESET)
+    assert (recipe.experts, recipe.lr, recipe.scale) == (2, 5e-3, 2.0)
+    assert label(()) == "preset"
+
+
+def test_interval_is_students_t_of_the_paired_differences() -> None:
+    first, second = [0.6, 0.7, 0.8, 0.9], [0.65, 0.7, 0.9, 0.87]
+    expected = stats.ttest_rel(second, first).confidence_interval(0.95)
+    found = interval([b - a for a, b in zip(first, second, strict=True)])
+    np.testing.assert_allclose(found, [np.mean(second) - np.mean(first), expected.low, expected.high])
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert interval([0.25])[0] == 0.25
+    assert np.isnan(interval([0.25])[1:]).all()
+
+
+def test_the_probes_one_run_stands_against_every_seed() -> None:
+    np.testing.assert_allclose(differences(results(), "a", "linear"), [-0.1, -0.2, -0.3])
+
+
+def test_table_has_means_spreads_and_differences_in_points() -> None:
+    text = tables(results())
+    assert "| a | mosa | preset | 1,000 | 3 | 0.7500 | 0.1323 |" in text
+    assert "| a | linear | preset | 1,000 | 1 | 0.5000 | - |" in text
+    # mosa - adapter on a: 5, 0, 10; on b: -10, 0, 10; their means: -2.5, 0, 10.
+    assert "| b | -20.00 (-20.00 to -20.00) | +0.00 (-24.84 to +24.84) |" in text
+    assert "| mean of the tasks | -20.00 (-32.42 to -7.58) | +2.50 (-13.93 to +18.93) |" in text
+
+
+def test_table_without_the_dense_adapter_has_no_differences() -> None:
+    assert "above" not in tables([r for r in results() if r.method != "adapter"])
+
+
+@pytest.fixture
+def grid(few: str, tmp_path: Path) -> Callable[..., CompareConfig]:
+    def config(**changes: object) -> CompareConfig:
+        fields = {"tasks": few, "methods": "linear,adapter,mosa", "seeds": 2, "trials": 2, "epochs": 1}
+        return CompareConfig(**{**fields, "out": tmp_path / "grid", **changes})  # type: ignore[arg-type]
+
+    return config
+
+
+def test_grid_chooses_by_validation_reads_each_test_set_once_and_resumes(
+    grid: Callable[..., CompareConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[Path] = []
+    real = module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda c: evaluated.append(c.bundle) or real(c))
+    config = grid()
+    found = compare(config)
+    by_method = {m: [r for r in found if r.method == m] for m in ("linear", "adapter", "mosa")}
+    assert [(r.seed, r.test is None) for r in by_method["linear"]] == [(0, False)]
+    for runs in (by_method["adapter"], by_method["mosa"]):
+        trials = [r for r in runs if r.seed == 0]
+        tested = [r for r in runs if r.test is not None]
+        assert len(trials) == 2
+        assert [r.seed for r in tested] == [0, 1]
+        assert len({r.setting for r in tested}) == 1
+        assert max(r.validation for r in trials) == next(r.validation for r in tested if r.seed == 0)
+    assert len(evaluated) == len(set(evaluated)) == 5
+    bundles = {path: path.stat().st_mtime_ns for path in config.out.rglob("adapter.safetensors")}
+    assert compare(config) == found
+    assert len(evaluated) == 5
+    assert {path: path.stat().st_mtime_ns for path in config.out.rglob("adapter.safetensors")} == bundles
+    with (config.out / "compare.csv").open(newline="") as handle:
+        assert len(list(csv.DictReader(handle))) == len(found)
+    with Image.open(config.out / "compare.png") as image:
+        assert min(image.size) > 200
+    assert "| few | mosa |" in (config.out / "compare.md").read_text()
+    assert all((run.parent / METRICS).is_file() for run in bundles)
+
+
+def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path, grid: Callable[..., CompareConfig]) -> None:
+    (tmp_path / "roses").mkdir()
+    (tmp_path / "tulips.tar.gz").touch()
+    config = grid(data_dir=tmp_path)
+    assert module.source(config, "roses") == ("folder", tmp_path / "roses")
+    assert module.source(config, "tulips") == ("folder", tmp_path / "tulips.tar.gz")
+    assert module.source(config, Few.name) == (Few.name, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--tasks", "digit"], "unknown task 'digit'; did you mean digits?; or give --data-dir that holds"),
+        (["--methods", "moza"], "unknown method 'moza'; did you mean mosa?"),
+        (["--seeds", "0"], "--seeds 0: at least 1"),
+        (["--tasks", ","], "--tasks and --methods need a name each"),
+        (["--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", *flags])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {text}")
+    assert error.count("\n") == 1
+
+
+def test_a_grid_of_other_epochs_is_refused_and_kept(
+    grid: Callable[..., CompareConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = grid(methods="linear", seeds=1)
+    compare(config)
+    monkeypatch.setattr(
+        sys, "argv", ["compare", "--tasks", Few.name, "--methods", "linear", "--epochs", "2", "--out", str(config.out)]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    assert "epochs was 1, is 2" in capsys.readouterr().err

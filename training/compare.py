@@ -1,0 +1,212 @@
+"""Compare methods on tasks, with equal trials and several seeds.
+
+    python -m training.compare --tasks digits,sprites-location --methods linear,adapter,mosa --seeds 2 --epochs 3
+
+Every method tries the same number of settings on seed 0, validation chooses one, and that one is tuned with every
+seed. The test set is read once for each of those runs, after the choice. The same command run again goes on where it
+was stopped. `adapter` is the dense adapter with the same activation, the same passes and the same loss.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from mosa_deploy.errors import ConfigError, DataError, command, one_of
+from mosa_deploy.files import write_text
+from training import comparison, run
+from training.comparison import Result
+from training.config import Recipe, TuneConfig
+from training.evaluate import EvaluateConfig, evaluate
+from training.tasks import TASKS, find
+from training.trials import Setting, flags, label, settings
+from training.tune import tune
+
+TEST = "test.json"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Tune every task by every method with every seed, and compare with the dense adapter."""
+
+    tasks: str = "digits,sprites-location"
+    """Built-in tasks, or folders and archives of that name in --data-dir, with commas between."""
+    methods: str = "linear,adapter,mosa"
+    seeds: int = 5
+    """Runs of each task and method with the chosen setting."""
+    trials: int = 1
+    """Settings that adapter and mosa try on seed 0; 1 is the preset alone."""
+    epochs: int | None = None
+    """Of every run; each task's preset if left out."""
+    data_dir: Path | None = None
+    """The folder that holds the images: `<task>/` or `<task>.tar*` for each task that needs any."""
+    precision: str = "auto"
+    """As in training.tune."""
+    jobs: int = 1
+    """Runs at a time."""
+    out: Path = Path("runs/compare")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    task: str
+    method: str
+    setting: Setting
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where the run lies."""
+        return out / self.task / self.method / label(self.setting) / f"seed-{self.seed}"
+
+
+def compare(config: CompareConfig) -> list[Result]:
+    """Run what is missing of the grid, choose by validation, read the test sets, and write the comparison.
+
+    Raises:
+        ConfigError: an unknown task or method, or fewer than one seed, trial or job.
+    """
+    tasks, methods = names(config.tasks), names(config.methods)
+    check(config, tasks, methods)
+    pairs = [(task, method) for task in tasks for method in methods]
+    first = [
+        Cell(task, method, setting, 0)
+        for task, method in pairs
+        for setting in settings(method, config.trials, preset(task))
+    ]
+    carry_out(config, first, "trials")
+    chosen = [choose(config.out, [cell for cell in first if (cell.task, cell.method) == pair]) for pair in pairs]
+    # The probe has no randomness: one run stands for all seeds.
+    cells = [
+        Cell(best.task, best.method, best.setting, seed)
+        for best in chosen
+        for seed in range(1 if best.method == "linear" else config.seeds)
+    ]
+    carry_out(config, [cell for cell in cells if cell not in first], "seeds")
+    results = [result(config, cell, test=cell in cells) for cell in dict.fromkeys([*first, *cells])]
+    comparison.write(config.out, results)
+    return results
+
+
+def names(text: str) -> list[str]:
+    """`a,b` -> a and b, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
+    """Raises ConfigError or DataError before anything is run, so that no grid breaks off in the middle."""
+    for name in ("seeds", "trials", "jobs"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"--{name} {getattr(config, name)}: at least 1")
+    if not tasks or not methods:
+        raise ConfigError("--tasks and --methods need a name each")
+    for method in methods:
+        TuneConfig(task="", method=method).checked_method()
+    for task in tasks:
+        source(config, task)
+
+
+def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:
+    """The name in `training.tasks` and the images of a task: a folder or archive of its name is a task `folder`.
+
+    Raises:
+        ConfigError: neither a built-in task nor in --data-dir.
+    """
+    found = None
+    if config.data_dir is not None:
+        if not config.data_dir.is_dir():
+            raise DataError(f"--data-dir {config.data_dir}: no such folder; give the one that holds the tasks' images")
+        candidates = [config.data_dir / task, *sorted(config.data_dir.glob(f"{task}.t*"))]
+        found = next((path for path in candidates if path.exists()), None)
+    if task in TASKS:
+        return task, found
+    if found is None:
+        raise ConfigError(one_of("task", task, TASKS) + "; or give --data-dir that holds its folder or archive")
+    return "folder", found
+
+
+def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
+    """Tune every cell that is not finished; the output of each run goes to `<run>.log`."""
+    threads = max(1, torch.get_num_threads() // config.jobs)
+    work = (delayed(tune_cell)(config, cell, threads) for cell in cells)
+    runs = Parallel(n_jobs=config.jobs, return_as="generator_unordered")(work)
+    for finished in tqdm(runs, total=len(cells), desc=what, unit=" runs", disable=None):
+        tqdm.write(finished)
+
+
+def tune_cell(config: CompareConfig, cell: Cell, threads: int) -> str:
+    """Tune one cell, or find it finished; returns a line about it."""
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    folder = cell.folder(config.out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    dataset, data_dir = source(config, cell.task)
+    tuning = TuneConfig(
+        **flags(cell.setting, preset(cell.task)),
+        task=dataset,
+        name=cell.task,
+        method=cell.method,
+        seed=cell.seed,
+        epochs=config.epochs,
+        precision=config.precision,
+        data_dir=data_dir,
+        out=folder,
+        resume=(folder / run.CONFIG).exists(),
+    )
+    with folder.with_suffix(".log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        tune(tuning)
+    return f"{cell.task} {cell.method} {label(cell.setting)} seed {cell.seed}: validation {validation(folder)[0]:.4f}"
+
+
+def preset(task: str) -> Recipe:
+    """The preset of a built-in task, or of the task `folder`."""
+    return find(task if task in TASKS else "folder").recipe
+
+
+def validation(folder: Path) -> tuple[float, float]:
+    """(accuracy, -negative log likelihood) on validation of a finished run."""
+    metrics = json.loads((folder / run.METRICS).read_text())
+    return metrics["validation_accuracy"], -metrics["validation_nll"]
+
+
+def choose(out: Path, cells: Iterable[Cell]) -> Cell:
+    """The best cell on validation."""
+    return max(cells, key=lambda cell: validation(cell.folder(out)))
+
+
+def result(config: CompareConfig, cell: Cell, test: bool) -> Result:
+    """What a cell came to; the test set is read if `test`, once."""
+    folder = cell.folder(config.out)
+    metrics = json.loads((folder / run.METRICS).read_text())
+    record = folder / TEST
+    if test and not record.is_file():
+        write_text(record, json.dumps(evaluate(EvaluateConfig(bundle=folder)), indent=2) + "\n")
+    return Result(
+        task=cell.task,
+        method=cell.method,
+        setting=label(cell.setting),
+        seed=cell.seed,
+        parameters=int(metrics["parameters"]),
+        validation=metrics["validation_accuracy"],
+        test=json.loads(record.read_text())["accuracy"] if test else None,
+    )
+
+
+@command
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(CompareConfig, prog="python -m training.compare")
+    results = compare(config)
+    print(comparison.tables(results))
+    print(f"written to {config.out}/compare.md, compare.csv and compare.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a comparison says: means, spreads, and paired differences from the dense adapter."""
+
+import csv
+import dataclasses
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from scipy.stats import t as student_t
+
+from mosa_deploy.files import replacing, write_text
+from mosa_deploy.versions import git_commit, library_versions, machine
+
+REFERENCE = "adapter"
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: `test` is None for a trial that was not chosen."""
+
+    task: str
+    method: str
+    setting: str
+    seed: int
+    parameters: int
+    validation: float
+    test: float | None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of Student's t, `mean -+ t(n - 1) * s / sqrt(n)`; NaN bounds for one value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(student_t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def accuracies(results: Sequence[Result], task: str, method: str) -> list[float]:
+    """Test accuracies in the order of the seeds."""
+    chosen = [r for r in results if (r.task, r.method) == (task, method) and r.test is not None]
+    return [r.test for r in sorted(chosen, key=lambda r: r.seed) if r.test is not None]
+
+
+def differences(results: Sequence[Result], task: str, method: str) -> list[float]:
+    """Accuracy minus the dense adapter's, seed by seed; the probe's one run stands against every seed."""
+    reference, values = accuracies(results, task, REFERENCE), accuracies(results, task, method)
+    if len(values) == 1:
+        values = values * len(reference)
+    return [value - other for value, other in zip(values, reference, strict=True)]
+
+
+def tables(results: Sequence[Result]) -> str:
+    """Markdown: accuracies by task and method, then paired differences in points, then the trials."""
+    tasks, methods = list(dict.fromkeys(r.task for r in results)), list(dict.fromkeys(r.method for r in results))
+    lines = ["| task | method | setting | parameters | seeds | test accuracy | sd |", "|---|---|---|---|---|---|---|"]
+    for task in tasks:
+        for method in methods:
+            values = accuracies(results, task, method)
+            row = next(r for r in results if (r.task, r.method) == (task, method) and r.test is not None)
+            spread = f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "-"
+            cells = (task, method, row.setting, f"{row.parameters:,}", len(values), f"{np.mean(values):.4f}", spread)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    others = [method for method in methods if method != REFERENCE]
+    if REFERENCE in methods and others:
+        lines += ["", f"Points of test accuracy above `{REFERENCE}`, paired by seed, with 95 % intervals:", ""]
+        lines += [f"| task | {' | '.join(others)} |", f"|---|{'---|' * len(others)}"]
+        for task in tasks:
+            lines.append(f"| {task} | {' | '.join(_points(differences(results, task, m)) for m in others)} |")
+        if len(tasks) > 1:
+            means = [np.mean([differences(results, task, m) for task in tasks], axis=0).tolist() for m in others]
+            lines.append(f"| mean of the tasks | {' | '.join(map(_points, means))} |")
+    return "\n".join(lines)
+
+
+def _points(values: Sequence[float]) -> str:
+    # Adding 0.0 takes the sign off a rounded zero.
+    mean, low, high = (round(100 * value, 2) + 0.0 for value in interval(values))
+    return f"{mean:+.2f}" if np.isnan(low) else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def write(out: Path, results: Sequence[Result]) -> None:
+    """`compare.csv`, `compare.md` and `compare.png`."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(Result)])
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(result) for result in results)
+    write_text(out / "compare.csv", buffer.getvalue())
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    command = f"python -m training.compare {shlex.join(sys.argv[1:])}".strip()
+    head = f"`{command}`; {machine()}; commit {git_commit()}; {versions}"
+    note = (
+        "`adapter` is the dense adapter. Settings are relative to the task's preset (`x2` is twice its) and were\n"
+        "chosen on validation with seed 0; the test set was read after that. `compare.csv` lists every trial. The\n"
+        "intervals are over seeds on one split: they show how tuning varies, not how the test images were drawn."
+    )
+    write_text(out / "compare.md", f"# Methods compared\n\n{head}\n\n{tables(results)}\n\n{note}\n\n![](compare.png)\n")
+    draw(out / "compare.png", results)
+
+
+def draw(path: Path, results: Sequence[Result]) -> None:
+    """Test accuracy against trained parameters, a panel a task, with the standard deviation over the seeds."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    tasks, methods = list(dict.fromkeys(r.task for r in results)), list(dict.fromkeys(r.method for r in results))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(2.9 * len(tasks) + 1, 3.2), squeeze=False, layout="constrained")
+    for axis, task in zip(axes.flat, tasks, strict=True):
+        for color, method in enumerate(methods):
+            values = [100 * value for value in accuracies(results, task, method)]
+            parameters = next(r.parameters for r in results if (r.task, r.method) == (task, method))
+            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+            axis.errorbar(parameters, np.mean(values), yerr=spread, fmt="o", color=f"C{color}", capsize=4, label=method)
+        axis.set(title=task, xscale="log", xlabel="trained parameters")
+        axis.margins(x=0.25, y=0.15)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[0, -1].legend(frameon=False)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
+    plt.close(figure)

@@ -1,0 +1,47 @@
+"""The settings that `training.compare` tries: the same number for every method, around each task's preset."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+from training.config import Recipe
+
+Setting = tuple[tuple[str, float], ...]
+"""Changes of a preset, sorted by name: factors of `lr` and `scale`, values of everything else. () is the preset."""
+
+FACTORS: dict[str, Sequence[float]] = {"lr": (1.0, 0.5, 2.0), "scale": (1.0, 0.25, 4.0)}
+OWN: dict[str, dict[str, Sequence[float]]] = {"adapter": {"consistency": (1.0, 0.3)}, "mosa": {"experts": (4, 2)}}
+"""One option of each method's own."""
+
+
+def settings(method: str, trials: int, preset: Recipe) -> list[Setting]:
+    """The preset and up to `trials - 1` others, drawn without repetition; every method draws the same lr and scale.
+
+    The linear probe has one setting here: it tries its C by itself.
+    """
+    if method == "linear":
+        return [()]
+    space = FACTORS | OWN[method]
+    drawn = ParameterSampler(space, min(trials, len(ParameterGrid(space))), random_state=0)
+    found = dict.fromkeys([(), *(changes(point, preset) for point in drawn)])
+    return list(found)[:trials]
+
+
+def changes(point: Mapping[str, float], preset: Recipe) -> Setting:
+    """What of a point of the space differs from the preset."""
+    return tuple(
+        (name, value)
+        for name, value in sorted(point.items())
+        if value != (1.0 if name in FACTORS else getattr(preset, name))
+    )
+
+
+def label(setting: Setting) -> str:
+    """A setting as the name of a folder, e.g. `experts-2-lr-x2`."""
+    return "-".join(f"{name}-{'x' if name in FACTORS else ''}{value:g}" for name, value in setting) or "preset"
+
+
+def flags(setting: Setting, preset: Recipe) -> dict[str, Any]:
+    """The setting as fields of `TuneConfig`."""
+    return {name: value * getattr(preset, name) if name in FACTORS else value for name, value in setting}
