@@ -9,10 +9,10 @@ from PIL import Image
 from scipy import stats
 
 from tests.training.conftest import Few
-from training import compare as module
-from training.compare import CompareConfig, compare, main
+from training.compare import CompareConfig, compare, main, source
 from training.comparison import Result, differences, interval, tables
 from training.config import Recipe, TuneConfig
+from training.evaluate import EvaluateConfig, evaluate
 from training.run import METRICS
 from training.trials import FACTORS, flags, label, settings
 
@@ -100,9 +100,13 @@ def grid(few: str, tmp_path: Path) -> Callable[..., CompareConfig]:
 def test_grid_chooses_by_validation_reads_each_test_set_once_and_resumes(
     grid: Callable[..., CompareConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluated: list[Path] = []
-    real = module.evaluate
-    monkeypatch.setattr(module, "evaluate", lambda c: evaluated.append(c.bundle) or real(c))
+    evaluated: list[Path | None] = []
+
+    def counted(config: EvaluateConfig) -> dict[str, float]:
+        evaluated.append(config.bundle)
+        return evaluate(config)
+
+    monkeypatch.setattr("training.compare.evaluate", counted)
     config = grid()
     found = compare(config)
     by_method = {m: [r for r in found if r.method == m] for m in ("linear", "adapter", "mosa")}
@@ -131,9 +135,9 @@ def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path, grid: Ca
     (tmp_path / "roses").mkdir()
     (tmp_path / "tulips.tar.gz").touch()
     config = grid(data_dir=tmp_path)
-    assert module.source(config, "roses") == ("folder", tmp_path / "roses")
-    assert module.source(config, "tulips") == ("folder", tmp_path / "tulips.tar.gz")
-    assert module.source(config, Few.name) == (Few.name, None)
+    assert source(config, "roses") == ("folder", tmp_path / "roses")
+    assert source(config, "tulips") == ("folder", tmp_path / "tulips.tar.gz")
+    assert source(config, Few.name) == (Few.name, None)
 
 
 @pytest.mark.parametrize(
