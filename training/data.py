@@ -41,12 +41,12 @@ def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -
             pixels.append(preprocess.pixels(decode(example.read())))
             kept.append(example)
         except (DataError, OSError) as error:
-            bad.append(example.name)
-            print(f"skipped {example.name}: {error}", file=sys.stderr)
+            bad.append(f"{example.name}: {error}")
+    count = f"{len(bad)} of {len(examples)} {what} images"
     if len(bad) > UNREADABLE_LIMIT * len(examples):
-        raise DataError(f"{len(bad)} of {len(examples)} {what} images are unreadable, first {bad[0]}: mend the data")
+        raise DataError(f"{count} are unreadable, mend or remove them; first {bad[0]}")
     if bad:
-        print(f"skipped {len(bad)} of {len(examples)} {what} images as unreadable", file=sys.stderr)
+        print(*(f"skipped {fault}" for fault in bad), f"skipped {count} as unreadable", sep="\n", file=sys.stderr)
     if not kept:
         raise DataError(f"there are no {what} images")
     labels = torch.tensor([example.label for example in kept])
