@@ -78,6 +78,23 @@ def test_asked_for_60_20_20_the_whole_size_is_not_called_another(whole: Path) ->
     assert splits.note == "split 60/20/20, stratified"
 
 
+def test_percentages_of_ones_own_are_taken(folder: Path) -> None:
+    splits = EuroSat().splits(folder, "50-30-20")
+    assert counts(splits) == [{5}, {3}, {2}]
+    assert splits.note.endswith("split 50/30/20, stratified")
+
+
+@pytest.mark.parametrize("inside", ["2750", "eurosat/2750"])
+def test_archive_of_the_layout_is_split_like_the_folder(folder: Path, tmp_path: Path, inside: str) -> None:
+    with tarfile.open(tmp_path / "eurosat.tar", "w") as archive:
+        archive.add(folder / "2750", inside)
+    unpacked, packed = EuroSat().splits(folder, None), EuroSat().splits(tmp_path / "eurosat.tar", None)
+    for part in ("train", "validation", "test"):
+        assert [(e.name, e.label, e.read()) for e in getattr(packed, part)] == [
+            (e.name, e.label, e.read()) for e in getattr(unpacked, part)
+        ]
+
+
 def test_examples_read_the_files_they_name(folder: Path) -> None:
     splits = EuroSat().splits(folder, None)
     for example in splits.test:
@@ -109,12 +126,12 @@ def test_bad_line_of_a_list_is_named_with_its_number(folder: Path, tmp_path: Pat
 
 
 def test_unknown_split_names_the_known_ones(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"^--split vtob: give vtab, full, 60-20-20 or a file"):
+    with pytest.raises(DataError, match=r"^--split vtob: give vtab, full, percentages such as 60-20-20, or a file"):
         EuroSat().splits(folder, "vtob")
 
 
 def test_data_dir_without_the_layout_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "Forest").mkdir()
+    write_jpegs(tmp_path, {"Forest": 1})
     with pytest.raises(DataError, match=r"no 2750/<Class>/\*\.jpg in it; give EuroSAT's unpacked folder"):
         EuroSat().splits(tmp_path, None)
 

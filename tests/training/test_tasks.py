@@ -1,7 +1,8 @@
 import hashlib
+import math
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from mosa_deploy import embedded
 from mosa_deploy.errors import ConfigError, DataError
 from mosa_deploy.preprocess import decode
 from training.tasks import TASKS, find
-from training.tasks.base import Example, stratified
+from training.tasks.base import Example, shares, stratified
 from training.tasks.digits import Digits
-from training.tasks.sprites import SHAPES, Sprite, SpritesLocation, draw, read, sprite
+from training.tasks.sprites import SHAPES, Sprite, SpritesLocation, SpritesOrientation, ceiling, draw, read, sprite
 
 
 def ink(factors: Sprite) -> NDArray[np.float64]:
@@ -27,8 +28,10 @@ def centre_of_mass(image: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def test_unknown_task_offers_the_nearest_names() -> None:
-    with pytest.raises(ConfigError, match=r"^unknown task 'sprites'; did you mean sprites-location\?$"):
-        find("sprites")
+    with pytest.raises(
+        ConfigError, match=r"^unknown task 'sprites-'; did you mean sprites-location or sprites-orientation\?$"
+    ):
+        find("sprites-")
 
 
 def test_embedded_presets_stay_small() -> None:
@@ -62,18 +65,54 @@ def test_digits_pixels_and_labels_are_those_of_scikit_learn() -> None:
         assert example.label == data.target[index]
 
 
-@pytest.mark.parametrize("name", ["digits", "sprites-location"])
+@pytest.mark.parametrize("name", ["digits", "sprites-location", "sprites-orientation"])
 def test_every_call_splits_alike(name: str) -> None:
     first, second = (find(name).splits(None, None) for _ in range(2))
     for part in ("train", "validation", "test"):
         assert [e[::2] for e in getattr(first, part)] == [e[::2] for e in getattr(second, part)]
 
 
+def trees(oaks: int, ashes: int) -> list[Example]:
+    names = [f"oak/{i}" for i in range(oaks)] + [f"ash/{i}" for i in range(ashes)]
+    return [Example(name, bytes, int(name.startswith("ash"))) for name in names]
+
+
 @pytest.mark.parametrize("ashes", [1, 3])
-def test_class_of_too_few_images_cannot_be_split(ashes: int) -> None:
-    examples = [Example(f"oak/{i}", bytes, 0) for i in range(9)] + [Example("ash", bytes, 1)] * ashes
-    with pytest.raises(DataError, match=rf"^{9 + ashes} images cannot be split in three \(.*add images of each class$"):
-        stratified(examples, (0.6, 0.2, 0.2))
+def test_class_of_too_few_images_is_named_with_the_set_that_lacks_it(ashes: int) -> None:
+    said = rf"^class 'ash' has {ashes} images, which leaves none for validation .*: give validation a larger share, or"
+    with pytest.raises(DataError, match=said):
+        stratified(trees(9, ashes), (0.6, 0.2, 0.2), ["oak", "ash"])
+
+
+@pytest.mark.parametrize(
+    ("percentages", "lacking"), [("90-5-5", "validation"), ("5-90-5", "train"), ("90-8-2", "test")]
+)
+def test_share_that_leaves_a_class_out_is_refused_whatever_the_set(percentages: str, lacking: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"^class 'ash' has 6 images, which leaves none for {lacking} \(.* of 100 images"
+    ):
+        stratified(trees(94, 6), shares(percentages), ["oak", "ash"])
+
+
+@pytest.mark.parametrize("percentages", ["80-10-10", "60-20-20", "34-33-33", "29-1-70", "58-21-21"])
+@pytest.mark.parametrize("total", [300, 1797])
+def test_percentages_are_kept_and_every_class_is_in_every_set(percentages: str, total: int) -> None:
+    a, b, _ = (int(number) for number in percentages.split("-"))
+    parts = stratified(trees(total // 2, total - total // 2), shares(percentages))
+    assert [len(part) for part in parts[:2]] == [total * a // 100, total * b // 100]
+    assert len({example.name for part in parts for example in part}) == total
+    for part in parts:
+        assert {example.label for example in part} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "given", ["80-10-11", "100-0-0", "80-20", "80-10-10-0", "0.8-0.1-0.1", "eighty", "-80-10-10", "08-82-10", "80--20"]
+)
+def test_split_must_be_three_percentages_that_sum_to_100(given: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"^--split {given}: give three percentages that sum to 100, such as 60-20-20$"
+    ):
+        shares(given)
 
 
 def test_sprites_are_800_200_2000_without_overlap() -> None:
@@ -92,6 +131,29 @@ def test_sprites_label_is_half_the_x_position_and_all_16_occur() -> None:
             index = int(example.name.removeprefix("sprite/"))
             assert example.label == sprite(index).x // 2
             assert example.read() == read(index)
+
+
+def test_sprites_orientation_has_16_classes_of_two_and_a_half_steps() -> None:
+    splits = SpritesOrientation().splits(None, None)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [800, 200, 2000]
+    assert len(splits.classes) == 16
+    for example in splits.test:
+        k = sprite(int(example.name.removeprefix("sprite/"))).orientation
+        assert example.label == math.floor(k / 2.5)
+    for part in (splits.train, splits.validation, splits.test):
+        assert {example.label for example in part} == set(range(16))
+
+
+@pytest.mark.parametrize(("scale", "x", "y"), [(3, 13, 20), (0, 31, 0)])
+def test_best_accuracy_on_orientations_is_what_equal_images_leave_to_guess(scale: int, x: int, y: int) -> None:
+    best = 0
+    for shape in range(3):
+        classes = defaultdict[bytes, list[int]](list)
+        for k in range(40):
+            classes[draw(Sprite(shape, scale, k, x, y)).tobytes()].append(math.floor(k / 2.5))
+        best += sum(max(Counter(alike).values()) for alike in classes.values())
+    assert best / 120 == pytest.approx(ceiling(), abs=1e-12)
+    assert f"at best {best / 120:.3f} " in SpritesOrientation().splits(None, None).note
 
 
 def test_sprites_are_the_same_in_another_process() -> None:

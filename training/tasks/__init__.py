@@ -2,12 +2,15 @@
 
 from mosa_deploy.errors import ConfigError, one_of
 from training.tasks.base import Task
+from training.tasks.cifar10 import Cifar10
 from training.tasks.digits import Digits
 from training.tasks.eurosat import EuroSat
 from training.tasks.folder import Folder
-from training.tasks.sprites import SpritesLocation
+from training.tasks.sprites import SpritesLocation, SpritesOrientation
 
-TASKS: dict[str, Task] = {task.name: task for task in (Digits(), SpritesLocation(), EuroSat(), Folder())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Digits(), SpritesLocation(), SpritesOrientation(), Cifar10(), EuroSat(), Folder())
+}
 
 
 def find(name: str) -> Task:

@@ -1,6 +1,9 @@
 """What a task is: where its images come from, how they are split, and how it is tuned."""
 
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -10,8 +13,14 @@ from sklearn.model_selection import train_test_split
 from mosa_deploy.errors import DataError
 from training.config import Recipe
 
-SPLIT_SEED = 0
-"""Splits belong to the task, not to the run: every seed of a run sees the same images."""
+SPLIT_SEED = 1
+"""Splits belong to the task, not to the run: every seed of a run sees the same images.
+
+Not 0: the test sets of that draw were looked at while presets were being sought.
+"""
+
+PERCENTAGES = "60-20-20"
+"""Train, validation and test, where nothing else is asked for."""
 
 
 class Example(NamedTuple):
@@ -51,24 +60,67 @@ class Task(Protocol):
         ...
 
 
-def stratified(
-    examples: Sequence[Example], sizes: tuple[float, float, float] | tuple[int, int, int]
-) -> tuple[list[Example], list[Example], list[Example]]:
-    """Draw train, validation and test of the given sizes (shares or counts), each class in its proportion.
+Sizes = tuple[float, float, float] | tuple[int, int, int]
+"""Of train, validation and test: shares or counts."""
+
+
+def shares(percentages: str) -> tuple[float, float, float]:
+    """`80-10-10` -> (0.8, 0.1, 0.1).
 
     Raises:
-        DataError: a class has too few images to be in all three.
+        DataError: not three positive whole numbers that sum to 100.
     """
-    labels = [example.label for example in examples]
-    share = sizes[1] / (sizes[1] + sizes[2]) if isinstance(sizes[0], float) else sizes[1]
+    numbers = [int(number) for number in percentages.split("-") if re.fullmatch("[1-9][0-9]?", number)]
+    if "-".join(map(str, numbers)) != percentages or len(numbers) != 3 or sum(numbers) != 100:
+        raise DataError(f"--split {percentages}: give three percentages that sum to 100, such as {PERCENTAGES}")
+    return numbers[0] / 100, numbers[1] / 100, numbers[2] / 100
+
+
+def stratified(
+    examples: Sequence[Example], sizes: Sizes, classes: Sequence[str] | None = None
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """Draw train, validation and test, each class in its proportion; `classes` are the names that an error gives.
+
+    Raises:
+        DataError: a class would be left out of one of them.
+    """
+    total = len(examples)
+    # In floats 0.29 * 100 lies just below 29.
+    counts = [math.floor(round(total * size, 6)) if isinstance(size, float) else size for size in sizes]
+    if isinstance(sizes[0], float):
+        counts[2] = total - counts[0] - counts[1]
+    drawn = draw(examples, dict(zip(("train", "validation", "test"), counts, strict=True)), classes)
+    return drawn["train"], drawn["validation"], drawn["test"]
+
+
+def draw(
+    examples: Sequence[Example], counts: Mapping[str, int], classes: Sequence[str] | None = None
+) -> dict[str, list[Example]]:
+    """Draw sets of the given names and sizes, each class in its proportion; the images beyond them are left.
+
+    Raises:
+        DataError: a class would be left out of one of them.
+    """
+    drawn: dict[str, list[Example]] = {}
+    rest, names = list(examples), list(counts)
+    have = Counter(example.label for example in examples)
     try:
-        train, rest = train_test_split(
-            examples, train_size=sizes[0], test_size=sizes[1] + sizes[2], stratify=labels, random_state=SPLIT_SEED
-        )
-        rest_labels = [example.label for example in rest]
-        validation, test = train_test_split(rest, train_size=share, stratify=rest_labels, random_state=SPLIT_SEED)
-    except ValueError as error:
+        for place, name in enumerate(names[:-1]):
+            drawn[name], rest = train_test_split(
+                rest,
+                train_size=counts[name],
+                test_size=sum(counts[later] for later in names[place + 1 :]),
+                stratify=[example.label for example in rest],
+                random_state=SPLIT_SEED,
+            )
+        drawn[names[-1]] = rest
+        lacking = [(label, name) for name in names for label in sorted(have.keys() - {e.label for e in drawn[name]})]
+    except ValueError:  # A set smaller than the number of classes, or a class down to its last image.
+        lacking = [(min(have, key=have.__getitem__), min(names, key=counts.__getitem__))]
+    if lacking:
+        label, name = lacking[0]
         raise DataError(
-            f"{len(examples)} images cannot be split in three ({error}): add images of each class"
-        ) from None
-    return train, validation, test
+            f"class {classes[label] if classes else label!r} has {have[label]} images, which leaves none for {name}"
+            f" ({counts[name]} of {len(examples)} images): give {name} a larger share, or add images"
+        )
+    return drawn

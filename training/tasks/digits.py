@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from mosa_deploy import embedded
 from mosa_deploy.preprocess import Pixels, encode
 from training.config import Recipe
-from training.tasks.base import Example, Splits, stratified
+from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
 
 
 class Digits:
@@ -32,7 +32,8 @@ class Digits:
             Example(f"digits/{i}", partial(png, image), int(label))
             for i, (image, label) in enumerate(zip(grey, data.target, strict=True))
         ]
-        return Splits(tuple(map(str, range(10))), *stratified(examples, (0.6, 0.2, 0.2)), note="60/20/20, stratified")
+        classes = tuple(map(str, range(10)))
+        return Splits(classes, *stratified(examples, shares(PERCENTAGES), classes), note="60/20/20, stratified")
 
 
 def png(grey: Pixels) -> bytes:

@@ -4,10 +4,12 @@
     python -m training.tune --task eurosat --data-dir FOLDER --backbone vit_tinyd6_patch4_32.cifar10
 
 Splits: `vtab` (800 / 200 / 5,400, our own stratified draw of VTAB's sizes; the default), `full` (16,200 / 5,400 /
-5,400), or a file that lists `train|validation|test <class>/<file>`. A folder of another size is split 60/20/20.
+5,400), percentages, or a file that lists `train|validation|test <class>/<file>`. A folder of another size is split
+60-20-20. `--data-dir` may be a tar archive of the folder.
 Expected accuracy: not measured. P. Helber et al., arXiv 1709.00029.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from torchvision.datasets import EuroSAT
 from mosa_deploy.backbone import unreachable
 from mosa_deploy.errors import DataError
 from training.config import Recipe
-from training.tasks.base import Example, Splits, stratified
-from training.tasks.folder import read_folder
+from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
+from training.tasks.source import Source, read_classes
 
 FOLDER = "2750"
 IMAGES = 27_000
@@ -37,33 +39,33 @@ class EuroSat:
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """See `Task.splits`."""
-        classes, examples = read_folder(locate(data_dir))
-        if split is not None and split not in SIZES and split != "60-20-20":
+        classes, examples = read_classes(locate(data_dir))
+        size = f"{len(examples)} images are not EuroSAT's {IMAGES:,}: " if len(examples) != IMAGES else ""
+        split = split or (PERCENTAGES if size else "vtab")
+        if re.fullmatch("[0-9]+-[0-9]+-[0-9]+", split):
+            note = f"{size}split {split.replace('-', '/')}, stratified"
+            return Splits(classes, *stratified(examples, shares(split), classes), note=note)
+        if split not in SIZES:
             return listed(classes, examples, Path(split))
-        if split is None:
-            split = "vtab" if len(examples) == IMAGES else "60-20-20"
-        if split == "60-20-20":
-            note = "split 60/20/20, stratified"
-            if len(examples) != IMAGES:
-                note = f"{len(examples)} images are not EuroSAT's {IMAGES:,}: {note}"
-            return Splits(classes, *stratified(examples, (0.6, 0.2, 0.2)), note=note)
         if len(examples) < sum(SIZES[split]):
             raise DataError(
                 f"--split {split} needs {sum(SIZES[split]):,} images, here are {len(examples)}: leave it out"
             )
-        return Splits(classes, *stratified(examples, SIZES[split]), note=f"{split}: {SIZES[split]}, our own draw")
+        drawn = stratified(examples, SIZES[split], classes)
+        return Splits(classes, *drawn, note=f"{split}: {SIZES[split]}, our own draw")
 
 
-def locate(data_dir: Path | None) -> Path:
-    """The folder of class folders: below `data_dir`, or in the cache, downloaded once.
+def locate(data_dir: Path | None) -> Source:
+    """The class folders: below `data_dir`, a folder or an archive, or in the cache, downloaded once.
 
     Raises:
         DataError: nothing there, or the download cannot be had.
     """
     if data_dir is not None:
-        for folder in (data_dir / FOLDER, data_dir / "eurosat" / FOLDER):
-            if folder.is_dir():
-                return folder
+        source = Source.open(data_dir)
+        for inside in (source, source.below("eurosat")):
+            if FOLDER in inside.tops():
+                return inside.below(FOLDER)
         raise DataError(f"--data-dir {data_dir}: no {FOLDER}/<Class>/*.jpg in it; give EuroSAT's unpacked folder")
     folder = CACHE / "eurosat" / FOLDER
     if not folder.is_dir():
@@ -77,7 +79,7 @@ def locate(data_dir: Path | None) -> Path:
             EuroSAT(str(CACHE), download=True)
         except (OSError, RuntimeError) as error:
             raise DataError(f"the download of EuroSAT broke off ({error}): try again, or give --data-dir") from error
-    return folder
+    return Source.open(folder)
 
 
 def listed(classes: tuple[str, ...], examples: Sequence[Example], path: Path) -> Splits:
@@ -88,7 +90,8 @@ def listed(classes: tuple[str, ...], examples: Sequence[Example], path: Path) ->
     """
     if not path.is_file():
         raise DataError(
-            f"--split {path}: give vtab, full, 60-20-20 or a file of `train|validation|test <class>/<file>`"
+            f"--split {path}: give vtab, full, percentages such as {PERCENTAGES}, or a file of"
+            " `train|validation|test <class>/<file>`"
         )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,50 @@
+"""CIFAR-10 of few images: 20 of each class to tune on, 20 to select by, and the whole test set.
+
+    python -m training.tune --task cifar10 --data-dir cifar10.tar.gz
+
+The archive, or the folder, holds `{train,test}/<class>/<file>`. The two small sets are drawn from `train`. No test of
+transfer: the embedded backbone was pre-trained on the same training images. Expected accuracy: not measured yet.
+A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+"""
+
+from pathlib import Path
+from random import Random
+
+from mosa_deploy import embedded
+from mosa_deploy.errors import DataError
+from mosa_deploy.seeds import derive
+from training.config import Recipe
+from training.tasks.base import SPLIT_SEED, Example, Splits
+from training.tasks.source import Source, read_labelled_sets
+
+EACH = 20
+"""Images of a class in train, and in validation."""
+
+
+class Cifar10:
+    """10 classes of animals and vehicles, 32 x 32."""
+
+    name = "cifar10"
+    recipe = Recipe(backbone=embedded.NAME, scale=1.0, epochs=20, batch_size=16, lr=1e-2)
+    squash = False
+
+    def splits(self, data_dir: Path | None, split: str | None) -> Splits:
+        """See `Task.splits`; `split` means nothing here."""
+        if data_dir is None:
+            raise DataError("--task cifar10 needs --data-dir: give cifar10.tar.gz, or its folder of train and test")
+        source = Source.open(data_dir).unwrapped()
+        classes, read = read_labelled_sets(source)
+        train: list[Example] = []
+        validation: list[Example] = []
+        for label, name in enumerate(classes):
+            images = [example for example in read["train"] if example.label == label]
+            if len(images) < 2 * EACH:
+                few = f"class {name!r} has {len(images)} training images, of which {2 * EACH} are to be drawn"
+                raise DataError(f"{source.name}: {few}: give all of CIFAR-10")
+            drawn = Random(derive(SPLIT_SEED, "cifar10", label)).sample(images, 2 * EACH)
+            train, validation = train + drawn[:EACH], validation + drawn[EACH:]
+        note = (
+            f"{EACH} images a class to train on and {EACH} to select by, drawn from train; the embedded backbone was"
+            " pre-trained on CIFAR-10's training images, so this is no test of transfer"
+        )
+        return Splits(classes, train, validation, read["test"], note=note)
