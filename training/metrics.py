@@ -35,3 +35,30 @@ def figures(probabilities: NDArray[np.float32], labels: Tensor) -> dict[str, flo
         "nll": float(F.nll_loss(given.clamp_min(1e-12).log(), labels)),
         "ece": float(ece),
     }
+
+
+def reliability(
+    probabilities: NDArray[np.float32], labels: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean confidence, accuracy and share of the predictions of each bin (b / 15, (b + 1) / 15] that holds any.
+
+    The sum of share * |confidence - accuracy| is the expected calibration error of `figures`.
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    correct = probabilities.argmax(1) == labels.numpy()
+    _, which, count = np.unique(np.ceil(confidence * ECE_BINS), return_inverse=True, return_counts=True)
+    return np.bincount(which, confidence) / count, np.bincount(which, correct) / count, count / len(labels)
+
+
+def confusions(matrix: NDArray[np.int64], most: int) -> list[tuple[int, int, int]]:
+    """(true, predicted, images) of the `most` largest entries off the diagonal of a confusion matrix (true, predicted).
+
+    Of equally many images the larger share of its true class comes first.
+    """
+    found = [(int(i), int(j), int(matrix[i, j])) for i, j in zip(*np.nonzero(matrix), strict=True) if i != j]
+    return sorted(found, key=lambda one: (-one[2], matrix[one[0]].sum()))[:most]
+
+
+def kept(rows: list[dict[str, float]]) -> int:
+    """Index of the row whose state a run keeps: of the most accurate the one of least loss, of equal ones the first."""
+    return max(range(len(rows)), key=lambda i: (rows[i]["validation_accuracy"], -rows[i].get("validation_loss", 0.0)))

@@ -4,7 +4,7 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from training.metrics import figures, fit_temperature
+from training.metrics import confusions, figures, fit_temperature, kept, reliability
 
 
 def draw(count: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,3 +48,44 @@ def test_accuracy_and_nll_are_those_of_scikit_learn() -> None:
 def test_probability_of_zero_for_the_truth_keeps_the_nll_finite() -> None:
     given = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     assert figures(given, torch.tensor([1, 1]))["nll"] == pytest.approx(-np.log(1e-12) / 2)
+
+
+SIX = np.array([[0.9, 0.1], [0.08, 0.92], [0.55, 0.45], [0.58, 0.42], [0.3, 0.7], [0.01, 0.99]], dtype=np.float32)
+TRUTH = torch.tensor([0, 0, 0, 1, 1, 1])
+"""Of confidences .9 .92 .55 .58 .7 .99 the second and the fourth are wrong."""
+
+
+def test_calibration_error_of_six_predictions_is_that_worked_out_by_hand() -> None:
+    # Bins of 1/15: {.9, .92} half right, {.55, .58} half right, {.7} right, {.99} right.
+    by_hand = (2 * (0.91 - 0.5) + 2 * (0.565 - 0.5) + (1 - 0.7) + (1 - 0.99)) / 6
+    assert figures(SIX, TRUTH)["ece"] == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_reliability_of_six_predictions_is_that_worked_out_by_hand() -> None:
+    confidence, accuracy, share = reliability(SIX, TRUTH)
+    assert confidence == pytest.approx([0.565, 0.7, 0.91, 0.99])
+    assert accuracy.tolist() == [0.5, 1, 0.5, 1]
+    assert share == pytest.approx([1 / 3, 1 / 6, 1 / 3, 1 / 6])
+
+
+def test_reliability_sums_up_to_the_calibration_error() -> None:
+    logits, labels = draw(3000, 2.0)
+    given = softmax(logits.numpy(), axis=1)
+    confidence, accuracy, share = reliability(given, labels)
+    assert float((share * abs(confidence - accuracy)).sum()) == pytest.approx(figures(given, labels)["ece"], abs=1e-6)
+
+
+def test_confusions_are_sorted_by_images_then_by_share_and_leave_out_what_is_right() -> None:
+    matrix = np.array([[90, 3, 0], [5, 1, 3], [0, 0, 7]])
+    assert confusions(matrix, 9) == [(1, 0, 5), (1, 2, 3), (0, 1, 3)]
+    assert confusions(matrix, 1) == [(1, 0, 5)]
+    assert confusions(np.diag([1, 2]), 9) == []
+
+
+def test_row_kept_is_the_most_accurate_then_of_least_loss_then_the_first() -> None:
+    def rows(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+        return [{"validation_accuracy": accuracy, "validation_loss": loss} for accuracy, loss in pairs]
+
+    assert kept(rows((0.5, 0.1), (0.7, 0.9), (0.6, 0.2))) == 1
+    assert kept(rows((0.7, 0.9), (0.7, 0.8), (0.7, 0.8))) == 1
+    assert kept([{"validation_accuracy": 0.5}, {"validation_accuracy": 0.5}]) == 0

@@ -1,0 +1,134 @@
+"""The pictures of a run: its curves, its confusions, its calibration."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+from sklearn.metrics import ConfusionMatrixDisplay
+from torch import Tensor
+
+from mosa_deploy.files import replacing
+from training.loop import Row
+from training.metrics import ECE_BINS, figures, kept, reliability
+
+READABLE = 25
+"""Classes: beyond, the numbers of a confusion matrix cannot be read."""
+
+
+@contextmanager
+def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches, written to `path` as PNG."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    yield figure
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def quiet(axes: Axes) -> None:
+    """A faint grid and no frame above and at the right."""
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def axis_name(column: str) -> str:
+    """What the first column of a history is called: `C`, as in scikit-learn, or the column's own name."""
+    return "C" if column == "c" else column
+
+
+def draw_curves(path: Path, rows: list[Row], title: str) -> None:
+    """The losses and the validation accuracy over the epochs, or the accuracy over C for the linear probe."""
+    x, accuracy = next(iter(rows[0])), "validation_accuracy"
+    losses = [name for name in ("cross_entropy", "consistency", "validation_loss") if name in rows[0]]
+    over = [row[x] for row in rows]
+    with drawn(path, 9 if losses else 5, 3.4) as figure:
+        axes = figure.subplots(1, 2 if losses else 1, squeeze=False)[0]
+        for name in losses:
+            label = name.replace("_", " ")
+            axes[0].plot(over, [row[name] for row in rows], marker="o", markersize=3, label=label)
+        if losses:
+            axes[0].set(ylabel="loss (nats)", ylim=(0, None))
+            axes[0].legend(frameon=False)
+        axes[-1].plot(over, [100 * row[accuracy] for row in rows], marker="o", markersize=3)
+        best = rows[kept(rows)]
+        label = f"kept: {100 * best[accuracy]:.1f} % at {axis_name(x)} {best[x]:g}"
+        axes[-1].plot(best[x], 100 * best[accuracy], "o", markersize=9, fillstyle="none", color="C3", label=label)
+        axes[-1].legend(frameon=False)
+        axes[-1].set(ylabel="validation accuracy (%)")
+        for each in axes:
+            quiet(each)
+            each.set(xlabel=axis_name(x))
+            if x == "epoch":
+                each.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            else:
+                each.set_xscale("log")
+        figure.suptitle(title)
+
+
+def draw_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
+    """A confusion matrix (true, predicted), each row in percent of its images; a class without any is a blank row."""
+    count = len(classes)
+    percent = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(1)
+    # Inches; from 45 to 200 classes labels shrink from 8 points to 5, and below 3 there are none.
+    cell = min(1.0, max(5 / count, min(0.16, 20 / count)))
+    size = min(9.0, 72 * cell * 0.7)
+    names = list(classes) if size >= 3 else [""] * count
+    widest = max(map(len, names)) * size * 0.6 / 72
+    side = cell * count + widest
+    with drawn(path, side + 1.7, side + 1.0) as figure:
+        axes = figure.subplots()
+        # A square root lets one image in fifty be seen.
+        norm = PowerNorm(0.5, 0, 100)
+        display = ConfusionMatrixDisplay(percent, display_labels=names).plot(
+            ax=axes, include_values=count <= READABLE, cmap="Blues", colorbar=False, im_kw={"norm": norm}
+        )
+        for (i, j), text in np.ndenumerate([] if display.text_ is None else display.text_):
+            shown = f"{percent[i, j]:.0f}" if percent[i, j] >= 0.5 else "<1"
+            text.set(text=shown if matrix[i, j] else "", color="white" if norm(percent[i, j]) > 0.6 else "black")
+            text.set_fontsize(min(9.0, 72 * cell * 0.45))
+        axes.tick_params(length=0, labelsize=size)
+        axes.tick_params("x", rotation=90 if widest > cell else 0)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set_parse_math(False)
+        axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
+        axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
+        axes.tick_params(which="minor", length=0)
+        axes.grid(which="minor", color="0.88", linewidth=min(0.4, 3 * cell))
+        axes.spines[:].set_color("0.88")
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_title(title, pad=12)
+        figure.colorbar(display.im_, ax=axes, label="% of the true class", shrink=0.7, ticks=[0, 10, 25, 50, 75, 100])
+
+
+def draw_calibration(
+    path: Path, before: NDArray[np.float32], after: NDArray[np.float32], labels: Tensor, title: str
+) -> None:
+    """Reliability diagram (arXiv 1706.04599) of the probabilities before and after the temperature.
+
+    Above, each bin's accuracy over its mean confidence, the larger the more images; below, the share of each bin.
+    """
+    with drawn(path, 5, 6) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, zorder=0)
+        for name, given, color in (("before", before, "C1"), ("after", after, "C0")):
+            confidence, accuracy, share = reliability(given, labels)
+            label = f"{name} the temperature, ECE {figures(given, labels)['ece']:.3f}"
+            upper.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.5, zorder=1)
+            upper.scatter(confidence, accuracy, 10 + 150 * share, color=color, alpha=0.8, linewidth=0, label=label)
+            weights = np.full(len(given), 1 / len(given))
+            lower.hist(given.max(1), ECE_BINS, range=(0, 1), weights=weights, histtype="step", color=color)
+        upper.set(ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.03))
+        legend = upper.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+        for handle in legend.legend_handles:
+            handle.set_sizes([40])
+        lower.set(xlabel="confidence", ylabel="images", ylim=(0, None))
+        lower.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        quiet(upper)
+        quiet(lower)
+        figure.suptitle(title)

@@ -1,0 +1,130 @@
+"""`report.md`: what was tuned, how well it does on validation, and what it takes for what."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+
+from mosa_deploy.bundle import Record
+from mosa_deploy.files import write_text
+from mosa_deploy.preprocess import probabilities
+from training import plots
+from training.config import Recipe
+from training.events import closing, write_events
+from training.loop import Row
+from training.metrics import confusions, figures, kept
+
+REPORT = "report.md"
+PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"
+
+WORST = 10
+"""Confusions that are put into words."""
+
+
+def write_report(
+    out: Path, record: Record, recipe: Recipe | None, logits: Tensor, labels: Tensor, rows: list[Row]
+) -> None:
+    """Write the report with its pictures, and end TensorBoard's events with the same.
+
+    `logits` (N, K) and `labels` (N,) are those of validation, the logits not yet divided by the record's temperature;
+    `recipe` is None for `linear`, which has none.
+    """
+    before, after = (probabilities(logits.numpy(), temperature) for temperature in (1.0, record.temperature))
+    true, predicted = labels.numpy(), logits.argmax(1).numpy()
+    matrix = confusion_matrix(true, predicted, labels=range(len(record.classes)))
+    title = f"{record.task}, {record.method} on {record.backbone.name}"
+    plots.draw_curves(out / CURVES, rows, title)
+    of = f"{record.task}, {len(labels)} validation images"
+    plots.draw_confusion(out / CONFUSION, matrix, record.classes, of)
+    plots.draw_calibration(out / RELIABILITY, before, after, labels, of)
+    measured = figures(before, labels), figures(after, labels)
+    axis = plots.axis_name(next(iter(rows[0])))
+    name = out.name if out.is_absolute() else out.as_posix()
+    text = f"""# {title}
+
+{table("ll", ("what", "how"), settings(record, recipe, rows).items())}
+
+## Validation
+
+{figures_table(*measured, record.temperature)}
+
+Of {len(labels)} images, the same that chose the {axis} and the temperature: expect a little less on others.
+The test set was not read; this reads it:
+
+```sh
+python -m training.evaluate --bundle {name}
+```
+
+## Largest confusions
+
+{confusions_list(matrix, record.classes)}
+
+## Classes
+
+{classes_table(true, predicted, record.classes)}
+"""
+    pictures = "\n\n".join(f"![{Path(file).stem}]({file})" for file in PICTURES)
+    write_text(out / REPORT, f"{text}\n## Pictures\n\n{pictures}\n")
+    chosen = {"method": record.method, "seed": record.seed, **(dataclasses.asdict(recipe) if recipe else {})}
+    write_events(out, rows, closing(text, [out / file for file in PICTURES], chosen, measured[1]))
+
+
+def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str, str]:
+    """What was tuned, how, and with what."""
+    adapter = dataclasses.asdict(record.adapter) if record.adapter else {}
+    schedule = dataclasses.asdict(recipe) if recipe else {}
+    schedule = {name: value for name, value in schedule.items() if name not in {*adapter, "backbone"}}
+    x, best = next(iter(rows[0])), rows[kept(rows)]
+    return {
+        "task": f"{record.task}, {len(record.classes)} classes of {record.dataset}",
+        "method": record.method,
+        "backbone": f"{record.backbone.name}, {record.backbone.source}, sha256 {record.backbone.sha256[:12]}",
+        "input": f"{record.preprocess.size[0]} x {record.preprocess.size[1]} pixels",
+        "adapter": listing(adapter) or "none",
+        "parameters": f"{record.metrics['parameters']:,.0f}",
+        "recipe": listing(schedule) or "logistic regression on the frozen features",
+        "kept": f"{plots.axis_name(x)} {best[x]:g}, the best of {len(rows)}",
+        "seed": f"{record.seed}",
+        "versions": listing(record.versions),
+        "commit": record.git_commit or "unknown",
+    }
+
+
+def figures_table(before: Mapping[str, float], after: Mapping[str, float], temperature: float) -> str:
+    """The figures without the temperature and with it."""
+    names = {"accuracy": "accuracy", "nll": "negative log likelihood (nats)", "ece": "expected calibration error"}
+    rows = [(text, f"{before[name]:.4f}", f"{after[name]:.4f}") for name, text in names.items()]
+    return table("lrr", ("", "before the temperature", f"at temperature {temperature:.3f}"), rows)
+
+
+def confusions_list(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """What is taken for what most often, in words."""
+    worst = confusions(matrix, WORST)
+    lines = [f"- `{classes[i]}` taken for `{classes[j]}`: {n} of {matrix[i].sum()}" for i, j, n in worst]
+    return "\n".join(lines) or "None: every image of validation is given its class."
+
+
+def classes_table(true: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Images, precision, recall and F1 of each class; a dash where there is no image to measure it on."""
+    measured = precision_recall_fscore_support(true, predicted, labels=range(len(classes)), zero_division=np.nan)
+    rows = [
+        (f"`{name}`", str(images), *("-" if np.isnan(value) else f"{value:.3f}" for value in values))
+        for name, *values, images in zip(classes, *measured, strict=True)
+    ]
+    return table("lrrrr", ("class", "images", "precision", "recall", "F1"), rows)
+
+
+def listing(settings: Mapping[str, object]) -> str:
+    """`name value, name value`, without what is not set."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None)
+
+
+def table(columns: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; `columns` says of each whether it lies to the left or the right, e.g. `lrr`."""
+    rule = ["---" if side == "l" else "---:" for side in columns]
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, rule, *rows)]
+    return "\n".join(f"| {line} |" for line in lines)
