@@ -35,22 +35,24 @@ def fold(model: VisionTransformer) -> VisionTransformer:
     Raises:
         BackboneError: an adapter that is not merged, or a block that does not meet the fold's conditions.
     """
-    for i, adapted in enumerate(model.blocks):
-        if isinstance(adapted, AdaptedBlock):
-            _check(adapted, i)
     folded = copy.deepcopy(model)
-    for i, adapted in enumerate(folded.blocks):
-        if isinstance(adapted, AdaptedBlock):
-            folded.blocks[i] = adapted.block
-            _widen(adapted.block, adapted.adapter)
-    return check_plain(folded)
+    adapted = {i: block for i, block in enumerate(folded.blocks) if isinstance(block, AdaptedBlock)}
+    for i, block in adapted.items():
+        folded.blocks[i] = block.block
+    check_plain(folded)
+    for i, block in adapted.items():
+        _check(block, i)
+    for block in adapted.values():
+        _widen(block.block, block.adapter)
+    return folded
 
 
 def _check(adapted: AdaptedBlock, i: int) -> None:
     adapter, part = adapted.adapter, feed_forward(adapted.block)
     if isinstance(adapter.down, SplitLinear) or isinstance(adapter.up, SplitLinear):
         raise BackboneError(f"blocks.{i}: the adapter is still split: merge before folding")
-    if repr(adapter.act) != repr(part.act):
+    # By identity: two modules of the same text may still compute different things.
+    if adapter.act is not part.act:
         raise BackboneError(f"blocks.{i}: the adapter's activation {adapter.act} is not the FFN's {part.act}")
     if adapter.norm.eps != part.norm.eps:
         raise BackboneError(f"blocks.{i}: the adapter's eps {adapter.norm.eps} is not norm2's {part.norm.eps}")

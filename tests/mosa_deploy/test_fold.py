@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import RmsNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -151,6 +152,32 @@ def test_an_adapter_of_another_eps_or_activation_is_refused(toy: Toy) -> None:
         fold(model)
     adapters(model)[0].act = nn.ReLU()
     with pytest.raises(BackboneError, match=r"^blocks\.0: the adapter's activation ReLU\(\) is not the FFN's GELU"):
+        fold(model)
+
+
+def test_an_activation_that_only_reads_the_same_is_refused(toy: Toy) -> None:
+    class Gate(nn.Module):
+        def __init__(self, slope: float) -> None:
+            super().__init__()
+            self.slope = slope
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(self.slope * x)
+
+    model = merged(toy, act_layer=functools.partial(Gate, 1.0))
+    adapters(model)[1].act = Gate(2.0)
+    with pytest.raises(
+        BackboneError, match=r"^blocks\.1: the adapter's activation Gate\(\) is not the FFN's Gate\(\)$"
+    ):
+        fold(model)
+
+
+def test_a_block_that_was_changed_after_attaching_is_refused(toy: Toy) -> None:
+    model = merged(toy)
+    adapted = model.blocks[1]
+    assert isinstance(adapted, AdaptedBlock)
+    adapted.block.add_module("norm2", RmsNorm(WIDTH))
+    with pytest.raises(BackboneError, match=r"blocks\.1: norm2 is RmsNorm, not LayerNorm"):
         fold(model)
 
 
