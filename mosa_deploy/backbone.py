@@ -7,23 +7,21 @@ import hashlib
 import http.client
 import urllib.error
 import urllib.request
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mosa_deploy import embedded
+from mosa_deploy.checkpoints import load_weights
 from mosa_deploy.errors import BackboneError, one_of
+from mosa_deploy.plain import check_plain
 from mosa_deploy.seeds import derive
-from mosa_deploy.shapes import shape_faults, shapes_of
 
 Source = Literal["pretrained", "file", "random"]
 
@@ -52,25 +50,41 @@ class Weights:
         return cls("random" if random else "file" if file else "pretrained", file)
 
 
-def load_backbone(name: str, weights: Weights | None = None, classes: int = 0, **kwargs: Any) -> VisionTransformer:
+def load_backbone(
+    name: str,
+    weights: Weights | None = None,
+    classes: int = 0,
+    img_size: int | tuple[int, int] | None = None,
+    **kwargs: Any,
+) -> VisionTransformer:
     """A timm ViT in evaluation mode, its head of `classes` outputs freshly initialised (none for 0).
 
-    `kwargs` go to timm, e.g. `mlp_ratio` or `img_size`.
+    `img_size` is the side, or (H, W), of its images in pixels: timm resamples the position embedding, and
+    `timm.data.resolve_model_data_config` of the model gives that size. Other `kwargs` go to timm, e.g. `mlp_ratio`.
 
     Raises:
         BackboneError: an unknown name, not a plain ViT, or weights that cannot be had or do not fit.
     """
     weights = weights or Weights()
     check_name(name)
+    if img_size is not None:
+        kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size
+    # Without memory for the weights, so that a model that cannot be used is refused before any are fetched.
+    with torch.device("meta"):
+        outline = _create(name, **kwargs)
+    check_plain(outline, name)
+    if img_size is not None:
+        _check_size(outline, *kwargs["img_size"])
     if weights.source == "pretrained":
         _check_reachable(name)
-        model = _create(name, pretrained=True, **kwargs)
-    elif weights.source == "file":
+    model = _create(name, pretrained=weights.source == "pretrained", **kwargs)
+    if weights.source == "file":
         assert weights.file is not None
-        model = _load_from_file(name, weights.file, **kwargs)
-    else:
-        model = _create(name, **kwargs)
+        load_weights(model, name, weights.file)
+    elif weights.source == "random":
         randomise(model)
+    if img_size is not None:
+        cast(dict[str, Any], model.pretrained_cfg)["input_size"] = (3, *kwargs["img_size"])
     if classes:
         model.reset_classifier(classes)
     model.eval()
@@ -81,7 +95,7 @@ def check_name(name: str) -> None:
     """Raises BackboneError, with the nearest names, if timm knows no such model."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise BackboneError(one_of("backbone", architecture, timm.list_models("*vit*")))
+        raise BackboneError(one_of("backbone", architecture, timm.list_models(["*vit*", "deit*"])))
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise BackboneError(one_of(f"weights of {architecture}:", tag, tags))
@@ -90,12 +104,21 @@ def check_name(name: str) -> None:
 def _create(name: str, pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-    except (OSError, RuntimeError, TypeError) as error:
-        raise BackboneError(f"timm cannot make {name}: {_first_line(error)}; {WAYS_ON}") from error
-    # A subclass has parts that a task does not own, e.g. the second head of a distilled DeiT.
+    except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        way_on = f"; {WAYS_ON}" if pretrained else ""
+        raise BackboneError(f"timm cannot make {name}: {_headline(error)}{way_on}") from error
     if type(model) is not VisionTransformer:
-        raise BackboneError(f"{name} is a {type(model).__name__}, not a plain ViT: choose one of timm's vit_* models")
+        raise BackboneError(
+            f"{name} is a {type(model).__name__}, not a plain ViT: choose one of timm's vit_* or deit*_patch* models"
+        )
     return model
+
+
+def _check_size(model: VisionTransformer, height: int, width: int) -> None:
+    """Raises BackboneError unless whole patches fill an image: what is left over would be cut off without a word."""
+    patch = model.patch_embed.feat_ratio(as_scalar=False)
+    if any(side % step for side, step in zip((height, width), patch, strict=True)):
+        raise BackboneError(f"images of {height} x {width}: give multiples of the patch size, {patch[0]} x {patch[1]}")
 
 
 def _check_reachable(name: str) -> None:
@@ -126,28 +149,6 @@ def unreachable(url: str) -> str | None:
     return None
 
 
-def _load_from_file(name: str, file: Path, **kwargs: Any) -> VisionTransformer:
-    """Weights of timm's own or the original Google names; a head in the file is left out."""
-    if not file.is_file():
-        raise BackboneError(f"--backbone-weights {file}: no such file")
-    model = _create(name, **kwargs)
-    try:
-        if file.suffix == ".npz":
-            model.load_pretrained(str(file))
-            return model
-        if file.suffix != ".safetensors":
-            raise BackboneError(f"--backbone-weights {file}: give a .safetensors or .npz file")
-        state = checkpoint_filter_fn(load_file(file), model)
-    except (SafetensorError, zipfile.BadZipFile, KeyError, ValueError, OSError, RuntimeError) as error:
-        raise BackboneError(f"--backbone-weights {file} cannot be read: {_first_line(error)}") from error
-    state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist.", "pre_logits."))}
-    faults = shape_faults(shapes_of(model.state_dict()), shapes_of(state))
-    if faults:
-        raise BackboneError(f"--backbone-weights {file} does not fit {name}: {faults}")
-    model.load_state_dict(state)
-    return model
-
-
 @torch.no_grad()
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Draw every parameter anew, as a trained model has them: no 1-D tensor stays at its constant start.
@@ -175,5 +176,6 @@ def fingerprint(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _headline(error: Exception) -> str:
+    """What it says first; torch says only in its second line what does not fit."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__

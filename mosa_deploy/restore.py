@@ -19,7 +19,7 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> VisionTransformer
     weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
     if record.backbone.source == "file" and weights.source != "file":
         raise BackboneError(f"'{record.task}' was tuned on weights from a file: give it again with --backbone-weights")
-    model = load_backbone(record.backbone.name, weights)
+    model = load_backbone(record.backbone.name, weights, img_size=record.preprocess.size)
     found = fingerprint(model.state_dict())
     if found != record.backbone.sha256:
         raise BackboneError(

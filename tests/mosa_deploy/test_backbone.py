@@ -2,9 +2,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+import timm.data
 import torch
 from huggingface_hub import constants
 from timm.models.vision_transformer import VisionTransformer
@@ -67,6 +69,7 @@ def test_a_head_of_the_tasks_classes_is_put_on() -> None:
             "vit_tiny_patch16_224.augreg_in1",
             "unknown weights of vit_tiny_patch16_224: 'augreg_in1'; did you mean augreg_in",
         ),
+        ("diet_tiny_patch16_224", "did you mean deit_tiny_patch16_224"),
         (f"{embedded.ARCHITECTURE}.imagenet", "; known: cifar10"),
     ],
 )
@@ -108,9 +111,48 @@ def test_a_host_that_keeps_silent_or_speaks_nonsense_is_not(answering: str, monk
 
 
 def test_an_architecture_without_weights_names_the_ways_on() -> None:
-    name = next(known for known in timm.list_models("vit_*") if not timm.list_pretrained(f"{known}.*"))
+    name = "vit_base_patch16_plus_240"
+    assert not timm.list_pretrained(f"{name}.*")
     with pytest.raises(BackboneError, match=rf"^timm has no weights for {name}: .*or use --random-weights$"):
         load_backbone(name)
+
+
+@pytest.mark.usefixtures("unreachable_hub")
+def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_asked_for() -> None:
+    name = "vit_giant_patch14_dinov2.lvd142m"
+    with pytest.raises(BackboneError, match=f"^{name} cannot be folded exactly: blocks.0-39: mlp is GluMlp, not Mlp;"):
+        load_backbone(name)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(48, (48, 48)), ((16, 64), (16, 64))])
+def test_another_image_size_is_that_of_the_model_and_of_its_data_config(
+    size: int | tuple[int, int], expected: tuple[int, int]
+) -> None:
+    model = load_backbone("vit_tiny_patch16_224", Weights("random"), img_size=size, depth=1)
+    assert model(torch.zeros(1, 3, *expected)).shape == (1, 192)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, *expected)
+    usual = load_backbone("vit_tiny_patch16_224", Weights("random"), depth=1)
+    assert timm.data.resolve_model_data_config(usual)["input_size"] == (3, 224, 224)
+
+
+@pytest.mark.parametrize(("size", "said"), [(230, "230 x 230"), ((32, 40), "32 x 40"), (8, "8 x 8")])
+def test_a_size_that_patches_do_not_fill_is_refused(size: int | tuple[int, int], said: str) -> None:
+    with pytest.raises(BackboneError, match=f"^images of {said}: give multiples of the patch size, 16 x 16$"):
+        load_backbone("vit_tiny_patch16_224", Weights("random"), img_size=size, depth=1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"class_token": False}, "Token pooling needs the class token"),
+        ({"img_size": 0}, "Expected a positive image size"),
+        ({"img_size": -16}, "Expected a positive image size"),
+        ({"depths": 3}, "unexpected keyword argument 'depths'"),
+    ],
+)
+def test_what_timm_itself_refuses_is_one_line(kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(BackboneError, match=f"^timm cannot make vit_tiny_patch16_224: .*{said}.*$"):
+        load_backbone("vit_tiny_patch16_224", Weights("random"), **kwargs)
 
 
 def test_both_flags_of_weights_are_refused() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from mosa_deploy.bundle import Backbone, Bundle
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.merge import merge
+from mosa_deploy.preprocess import Preprocess
 from mosa_deploy.restore import restore
 from tests.conftest import perturb
 
@@ -37,7 +39,10 @@ def bundle_of(model: VisionTransformer, like: Bundle, source: Source) -> Bundle:
         name=embedded.NAME, source=source, sha256=fingerprint(plain.state_dict()), depth=6, embed_dim=192
     )
     form = "split" if split_layers(model) else "merged"
-    record = like.record.model_copy(update={"backbone": backbone, "adapter": CONFIG, "form": form})
+    preprocess = Preprocess(size=(32, 32))
+    record = like.record.model_copy(
+        update={"backbone": backbone, "adapter": CONFIG, "form": form, "preprocess": preprocess}
+    )
     return Bundle(record, {name: value.numpy() for name, value in task_state(model).items()}, like.canary)
 
 
@@ -89,3 +94,25 @@ def test_weights_from_a_file_must_be_given_again(bundle: Bundle, tmp_path: Path)
             restore(asked, given)
     save_file(load_backbone(embedded.NAME).state_dict(), tmp_path / "w.safetensors")
     assert torch.equal(restore(asked, Weights("file", tmp_path / "w.safetensors"))(images()), model(images()))
+
+
+@pytest.mark.parametrize("source", ["file", "random"])
+def test_a_task_tuned_at_another_image_size_comes_back_at_that_size(
+    bundle: Bundle, tmp_path: Path, source: Source
+) -> None:
+    save_file(load_backbone(embedded.NAME).state_dict(), tmp_path / "w.safetensors")
+    weights = Weights(source, tmp_path / "w.safetensors" if source == "file" else None)
+    model = load_backbone(embedded.NAME, weights, img_size=(48, 40))
+    sha256 = fingerprint(model.state_dict())
+    assert sha256 != fingerprint(load_backbone(embedded.NAME, weights).state_dict())
+    size = Preprocess.from_timm(resolve_model_data_config(model)).size
+    assert size == (48, 40)
+    model.reset_classifier(2)
+    attach(model, CONFIG)
+    perturb(model)
+    asked = bundle_of(model, bundle, source)
+    backbone = asked.record.backbone.model_copy(update={"sha256": sha256})
+    record = asked.record.model_copy(update={"backbone": backbone, "preprocess": Preprocess(size=size)})
+    x = torch.randn(2, 3, 48, 40)
+    restored = restore(Bundle(record, asked.tensors, asked.canary), weights)
+    assert torch.equal(restored(x), model.eval()(x))
