@@ -13,7 +13,7 @@ from mosa_deploy import embedded
 from mosa_deploy.errors import ConfigError, DataError
 from mosa_deploy.preprocess import decode
 from training.tasks import TASKS, find
-from training.tasks.base import Example, shares, stratified
+from training.tasks.base import Example, draw_sets, shares, stratified
 from training.tasks.digits import Digits
 from training.tasks.sprites import SHAPES, Sprite, SpritesLocation, SpritesOrientation, ceiling, draw, read, sprite
 
@@ -92,6 +92,16 @@ def test_share_that_leaves_a_class_out_is_refused_whatever_the_set(percentages: 
         DataError, match=rf"^class 'ash' has 6 images, which leaves none for {lacking} \(.* of 100 images"
     ):
         stratified(trees(94, 6), shares(percentages), ["oak", "ash"])
+
+
+def test_class_that_the_draw_left_one_image_of_is_the_one_that_is_named() -> None:
+    names = [f"class{label:02d}" for label in range(50)]
+    examples = [Example(f"{name}/{i}", bytes, label) for label, name in enumerate(names) for i in range(3)]
+    with pytest.raises(DataError, match=r"^class '\w+' has 3 images, which leaves none for validation ") as caught:
+        stratified(examples, (0.6, 0.2, 0.2), names)
+    train = draw_sets(examples, {"train": 90, "rest": 60})["train"]
+    taken = Counter(names[example.label] for example in train)
+    assert taken[str(caught.value).split("'")[1]] == 2
 
 
 @pytest.mark.parametrize("percentages", ["80-10-10", "60-20-20", "34-33-33", "29-1-70", "58-21-21"])

@@ -89,11 +89,11 @@ def stratified(
     counts = [math.floor(round(total * size, 6)) if isinstance(size, float) else size for size in sizes]
     if isinstance(sizes[0], float):
         counts[2] = total - counts[0] - counts[1]
-    drawn = draw(examples, dict(zip(("train", "validation", "test"), counts, strict=True)), classes)
+    drawn = draw_sets(examples, dict(zip(("train", "validation", "test"), counts, strict=True)), classes)
     return drawn["train"], drawn["validation"], drawn["test"]
 
 
-def draw(
+def draw_sets(
     examples: Sequence[Example], counts: Mapping[str, int], classes: Sequence[str] | None = None
 ) -> dict[str, list[Example]]:
     """Draw sets of the given names and sizes, each class in its proportion; the images beyond them are left.
@@ -116,7 +116,8 @@ def draw(
         drawn[names[-1]] = rest
         lacking = [(label, name) for name in names for label in sorted(have.keys() - {e.label for e in drawn[name]})]
     except ValueError:  # A set smaller than the number of classes, or a class down to its last image.
-        lacking = [(min(have, key=have.__getitem__), min(names, key=counts.__getitem__))]
+        left = Counter(example.label for example in rest)
+        lacking = [(min(left, key=left.__getitem__), min(names[len(drawn) :], key=counts.__getitem__))]
     if lacking:
         label, name = lacking[0]
         raise DataError(

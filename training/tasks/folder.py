@@ -13,7 +13,7 @@ from pathlib import Path
 from mosa_deploy import embedded
 from mosa_deploy.errors import DataError
 from training.config import Recipe
-from training.tasks.base import PERCENTAGES, Splits, draw, shares, stratified
+from training.tasks.base import PERCENTAGES, Splits, draw_sets, shares, stratified
 from training.tasks.source import Source, read_classes, read_labelled_sets
 
 
@@ -42,6 +42,6 @@ class Folder:
         note = "as the folders say"
         if "validation" not in read:
             fifth = len(read["train"]) // 5
-            read |= draw(read["train"], {"train": len(read["train"]) - fifth, "validation": fifth}, classes)
+            read |= draw_sets(read["train"], {"train": len(read["train"]) - fifth, "validation": fifth}, classes)
             note += "; validation is a stratified fifth of train"
         return Splits(classes, **read, note=note)
