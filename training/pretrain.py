@@ -3,192 +3,160 @@
     python -m training.pretrain --data cifar10.tar.gz --out runs/pretrain
 
 `--data` is an archive or a folder of `train/<class>/*.jpg` and `test/<class>/*.jpg`. The images are decoded once
-into one uint8 tensor and augmented in batches on the training device, so that few CPU cores starve no GPU.
+into one uint8 tensor, which lies on the training device and is augmented there, an epoch at a time, so that few CPU
+cores starve no GPU.
 
-The same command run again resumes at the last finished epoch. A few thousand training images are held out to watch;
-the test set is read once, after the last epoch. Only torch and timm are imported, so that this file runs on any
-machine that has the two.
+The same command run again goes on after the last epoch that was written, and ends in the same bytes. A few thousand
+training images are held out to watch; the test set is read once, after the last epoch. Only torch, torchvision and
+timm are imported, so that this runs on any machine that has the three.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import io
 import json
 import math
 import sys
-import tarfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import PatchDropout
+from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
-from mosa_deploy import embedded
-from mosa_deploy.files import replacing
+from mosa_deploy.errors import BackboneError, ConfigError, DataError, TrainingError, command
+from mosa_deploy.files import replacing, write_text
+from mosa_deploy.seeds import derive
+from mosa_deploy.versions import git_commit, library_versions
+from training.pretrain_config import PretrainConfig, parse
+from training.pretrain_data import Images, augment, mixing, normalise, read_images, split_held_out
 
 CHECKPOINT, WEIGHTS, HISTORY = "checkpoint.pt", "weights.safetensors", "history.csv"
+METRICS, CURVES = "metrics.json", "curves.png"
+
+SAVE_SECONDS = 30.0
+"""A checkpoint is written at the first end of an epoch after so long: on a GPU, writing would outlast the epoch."""
+
+REPORT_STEPS = 50
+"""Steps between two looks at the loss, each of which makes the host wait for the device."""
 
 Row = dict[str, float]
 
-CHUNK = 16
-"""Images that share one draw of the augmentation: torchvision's transforms draw once a call, not once an image."""
+
+@dataclass
+class Run:
+    """What a checkpoint holds, and the schedule, which follows from the number of updates."""
+
+    model: VisionTransformer
+    ema: ModelEmaV3
+    optimizer: torch.optim.Optimizer
+    schedule: CosineLRScheduler
+    history: list[Row] = field(default_factory=list)
+    """One row for each finished epoch."""
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The recipe. Every field is a flag of the same name."""
+def build(config: PretrainConfig, classes: int) -> VisionTransformer:
+    """A freshly initialised timm model.
 
-    data: Path
-    out: Path = Path("runs/pretrain")
-    architecture: str = embedded.ARCHITECTURE
-    epochs: int = 30
-    full_epochs: int = 3
-    """The last epochs see every patch; the ones before drop `patch_drop_rate` of them, for speed."""
-    patch_drop_rate: float = 0.5
-    batch_size: int = 256
-    opt: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_epochs: float = 2.0
-    label_smoothing: float = 0.1
-    drop_path_rate: float = 0.0
-    trivial_augment: bool = False
-    ema_decay: float = 0.998
-    held_out: int = 2000
-    seed: int = 0
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    Raises:
+        BackboneError: the architecture is not a plain ViT, or timm cannot make it.
+    """
+    torch.manual_seed(derive(config.seed, "weights"))
+    try:
+        model = timm.create_model(
+            config.architecture,
+            num_classes=classes,
+            depth=config.depth,
+            drop_path_rate=config.drop_path_rate,
+            patch_drop_rate=config.patch_drop_rate,
+        )
+    except (TypeError, RuntimeError) as error:
+        raise BackboneError(f"timm cannot make {config.architecture}: {error}; choose a plain vit_*") from error
+    if not isinstance(model, VisionTransformer):
+        raise BackboneError(f"{config.architecture} is a {type(model).__name__}: choose a plain vit_*")
+    return model.to(config.device)
 
 
-@dataclass(frozen=True)
-class Images:
-    """Decoded images (N, 3, H, W) uint8 with their labels (N,)."""
+def start(config: PretrainConfig, images: Images, classes: int) -> Run:
+    """A run at its first step.
 
-    pixels: Tensor
-    labels: Tensor
-
-    def subset(self, index: Tensor) -> Images:
-        """The images of the given indices."""
-        return Images(self.pixels[index], self.labels[index])
-
-    def to(self, device: str) -> Images:
-        """The same on another device."""
-        return Images(self.pixels.to(device), self.labels.to(device))
-
-
-def read_images(source: Path) -> dict[str, Images]:
-    """Decode `.../<split>/<class>/<name>.jpg` of an archive or a folder: split name -> images in sorted order."""
-    encoded = sorted(_encoded_files(source))
-    if not encoded:
-        raise SystemExit(f"error: no <split>/<class>/*.jpg in {source}")
-    classes = sorted({path.split("/")[-2] for path, _ in encoded})
-    pixels: dict[str, list[Tensor]] = {}
-    labels: dict[str, list[int]] = {}
-    for path, content in encoded:
-        split, name = path.split("/")[-3:-1]
-        image = Image.open(io.BytesIO(content)).convert("RGB")
-        array = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        pixels.setdefault(split, []).append(array.view(image.height, image.width, 3).permute(2, 0, 1))
-        labels.setdefault(split, []).append(classes.index(name))
-    return {split: Images(torch.stack(pixels[split]), torch.tensor(labels[split])) for split in pixels}
+    Raises:
+        DataError: the model is not for images of this size.
+    """
+    model = build(config, classes)
+    size, expected = tuple(images.pixels.shape[2:]), model.patch_embed.img_size
+    if size != expected:
+        raise DataError(f"the images are {size}, {config.architecture} reads {expected} (H, W): resize the images")
+    optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
+    steps = math.ceil(len(images) / config.batch_size)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=config.epochs * steps,
+        lr_min=config.lr * 1e-3,
+        warmup_t=int(config.warmup_epochs * steps),
+        warmup_lr_init=config.lr * 1e-3,
+        t_in_epochs=False,
+    )
+    return Run(model, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True), optimizer, schedule)
 
 
-def _encoded_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    if source.is_dir():
-        for path in source.rglob("*.jpg"):
-            yield path.as_posix(), path.read_bytes()
-        return
-    with tarfile.open(source) as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.name.endswith(".jpg") else None
-            if content is not None:
-                yield member.name, content.read()
+def train_epoch(run: Run, images: Images, config: PretrainConfig) -> float:
+    """One pass over `images`, its randomness derived from (seed, epoch) alone; returns the mean loss.
 
-
-def split_held_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
-    """A seeded random cut into (the rest, `count` held-out images)."""
-    order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))
-    return images.subset(order[count:]), images.subset(order[:count])
-
-
-class Augment:
-    """Crop, flip and, if asked for, TrivialAugment, drawn once for each `CHUNK` of a uint8 batch (B, 3, H, W)."""
-
-    def __init__(self, size: int, trivial: bool) -> None:
-        steps: list[nn.Module] = [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
-        if trivial:
-            steps.append(v2.TrivialAugmentWide())
-        self.transform = v2.Compose(steps)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Augment a batch."""
-        return torch.cat([self.transform(chunk) for chunk in pixels.split(CHUNK)])
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float in [-1, 1], the mean and deviation of 0.5 that the backbone's data config names."""
-    return pixels.float().div_(127.5).sub_(1.0)
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """Seed every generator from (seed, epoch), so that a resumed run equals an unbroken one; then draw the order."""
-    torch.manual_seed(seed * 100_003 + epoch)
-    return torch.randperm(count)
-
-
-def train_epoch(
-    model: nn.Module,
-    ema: ModelEmaV3,
-    optimizer: torch.optim.Optimizer,
-    schedule: CosineLRScheduler,
-    images: Images,
-    config: PretrainConfig,
-    epoch: int,
-) -> float:
-    """One pass over `images`; returns the mean loss."""
-    augment = Augment(images.pixels.shape[-1], config.trivial_augment)
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    epoch = len(run.history)
+    torch.manual_seed(derive(config.seed, "epoch", epoch))
+    set_patch_drop(run.model, 0.0 if epoch >= config.epochs - config.full_epochs else config.patch_drop_rate)
+    pixels = augment(images.pixels, config.augment)
+    mix = mixing(config.mixup, config.cutmix, run.model.num_classes)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    set_patch_drop(model, 0.0 if epoch >= config.epochs - config.full_epochs else config.patch_drop_rate)
-    order = epoch_order(len(images.labels), config.seed, epoch).to(config.device)
-    batches = order.split(config.batch_size)
-    total, start = 0.0, time.perf_counter()
-    model.train()
-    for step, index in enumerate(batches):
-        update = epoch * len(batches) + step
-        schedule.step_update(update)
+    batches = torch.randperm(len(images)).to(pixels.device).split(config.batch_size)
+    total, began = torch.zeros((), device=pixels.device), time.perf_counter()
+    run.model.train()
+    for step, index in enumerate(batches, start=1):
+        update = epoch * len(batches) + step - 1
+        run.schedule.step_update(update)
+        inputs, targets = mix(normalise(pixels[index]), images.labels[index])
         with torch.autocast(config.device, torch.bfloat16):
-            logits = model(normalise(augment(images.pixels[index])))
-            loss = criterion(logits, images.labels[index])
-        optimizer.zero_grad()
+            loss = criterion(run.model(inputs), targets)
+        run.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model, step=update)
-        total += loss.item() * len(index)
-        if not math.isfinite(total):
-            raise SystemExit(f"error: the loss is not finite at epoch {epoch}, step {step}: lower --lr")
-        if step % 50 == 49:
-            speed = (step + 1) * config.batch_size / (time.perf_counter() - start)
-            print(f"  epoch {epoch} step {step + 1}/{len(batches)} {speed:.0f} images/s", flush=True)
-    return total / len(images.labels)
+        nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        run.optimizer.step()
+        run.ema.update(run.model, step=update)
+        total += loss.detach() * len(index)
+        if step % REPORT_STEPS == 0:
+            mean = mean_loss(total, step * config.batch_size, config)
+            speed = step * config.batch_size / (time.perf_counter() - began)
+            print(f"  epoch {epoch + 1}, step {step}/{len(batches)}: loss {mean:.4f}, {speed:.0f} images/s", flush=True)
+    return mean_loss(total, len(images), config)
 
 
-def set_patch_drop(model: nn.Module, rate: float) -> None:
+def mean_loss(total: Tensor, count: int, config: PretrainConfig) -> float:
+    """The mean over `count` images, on the host.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    mean = float(total) / count
+    if not math.isfinite(mean):
+        raise TrainingError(f"the loss is {mean}: lower --lr (now {config.lr:g}) and choose another --out")
+    return mean
+
+
+def set_patch_drop(model: VisionTransformer, rate: float) -> None:
     """Set the share of patches that timm's PatchDropout leaves out in training."""
-    drop = model.get_submodule("patch_drop")
-    if isinstance(drop, PatchDropout):
-        drop.prob = rate
+    if isinstance(model.patch_drop, PatchDropout):
+        model.patch_drop.prob = rate
 
 
 @torch.inference_mode()
@@ -198,103 +166,128 @@ def accuracy(model: nn.Module, images: Images, batch_size: int = 500) -> float:
     correct = 0
     for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True):
         correct += int((model(normalise(pixels)).argmax(1) == labels).sum())
-    return correct / len(images.labels)
-
-
-def build(config: PretrainConfig, classes: int) -> nn.Module:
-    """A freshly initialised timm model of the embedded architecture."""
-    return timm.create_model(
-        config.architecture,
-        num_classes=classes,
-        drop_path_rate=config.drop_path_rate,
-        patch_drop_rate=config.patch_drop_rate,
-    ).to(config.device)
-
-
-def write_history(path: Path, rows: list[Row]) -> None:
-    """A CSV file, one row an epoch."""
-    with replacing(path) as aside, aside.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    return correct / len(images)
 
 
 def pretrain(config: PretrainConfig) -> float:
-    """Train, write `weights.safetensors` (fp16, the averaged weights) and return their test accuracy."""
-    torch.manual_seed(config.seed)
-    config.out.mkdir(parents=True, exist_ok=True)
+    """Train, write `weights.safetensors` (fp16, the averaged weights) and return their test accuracy.
+
+    Raises:
+        MosaError: whatever the user can mend.
+    """
+    config.check()
     print(f"decoding {config.data}", flush=True)
-    splits = read_images(config.data)
+    classes, splits = read_images(config.data)
+    recipe = {**config.recipe(), "classes": list(classes), "images": len(splits["train"])}
     train, held_out = split_held_out(splits["train"], config.held_out, config.seed)
-    train, held_out = train.to(config.device), held_out.to(config.device)
-    model = build(config, int(train.labels.max()) + 1)
-    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
-    optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
-    steps = math.ceil(len(train.labels) / config.batch_size)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=config.epochs * steps,
-        lr_min=config.lr * 1e-3,
-        warmup_t=int(config.warmup_epochs * steps),
-        warmup_lr_init=config.lr * 1e-3,
-        t_in_epochs=False,
-    )
-    history = resume(config.out / CHECKPOINT, model, ema.module, optimizer)
-    for epoch in range(len(history), config.epochs):
-        start = time.perf_counter()
-        loss = train_epoch(model, ema, optimizer, schedule, train, config, epoch)
-        row = {"epoch": epoch, "loss": round(loss, 4), "held_out": accuracy(ema.module, held_out)}
-        row["seconds"] = round(time.perf_counter() - start, 1)
-        left = row["seconds"] * (config.epochs - epoch - 1) / 60
-        print(f"epoch {epoch}: loss {loss:.4f} held-out {row['held_out']:.4f}, {left:.0f} min to go", flush=True)
-        history.append(row)
-        save(config.out, model, ema.module, optimizer, history)
-        write_history(config.out / HISTORY, history)
-    # The figure belongs to the file that ships: the fp16 weights, read back.
-    ema.module.load_state_dict(load_file(config.out / WEIGHTS))
-    test = accuracy(ema.module, splits["test"].to(config.device))
-    record = {"test_accuracy": test, **{key: str(value) for key, value in asdict(config).items()}}
-    (config.out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"test accuracy {test:.4f}")
-    return test
+    run = start(config, train, len(classes))
+    resume(config.out, run, recipe)
+    try:
+        train, held_out, test = (images.to(config.device) for images in (train, held_out, splits["test"]))
+        fit(run, train, held_out, config, recipe)
+        # The figure belongs to the file that ships: the fp16 weights, read back.
+        run.ema.module.load_state_dict(load_file(config.out / WEIGHTS))
+        measured = accuracy(run.ema.module, test)
+    except torch.OutOfMemoryError as error:
+        again = " in another --out" if run.history else ""
+        raise TrainingError(
+            f"out of memory at epoch {len(run.history) + 1}: --batch-size {config.batch_size // 2} halves what a step"
+            f" needs{again}"
+        ) from error
+    made = {"data": str(config.data), "versions": library_versions(), "git_commit": git_commit()}
+    write_text(config.out / METRICS, json.dumps({"test_accuracy": measured, **recipe, **made}, indent=2) + "\n")
+    draw_curves(config.out / CURVES, run.history, config.architecture)
+    print(f"test accuracy {measured:.4f}")
+    return measured
 
 
-def save(out: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]) -> None:
-    """Write the checkpoint, and the averaged weights in fp16 as they would ship."""
-    state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-    half = {name: value.half().contiguous().cpu() for name, value in average.state_dict().items()}
+def fit(run: Run, train: Images, held_out: Images, config: PretrainConfig, recipe: dict[str, object]) -> None:
+    """Run the epochs that are left."""
+    saved = time.perf_counter()
+    while (epoch := len(run.history) + 1) <= config.epochs:
+        began = time.perf_counter()
+        loss = train_epoch(run, train, config)
+        held = accuracy(run.ema.module, held_out)
+        seconds = time.perf_counter() - began
+        lr = run.optimizer.param_groups[0]["lr"]
+        run.history.append({"epoch": epoch, "loss": loss, "held_out": held, "lr": lr, "seconds": round(seconds, 2)})
+        left = seconds * (config.epochs - epoch) / 60
+        print(
+            f"epoch {epoch}/{config.epochs}: loss {loss:.4f}, held-out accuracy {held:.4f}, {left:.1f} min to go",
+            flush=True,
+        )
+        if epoch == config.epochs or time.perf_counter() - saved > SAVE_SECONDS:
+            save(config.out, run, recipe)
+            saved = time.perf_counter()
+
+
+def save(out: Path, run: Run, recipe: dict[str, object]) -> None:
+    """Write the checkpoint, its history as CSV, and the averaged weights in fp16 as they would ship."""
+    average = run.ema.module.state_dict()
+    state = {"model": run.model.state_dict(), "average": average, "optimizer": run.optimizer.state_dict()}
     with replacing(out / CHECKPOINT) as aside:
-        torch.save({**state, "history": history}, aside)
+        torch.save({**state, "history": run.history, "recipe": recipe}, aside)
     with replacing(out / WEIGHTS) as aside:
-        save_file(half, aside)
+        save_file({name: value.half().contiguous().cpu() for name, value in average.items()}, aside)
+    with replacing(out / HISTORY) as aside, aside.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, run.history[0])
+        writer.writeheader()
+        writer.writerows(run.history)
 
 
-def resume(checkpoint: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> list[Row]:
-    """Restore the last finished epoch, if there is one; returns the rows of the epochs so far."""
+def resume(out: Path, run: Run, recipe: dict[str, object]) -> None:
+    """Restore the last checkpoint, if there is one.
+
+    Raises:
+        ConfigError: it is of another recipe.
+        TrainingError: it cannot be read.
+    """
+    checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
-        return []
-    state = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    history: list[Row] = state["history"]
-    return history
+        return
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        before = state["recipe"]
+    except Exception as error:  # On damaged bytes torch's unpickler lets out IndexError and others.
+        raise TrainingError(f"{checkpoint} cannot be gone on from: remove it to start anew") from error
+    changed = [
+        f"{name} was {before.get(name)}, is {recipe.get(name)}"
+        for name in sorted(before.keys() | recipe.keys())
+        if before.get(name) != recipe.get(name)
+    ]
+    if changed:
+        raise ConfigError(f"--out {out} holds another run ({'; '.join(changed)}): repeat its flags, or choose --out")
+    run.model.load_state_dict(state["model"])
+    run.ema.module.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.history = state["history"]
 
 
-def parse(arguments: list[str]) -> PretrainConfig:
-    """The command line: argparse, since only torch and timm are at hand."""
-    parser = argparse.ArgumentParser(prog="python -m training.pretrain", description=__doc__)
-    defaults = {field.name: field.default for field in fields(PretrainConfig)}
-    for name, default in defaults.items():
-        flag = "--" + name.replace("_", "-")
-        if name == "data":
-            parser.add_argument(flag, type=Path, required=True)
-        elif isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
-        else:
-            parser.add_argument(flag, type=type(default), default=default)
-    return PretrainConfig(**vars(parser.parse_args(arguments)))
+def draw_curves(path: Path, rows: list[Row], title: str) -> None:
+    """`curves.png`: the loss and the held-out accuracy over the epochs, where there is matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"no {path.name}: matplotlib is not installed")
+        return
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    panels = (("loss", "loss (nats)", 1), ("held_out", "held-out accuracy (%)", 100))
+    for axes, (name, label, factor) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.plot(epochs, [factor * row[name] for row in rows])
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
+
+
+@command
+def main() -> None:
+    """The command line."""
+    pretrain(parse(sys.argv[1:], __doc__))
 
 
 if __name__ == "__main__":
-    pretrain(parse(sys.argv[1:]))
+    main()

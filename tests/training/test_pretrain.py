@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -12,16 +13,19 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.nn import functional as F
 
 from mosa_deploy import embedded
+from mosa_deploy.errors import ConfigError, DataError, MosaError, TrainingError
 from tests.training.conftest import write_jpegs
 from training import pretrain
-from training.pretrain import Augment, Images, PretrainConfig, parse, read_images, split_held_out, train_epoch
+from training.pretrain import start, train_epoch
+from training.pretrain_config import PretrainConfig, parse
+from training.pretrain_data import POLICIES, Images, augment, crop_and_flip, mixing, read_images, split_held_out
 
 CLASSES = ("bird", "cat", "ship")
+NOT_AT_HAND = ("tyro", "sklearn", "scipy", "matplotlib", "pydantic", "tqdm", "torchmetrics", "onnx", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +39,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(data: Path) -> PretrainConfig:
+    """Everything random turned on, at depth 2."""
     return PretrainConfig(
         data=data,
-        epochs=2,
+        depth=2,
+        epochs=3,
         full_epochs=1,
         batch_size=8,
         held_out=4,
         patch_drop_rate=0.5,
         drop_path_rate=0.1,
-        trivial_augment=True,
+        augment="trivial",
+        mixup=0.8,
+        cutmix=1.0,
         warmup_epochs=0.5,
         device="cpu",
     )
@@ -62,17 +70,16 @@ def history(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def third_party(program: str) -> set[str]:
-    """The top-level packages outside the standard library that a program leaves imported."""
-    code = f"{program}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    return {name for name in run.stdout.split() if name not in sys.stdlib_module_names}
+def noise(count: int, size: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def test_archive_and_folder_hold_the_same_images(data: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as archive:
         archive.add(data, "tiny")
-    from_folder, from_archive = read_images(data), read_images(tmp_path / "images.tar.gz")
+    (classes, from_folder), (others, from_archive) = read_images(data), read_images(tmp_path / "images.tar.gz")
+    assert classes == others == CLASSES
     for split, count in (("train", 8), ("test", 3)):
         assert torch.equal(from_folder[split].pixels, from_archive[split].pixels)
         assert from_archive[split].labels.tolist() == [label for label in range(3) for _ in range(count)]
@@ -81,93 +88,297 @@ def test_archive_and_folder_hold_the_same_images(data: Path, tmp_path: Path) -> 
     assert from_folder["train"].pixels[8, :, 2, 5].tolist() == pixel
 
 
-def test_source_without_images_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: no <split>/<class>/\*\.jpg in "):
-        read_images(tmp_path)
+def test_data_that_cannot_be_used_is_one_line_that_names_it(data: Path, tmp_path: Path) -> None:
+    faults = {
+        "gone": r"gone: no such file or folder; give an archive or a folder of train/<class>/\*\.jpg and test/",
+        "text.tar": r"text\.tar is not a whole tar archive \(ReadError\): give an archive or a folder",
+        "empty": r"empty holds no train/<class>/\*\.jpg: give an archive or a folder",
+        "untested": r"untested holds no test/<class>/\*\.jpg: give an archive or a folder",
+        "uneven": r"train and test differ in the classes dog: make them the same",
+        "alone": r"alone holds the one class cat: classification needs at least two",
+        "broken": r"broken/train/dog/dog_1\.jpg is not a readable image \(UnidentifiedImageError\): mend or remove it",
+        "mixed": r"mixed/train/dog/dog_1\.jpg has 16 x 8 pixels, \S+/mixed/train/cat/cat_1\.jpg 32 x 32: resize",
+        "two": r"two holds train images of 32 x 32 and test images of 16 x 16 pixels: resize all images to one size",
+    }
+    (tmp_path / "text.tar").write_text("not an archive")
+    (tmp_path / "empty").mkdir()
+    write_jpegs(tmp_path / "untested" / "train", {"cat": 1, "dog": 1})
+    write_jpegs(tmp_path / "uneven" / "train", {"cat": 1, "dog": 1})
+    write_jpegs(tmp_path / "uneven" / "test", {"cat": 1})
+    for split in ("train", "test"):
+        write_jpegs(tmp_path / "alone" / split, {"cat": 1})
+        for name in ("broken", "mixed"):
+            write_jpegs(tmp_path / name / split, {"cat": 1, "dog": 1}, size=32)
+        write_jpegs(tmp_path / "two" / split, {"cat": 1, "dog": 1}, size=32 if split == "train" else 16)
+    (tmp_path / "broken" / "train" / "dog" / "dog_1.jpg").write_bytes(b"spoilt")
+    Image.new("RGB", (16, 8)).save(tmp_path / "mixed" / "train" / "dog" / "dog_1.jpg")
+    for name, line in faults.items():
+        with pytest.raises(DataError, match=line):
+            read_images(tmp_path / name)
+
+
+def test_only_images_of_the_two_splits_are_read(tmp_path: Path) -> None:
+    for split in ("train", "test", "validation"):
+        write_jpegs(tmp_path / split, {"cat": 1, "dog": 1})
+    (tmp_path / "train" / "cat" / "labels.txt").write_text("cat")
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "stray.jpg")
+    assert [len(images) for images in read_images(tmp_path)[1].values()] == [2, 2]
+
+
+def test_archive_that_was_cut_off_is_refused(data: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as archive:
+        archive.add(data, "tiny")
+    content = (tmp_path / "whole.tar.gz").read_bytes()
+    (tmp_path / "half.tar.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"half\.tar\.gz is not a whole tar archive"):
+        read_images(tmp_path / "half.tar.gz")
 
 
 def test_held_out_images_are_not_trained_on_and_the_same_for_a_seed() -> None:
     images = Images(torch.arange(50), torch.arange(50) % 3)
     rest, held_out = split_held_out(images, 10, seed=4)
-    assert len(held_out.pixels) == 10
+    assert len(held_out) == 10
     assert sorted([*rest.pixels.tolist(), *held_out.pixels.tolist()]) == list(range(50))
     assert torch.equal(held_out.labels, held_out.pixels % 3)
     assert torch.equal(held_out.pixels, split_held_out(images, 10, seed=4)[1].pixels)
     assert not torch.equal(held_out.pixels, split_held_out(images, 10, seed=5)[1].pixels)
+    with pytest.raises(DataError, match="--held-out 50 of 50 training images leaves none to train on: lower it"):
+        split_held_out(images, 50, seed=4)
 
 
-@pytest.mark.parametrize("trivial", [False, True])
-def test_augmentation_keeps_shape_and_type_and_changes_the_pixels(trivial: bool) -> None:
-    pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_each_image_is_cropped_and_flipped_by_a_draw_of_its_own() -> None:
+    pixels = noise(120)
     torch.manual_seed(0)
-    given = Augment(32, trivial)(pixels)
-    assert given.shape == pixels.shape
-    assert given.dtype == torch.uint8
-    assert not torch.equal(given, pixels)
+    found = set()
+    for given, image in zip(crop_and_flip(pixels), pixels, strict=True):
+        padded = F.pad(image, [4] * 4)
+        matches = [
+            (top, left, flip)
+            for top in range(9)
+            for left in range(9)
+            for flip in (False, True)
+            if torch.equal(given.flip(-1) if flip else given, padded[:, top : top + 32, left : left + 32])
+        ]
+        assert len(matches) == 1
+        found.update(matches)
+    assert len(found) > 60
+    for draws in zip(*found, strict=True):
+        assert len(set(draws)) in (2, 9)
+
+
+def test_policy_gets_every_image_once_in_random_groups_and_puts_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[list[int]] = []
+
+    def invert(pixels: Tensor) -> Tensor:
+        groups.append(pixels[:, 0, 16, 16].tolist())
+        return 255 - pixels
+
+    monkeypatch.setitem(POLICIES, "trivial", lambda: invert)
+    grey = torch.arange(1, 151, dtype=torch.uint8)
+    torch.manual_seed(0)
+    given = augment(grey[:, None, None, None].expand(150, 3, 32, 32), "trivial")
+    assert torch.equal(given[:, 0, 16, 16], 255 - grey)
+    assert [len(group) for group in groups] == [64, 64, 22]
+    assert sorted(value for group in groups for value in group) == grey.tolist()
+    assert max(groups[0]) > 128
+    assert max(groups[2]) - min(groups[2]) > 64
+
+
+def test_policies_change_what_crop_and_flip_leave() -> None:
+    given = {}
+    for policy in POLICIES:
+        torch.manual_seed(1)
+        given[policy] = augment(noise(64), policy)
+        assert (given[policy].shape, given[policy].dtype) == ((64, 3, 32, 32), torch.uint8)
+    torch.manual_seed(1)
+    order = torch.randperm(64)
+    assert torch.equal(given["none"][order], crop_and_flip(noise(64)[order]))
+    assert not torch.equal(given["trivial"], given["none"])
+    assert not torch.equal(given["rand"], given["none"])
+    assert not torch.equal(given["rand"], given["trivial"])
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_mixed_labels_are_the_shares_of_the_mixed_pixels(mixup: float, cutmix: float) -> None:
+    mix = mixing(mixup, cutmix, classes=5)
+    torch.manual_seed(0)
+    shares = []
+    for _ in range(20):
+        labels = torch.arange(5)
+        inputs = torch.eye(5)[:, :, None, None].expand(5, 5, 32, 32)  # channel k holds the share of image k
+        mixed, targets = mix(inputs, labels)
+        assert torch.allclose(mixed.mean((2, 3)), targets, atol=1e-6)
+        shares.append(float(targets[0, 0]))
+    assert len(set(shares)) > 10
+    assert 0 < min(shares) < max(shares) < 1
+
+
+def test_without_mixing_a_batch_stays_as_it_is() -> None:
+    inputs, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    mixed, targets = mixing(0.0, 0.0, classes=5)(inputs, labels)
+    assert mixed is inputs
+    assert targets is labels
 
 
 def test_patches_are_dropped_until_the_last_full_epochs(config: PretrainConfig) -> None:
-    model = pretrain.build(config, 3)
+    classes, splits = read_images(config.data)
+    run = start(config, splits["train"], len(classes))
     tokens: list[int] = []
-    model.get_submodule("blocks.0").register_forward_hook(lambda *given: tokens.append(given[2].shape[1]))
-    images = read_images(config.data)["train"]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    schedule = CosineLRScheduler(optimizer, t_initial=10, t_in_epochs=False)
-    for epoch in (0, 1):
-        train_epoch(model, ModelEmaV3(model), optimizer, schedule, images, config, epoch)
-    assert tokens == [32] * 3 + [64] * 3
+    run.model.get_submodule("blocks.0").register_forward_hook(lambda *given: tokens.append(given[2].shape[1]))
+    for _ in range(3):
+        train_epoch(run, splits["train"], config)
+        run.history.append({})
+    assert tokens == [32] * 6 + [64] * 3
 
 
+def test_depth_is_that_of_the_model(config: PretrainConfig) -> None:
+    assert len(pretrain.build(replace(config, depth=9), 10).blocks) == 9
+    assert len(pretrain.build(replace(config, depth=None), 10).blocks) == 6
+
+
+@pytest.mark.parametrize("stop", [1, 2])
 def test_interrupted_and_resumed_equals_unbroken(
-    config: PretrainConfig, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, config: PretrainConfig, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = pretrain.save
 
-    def save_and_stop(*state: Any) -> None:
-        save(*state)
-        raise KeyboardInterrupt
+    def save_and_stop(out: Path, run: pretrain.Run, recipe: dict[str, object]) -> None:
+        save(out, run, recipe)
+        if len(run.history) == stop:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "SAVE_SECONDS", 0.0)
         patch.setattr(pretrain, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain.pretrain(replace(config, out=tmp_path))
+    assert len(history(tmp_path)) == stop
     pretrain.pretrain(replace(config, out=tmp_path))
     resumed, once = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (tmp_path, unbroken))
     for part in ("model", "average"):
         tensors: dict[str, Tensor] = resumed[part]
         assert all(value.dtype == torch.float32 for value in tensors.values())
         assert [name for name, value in tensors.items() if not torch.equal(value, once[part][name])] == []
+    assert (tmp_path / "weights.safetensors").read_bytes() == (unbroken / "weights.safetensors").read_bytes()
     assert [row["loss"] for row in history(tmp_path)] == [row["loss"] for row in history(unbroken)]
 
 
-def test_history_has_a_row_an_epoch(unbroken: Path) -> None:
+def test_checkpoint_of_another_recipe_is_refused_with_what_differs(config: PretrainConfig, unbroken: Path) -> None:
+    kept = (unbroken / "checkpoint.pt").read_bytes()
+    line = r"holds another run \(epochs was 3, is 4; lr was 0\.001, is 0\.002\): repeat its flags, or choose --out"
+    with pytest.raises(ConfigError, match=line):
+        pretrain.pretrain(replace(config, out=unbroken, lr=2e-3, epochs=4))
+    assert (unbroken / "checkpoint.pt").read_bytes() == kept
+
+
+def test_damaged_checkpoint_is_named(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"spoilt")
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt cannot be gone on from: remove it to start anew"):
+        pretrain.pretrain(replace(config, out=tmp_path))
+
+
+def test_run_leaves_its_history_its_curves_and_what_it_was_made_with(unbroken: Path, config: PretrainConfig) -> None:
     rows = history(unbroken)
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert all(float(row["loss"]) > 0 and 0 <= float(row["held_out"]) <= 1 for row in rows)
+    cosines = [(1 + math.cos(math.pi * update / 9)) / 2 for update in (2, 5, 8)]  # the last of each 3 of 9 updates
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-6 + (1e-3 - 1e-6) * cosine for cosine in cosines])
+    with Image.open(unbroken / "curves.png") as image:
+        assert image.size == (1350, 510)
+    record = json.loads((unbroken / "metrics.json").read_text())
+    assert (record["lr"], record["images"], record["classes"]) == (config.lr, 24, list(CLASSES))
+    assert record["versions"]["timm"] == timm.__version__
 
 
 def test_weights_are_fp16_fit_timm_and_give_the_recorded_accuracy(unbroken: Path, data: Path) -> None:
     state = load_file(unbroken / "weights.safetensors")
     assert {value.dtype for value in state.values()} == {torch.float16}
-    model = timm.create_model(embedded.ARCHITECTURE, num_classes=3).eval()
+    model = timm.create_model(embedded.ARCHITECTURE, num_classes=3, depth=2).eval()
     model.load_state_dict(state)
-    test = read_images(data)["test"]
+    test = read_images(data)[1]["test"]
     with torch.no_grad():
         right = model(test.pixels.float() / 127.5 - 1).argmax(1) == test.labels
     recorded = json.loads((unbroken / "metrics.json").read_text())
     assert recorded["test_accuracy"] == pytest.approx(float(right.float().mean()))
 
 
-def test_every_field_is_a_flag() -> None:
-    flags = ["--data", "images", "--no-trivial-augment", "--lr", "0.5", "--epochs", "7", "--out", "there"]
-    given = parse(flags)
-    assert (given.data, given.out) == (Path("images"), Path("there"))
-    assert (given.trivial_augment, given.lr, given.epochs) == (False, 0.5, 7)
+def test_loss_that_is_not_finite_ends_the_run_in_one_line(config: PretrainConfig, tmp_path: Path) -> None:
+    line = r"the loss is nan: lower --lr \(now 1e\+30\) and choose another --out"
+    with pytest.raises(TrainingError, match=line):
+        pretrain.pretrain(replace(config, out=tmp_path, lr=1e30, warmup_epochs=0.0))
+
+
+def test_memory_that_does_not_suffice_is_one_line(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(pretrain, "train_epoch", exhausted)
+    with pytest.raises(TrainingError, match=r"^out of memory at epoch 1: --batch-size 4 halves what a step needs$"):
+        pretrain.pretrain(replace(config, out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"epochs": 2, "full_epochs": 3}, r"^--full-epochs 3 is more than --epochs 2: lower it$"),
+        ({"epochs": 2, "warmup_epochs": 2.0}, r"^--warmup-epochs 2 leaves nothing of --epochs 2: lower it$"),
+        ({"batch_size": 0, "ema_decay": 1.0}, r"^--batch-size 0: at least 1; --ema-decay 1: at least 0 and below 1$"),
+        ({"lr": float("nan")}, r"^--lr nan: at least 1e-09$"),
+        ({"mixup": float("inf")}, r"^--mixup inf: at least 0$"),
+        ({"opt": "adamv"}, r"^unknown optimiser 'adamv'; did you mean adam or "),
+        ({"architecture": "vit_tinyd6_patch4_23"}, r"unknown architecture .*; did you mean vit_tinyd6_patch4_32 or "),
+        ({"architecture": "resnet18"}, r"resnet18.*; choose a plain vit_\*$"),
+        (
+            {"architecture": "vit_tiny_patch16_224"},
+            r"^the images are \(32, 32\), vit_tiny_patch16_224 reads \(224, 224\)",
+        ),
+        ({"out": Path(__file__)}, r"test_pretrain\.py is a file: choose a folder$"),
+    ],
+)
+def test_flags_that_cannot_be_are_one_line(config: PretrainConfig, changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(MosaError, match=line):
+        pretrain.pretrain(replace(config, **changes))
+
+
+def test_every_field_is_a_flag_with_its_default() -> None:
+    given = parse(["--data", "images", "--augment", "rand", "--lr", "0.5", "--depth", "9", "--out", "there"])
+    assert given == PretrainConfig(data=Path("images"), augment="rand", lr=0.5, depth=9, out=Path("there"))
     for field in fields(PretrainConfig):
-        if field.name not in ("data", "out", "trivial_augment", "lr", "epochs"):
-            assert getattr(given, field.name) == field.default
+        flag = "--" + field.name.replace("_", "-")
+        with pytest.raises(SystemExit) as stop:
+            parse([flag])
+        assert stop.value.code == 2
 
 
-def test_only_torch_and_timm_are_needed() -> None:
-    allowed = third_party("import torch, timm, torchvision, safetensors, PIL")
-    assert third_party("import training.pretrain") - allowed == {"training", "mosa_deploy"}
+def test_users_mistake_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.pretrain", "--data", str(tmp_path / "gone"), "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: --data {tmp_path / 'gone'}: no such file or folder; ")
+    assert run.stderr.count("\n") == 1
+
+
+def test_torch_torchvision_and_timm_are_all_that_a_run_needs(data: Path, tmp_path: Path) -> None:
+    flags = ["--data", data, "--out", tmp_path, "--depth", 1, "--epochs", 1, "--full-epochs", 0, "--warmup-epochs", 0]
+    flags += ["--held-out", 4, "--augment", "rand", "--mixup", 1, "--cutmix", 1, "--device", "cpu"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({NOT_AT_HAND})); sys.argv += {[str(flag) for flag in flags]}"
+    code += "; from training.pretrain import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "no curves.png: matplotlib is not installed\ntest accuracy " in run.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "weights.safetensors",
+        "history.csv",
+        "metrics.json",
+    }
+
+
+def test_nothing_else_is_imported() -> None:
+    code = "import sys, torch, timm, torchvision, safetensors, PIL; old = set(sys.modules); import training.pretrain"
+    code += "; print(*{name.partition('.')[0] for name in set(sys.modules) - old})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    added = {*run.stdout.split()} - sys.stdlib_module_names
+    assert added - {"torch", "timm", "torchvision", "safetensors", "PIL"} == {"training", "mosa_deploy"}
