@@ -2,72 +2,138 @@
 
     python -m training.evaluate --bundle runs/digits
     python -m training.evaluate --onnx artifacts/tasks/digits/folded.onnx
+    python -m training.evaluate --backbone vit_tinyd6_patch4_32.cifar10 --data-dir cifar10.tar.gz
 
 Everything else selects on validation; this is the one place that looks at the test set.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import timm
+import timm.data
 import tyro
+from timm.models.vision_transformer import VisionTransformer
 
-from mosa_deploy.backbone import Weights
+from mosa_deploy import embedded
+from mosa_deploy.backbone import Weights, check_name
 from mosa_deploy.bundle import Bundle, Record, read_record
-from mosa_deploy.errors import ConfigError, command
-from mosa_deploy.preprocess import Array, probabilities
+from mosa_deploy.errors import ConfigError, DataError, command
+from mosa_deploy.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.restore import restore
 from mosa_deploy.runners import OnnxRunner
 from training.data import Images, decode_all
 from training.loop import predict
 from training.metrics import figures
 from training.run import CONFIG
-from training.tasks import find
+from training.tasks import TASKS, find
 from training.tune import choose_device
 
 BATCH = 256
 
+Logits = Callable[[Images], Array]
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Accuracy, negative log likelihood and calibration error of a task on its test set."""
+    """Accuracy, negative log likelihood and calibration error on a task's test set.
+
+    Give one of --bundle, --onnx and --backbone.
+    """
 
     bundle: Path | None = None
     """A run's folder, or a task's folder in a store."""
     onnx: Path | None = None
     """An exported graph, with its bundle beside it."""
+    backbone: str | None = None
+    """A timm model by the head that comes with its weights, tagged with a task: vit_tinyd6_patch4_32.cifar10."""
     backbone_weights: Path | None = None
-    """The file that the task was tuned on, if it was tuned on one."""
+    """The file that a bundle's task was tuned on, if it was tuned on one."""
     data_dir: Path | None = None
     """The folder that holds the task's images; the run's own if left out."""
     split: str | None = None
     """As in training.tune; the run's own if left out."""
     device: str = "auto"
-    """auto, cpu or cuda, for a bundle; a graph runs on the CPU."""
+    """auto, cpu or cuda; a graph runs on the CPU."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: which test set it is for, and its logits (N, K), which are asked for once that is decoded."""
+
+    dataset: str
+    preprocess: Preprocess
+    temperature: float
+    classes: int
+    logits: Logits
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """The figures on the test set.
 
     Raises:
-        ConfigError: neither or both of a bundle and a graph are given.
+        ConfigError: not exactly one of a bundle, a graph and a backbone is given.
+        MosaError: it, or its images, cannot be had, or it has another number of classes.
     """
-    if (config.bundle is None) == (config.onnx is None):
-        raise ConfigError("give either --bundle FOLDER or --onnx FILE")
-    folder = config.bundle or (config.onnx or Path()).parent
-    record = read_record(folder)
-    data_dir, split = settings(config, folder)
-    task = find(record.dataset)
-    test = decode_all(task.splits(data_dir, split).test, record.preprocess, "test")
-    if config.onnx is not None:
-        logits = run_graph(OnnxRunner(config.onnx), record, test)
+    if [config.bundle, config.onnx, config.backbone].count(None) != 2:
+        raise ConfigError("give one of --bundle FOLDER, --onnx FILE and --backbone NAME")
+    if config.backbone_weights is not None and config.bundle is None:
+        raise ConfigError("--backbone-weights goes with --bundle: leave it out")
+    if config.backbone is not None:
+        subject, data_dir, split = of_backbone(config, config.backbone), config.data_dir, config.split
     else:
-        device = choose_device(config.device)
+        folder = config.bundle or (config.onnx or Path()).parent
+        subject = of_task(config, read_record(folder))
+        data_dir, split = settings(config, folder)
+    splits = find(subject.dataset).splits(data_dir, split)
+    if len(splits.classes) != subject.classes:
+        raise DataError(f"{subject.classes} classes were learned, the images have {len(splits.classes)}: give the same")
+    test = decode_all(splits.test, subject.preprocess, "test")
+    return figures(probabilities(subject.logits(test), subject.temperature), test.labels)
+
+
+def of_backbone(config: EvaluateConfig, name: str) -> Subject:
+    """A timm model with its own head; its tag names the task.
+
+    Raises:
+        BackboneError: timm knows no such model.
+        ConfigError: its tag is no task.
+    """
+    check_name(name)
+    known = timm.get_pretrained_cfg(name)
+    if known is None or known.tag not in TASKS:
+        raise ConfigError(f"--backbone {name}: its tag is no task; {embedded.NAME} has a head of its own")
+    device = choose_device(config.device)
+    model = timm.create_model(name, pretrained=True).to(device)
+    assert isinstance(model, VisionTransformer)
+    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), find(known.tag).squash)
+
+    def logits(images: Images) -> Array:
+        return np.asarray(predict(model, images, preprocess, device))
+
+    return Subject(known.tag, preprocess, 1.0, model.num_classes, logits)
+
+
+def of_task(config: EvaluateConfig, record: Record) -> Subject:
+    """A task's bundle or its graph; neither is loaded before its logits are asked for."""
+    device = choose_device(config.device)
+
+    def of_graph(images: Images) -> Array:
+        assert config.onnx is not None
+        runner, batches = OnnxRunner(config.onnx), images.pixels.split(BATCH)
+        return np.concatenate([runner.run(record.preprocess.normalise(pixels.numpy())) for pixels in batches])
+
+    def of_bundle(images: Images) -> Array:
+        assert config.bundle is not None
         weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
-        model = restore(Bundle.load(folder), weights).to(device)
-        logits = predict(model, test, record.preprocess, device).numpy()
-    return figures(probabilities(logits, record.temperature), test.labels)
+        model = restore(Bundle.load(config.bundle), weights).to(device)
+        return np.asarray(predict(model, images, record.preprocess, device))
+
+    logits = of_bundle if config.onnx is None else of_graph
+    return Subject(record.dataset, record.preprocess, record.temperature, len(record.classes), logits)
 
 
 def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | None]:
@@ -78,19 +144,13 @@ def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | N
     return data_dir, config.split or run.get("split")
 
 
-def run_graph(runner: OnnxRunner, record: Record, images: Images) -> Array:
-    """Logits (N, K) of a graph."""
-    batches = images.pixels.split(BATCH)
-    return np.concatenate([runner.run(record.preprocess.normalise(pixels.numpy())) for pixels in batches])
-
-
 @command
 def main() -> None:
     """The command line."""
     config = tyro.cli(EvaluateConfig, prog="python -m training.evaluate")
     measured = evaluate(config)
     print(
-        f"test of {config.bundle or config.onnx}: "
+        f"test of {config.bundle or config.onnx or config.backbone}: "
         + ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
     )
 

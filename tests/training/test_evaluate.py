@@ -1,19 +1,49 @@
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
+from torch.nn import functional as F
 
 from mosa_deploy import embedded
 from mosa_deploy.bundle import Bundle
-from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.errors import ConfigError, DataError, MosaError
+from mosa_deploy.preprocess import encode
 from mosa_deploy.restore import restore
+from tests.conftest import DATA
 from tests.training.conftest import Few, write_jpegs
-from training.config import TuneConfig
+from training import tasks
+from training.config import Recipe, TuneConfig
 from training.data import decode_all
 from training.evaluate import EvaluateConfig, evaluate, main
+from training.tasks.base import Example, Splits
 from training.tune import tune
+
+
+class Noise:
+    """60 random images of so many classes as the test set."""
+
+    name = "cifar10"
+    recipe = Recipe(backbone=embedded.NAME)
+    squash = False
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.pixels = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+        self.labels = [i % classes for i in range(60)]
+
+    def splits(self, data_dir: Path | None, split: str | None) -> Splits:
+        """See `Task.splits`."""
+        names = tuple(f"class {i}" for i in range(self.classes))
+        pairs = zip(self.pixels, self.labels, strict=True)
+        test = [Example(f"{i}", partial(encode, pixels), label) for i, (pixels, label) in enumerate(pairs)]
+        return Splits(names, [], [], test, note="")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +88,65 @@ def test_accuracy_is_that_of_the_predictions_on_the_test_set(few: str, few_run: 
     assert measured.keys() == {"accuracy", "nll", "ece"}
 
 
-@pytest.mark.parametrize("config", [EvaluateConfig(), EvaluateConfig(bundle=Path("run"), onnx=Path("a.onnx"))])
-def test_neither_and_both_are_refused(config: EvaluateConfig) -> None:
-    with pytest.raises(ConfigError, match=r"^give either --bundle FOLDER or --onnx FILE$"):
+def test_backbone_is_evaluated_by_the_head_in_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Noise(10)
+    monkeypatch.setitem(tasks.TASKS, "cifar10", task)
+    model = timm.create_model(embedded.ARCHITECTURE, num_classes=10).eval()
+    model.load_state_dict(load_file(embedded.WEIGHTS))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(task.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).double()
+    labels = torch.tensor(task.labels)
+    measured = evaluate(EvaluateConfig(backbone=embedded.NAME, device="cpu"))
+    assert measured["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    assert measured["nll"] == pytest.approx(float(F.cross_entropy(logits, labels)), abs=1e-5)
+    assert measured["nll"] > 1
+
+
+def test_images_of_another_number_of_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tasks.TASKS, "cifar10", Noise(3))
+    with pytest.raises(DataError, match=r"^10 classes were learned, the images have 3: give the same$"):
+        evaluate(EvaluateConfig(backbone=embedded.NAME, device="cpu"))
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_model_card_gives_the_accuracy_that_is_read_again() -> None:
+    card = (embedded.WEIGHTS.parent / "README.md").read_text()
+    given = re.search(r"\| accuracy \| (0\.\d{4}) on the 10,000 test images", card)
+    assert given is not None
+    measured = evaluate(EvaluateConfig(backbone=embedded.NAME, data_dir=DATA / "cifar10.tar.gz"))
+    # One image in 10,000 may lie so near a boundary that another order of sums moves it.
+    assert measured["accuracy"] == pytest.approx(float(given[1]), abs=1.01e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EvaluateConfig(),
+        EvaluateConfig(bundle=Path("run"), onnx=Path("a.onnx")),
+        EvaluateConfig(bundle=Path("run"), backbone=embedded.NAME),
+        EvaluateConfig(bundle=Path("run"), onnx=Path("a.onnx"), backbone=embedded.NAME),
+    ],
+)
+def test_one_of_the_three_is_asked_for(config: EvaluateConfig) -> None:
+    with pytest.raises(ConfigError, match=r"^give one of --bundle FOLDER, --onnx FILE and --backbone NAME$"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (EvaluateConfig(backbone="vit_tinyd6_patch4_23"), r"did you mean vit_tinyd6_patch4_32"),
+        (
+            EvaluateConfig(backbone="vit_base_patch16_224.augreg_in21k"),
+            r"^--backbone vit_base_patch16_224\.augreg_in21k: its tag is no task; vit_tinyd6_patch4_32\.cifar10 has a",
+        ),
+        (EvaluateConfig(backbone=embedded.NAME), r"needs --data-dir: give cifar10\.tar\.gz"),
+        (EvaluateConfig(onnx=Path("a.onnx"), backbone_weights=Path("b")), r"^--backbone-weights goes with --bundle"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(config: EvaluateConfig, line: str) -> None:
+    with pytest.raises(MosaError, match=line):
         evaluate(config)
 
 
