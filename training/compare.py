@@ -101,7 +101,7 @@ def names(text: str) -> list[str]:
 
 
 def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
-    """Raises ConfigError or DataError before anything is run, so that no grid breaks off in the middle."""
+    """Raises ConfigError or DataError before anything is run, so that no grid breaks off in its middle."""
     for name in ("seeds", "trials", "jobs"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name} {getattr(config, name)}: at least 1")
@@ -110,7 +110,8 @@ def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
     for method in methods:
         TuneConfig(task="", method=method).checked_method()
     for task in tasks:
-        source(config, task)
+        dataset, data_dir = source(config, task)
+        find(dataset).splits(data_dir, None)
 
 
 def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:

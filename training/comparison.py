@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from scipy.stats import t as student_t
 
-from mosa_deploy.files import replacing, write_text
+from mosa_deploy.files import write_text
 from mosa_deploy.versions import git_commit, library_versions, machine
+from training.plots import drawn, quiet
 
 REFERENCE = "adapter"
 LEVEL = 0.95
@@ -106,23 +106,18 @@ def write(out: Path, results: Sequence[Result]) -> None:
 
 def draw(path: Path, results: Sequence[Result]) -> None:
     """Test accuracy against trained parameters, a panel a task, with the standard deviation over the seeds."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
     tasks, methods = list(dict.fromkeys(r.task for r in results)), list(dict.fromkeys(r.method for r in results))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(2.9 * len(tasks) + 1, 3.2), squeeze=False, layout="constrained")
-    for axis, task in zip(axes.flat, tasks, strict=True):
-        for color, method in enumerate(methods):
-            values = [100 * value for value in accuracies(results, task, method)]
-            parameters = next(r.parameters for r in results if (r.task, r.method) == (task, method))
-            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-            axis.errorbar(parameters, np.mean(values), yerr=spread, fmt="o", color=f"C{color}", capsize=4, label=method)
-        axis.set(title=task, xscale="log", xlabel="trained parameters")
-        axis.margins(x=0.25, y=0.15)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[0, -1].legend(frameon=False)
-    with replacing(path) as aside:
-        figure.savefig(aside, format="png", dpi=120)
-    plt.close(figure)
+    with drawn(path, 2.9 * len(tasks) + 1, 3.2) as figure:
+        axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+        for each, task in zip(axes, tasks, strict=True):
+            for color, method in enumerate(methods):
+                values = [100 * value for value in accuracies(results, task, method)]
+                parameters = next(r.parameters for r in results if (r.task, r.method) == (task, method))
+                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+                mark = {"fmt": "o", "color": f"C{color}", "capsize": 4, "label": method}
+                each.errorbar(parameters, np.mean(values), yerr=spread, **mark)
+            each.set(title=task, xscale="log", xlabel="trained parameters")
+            each.margins(x=0.25, y=0.15)
+            quiet(each)
+        axes[0].set_ylabel("test accuracy (%)")
+        axes[-1].legend(frameon=False)

@@ -50,7 +50,7 @@ class TuneConfig:
     """
 
     task: str
-    """digits, sprites-location, eurosat, or folder for images of your own."""
+    """digits, sprites-location, sprites-orientation, cifar10, eurosat, or folder for images of your own."""
     name: str | None = None
     """What the tuned task is called in its run and in the service; the task's own name if left out."""
     backbone: str | None = None
@@ -90,9 +90,10 @@ class TuneConfig:
     seed: int = 0
     """All randomness of the run derives from it."""
     data_dir: Path | None = None
-    """The folder that holds the task's images."""
+    """The folder, or the tar archive, that holds the task's images."""
     split: str | None = None
-    """eurosat: vtab, full, 60-20-20, or a file of lines `train|validation|test <class>/<file>`."""
+    """folder, eurosat: percentages such as 80-10-10; eurosat: vtab, full, or a file of lines
+    `train|validation|test <class>/<file>`."""
     out: Path | None = None
     """The run's folder; runs/<task> if left out."""
     resume: bool = False

@@ -24,9 +24,9 @@ FRAME = 16
 def write_events(out: Path, rows: list[Row], closing: Any = None) -> None:
     """Append the rows that the file lacks, as steps 1, 2, ..., and the `closing` summary at the last of them."""
     # Importing TensorBoard takes a second, for which --help and a mistaken flag shall not wait.
-    from tensorboard.backend.event_processing import event_file_loader  # type: ignore[import-untyped]
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
-    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing import event_file_loader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
     events = [Event(file_version="brain.Event:2")]
     events += [Event(step=step, summary=scalars(row)) for step, row in enumerate(rows, 1)]

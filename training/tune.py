@@ -24,12 +24,14 @@ from mosa_deploy.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.seeds import derive
 from mosa_deploy.versions import git_commit, library_versions
 from training import run
-from training.config import TuneConfig, adapter_config, describe
+from training.config import Recipe, TuneConfig, adapter_config, describe
 from training.data import Images, check_classes, decode_all
+from training.events import write_events
 from training.loop import Row, Trainer, predict
 from training.merge_scale import fit_merge_scale
 from training.metrics import figures, fit_temperature
 from training.probe import fit_probe
+from training.report import write_report
 from training.tasks import find
 
 CALIBRATION_IMAGES = 256
@@ -52,8 +54,7 @@ def tune(config: TuneConfig) -> Path:
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # Data before weights: whoever lacks both hears of the data first.
     splits = task.splits(config.data_dir, config.split)
-    size = {"img_size": config.image_size} if config.image_size else {}
-    model = load_backbone(recipe.backbone, weights, **size)
+    model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
     backbone = Backbone(
         name=recipe.backbone,
         source=weights.source,
@@ -61,7 +62,7 @@ def tune(config: TuneConfig) -> Path:
         depth=len(model.blocks),
         embed_dim=model.embed_dim,
     )
-    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model, size), task.squash)
+    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
     out = config.out or Path("runs") / name
     if run.open_run(out, describe(config, recipe, precision), config.resume):
         (out / run.CHECKPOINT).unlink(missing_ok=True)
@@ -102,7 +103,7 @@ def tune(config: TuneConfig) -> Path:
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    write_results(out, record, model, train, validation, rows, device)
+    write_results(out, record, recipe, model, train, validation, rows, device)
     return out
 
 
@@ -140,6 +141,7 @@ def fit(trainer: Trainer, out: Path, resume: bool) -> list[Row]:
     def finished(trainer: Trainer) -> None:
         trainer.save(checkpoint)
         run.write_history(out, trainer.state.history)
+        write_events(out, trainer.state.history)
         row = trainer.state.history[-1]
         print(
             f"epoch {row['epoch']:.0f}/{trainer.recipe.epochs}: cross entropy {row['cross_entropy']:.3f},"
@@ -155,6 +157,7 @@ def fit(trainer: Trainer, out: Path, resume: bool) -> list[Row]:
 def write_results(
     out: Path,
     record: Record,
+    recipe: Recipe,
     model: VisionTransformer,
     train: Images,
     validation: Images,
@@ -180,9 +183,9 @@ def write_results(
     canary = Canary.record([e.read() for e in validation.examples[:SIZE]], record.preprocess, answer)
     write_calibration(out, train, record.seed)
     run.write_history(out, rows)
-    run.draw_curves(out, rows, f"{record.task}, {record.method} on {record.backbone.name}")
     write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
     record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
+    write_report(out, record, None if record.adapter is None else recipe, logits, validation.labels, rows)
     tensors = {name: value.numpy() for name, value in task_state(model).items()}
     bundle = Bundle(record, tensors, canary).save(out)
     (out / run.CHECKPOINT).unlink(missing_ok=True)

@@ -34,7 +34,7 @@ class Few:
         whole = Digits().splits(None, None)
         kept = [example for label in range(3) for example in whole.train if example.label == label]
         examples = [example for label in range(3) for example in of_class(kept, label)[:20]]
-        return Splits(whole.classes[:3], *stratified(examples, (0.6, 0.2, 0.2)), note="60/20/20")
+        return Splits(whole.classes[:3], *stratified(examples, (0.6, 0.2, 0.2), whole.classes[:3]), note="60/20/20")
 
 
 def of_class(examples: list[Example], label: int) -> list[Example]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mosa_deploy import embedded
 from mosa_deploy.bundle import Bundle
@@ -40,7 +41,7 @@ def test_run_killed_within_an_epoch_and_resumed_equals_an_unbroken_one(tmp_path:
     assert start(unbroken).communicate(timeout=240)[0].count("validation accuracy") == 4
     victim = start(broken)
     try:
-        wait_for((broken / "history.csv").exists)
+        wait_for((broken / "events.out.tfevents.run").exists)
         time.sleep(0.1)
     finally:
         victim.send_signal(signal.SIGKILL)
@@ -64,6 +65,10 @@ def test_history_of_a_resumed_run_equals_the_unbroken_one(
         with pytest.raises(KeyboardInterrupt):
             tune(TuneConfig(task=few, out=out, device="cpu"))
     tune(TuneConfig(task=few, out=out, device="cpu", resume=True))
+    curve = EventAccumulator(str(out)).Reload().Scalars("validation_loss")
+    assert [(point.step, point.value) for point in curve] == [
+        (int(row["epoch"]), pytest.approx(float(row["validation_loss"]))) for row in history(out)
+    ]
     for again, once in zip(history(out), history(few_run), strict=True):
         assert {**again, "images_per_second": ""} == {**once, "images_per_second": ""}
 
@@ -109,5 +114,10 @@ def test_loss_of_nan_keeps_the_epochs_before(few: str, tmp_path: Path) -> None:
     one_step_an_epoch = TuneConfig(task=few, out=out, device="cpu", batch_size=64, lr=1e30)
     with pytest.raises(TrainingError, match=r"^the loss is nan at epoch 2, step 1: lower --lr \(now 1e\+30\)"):
         tune(one_step_an_epoch)
-    assert {path.name for path in out.iterdir()} == {"config.json", "checkpoint.pt", "history.csv"}
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "checkpoint.pt",
+        "history.csv",
+        "events.out.tfevents.run",
+    }
     assert len(history(out)) == 1

@@ -27,7 +27,11 @@ PROMISED = {
     "calibration.npz",
     "metrics.json",
     "history.csv",
+    "report.md",
     "curves.png",
+    "confusion.png",
+    "calibration.png",
+    "events.out.tfevents.run",
     "config.json",
 }
 
