@@ -95,7 +95,9 @@ def check_name(name: str) -> None:
     """Raises BackboneError, with the nearest names, if timm knows no such model."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise BackboneError(one_of("backbone", architecture, timm.list_models(["*vit*", "deit*"])))
+        modules = ("vision_transformer", "deit", embedded.__name__.rpartition(".")[2])
+        plain = [known for module in modules for known in timm.list_models(module=module)]
+        raise BackboneError(one_of("backbone", architecture, plain))
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise BackboneError(one_of(f"weights of {architecture}:", tag, tags))

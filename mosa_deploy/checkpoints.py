@@ -66,8 +66,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _unreadable(file: Path, error: Exception) -> BackboneError:
-    line = (str(error).splitlines() or [""])[0]
-    return BackboneError(f"--backbone-weights {file} cannot be read: {type(error).__name__} {line}".rstrip())
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    # Its first sentence: those of torch that follow advise to unpickle.
+    reason = f"{type(error).__name__} {str(error).partition('. ')[0].partition(chr(10))[0]}".rstrip()
+    way_on = "fetch it again, or save its state dict as .safetensors"
+    return BackboneError(f"--backbone-weights {file} cannot be read: {reason}; {way_on}")
 
 
 def _load_state(model: VisionTransformer, state: dict[str, Any]) -> str:

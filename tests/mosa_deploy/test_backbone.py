@@ -69,6 +69,7 @@ def test_a_head_of_the_tasks_classes_is_put_on() -> None:
             "vit_tiny_patch16_224.augreg_in1",
             "unknown weights of vit_tiny_patch16_224: 'augreg_in1'; did you mean augreg_in",
         ),
+        ("vit_tinyd6_patch_32", f"did you mean {embedded.ARCHITECTURE}"),
         ("diet_tiny_patch16_224", "did you mean deit_tiny_patch16_224"),
         (f"{embedded.ARCHITECTURE}.imagenet", "; known: cifar10"),
     ],

@@ -98,6 +98,12 @@ def dino(state: State) -> dict[str, Any]:
     return {"student": student, "teacher": teacher, "epoch": 300, "args": argparse.Namespace(arch="vit_small")}
 
 
+def flat(state: State) -> dict[str, Any]:
+    """As Lightning saves a training of a student and its teacher, in one state dict."""
+    student = {f"student.backbone.{name}": torch.zeros_like(value) for name, value in state.items()}
+    return {"state_dict": student | {f"teacher.backbone.{name}": value for name, value in state.items()}}
+
+
 def mae(state: State) -> dict[str, Any]:
     """As MAE saves its pre-training, decoder and all."""
     decoder = {"mask_token": torch.ones(1, 1, 8), "decoder_pos_embed": torch.ones(1, 5, 8)}
@@ -123,7 +129,7 @@ def compiled(state: State) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("suffix", "legacy"), [(".pth", False), (".pth.tar", True), (".pt", False), (".bin", True)])
-@pytest.mark.parametrize("kind", [moco, dino, mae, deit, timms, compiled, dict])
+@pytest.mark.parametrize("kind", [moco, dino, flat, mae, deit, timms, compiled, dict])
 def test_a_checkpoint_of_torch_gives_the_backbone_that_its_authors_evaluate(
     model: VisionTransformer, tmp_path: Path, kind: Callable[[State], dict[str, Any]], suffix: str, legacy: bool
 ) -> None:
@@ -317,7 +323,10 @@ def test_an_npz_that_does_not_fit_is_refused(model: VisionTransformer, tmp_path:
 def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     file = tmp_path / f"w{suffix}"
     file.write_bytes(content)
-    assert refusal(file).startswith(f"--backbone-weights {file} cannot be read: ")
+    said = refusal(file)
+    assert said.startswith(f"--backbone-weights {file} cannot be read: ")
+    assert said.endswith("; fetch it again, or save its state dict as .safetensors")
+    assert "weights_only" not in said
 
 
 def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:
