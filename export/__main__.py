@@ -1,25 +1,29 @@
 """Export a bundle: `python -m export --bundle runs/digits --out artifacts`.
 
-Merges and folds the task, writes its graph beside the merged bundle, and proves on the canary that nothing changed.
+Merges the task, folds it into the backbone's traced graph, and proves on the canary that nothing changed. The trace is
+made once for a backbone; folding takes numpy alone.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import tyro
 
-from export.graphs import STAND_IN_CLASSES, node_types, write_onnx
+from export.graphs import STAND_IN_CLASSES, node_types, trace_plain
 from export.parity import Chain, table
+from mosa_deploy import fold_graph
 from mosa_deploy.attach import task_state
 from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.bundle import Bundle, Record
 from mosa_deploy.errors import command
 from mosa_deploy.files import replacing_folder, sha256, write_text
 from mosa_deploy.fold import fold
+from mosa_deploy.graph import PlainGraph
 from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
-from mosa_deploy.store import FOLDED, PARITY, PLAIN, Store
+from mosa_deploy.store import FOLDED, GRAPH, PARITY, Store
 
 
 @dataclass(frozen=True)
@@ -45,31 +49,40 @@ def export(config: ExportConfig) -> Path:
     weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
     model = restore(bundle, weights)
     store = Store(config.out)
-    plain = store.backbone(record.backbone) / PLAIN
-
     chain = Chain(bundle)
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
-    folded = fold(model)
-    chain.add_model("folded", folded)
+    chain.add_model("folded", fold(model))
+    chain.require()
+    graph = plain_graph(store, record, weights)
     target = store.task(record.task)
     with replacing_folder(target) as aside:
-        print(f"tracing the folded graph of {record.task}", flush=True)
-        write_onnx(folded, aside / FOLDED)
+        onnx.save(fold_graph.fold(graph, bundle), aside / FOLDED)
         chain.add_graph("ONNX", aside / FOLDED)
         print(table(chain.links))
         chain.require()
-        if not plain.is_file():
-            print(f"tracing the plain backbone {record.backbone.name}", flush=True)
-            used = weights or Weights(record.backbone.source)
-            write_onnx(load_backbone(record.backbone.name, used, STAND_IN_CLASSES), plain)
         tensors = {name: value.numpy() for name, value in task_state(model).items()}
         merged = Bundle(record.model_copy(update={"form": "merged"}), tensors, bundle.canary).save(aside)
         report = chain.report() | {"bundle": merged.digest, "folded_sha256": sha256(aside / FOLDED)}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
-    nodes = {path.stem: sum(node_types(path).values()) for path in (plain, target / FOLDED)}
-    print(f"{target / FOLDED}: {nodes['folded']} nodes, plain has {nodes['plain']}; merged bundle {merged.digest[:12]}")
+    nodes = sum(node_types(target / FOLDED).values()), len(graph.model.graph.node)
+    print(f"{target / FOLDED}: {nodes[0]} nodes, plain has {nodes[1]}; merged bundle {merged.digest[:12]}")
     return target
+
+
+def plain_graph(store: Store, record: Record, weights: Weights | None) -> PlainGraph:
+    """The backbone's graph of the store; traced where it is not there yet.
+
+    Raises:
+        StoreError: it was altered since.
+    """
+    folder = store.backbone(record.backbone)
+    if not (folder / GRAPH).is_file():
+        print(f"tracing {record.backbone.name}, once for all its tasks", flush=True)
+        used = weights or Weights(record.backbone.source)
+        model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=record.preprocess.size)
+        trace_plain(model, record.backbone.sha256).save(folder)
+    return PlainGraph.load(folder)
 
 
 @command

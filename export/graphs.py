@@ -1,5 +1,7 @@
 """From a torch model to an ONNX graph with a dynamic batch."""
 
+import copy
+import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -7,9 +9,14 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 
+from mosa_deploy.backbone import randomise
+from mosa_deploy.errors import BackboneError
 from mosa_deploy.files import replacing
+from mosa_deploy.graph import Index, Place, PlainGraph
+from mosa_deploy.store import PLAIN
 
 OPSET = 20
 """Attention decomposed: 6-18 % faster on ONNX Runtime CPU than opset 23's native node, which TensorRT-RTX refuses."""
@@ -18,6 +25,46 @@ STAND_IN_CLASSES = 10
 """A backbone that comes without a head gets one of this width, so that plain and folded graphs have the same nodes."""
 
 INPUT, OUTPUT = "images", "logits"
+
+
+def trace_plain(model: VisionTransformer, backbone: str) -> PlainGraph:
+    """The graph of a plain backbone whose headless state dict has the sha256 `backbone`.
+
+    The exporter renames weights, joins equal ones and folds what it can compute. So a copy with random weights, no two
+    of them equal, is traced, each of its tensors is found again by its bytes, and the model's own take their places.
+
+    Raises:
+        BackboneError: a parameter does not enter the graph as it is.
+    """
+    stand_in = copy.deepcopy(model)
+    randomise(stand_in)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / PLAIN
+        write_onnx(stand_in, path)
+        traced = onnx.load(path)
+    known: dict[bytes, tuple[str, bool]] = {}
+    for name, value in stand_in.state_dict().items():
+        known[value.numpy().tobytes()] = (name, False)
+        if value.ndim == 2:
+            known[value.T.contiguous().numpy().tobytes()] = (name, True)
+    places, own = {}, model.state_dict()
+    users = {name: (node, i) for node in traced.graph.node for i, name in enumerate(node.input)}
+    for tensor in traced.graph.initializer:
+        found = known.get(numpy_helper.to_array(tensor).tobytes())
+        if found is None:
+            continue
+        name, transposed = found
+        node, i = users[tensor.name]
+        places[name] = Place(node=node.name, input=i, transposed=transposed)
+        value = own[name].T if transposed else own[name]
+        tensor.CopyFrom(numpy_helper.from_array(value.contiguous().numpy(), name))
+        node.input[i] = name
+    missing = sorted(own.keys() - places.keys())
+    if missing:
+        raise BackboneError(
+            f"the graph does not hold {', '.join(missing)} as timm does: tasks cannot be folded into it"
+        )
+    return PlainGraph(traced, Index(backbone=backbone, parameters=places))
 
 
 def write_onnx(model: VisionTransformer, path: Path) -> None:

@@ -91,7 +91,10 @@ def models(config: LatencyConfig) -> tuple[VisionTransformer, VisionTransformer,
         record = bundle.record
         given = Weights("file", config.backbone_weights) if config.backbone_weights else None
         folded = fold(merge(restore(bundle, given)))
-        plain = load_backbone(record.backbone.name, given or Weights(record.backbone.source), STAND_IN_CLASSES)
+        size = record.preprocess.size
+        plain = load_backbone(
+            record.backbone.name, given or Weights(record.backbone.source), STAND_IN_CLASSES, img_size=size
+        )
         return plain, folded, f"{record.task} on {record.backbone.name}"
     if config.bundle is not None or config.backbone is None:
         raise ConfigError("give either --bundle FOLDER or --backbone NAME")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 ARCHITECTURE = "vit_tinyd6_patch4_32"
 NAME = f"{ARCHITECTURE}.cifar10"
@@ -37,6 +37,10 @@ def vit_tinyd6_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTrans
     """ViT-Tiny's width (embed_dim 192, 3 heads) at depth 6, patches of 4 in 32 x 32, average-pooled tokens."""
     shape = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
     pooling = {"class_token": False, "global_pool": "avg"}
-    model = build_model_with_cfg(VisionTransformer, ARCHITECTURE, pretrained, **{**shape, **pooling, **kwargs})
+    settings = {**shape, **pooling, **kwargs}
+    # The filter resamples the position embedding for images of another size.
+    model = build_model_with_cfg(
+        VisionTransformer, ARCHITECTURE, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **settings
+    )
     assert isinstance(model, VisionTransformer)
     return model

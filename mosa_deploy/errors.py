@@ -18,6 +18,9 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 
+LISTED = 20
+"""Names that an error lists at most."""
+
 USAGE_EXIT = 2
 """The exit code of a user's mistake; argparse and tyro use the same."""
 
@@ -59,10 +62,11 @@ class StoreError(MosaError):
 
 
 def one_of(kind: str, name: str, known: Iterable[str]) -> str:
-    """Text for an unknown name: the nearest known ones first, all of them if none is near."""
+    """Text for an unknown name: the nearest known ones, or what is known if none is near."""
     names = sorted(known)
+    listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {listed}"
     return f"unknown {kind} '{name}'; {hint}"
 
 

@@ -1,6 +1,6 @@
 """The store: the folder of what is exported and served.
 
-backbones/<name>-<sha8>/   plain.onnx
+backbones/<name>-<sha8>/   plain.onnx graph.json
 tasks/<task>/              adapter.safetensors adapter.json folded.onnx parity.json
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from mosa_deploy.bundle import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
-PLAIN, FOLDED, PARITY = "plain.onnx", "folded.onnx", "parity.json"
+PLAIN, GRAPH, FOLDED, PARITY = "plain.onnx", "graph.json", "folded.onnx", "parity.json"
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class TuneConfig:
     backbone: str | None = None
     """Name of a plain timm ViT, e.g. vit_base_patch16_224.augreg_in21k."""
     backbone_weights: Path | None = None
-    """A .safetensors or .npz file instead of timm's hub."""
+    """A .safetensors, .npz or torch (.pth, .pt, .bin, .tar) file instead of timm's hub."""
     random_weights: bool = False
     """Random weights, to try the way without any."""
     method: str = "mosa"

@@ -40,8 +40,8 @@ def copied(tmp_path: Path, parts_store: Path) -> Path:
 def test_the_store_holds_the_backbone_once_and_four_files_a_task(store: Path, digits_run: Path) -> None:
     sha256 = Bundle.load(digits_run).record.backbone.sha256
     tasks = {f"tasks/{task}/{name}" for task in ("digits", "sprites-location") for name in TASK_FILES}
-    backbone = f"backbones/vit_tinyd6_patch4_32.cifar10-{sha256[:8]}/plain.onnx"
-    assert set(digests(store)) == {backbone, *tasks}
+    backbone = f"backbones/vit_tinyd6_patch4_32.cifar10-{sha256[:8]}"
+    assert set(digests(store)) == {f"{backbone}/plain.onnx", f"{backbone}/graph.json", *tasks}
 
 
 def test_the_stored_bundle_is_the_expectation_over_the_experts(parts_run: Path, parts_store: Path) -> None:
