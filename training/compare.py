@@ -150,12 +150,11 @@ def tune_cell(config: CompareConfig, cell: Cell, threads: int) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     dataset, data_dir = source(config, cell.task)
     tuning = TuneConfig(
-        **flags(cell.setting, preset(cell.task)),
+        **{"epochs": config.epochs, **flags(cell.setting, preset(cell.task))},
         task=dataset,
         name=cell.task,
         method=cell.method,
         seed=cell.seed,
-        epochs=config.epochs,
         precision=config.precision,
         data_dir=data_dir,
         out=folder,

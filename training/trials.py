@@ -7,7 +7,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from training.config import Recipe
 
-Setting = tuple[tuple[str, float], ...]
+Setting = tuple[tuple[str, Any], ...]
 """Changes of a preset, sorted by name: factors of `lr` and `scale`, values of everything else. () is the preset."""
 
 FACTORS: dict[str, Sequence[float]] = {"lr": (1.0, 0.5, 2.0), "scale": (1.0, 0.25, 4.0)}
@@ -39,7 +39,8 @@ def changes(point: Mapping[str, float], preset: Recipe) -> Setting:
 
 def label(setting: Setting) -> str:
     """A setting as the name of a folder, e.g. `experts-2-lr-x2`."""
-    return "-".join(f"{name}-{'x' if name in FACTORS else ''}{value:g}" for name, value in setting) or "preset"
+    words = [(name, f"{value:g}" if isinstance(value, float) else value) for name, value in setting]
+    return "-".join(f"{name}-{'x' if name in FACTORS else ''}{value}" for name, value in words) or "preset"
 
 
 def flags(setting: Setting, preset: Recipe) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""What makes MoSA fall behind the dense adapter: `python -m benchmarks.ablation --tasks sprites-location`.
+
+One change of the preset at a time, each with every seed, by validation accuracy: the test sets are not read here. The
+runs are kept; the same command again goes on.
+"""
+
+import csv
+import io
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from mosa_deploy.errors import command
+from mosa_deploy.files import write_text
+from mosa_deploy.versions import git_commit, library_versions, machine
+from training.compare import Cell, CompareConfig, carry_out, names, preset, validation
+from training.trials import Setting, label
+
+MOSA: dict[str, Setting] = {
+    "as preset": (),
+    "2 experts": (("experts", 2),),
+    "8 experts": (("experts", 8),),
+    "one pass": (("passes", 1),),
+    "no consistency": (("consistency", 0.0),),
+    "merge scale learned": (("merge_scale", "learned"),),
+    "merge scale 1": (("merge_scale", "1"),),
+    "down split": (("share", "up"),),
+    "both split": (("share", "none"),),
+    "last third dense": (("dense_epochs", 1 / 3),),
+}
+"""In words, and as changes of the preset; `dense_epochs` as a share of the epochs."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Change one thing at a time."""
+
+    tasks: str = "sprites-location"
+    seeds: int = 2
+    longer: tuple[int, ...] = (2, 4)
+    """Factors of the preset's epochs, tried for MoSA and for the dense adapter."""
+    data_dir: Path | None = None
+    precision: str = "auto"
+    jobs: int = 1
+    work: Path = Path("runs/ablation")
+    out: Path = Path("benchmarks/results/ablation")
+
+
+def variants(task: str, longer: tuple[int, ...]) -> list[tuple[str, str, Setting]]:
+    """(method, change in words, setting) of every variant."""
+    epochs = preset(task).epochs
+    found: list[tuple[str, str, Setting]] = [("adapter", "as preset", ())]
+    for words, setting in MOSA.items():
+        found.append(("mosa", words, tuple((k, round(v * epochs) if k == "dense_epochs" else v) for k, v in setting)))
+    found += [
+        (method, f"{factor} x the epochs", (("epochs", factor * epochs),))
+        for factor in longer
+        for method in ("adapter", "mosa")
+    ]
+    return found
+
+
+@command
+def main() -> None:
+    """Write `ablation.md` and `ablation.csv`."""
+    config = tyro.cli(Config, prog="python -m benchmarks.ablation")
+    grid = CompareConfig(data_dir=config.data_dir, precision=config.precision, jobs=config.jobs, out=config.work)
+    tasks = names(config.tasks)
+    cells = {
+        (task, method, words): [Cell(task, method, setting, seed) for seed in range(config.seeds)]
+        for task in tasks
+        for method, words, setting in variants(task, config.longer)
+    }
+    carry_out(grid, [cell for runs in cells.values() for cell in runs], "ablation")
+    found = {key: [validation(cell.folder(config.work))[0] for cell in runs] for key, runs in cells.items()}
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(("task", "method", "change", "setting", "seed", "validation_accuracy"))
+    for key, values in found.items():
+        writer.writerows((*key, label(cells[key][0].setting), seed, value) for seed, value in enumerate(values))
+    write_text(config.out / "ablation.csv", buffer.getvalue())
+    lines = ["| task | method | change | validation accuracy | of each seed |", "|---|---|---|---|---|"]
+    for key, values in found.items():
+        each = ", ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {' | '.join(key)} | {np.mean(values):.4f} | {each} |")
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    head = f"`python -m benchmarks.ablation {shlex.join(sys.argv[1:])}`; {machine()}; commit {git_commit()}; {versions}"
+    table = "\n".join(lines)
+    write_text(config.out / "ablation.md", f"# One change at a time\n\n{head}\n\n{table}\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
