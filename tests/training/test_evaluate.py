@@ -161,5 +161,5 @@ def test_run_remembers_its_images_and_their_split(
 
 
 def test_images_given_replace_those_of_the_run(listed_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"--data-dir {tmp_path}: no 2750"):
+    with pytest.raises(DataError, match=f"--data-dir {tmp_path} holds no images"):
         evaluate(EvaluateConfig(bundle=listed_run, data_dir=tmp_path, device="cpu"))
