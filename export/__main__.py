@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import tyro
 
-from export.graphs import STAND_IN_CLASSES, node_types, trace_plain
+from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone
 from export.parity import Chain, table
 from mosa_deploy import fold_graph
 from mosa_deploy.attach import task_state
@@ -20,10 +20,10 @@ from mosa_deploy.bundle import Bundle, Record
 from mosa_deploy.errors import command
 from mosa_deploy.files import replacing_folder, sha256, write_text
 from mosa_deploy.fold import fold
-from mosa_deploy.graph import PlainGraph
+from mosa_deploy.graph import PlainGraph, graph_file
 from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
-from mosa_deploy.store import FOLDED, GRAPH, PARITY, Store
+from mosa_deploy.store import FOLDED, GRAPH, PARITY, SHARED, Store
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def export(config: ExportConfig) -> Path:
     target = store.task(record.task)
     with replacing_folder(target) as aside:
         onnx.save(fold_graph.fold(graph, bundle), aside / FOLDED)
-        chain.add_graph("ONNX", aside / FOLDED)
+        chain.add_graph("folded ONNX", aside / FOLDED)
+        chain.add_shared("shared ONNX", graph_file(store.backbone(record.backbone), graph.index, SHARED))
         print(table(chain.links))
         chain.require()
         tensors = {name: value.numpy() for name, value in task_state(model).items()}
@@ -81,7 +82,7 @@ def plain_graph(store: Store, record: Record, weights: Weights | None) -> PlainG
         print(f"tracing {record.backbone.name}, once for all its tasks", flush=True)
         used = weights or Weights(record.backbone.source)
         model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=record.preprocess.size)
-        trace_plain(model, record.backbone.sha256).save(folder)
+        trace_backbone(model, record.backbone.sha256, folder)
     return PlainGraph.load(folder)
 
 

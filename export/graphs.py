@@ -5,18 +5,22 @@ import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
+from export.shared import SharedBackbone
 from mosa_deploy.backbone import randomise
+from mosa_deploy.bank import Bank, bank_names
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.files import replacing
-from mosa_deploy.graph import Index, Place, PlainGraph
-from mosa_deploy.store import PLAIN
+from mosa_deploy.graph import Index, Place, PlainGraph, save_graphs
+from mosa_deploy.store import PLAIN, SHARED
 
 OPSET = 20
 """Attention decomposed: 6-18 % faster on ONNX Runtime CPU than opset 23's native node, which TensorRT-RTX refuses."""
@@ -24,11 +28,77 @@ OPSET = 20
 STAND_IN_CLASSES = 10
 """A backbone that comes without a head gets one of this width, so that plain and folded graphs have the same nodes."""
 
-INPUT, OUTPUT = "images", "logits"
+INPUT, OUTPUT, SLOTS, FEATURES = "images", "logits", "slots", "features"
 
 
-def trace_plain(model: VisionTransformer, backbone: str) -> PlainGraph:
-    """The graph of a plain backbone whose headless state dict has the sha256 `backbone`.
+def write_onnx(model: VisionTransformer, path: Path) -> None:
+    """Trace `model` in fp32 to `path`: images (B, 3, H, W) -> logits (B, K), and check the file."""
+    write_graph(model, path, [INPUT], OUTPUT, (example_images(model),), ({0: torch.export.Dim("batch")},))
+
+
+def example_images(model: VisionTransformer) -> Tensor:
+    """What a model is traced with: torch takes a batch of one for a constant."""
+    return torch.zeros(2, 3, *model.patch_embed.img_size)
+
+
+def write_graph(
+    model: nn.Module, path: Path, inputs: list[str], output: str, arguments: tuple[Any, ...], dynamic: tuple[Any, ...]
+) -> None:
+    """Trace a model in fp32 with the given arguments and dynamic shapes, and check the file."""
+    with replacing(path) as aside, warnings.catch_warnings():
+        # The exporter warns of its own deprecated internals.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model.eval(),
+            arguments,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=[output],
+            verbose=False,
+        )
+        assert program is not None
+        program.save(aside)
+        onnx.checker.check_model(aside, full_check=True)
+
+
+def trace_backbone(model: VisionTransformer, sha256: str, folder: Path) -> None:
+    """Write what all tasks of a backbone share into `folder`: both graphs, and where its parameters lie.
+
+    `sha256` is that of the headless state dict; `model` has a stand-in head.
+    """
+    plain = trace_plain(model, sha256)
+    save_graphs(folder, plain.index, {PLAIN: plain.model, SHARED: trace_shared(model)})
+
+
+def trace_plain(model: VisionTransformer, sha256: str) -> PlainGraph:
+    """The graph that tasks are folded into."""
+    graph, places = trace(model, [INPUT], OUTPUT, (example_images(model),), ({0: torch.export.Dim("batch")},))
+    index = Index(backbone=sha256, depth=len(model.blocks), embed_dim=model.embed_dim, parameters=places, files={})
+    return PlainGraph(graph, index)
+
+
+def trace_shared(model: VisionTransformer) -> onnx.ModelProto:
+    """The graph that reads tasks from banks."""
+    names, batch = bank_names(len(model.blocks)), torch.export.Dim("batch")
+    bank = Bank(len(model.blocks), model.embed_dim, capacity=2)
+    arguments = (example_images(model), torch.tensor([0, 1]), [torch.from_numpy(bank.tensors[name]) for name in names])
+    dynamic = ({0: batch}, {0: batch}, [bank_dimensions(name) for name in names])
+    return trace(SharedBackbone(model), [INPUT, SLOTS, *names], FEATURES, arguments, dynamic)[0]
+
+
+def bank_dimensions(name: str) -> dict[int, Any]:
+    """The dynamic dimensions of a bank tensor."""
+    slots, bottleneck = torch.export.Dim("slots"), torch.export.Dim("bottleneck")
+    part: dict[str, dict[int, Any]] = {"down": {2: bottleneck}, "down_bias": {1: bottleneck}, "up": {1: bottleneck}}
+    return {0: slots} | part.get(name.rpartition(".")[2], {})
+
+
+def trace(
+    model: nn.Module, inputs: list[str], output: str, arguments: tuple[Any, ...], dynamic: tuple[Any, ...]
+) -> tuple[onnx.ModelProto, dict[str, Place]]:
+    """A graph whose weights bear the names of the model's parameters, and where each of them lies.
 
     The exporter renames weights, joins equal ones and folds what it can compute. So a copy with random weights, no two
     of them equal, is traced, each of its tensors is found again by its bytes, and the model's own take their places.
@@ -40,7 +110,7 @@ def trace_plain(model: VisionTransformer, backbone: str) -> PlainGraph:
     randomise(stand_in)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / PLAIN
-        write_onnx(stand_in, path)
+        write_graph(stand_in, path, inputs, output, arguments, dynamic)
         traced = onnx.load(path)
     known: dict[bytes, tuple[str, bool]] = {}
     for name, value in stand_in.state_dict().items():
@@ -64,29 +134,7 @@ def trace_plain(model: VisionTransformer, backbone: str) -> PlainGraph:
         raise BackboneError(
             f"the graph does not hold {', '.join(missing)} as timm does: tasks cannot be folded into it"
         )
-    return PlainGraph(traced, Index(backbone=backbone, parameters=places))
-
-
-def write_onnx(model: VisionTransformer, path: Path) -> None:
-    """Trace `model` in fp32 to `path`: images (B, 3, H, W) -> logits (B, K), and check the file."""
-    height, width = model.patch_embed.img_size
-    example = torch.zeros(2, 3, height, width)
-    with replacing(path) as aside, warnings.catch_warnings():
-        # The exporter warns of its own deprecated internals.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model.eval(),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
-        assert program is not None
-        program.save(aside)
-        onnx.checker.check_model(aside, full_check=True)
+    return traced, places
 
 
 def node_types(path: Path) -> Counter[str]:

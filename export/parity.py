@@ -1,6 +1,6 @@
 """Parity: neighbouring stages of the way give the same logits on the canary.
 
-canary -> expectation -> merged -> folded -> ONNX
+canary -> expectation -> merged -> folded -> folded ONNX -> shared ONNX
 """
 
 import math
@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import ParityError
 from mosa_deploy.preprocess import Array, probabilities
-from mosa_deploy.runners import OnnxRunner
+from mosa_deploy.rows import task_rows
+from mosa_deploy.runners import OnnxRunner, SharedRunner
 
 TOLERANCE = 1e-4
 REASON = "fp32 sums in another order differ by 1e-6 to 1e-5 of the largest logit; a wrong fold differs by far more"
@@ -82,6 +84,15 @@ class Chain:
     def add_graph(self, stage: str, path: Path) -> None:
         """An ONNX file on the CPU as the next stage."""
         self.add(stage, OnnxRunner(path).run(self.inputs))
+
+    def add_shared(self, stage: str, path: Path) -> None:
+        """The shared graph with this task in one of its slots, and the task's head, as the next stage."""
+        record = self.bundle.record
+        bank = Bank(record.backbone.depth, record.backbone.embed_dim)
+        slot = bank.write(task_rows(self.bundle))
+        features = SharedRunner(path, bank).run(self.inputs, np.full(len(self.inputs), slot))
+        head, bias = (self.bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
+        self.add(stage, features @ head.T + bias)
 
     def require(self) -> None:
         """Raises ParityError, naming the first pair of stages that disagree."""

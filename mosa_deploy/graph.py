@@ -1,11 +1,13 @@
 """A traced backbone: an ONNX graph in which every parameter of the timm model can be found and replaced.
 
-    plain.onnx   the graph; its weights bear the names of timm's parameters
-    graph.json   parameter -> (node, input of that node, transposed), and the sha256 of plain.onnx
+    plain.onnx    the backbone with a stand-in head; its weights bear the names of timm's parameters
+    shared.onnx   the backbone with banks as inputs, see `mosa_deploy.bank`
+    graph.json    parameter -> (node, input of that node, transposed), and the sha256 of both
 
 Only numpy and onnx: whoever folds tasks needs no torch.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,15 @@ from typing import Self
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.errors import StoreError
-from mosa_deploy.files import replacing, sha256
+from mosa_deploy.files import replacing_folder, sha256
 from mosa_deploy.preprocess import Array
 from mosa_deploy.store import GRAPH, PLAIN
 
 FORMAT_VERSION = 1
+AGAIN = "remove the folder and export a task again"
 
 
 class Place(BaseModel):
@@ -43,9 +46,54 @@ class Index(BaseModel):
     format_version: int = FORMAT_VERSION
     backbone: str
     """sha256 of the backbone's headless state dict, as bundles name it."""
+    depth: int
+    embed_dim: int
     parameters: dict[str, Place]
-    sha256: str = ""
-    """Of plain.onnx."""
+    """Of plain.onnx, by timm's names."""
+    files: dict[str, str]
+    """Name -> sha256 of each graph."""
+
+
+def save_graphs(folder: Path, index: Index, graphs: Mapping[str, onnx.ModelProto]) -> None:
+    """Write the graphs of a backbone with their index, whose `files` are filled in; a folder has all or none."""
+    with replacing_folder(folder) as aside:
+        for name, graph in graphs.items():
+            onnx.save(graph, aside / name)
+        files = {name: sha256(aside / name) for name in graphs}
+        (aside / GRAPH).write_text(index.model_copy(update={"files": files}).model_dump_json(indent=2) + "\n")
+
+
+def read_index(folder: Path) -> Index:
+    """`graph.json`.
+
+    Raises:
+        StoreError: it is missing, damaged, or of another format version.
+    """
+    path = folder / GRAPH
+    try:
+        fields = json.loads(path.read_bytes())
+        version = fields.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StoreError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}: {AGAIN}")
+        return Index.model_validate(fields)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file; {AGAIN}") from None
+    except (ValueError, AttributeError) as error:
+        raise StoreError(f"{path} is damaged ({type(error).__name__}): {AGAIN}") from None
+
+
+def graph_file(folder: Path, index: Index, name: str) -> Path:
+    """The path of a graph whose bytes are those that were traced.
+
+    Raises:
+        StoreError: it is missing or altered.
+    """
+    path = folder / name
+    if name not in index.files or not path.is_file():
+        raise StoreError(f"{path}: no such file; {AGAIN}")
+    if sha256(path) != index.files[name]:
+        raise StoreError(f"{path} was altered or cut short since it was traced: {AGAIN}")
+    return path
 
 
 @dataclass(frozen=True)
@@ -55,35 +103,15 @@ class PlainGraph:
     model: onnx.ModelProto
     index: Index
 
-    def save(self, folder: Path) -> None:
-        """Write `plain.onnx` and `graph.json`."""
-        # Both are written before either is renamed, as a bundle's two files are.
-        with replacing(folder / PLAIN) as graph, replacing(folder / GRAPH) as text:
-            onnx.save(self.model, graph)
-            index = self.index.model_copy(update={"sha256": sha256(graph)})
-            text.write_text(index.model_dump_json(indent=2) + "\n")
-
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read and check both files.
+        """Read and check `plain.onnx`.
 
         Raises:
-            StoreError: one is missing, altered, or of another format version.
+            StoreError: a file is missing, altered, or of another format version.
         """
-        again = "remove the folder and export a task again"
-        for name in (GRAPH, PLAIN):
-            if not (folder / name).is_file():
-                raise StoreError(f"{folder / name}: no such file; {again}")
-        try:
-            index = Index.model_validate_json((folder / GRAPH).read_bytes())
-        except ValidationError as error:
-            raise StoreError(f"{folder / GRAPH} is damaged ({error.errors()[0]['msg']}): {again}") from None
-        if index.format_version != FORMAT_VERSION:
-            version = f"format version {index.format_version}, this release reads {FORMAT_VERSION}"
-            raise StoreError(f"{folder / GRAPH} has {version}: {again}")
-        if sha256(folder / PLAIN) != index.sha256:
-            raise StoreError(f"{folder / PLAIN} was altered or cut short since it was traced: {again}")
-        return cls(onnx.load(folder / PLAIN), index)
+        index = read_index(folder)
+        return cls(onnx.load(graph_file(folder, index, PLAIN)), index)
 
     def parameter(self, name: str) -> Array:
         """A parameter in timm's layout, e.g. (out, in)."""

@@ -1,6 +1,6 @@
 """The store: the folder of what is exported and served.
 
-backbones/<name>-<sha8>/   plain.onnx graph.json
+backbones/<name>-<sha8>/   plain.onnx shared.onnx graph.json
 tasks/<task>/              adapter.safetensors adapter.json folded.onnx parity.json
 """
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from mosa_deploy.bundle import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
-PLAIN, GRAPH, FOLDED, PARITY = "plain.onnx", "graph.json", "folded.onnx", "parity.json"
+PLAIN, SHARED, GRAPH = "plain.onnx", "shared.onnx", "graph.json"
+FOLDED, PARITY = "folded.onnx", "parity.json"
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ def toy() -> Callable[..., VisionTransformer]:
 
 
 @torch.no_grad()
-def perturb(model: torch.nn.Module, size: float = 0.3) -> None:
+def perturb(model: torch.nn.Module, size: float = 0.3, seed: int = 1) -> None:
     """Move every adapter away from the identity."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     for adapter in adapters(model):
         for parameter in adapter.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))

@@ -41,7 +41,8 @@ def test_the_store_holds_the_backbone_once_and_four_files_a_task(store: Path, di
     sha256 = Bundle.load(digits_run).record.backbone.sha256
     tasks = {f"tasks/{task}/{name}" for task in ("digits", "sprites-location") for name in TASK_FILES}
     backbone = f"backbones/vit_tinyd6_patch4_32.cifar10-{sha256[:8]}"
-    assert set(digests(store)) == {f"{backbone}/plain.onnx", f"{backbone}/graph.json", *tasks}
+    shared = {f"{backbone}/{name}" for name in ("plain.onnx", "shared.onnx", "graph.json")}
+    assert set(digests(store)) == {*shared, *tasks}
 
 
 def test_the_stored_bundle_is_the_expectation_over_the_experts(parts_run: Path, parts_store: Path) -> None:
@@ -68,7 +69,7 @@ def test_merging_keeps_the_record_but_for_form_and_digest(parts_run: Path, parts
 def test_parity_links_every_stage_and_names_the_files_that_it_holds_for(store: Path, task: str) -> None:
     folder = store / "tasks" / task
     report = json.loads((folder / "parity.json").read_text())
-    stages = ["canary", "expectation", "merged", "folded", "ONNX"]
+    stages = ["canary", "expectation", "merged", "folded", "folded ONNX", "shared ONNX"]
     assert [(link["first"], link["second"]) for link in report["links"]] == list(pairwise(stages))
     assert all(link["max_error"] <= report["tolerance"] == 1e-4 for link in report["links"])
     assert all(link["top1_agreement"] == 1 for link in report["links"])

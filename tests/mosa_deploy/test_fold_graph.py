@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from timm.models.vision_transformer import VisionTransformer
 
 from export.graphs import node_types, trace_plain
 from mosa_deploy.attach import attach, task_state
@@ -21,8 +22,9 @@ from mosa_deploy.canary import Canary
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.fold_graph import fold, fold_parameters
-from mosa_deploy.graph import PlainGraph
+from mosa_deploy.graph import PlainGraph, save_graphs
 from mosa_deploy.preprocess import Array, Preprocess
+from mosa_deploy.store import PLAIN
 from tests.conftest import perturb
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
@@ -37,17 +39,17 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
 ADAPTER = AdapterConfig(bottleneck=5, experts=3, share="none", scale=0.7)
 
 
-def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[PlainGraph, Bundle, torch.nn.Module]:
-    """The traced backbone, a task on it whose experts are still apart, and its torch model."""
+def make_task(
+    name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any
+) -> tuple[Bundle, VisionTransformer]:
+    """A task whose experts are still apart, and its torch model."""
     model = load_backbone(name, Weights("random"), **SMALL, **kwargs)
     sha256 = fingerprint(model.state_dict())
-    torch.manual_seed(0)
-    model.reset_classifier(10)
-    graph = trace_plain(model, sha256)
+    torch.manual_seed(seed)
     model.reset_classifier(4)
     if adapter:
-        attach(model, adapter)
-        perturb(model)
+        attach(model, adapter, seed)
+        perturb(model, seed=seed)
     record = Record(
         task="parts",
         dataset="parts",
@@ -56,7 +58,7 @@ def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[Plain
         form="split" if adapter else "merged",
         adapter=adapter,
         classes=tuple("abcd"),
-        preprocess=Preprocess(size=kwargs["img_size"] if isinstance(kwargs["img_size"], tuple) else (32, 32)),
+        preprocess=Preprocess(size=(32, 32)),
         temperature=1.0,
         metrics={},
         seed=0,
@@ -64,7 +66,14 @@ def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[Plain
         git_commit=None,
     )
     tensors = {key: value.detach().numpy() for key, value in task_state(model.eval()).items()}
-    return graph, Bundle(record, tensors, Canary((), np.empty((0, 4), np.float32))), model
+    return Bundle(record, tensors, Canary((), np.empty((0, 4), np.float32))), model
+
+
+def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[PlainGraph, Bundle, VisionTransformer]:
+    """The traced backbone and a task on it."""
+    bundle, model = make_task(name, adapter, **kwargs)
+    plain = load_backbone(name, Weights("random"), 10, **SMALL, **kwargs)
+    return trace_plain(plain, bundle.record.backbone.sha256), bundle, model
 
 
 def answers(graph: onnx.ModelProto, images: Array) -> Array:
@@ -77,7 +86,7 @@ def noise(side: int) -> Array:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[PlainGraph, Bundle, torch.nn.Module]:
+def tiny() -> tuple[PlainGraph, Bundle, VisionTransformer]:
     return make("vit_tiny_patch16_224", ADAPTER, img_size=32)
 
 
@@ -125,7 +134,7 @@ def test_equal_tensors_of_a_backbone_are_kept_apart() -> None:
     assert (values["blocks.0.norm2.bias"] == 0).all()
 
 
-def test_folding_leaves_the_plain_graph_as_it_is(tiny: tuple[PlainGraph, Bundle, torch.nn.Module]) -> None:
+def test_folding_leaves_the_plain_graph_as_it_is(tiny: tuple[PlainGraph, Bundle, VisionTransformer]) -> None:
     graph, bundle, _ = tiny
     before = graph.model.SerializeToString(deterministic=True)
     fold(graph, bundle)
@@ -133,7 +142,7 @@ def test_folding_leaves_the_plain_graph_as_it_is(tiny: tuple[PlainGraph, Bundle,
 
 
 def test_shapes_between_the_nodes_are_those_of_the_folded_widths(
-    tiny: tuple[PlainGraph, Bundle, torch.nn.Module],
+    tiny: tuple[PlainGraph, Bundle, VisionTransformer],
 ) -> None:
     graph, bundle, _ = tiny
     folded = fold(graph, bundle).graph
@@ -151,7 +160,7 @@ def test_a_linear_task_changes_the_head_alone() -> None:
     np.testing.assert_allclose(answers(fold(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, torch.nn.Module]) -> None:
+def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, VisionTransformer]) -> None:
     graph, bundle, _ = tiny
     adapter = dataclasses.replace(ADAPTER, merge_scale=1 / 3)
     alike = Bundle(bundle.record.model_copy(update={"adapter": adapter}), bundle.tensors, bundle.canary)
@@ -162,7 +171,7 @@ def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, torch.nn.Mo
     np.testing.assert_allclose(more, 2.7 * one, rtol=1e-5)
 
 
-def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, torch.nn.Module]) -> None:
+def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, VisionTransformer]) -> None:
     graph, bundle, _ = tiny
     other = bundle.record.backbone.model_copy(update={"sha256": "f" * 64})
     stranger = Bundle(bundle.record.model_copy(update={"backbone": other}), bundle.tensors, bundle.canary)
@@ -170,8 +179,8 @@ def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, t
         fold(graph, stranger)
 
 
-def test_a_saved_graph_loads_as_it_was(tiny: tuple[PlainGraph, Bundle, torch.nn.Module], tmp_path: Path) -> None:
-    tiny[0].save(tmp_path)
+def test_a_saved_graph_loads_as_it_was(tiny: tuple[PlainGraph, Bundle, VisionTransformer], tmp_path: Path) -> None:
+    save_graphs(tmp_path, tiny[0].index, {PLAIN: tiny[0].model})
     loaded = PlainGraph.load(tmp_path)
     assert loaded.model == tiny[0].model
     assert loaded.index.parameters == tiny[0].index.parameters
@@ -198,9 +207,9 @@ def newer(folder: Path) -> None:
     ],
 )
 def test_a_graph_that_is_not_what_was_traced_is_refused_in_one_line(
-    tiny: tuple[PlainGraph, Bundle, torch.nn.Module], tmp_path: Path, break_it: Callable[[Path], None], text: str
+    tiny: tuple[PlainGraph, Bundle, VisionTransformer], tmp_path: Path, break_it: Callable[[Path], None], text: str
 ) -> None:
-    tiny[0].save(tmp_path)
+    save_graphs(tmp_path, tiny[0].index, {PLAIN: tiny[0].model})
     break_it(tmp_path)
     with pytest.raises(StoreError) as caught:
         PlainGraph.load(tmp_path)
@@ -208,8 +217,8 @@ def test_a_graph_that_is_not_what_was_traced_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_nodes_are_counted_as_in_the_file(tiny: tuple[PlainGraph, Bundle, torch.nn.Module], tmp_path: Path) -> None:
+def test_nodes_are_counted_as_in_the_file(tiny: tuple[PlainGraph, Bundle, VisionTransformer], tmp_path: Path) -> None:
     graph, bundle, _ = tiny
-    graph.save(tmp_path)
+    save_graphs(tmp_path, graph.index, {PLAIN: graph.model})
     onnx.save(fold(graph, bundle), tmp_path / "folded.onnx")
     assert node_types(tmp_path / "plain.onnx") == node_types(tmp_path / "folded.onnx")

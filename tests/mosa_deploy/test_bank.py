@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mosa_deploy.bank import Bank, bank_names
+from mosa_deploy.errors import ConfigError
+from mosa_deploy.preprocess import Array
+
+DEPTH, WIDTH = 2, 6
+
+
+def rows(bottleneck: int, seed: int = 0, depth: int = DEPTH, width: int = WIDTH) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    shapes = {"down": (width, bottleneck), "down_bias": (bottleneck,), "up": (bottleneck, width), "up_bias": (width,)}
+    return {name: rng.standard_normal(shapes[name.rpartition(".")[2]]).astype(np.float32) for name in bank_names(depth)}
+
+
+def content(bank: Bank, slot: int) -> dict[str, NDArray[np.float32]]:
+    return {name: tensor[slot].copy() for name, tensor in bank.tensors.items()}
+
+
+def test_a_written_slot_holds_the_rows_and_zeros_beyond_them() -> None:
+    bank, given = Bank(DEPTH, WIDTH, bottleneck=4, capacity=2), rows(3)
+    slot = bank.write(given)
+    down = bank.tensors["blocks.1.down"][slot]
+    np.testing.assert_array_equal(down[:, :3], given["blocks.1.down"])
+    assert not down[:, 3:].any()
+    up = bank.tensors["blocks.1.up"][slot]
+    np.testing.assert_array_equal(up[:3], given["blocks.1.up"])
+    assert not up[3:].any()
+    assert not any(tensor[1 - slot].any() for tensor in bank.tensors.values())
+
+
+def test_growing_doubles_and_keeps_every_slot_where_it_was() -> None:
+    bank = Bank(DEPTH, WIDTH, bottleneck=4, capacity=1)
+    first = bank.write(rows(3))
+    before = content(bank, first)
+    second = bank.write(rows(9, seed=1))
+    assert (bank.capacity, bank.bottleneck, bank.growths) == (2, 16, 1)
+    third = bank.write(rows(2, seed=2))
+    assert (bank.capacity, bank.growths) == (4, 2)
+    assert len({first, second, third}) == 3
+    for name, value in before.items():
+        whole = bank.tensors[name][first]
+        np.testing.assert_array_equal(whole[tuple(slice(size) for size in value.shape)], value)
+        assert np.count_nonzero(whole) == np.count_nonzero(value)
+
+
+def test_clearing_a_slot_touches_no_other_and_frees_it() -> None:
+    bank = Bank(DEPTH, WIDTH, bottleneck=4, capacity=2)
+    first, second = bank.write(rows(4)), bank.write(rows(4, seed=1))
+    kept = content(bank, second)
+    bank.clear(first)
+    assert not any(tensor[first].any() for tensor in bank.tensors.values())
+    assert all(np.array_equal(value, bank.tensors[name][second]) for name, value in kept.items())
+    assert bank.write(rows(1, seed=2)) == first
+    assert bank.growths == 0
+    # Nothing of the wider task that was there before.
+    assert not bank.tensors["blocks.0.down"][first][:, 1:].any()
+
+
+def test_every_write_and_clear_is_a_change() -> None:
+    bank = Bank(DEPTH, WIDTH)
+    slot = bank.write(rows(4))
+    bank.clear(slot)
+    assert bank.changes == 2
+
+
+def test_a_linear_task_takes_an_empty_slot() -> None:
+    bank = Bank(DEPTH, WIDTH, capacity=2)
+    slot = bank.write({})
+    assert not any(tensor[slot].any() for tensor in bank.tensors.values())
+    assert bank.write({}) != slot
+
+
+@pytest.mark.parametrize(("depth", "width"), [(DEPTH + 1, WIDTH), (DEPTH, WIDTH + 1)])
+def test_rows_of_another_backbone_are_refused_and_take_no_slot(depth: int, width: int) -> None:
+    bank = Bank(DEPTH, WIDTH)
+    with pytest.raises(ConfigError, match=r"^the rows are not of 2 blocks of width 6: give the backbone's own$"):
+        bank.write(rows(4, depth=depth, width=width))
+    assert bank.free == [0]
