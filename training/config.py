@@ -121,6 +121,8 @@ class TuneConfig:
             for name in MOSA_ONLY
             if name in given and self.method != "mosa"
         ]
+        if self.image_size is not None and self.image_size < 1:
+            faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         recipe = dataclasses.replace(preset, **given)
         if self.method == "adapter":
             recipe = dataclasses.replace(recipe, **MOSA_ONLY)

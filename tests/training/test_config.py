@@ -22,6 +22,7 @@ def test_every_fault_is_named_at_once_in_one_line() -> None:
         passes=3,
         consistency=-1.0,
         dense_epochs=1,
+        image_size=-8,
     )
     with pytest.raises(ConfigError) as caught:
         config.recipe(PRESET)
@@ -29,6 +30,7 @@ def test_every_fault_is_named_at_once_in_one_line() -> None:
     assert "\n" not in text
     for words in ("--epochs 0", "--batch-size 0", "--lr -1.0", "--bottleneck 0", "--experts 300", "'sideways'"):
         assert words in text
+    assert "--image-size -8: at least 1" in text
     for words in ("--passes 3: 1 or 2", "--consistency -1.0: at least 0", "--dense-epochs 1: 0 to 0, the epochs"):
         assert words in text
 
