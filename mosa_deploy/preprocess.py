@@ -17,6 +17,9 @@ from mosa_deploy.errors import DataError
 Pixels = NDArray[np.uint8]
 Array = NDArray[np.float32]
 
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM", "TGA")
+"""What is read, by Pillow's names; for EPS, as an example of what is not, it would start another program."""
+
 INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -35,7 +38,7 @@ def decode(content: bytes) -> Image.Image:
         DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise

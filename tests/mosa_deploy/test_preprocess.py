@@ -313,3 +313,13 @@ def test_probabilities_are_the_softmax_of_tempered_logits(temperature: float) ->
 def test_probabilities_stand_extreme_logits() -> None:
     logits = np.array([[3e38, -3e38, 0.0], [1e4, 1e4, -1e4]], dtype=np.float32)
     np.testing.assert_allclose(probabilities(logits, 0.01), [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO"])
+def test_a_format_that_is_not_a_photo_s_is_refused(kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, format=kind)
+    with pytest.raises(
+        DataError, match=r"^not a readable image \(UnidentifiedImageError\): send a PNG, JPEG or WebP file$"
+    ):
+        decode(buffer.getvalue())

@@ -19,6 +19,7 @@ from unicodedata import normalize
 from PIL import Image
 
 from mosa_deploy.errors import DataError
+from mosa_deploy.preprocess import FORMATS
 from training.tasks.base import Example
 
 SETS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -167,8 +168,8 @@ def check_end(archive: tarfile.TarFile) -> None:
 
 
 def readable() -> set[str]:
-    """The suffixes of images that Pillow can read."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    """The suffixes of images that can be decoded."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 def read_classes(source: Source) -> tuple[tuple[str, ...], list[Example]]:
