@@ -1,6 +1,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ def folder(tmp_path: Path) -> Path:
     return write_jpegs(tmp_path / "trees", {"oak": 10, "ash": 5}, size=16)
 
 
-def pack(folder: Path, path: Path, inside: str = ".", mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+def pack(folder: Path, path: Path, inside: str = ".", mode: Any = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
         archive.add(folder, inside)
     return path
 

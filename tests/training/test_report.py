@@ -1,6 +1,7 @@
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,9 +165,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     saved: list[Figure] = []
     save = Figure.savefig
 
-    def keeping(self: Figure, *args: object, **kwargs: object) -> None:
+    def keeping(self: Figure, *args: Any, **kwargs: Any) -> None:
         saved.append(self)
-        save(self, *args, **kwargs)  # type: ignore[arg-type]
+        save(self, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", keeping)
     return saved
