@@ -1,28 +1,89 @@
-"""Runners: one way to run a graph, whatever the runtime behind it."""
+"""Runners: one way to run a graph of either lane, whatever the runtime behind it."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from mosa_deploy.bank import Bank
-from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.errors import ConfigError, ProviderError, StoreError, one_of
+from mosa_deploy.openvino import OpenVinoRunner, load_openvino
 from mosa_deploy.preprocess import Array
 
 Provider = Literal["cpu", "cuda"]
+RunnerName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "openvino-bf16"]
 
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Runner(Protocol):
-    """Runs one graph."""
+    """Runs one graph, of a task or shared; several threads may call it."""
 
-    def run(self, images: Array) -> Array:
-        """(B, 3, H, W) -> logits (B, K)."""
+    @property
+    def in_place(self) -> bool:
+        """Whether what is bound is read where it lies; else it is a copy, to be bound anew after a change."""
         ...
+
+    def bind(self, tensors: Mapping[str, Array]) -> None:
+        """Give inputs that stay from run to run, by name."""
+        ...
+
+    def run(self, *inputs: NDArray[Any]) -> Array:
+        """The other inputs, in the graph's order.
+
+        Of a task: images (B, 3, H, W) -> logits (B, K). Shared: images, slots (B,) int64 -> features (B, C).
+        """
+        ...
+
+
+def check_runner(name: str) -> None:
+    """Look for a runner's runtime, before there is a graph.
+
+    Raises:
+        ConfigError: an unknown name.
+        ProviderError: the runtime, or what it needs, is not here.
+    """
+    match name:
+        case "onnxruntime-cpu" | "onnxruntime-cuda":
+            execution_provider("cuda" if name == "onnxruntime-cuda" else "cpu")
+        case "openvino" | "openvino-bf16":
+            load_openvino("bf16" if name == "openvino-bf16" else "fp32")
+        case _:
+            raise ConfigError(one_of("runner", name, get_args(RunnerName)))
+
+
+def open_runner(path: Path, name: RunnerName = "onnxruntime-cpu", threads: int = 0, spinning: bool = True) -> "Runner":
+    """A graph loaded by the runner of that name; the other arguments are those of `open_session`.
+
+    Raises:
+        ProviderError: the runtime is not here, or did not start.
+        StoreError: the file is missing or not a graph.
+    """
+    match name:
+        case "onnxruntime-cpu":
+            return OnnxRunner(path, "cpu", threads, spinning)
+        case "onnxruntime-cuda":
+            return OnnxRunner(path, "cuda", threads, spinning)
+        case "openvino":
+            return OpenVinoRunner(path, "fp32", threads)
+        case "openvino-bf16":
+            return OpenVinoRunner(path, "bf16", threads)
+
+
+def execution_provider(provider: Provider) -> str:
+    """ONNX Runtime's name of a provider.
+
+    Raises:
+        ProviderError: the installed onnxruntime was built without it.
+    """
+    wanted = EXECUTION_PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise ProviderError(f"{wanted} is not in this onnxruntime: install onnxruntime-gpu, or run on the CPU")
+    return wanted
 
 
 def open_session(
@@ -38,11 +99,9 @@ def open_session(
     """
     if not path.is_file():
         raise StoreError(f"{path}: no such file; write it with `python -m export`")
-    wanted = EXECUTION_PROVIDERS[provider]
+    wanted = execution_provider(provider)
     if provider == "cuda":
         onnxruntime.preload_dlls()
-    if wanted not in onnxruntime.get_available_providers():
-        raise ProviderError(f"{wanted} is not in this onnxruntime: install onnxruntime-gpu, or use provider 'cpu'")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
@@ -52,59 +111,76 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
         raise StoreError(f"{path} cannot be loaded: {str(error).splitlines()[0]}; export it again") from error
     if wanted not in session.get_providers():
-        raise ProviderError(f"{wanted} did not start, its libraries are missing: use provider 'cpu'")
+        raise ProviderError(f"{wanted} did not start, its libraries are missing: run on the CPU")
     return session
 
 
 class OnnxRunner:
-    """A graph of one task by ONNX Runtime; the arguments are those of `open_session`."""
+    """A graph by ONNX Runtime; the arguments are those of `open_session`.
+
+    On the CPU, inputs that are bound are read where they lie; on CUDA they are copied to the device.
+    """
 
     def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0, spinning: bool = True) -> None:
         self.session = open_session(path, provider, threads, spinning)
-        self.input = self.session.get_inputs()[0].name
+        self.provider, self.in_place = provider, provider == "cpu"
+        self.inputs = [given.name for given in self.session.get_inputs()]
+        self.output = self.session.get_outputs()[0].name
+        self.bound: dict[str, onnxruntime.OrtValue] = {}
+        self.binding, self.lock = self.session.io_binding(), threading.Lock()
 
-    def run(self, images: Array) -> Array:
-        """(B, 3, H, W) -> logits (B, K)."""
-        outputs: Sequence[object] = self.session.run(None, {self.input: images})
-        return np.asarray(outputs[0], dtype=np.float32)
+    def bind(self, tensors: Mapping[str, Array]) -> None:
+        """Give inputs that stay from run to run, by name."""
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(tensor, self.provider, 0) for name, tensor in tensors.items()
+        }
+        with self.lock:
+            for name, value in values.items():
+                self.binding.bind_ortvalue_input(name, value)
+            # What is bound must outlive the binding.
+            self.bound = values
+
+    def run(self, *inputs: NDArray[Any]) -> Array:
+        """The inputs that are not bound, in the graph's order -> its output."""
+        given = dict(zip((name for name in self.inputs if name not in self.bound), inputs, strict=True))
+        if not self.bound:
+            return np.asarray(self.session.run(None, given)[0], dtype=np.float32)
+        # A session serves many threads at once, a binding one.
+        with self.lock:
+            for name, value in given.items():
+                self.binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            self.binding.bind_output(self.output, "cpu")
+            self.session.run_with_iobinding(self.binding)
+            return np.asarray(self.binding.copy_outputs_to_cpu()[0], dtype=np.float32)
 
 
 class SharedRunner:
-    """The shared graph by ONNX Runtime, its banks bound once instead of fed at each call.
+    """The shared graph, its banks bound once instead of fed at each call.
 
-    On the CPU the graph reads the bank's own memory, and a slot that is written is there at once. On CUDA the banks are
-    copied to the device when they have changed.
+    A runner that reads them in place sees a slot at once that is written; others get them anew when they have changed.
     """
 
     def __init__(
-        self, path: Path, bank: Bank, provider: Provider = "cpu", threads: int = 0, spinning: bool = True
+        self,
+        path: Path,
+        bank: Bank,
+        name: RunnerName = "onnxruntime-cpu",
+        threads: int = 0,
+        spinning: bool = True,
     ) -> None:
-        self.session = open_session(path, provider, threads, spinning)
-        self.images, self.slots = (given.name for given in self.session.get_inputs()[:2])
-        self.output = self.session.get_outputs()[0].name
-        self.bank, self.provider = bank, provider
+        """The arguments beside the bank are those of `open_runner`."""
+        self.runner, self.bank = open_runner(path, name, threads, spinning), bank
         self._bind()
 
     def _stamp(self) -> int:
-        return self.bank.growths if self.provider == "cpu" else self.bank.changes
+        return self.bank.growths if self.runner.in_place else self.bank.changes
 
     def _bind(self) -> None:
-        self.binding = self.session.io_binding()
-        # What is bound must outlive the binding.
-        self.values = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(tensor, self.provider, 0)
-            for name, tensor in self.bank.tensors.items()
-        }
-        for name, value in self.values.items():
-            self.binding.bind_ortvalue_input(name, value)
-        self.bound = self._stamp()
+        self.stamp = self._stamp()
+        self.runner.bind(self.bank.tensors)
 
     def run(self, images: Array, slots: NDArray[np.int64]) -> Array:
         """Images (B, 3, H, W), the slot of each (B,) -> features (B, C)."""
-        if self.bound != self._stamp():
+        if self.stamp != self._stamp():
             self._bind()
-        self.binding.bind_cpu_input(self.images, np.ascontiguousarray(images))
-        self.binding.bind_cpu_input(self.slots, np.ascontiguousarray(slots))
-        self.binding.bind_output(self.output, "cpu")
-        self.session.run_with_iobinding(self.binding)
-        return np.asarray(self.binding.copy_outputs_to_cpu()[0], dtype=np.float32)
+        return self.runner.run(images, slots)

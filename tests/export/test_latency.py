@@ -4,10 +4,12 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -101,9 +103,9 @@ def test_every_round_runs_each_variant_once_in_a_changing_order(parts_store: Pat
             super().__init__(path, threads=1)
             self.name = name
 
-        def run(self, images: Array) -> Array:
+        def run(self, *inputs: NDArray[Any]) -> Array:
             order.append(self.name)
-            return super().run(images)
+            return super().run(*inputs)
 
     times = time_rounds({n: Noted(n) for n in "abc"}, np.zeros((1, 3, 160, 160), dtype=np.float32), seconds=0)
     assert {name: len(values) for name, values in times.items()} == {"a": 10, "b": 10, "c": 10}

@@ -1,5 +1,8 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -8,9 +11,62 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mosa_deploy.errors import ProviderError, StoreError
+from export.graphs import trace_plain, trace_shared
+from mosa_deploy.backbone import Weights, load_backbone
+from mosa_deploy.bank import Bank, bank_names
+from mosa_deploy.errors import ConfigError, ProviderError, StoreError
+from mosa_deploy.openvino import OpenVinoRunner
 from mosa_deploy.preprocess import Array
-from mosa_deploy.runners import OnnxRunner
+from mosa_deploy.runners import OnnxRunner, RunnerName, SharedRunner, check_runner, open_runner
+
+TOLERANCE: dict[RunnerName, float] = {
+    "onnxruntime-cpu": 1e-5,
+    "onnxruntime-cuda": 1e-3,
+    "openvino": 1e-5,
+    "openvino-bf16": 5e-2,
+}
+"""Of the largest output; bf16 has eight bits, CUDA multiplies in TF32."""
+
+
+@pytest.fixture(params=get_args(RunnerName))
+def name(request: pytest.FixtureRequest) -> RunnerName:
+    """Every runner that is here."""
+    given: RunnerName = request.param
+    if given == "onnxruntime-cuda" and not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    if given.startswith("openvino"):
+        pytest.importorskip("openvino")
+    try:
+        check_runner(given)
+    except ProviderError as missing:
+        pytest.skip(str(missing))
+    return given
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both graphs of a random backbone of depth 2 and width 24, for images of 28 x 28."""
+    folder = tmp_path_factory.mktemp("traced")
+    model = load_backbone("vit_small_patch14_reg4_dinov2", Weights("random"), 4, 28, depth=2, embed_dim=24, num_heads=3)
+    onnx.save(trace_plain(model, "0" * 64).model, folder / "plain.onnx")
+    onnx.save(trace_shared(model), folder / "shared.onnx")
+    return folder
+
+
+def noise(batch: int) -> Array:
+    return np.random.default_rng(batch).standard_normal((batch, 3, 28, 28), dtype=np.float32)
+
+
+def rows(bottleneck: int, seed: int) -> dict[str, Array]:
+    """A task that moves the features."""
+    rng = np.random.default_rng(seed)
+    shapes = {"down": (24, bottleneck), "down_bias": (bottleneck,), "up": (bottleneck, 24), "up_bias": (24,)}
+    return {name: rng.normal(0, 0.3, shapes[name.rpartition(".")[2]]).astype(np.float32) for name in bank_names(2)}
+
+
+def reference(path: Path, inputs: dict[str, Any]) -> Array:
+    outputs: Any = ReferenceEvaluator(onnx.load(path)).run(None, inputs)
+    return np.asarray(outputs[0])
 
 
 @pytest.fixture
@@ -52,7 +108,7 @@ def test_threads_and_spinning_reach_the_session_and_not_the_answer(graph: Path) 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the provider is there")
 def test_a_provider_that_is_not_there_is_an_error_and_never_a_silent_cpu(graph: Path) -> None:
-    with pytest.raises(ProviderError, match=r"^CUDAExecutionProvider .*use provider 'cpu'$"):
+    with pytest.raises(ProviderError, match=r"^CUDAExecutionProvider .*run on the CPU$"):
         OnnxRunner(graph, "cuda")
 
 
@@ -75,3 +131,114 @@ def test_a_damaged_graph_is_refused_in_one_line(graph: Path, cut: int) -> None:
     assert str(caught.value).startswith(f"{graph} cannot be loaded: ")
     assert str(caught.value).endswith("; export it again")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_runner_answers_the_task_graph_as_the_reference_evaluator(
+    traced: Path, name: RunnerName, batch: int
+) -> None:
+    found = open_runner(traced / "plain.onnx", name, threads=1).run(noise(batch))
+    wanted = reference(traced / "plain.onnx", {"images": noise(batch)})
+    assert (found.shape, found.dtype) == ((batch, 4), np.dtype(np.float32))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE[name] * np.abs(wanted).max())
+
+
+def test_every_runner_answers_the_shared_graph_as_the_reference_evaluator(traced: Path, name: RunnerName) -> None:
+    bank = Bank(2, 24, bottleneck=8, capacity=3)
+    slots = np.array([bank.write(rows(r, seed=r)) for r in (3, 8, 5)])[[2, 0, 1, 2]]
+    runner = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
+    wanted = reference(traced / "shared.onnx", {"images": noise(4), "slots": slots, **bank.tensors})
+    np.testing.assert_allclose(runner.run(noise(4), slots), wanted, rtol=0, atol=TOLERANCE[name] * np.abs(wanted).max())
+    other = runner.run(noise(4), np.roll(slots, 1))
+    assert np.abs(other - wanted).max() > 0.1 * np.abs(wanted).max()
+
+
+def test_a_slot_written_cleared_or_moved_by_growth_is_seen_at_the_next_run(traced: Path, name: RunnerName) -> None:
+    bank = Bank(2, 24, bottleneck=4, capacity=1)
+    runner = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
+
+    def check(slot: int) -> Array:
+        slots = np.full(2, slot)
+        found = runner.run(noise(2), slots)
+        wanted = reference(traced / "shared.onnx", {"images": noise(2), "slots": slots, **bank.tensors})
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE[name] * np.abs(wanted).max())
+        return found
+
+    empty = check(0)
+    first = bank.write(rows(4, seed=1))
+    written = check(first)
+    assert np.abs(written - empty).max() > 0.1 * np.abs(empty).max()
+    bank.write(rows(9, seed=2))
+    assert bank.growths == 1
+    np.testing.assert_allclose(check(first), written, rtol=0, atol=TOLERANCE[name] * np.abs(written).max())
+    bank.clear(first)
+    np.testing.assert_allclose(check(first), empty, rtol=0, atol=TOLERANCE[name] * np.abs(empty).max())
+
+
+def test_threads_that_share_a_runner_get_their_own_answers(traced: Path, name: RunnerName) -> None:
+    bank = Bank(2, 24, bottleneck=4, capacity=2)
+    bank.write(rows(4, seed=1))
+    task = open_runner(traced / "plain.onnx", name, threads=1)
+    shared = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
+    batches = [1, 2, 3, 5] * 10
+
+    def both(batch: int) -> tuple[Array, Array]:
+        return task.run(noise(batch)), shared.run(noise(batch), np.zeros(batch, np.int64))
+
+    alone = {batch: both(batch) for batch in set(batches)}
+    with ThreadPoolExecutor(4) as pool:
+        for batch, answers in zip(batches, pool.map(both, batches), strict=True):
+            for found, wanted in zip(answers, alone[batch], strict=True):
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE[name])
+
+
+def test_a_run_with_too_few_inputs_is_refused(traced: Path, name: RunnerName) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        open_runner(traced / "shared.onnx", name).run(noise(1))
+
+
+def test_openvino_refuses_what_is_missing_or_damaged_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "g.onnx"
+    with pytest.raises(StoreError, match=r"g\.onnx: no such file; write it with `python -m export`$"):
+        open_runner(path, "openvino")
+    path.write_bytes(b"")
+    with pytest.raises(StoreError) as caught:
+        open_runner(path, "openvino")
+    assert str(caught.value).startswith(f"{path} cannot be loaded: Unable to read the model")
+    assert str(caught.value).endswith("; export it again")
+    assert "\n" not in str(caught.value)
+
+
+def test_openvino_that_is_not_installed_names_the_extra(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for refused in (lambda: check_runner("openvino"), lambda: open_runner(traced / "plain.onnx", "openvino-bf16")):
+        with pytest.raises(ProviderError, match=r"^OpenVINO is not installed: pip install 'mosa-deploy\[openvino\]'$"):
+            refused()
+
+
+def test_bf16_is_refused_by_name_where_the_cpu_lacks_it(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *arguments: ["FP32", "INT8"])
+    with pytest.raises(ProviderError, match=r"^this CPU has no bf16: use OpenVINO in fp32$"):
+        open_runner(traced / "plain.onnx", "openvino-bf16")
+    check_runner("openvino")
+
+
+def test_openvino_keeps_to_the_precision_and_the_threads_it_is_given(traced: Path, name: RunnerName) -> None:
+    runner = open_runner(traced / "plain.onnx", name, threads=1)
+    if not isinstance(runner, OpenVinoRunner):
+        pytest.skip("not OpenVINO")
+    wanted = "bfloat16" if name == "openvino-bf16" else "float32"
+    assert wanted in str(runner.compiled.get_property("INFERENCE_PRECISION_HINT"))
+    assert runner.compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_an_unknown_runner_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown runner 'openvin'; did you mean openvino"):
+        check_runner("openvin")
+
+
+def test_openvino_is_not_loaded_before_a_runner_needs_it() -> None:
+    code = "import sys, mosa_deploy.runners; assert not {'openvino', 'torch'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
