@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from mosa_deploy.errors import command
+from mosa_deploy.errors import ConfigError, command, one_of
 from mosa_deploy.files import write_text
 from mosa_deploy.versions import git_commit, library_versions, machine
 from training.compare import Cell, CompareConfig, carry_out, names, preset, validation
@@ -41,6 +41,9 @@ class Config:
 
     tasks: str = "sprites-location"
     seeds: int = 2
+    changes: tuple[str, ...] = tuple(MOSA)
+    """Those that are tried, of: as preset, 2 experts, 8 experts, one pass, no consistency, merge scale learned, merge
+    scale 1, down split, both split, last third dense."""
     longer: tuple[int, ...] = (2, 4)
     """Factors of the preset's epochs, tried for MoSA and for the dense adapter."""
     data_dir: Path | None = None
@@ -50,11 +53,14 @@ class Config:
     out: Path = Path("benchmarks/results/ablation")
 
 
-def variants(task: str, longer: tuple[int, ...]) -> list[tuple[str, str, Setting]]:
+def variants(task: str, changes: tuple[str, ...], longer: tuple[int, ...]) -> list[tuple[str, str, Setting]]:
     """(method, change in words, setting) of every variant."""
     epochs = preset(task).epochs
     found: list[tuple[str, str, Setting]] = [("adapter", "as preset", ())]
-    for words, setting in MOSA.items():
+    for words in changes:
+        if words not in MOSA:
+            raise ConfigError(one_of("change", words, MOSA))
+        setting = MOSA[words]
         found.append(("mosa", words, tuple((k, round(v * epochs) if k == "dense_epochs" else v) for k, v in setting)))
     found += [
         (method, f"{factor} x the epochs", (("epochs", factor * epochs),))
@@ -73,7 +79,7 @@ def main() -> None:
     cells = {
         (task, method, words): [Cell(task, method, setting, seed) for seed in range(config.seeds)]
         for task in tasks
-        for method, words, setting in variants(task, config.longer)
+        for method, words, setting in variants(task, config.changes, config.longer)
     }
     carry_out(grid, [cell for runs in cells.values() for cell in runs], "ablation")
     found = {key: [validation(cell.folder(config.work))[0] for cell in runs] for key, runs in cells.items()}
