@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from scipy.stats import bootstrap
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu_report import ratio_interval
 from mosa_deploy import embedded
 from mosa_deploy.attach import attach, set_passes
 from mosa_deploy.backbone import Weights, load_backbone
@@ -108,13 +108,10 @@ def table(times: dict[str, list[float]], memory: dict[str, int], batch_size: int
     """Medians, and ratios to the dense adapter."""
     lines = ["| step | ms | images/s | time ratio (95 %) | MiB | memory ratio |", "|---|---|---|---|---|---|"]
     for name, values in times.items():
-        ratios = np.array(values) / np.array(times[REFERENCE])
-        low, high = (1.0, 1.0)
-        if name != REFERENCE:
-            low, high = bootstrap((ratios,), np.median, rng=np.random.default_rng(0)).confidence_interval
+        ratio, low, high = ratio_interval(np.array(values) / np.array(times[REFERENCE]))
         median, held = float(np.median(values)), memory[name]
         lines.append(
-            f"| {name} | {1000 * median:.1f} | {batch_size / median:.0f} | {np.median(ratios):.3f} ({low:.3f} -"
+            f"| {name} | {1000 * median:.1f} | {batch_size / median:.0f} | {ratio:.3f} ({low:.3f} -"
             f" {high:.3f}) | {held / 2**20:.1f} | {held / memory[REFERENCE]:.3f} |"
         )
     return "\n".join(lines)

@@ -1,0 +1,178 @@
+"""What `benchmarks.gpu` times: a plain ViT beside the ways to give it adapters, and the three training steps.
+
+All are headless and of random weights. Nothing here needs more than torch and timm; `export.shared` and `peft` are
+imported where they are used, so that what cannot be imported is a fault of its own row alone.
+"""
+
+import copy
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mosa_deploy.adapter import ParallelAdapter
+from mosa_deploy.attach import adapters, attach, freeze, set_passes
+from mosa_deploy.backbone import randomise
+from mosa_deploy.config import AdapterConfig
+from mosa_deploy.fold import absorb_norm, fold
+
+PLAIN, CONTROL, FOLDED, LOW_RANK = "plain", "control", "folded", "merged low-rank"
+UNFOLDED, SHARED, MIXED, PEFT = "unfolded", "shared, one task", "shared, 8 tasks", "peft, 8 tasks"
+DENSE, MOSA, TWO_FORWARDS = "dense adapter, one batch of 2B", "MoSA, one batch of 2B", "MoSA, two forwards"
+
+INFERENCE = (PLAIN, CONTROL, FOLDED, LOW_RANK, UNFOLDED, SHARED, MIXED, PEFT)
+STEPS = (DENSE, MOSA, TWO_FORWARDS)
+
+TASKS = 8
+RANK = 16
+CLASSES = 100
+"""Of the head in training: VTAB's CIFAR-100."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model, and what it takes beside the images of a batch of a given size."""
+
+    model: nn.Module
+    arguments: Callable[[int], dict[str, Any]] = lambda batch: {}
+
+
+def inference_variants(backbone: VisionTransformer, bottleneck: int) -> dict[str, Callable[[], Variant]]:
+    """How each variant is made, in fp32 on the CPU; all are to be made before one is moved."""
+    plain = copy.deepcopy(backbone).requires_grad_(False)
+    unfolded = adapted(plain, bottleneck, 0)
+    shared = functools.cache(lambda: Shared(plain, stack([adapted(plain, bottleneck, i) for i in range(TASKS)])))
+    return {
+        PLAIN: lambda: Variant(plain),
+        CONTROL: lambda: Variant(copy.deepcopy(plain)),
+        FOLDED: lambda: Variant(fold(unfolded)),
+        LOW_RANK: lambda: Variant(low_rank(plain)),
+        UNFOLDED: lambda: Variant(unfolded),
+        SHARED: lambda: Variant(shared(), lambda batch: {"slots": torch.zeros(batch, dtype=torch.int64)}),
+        MIXED: lambda: Variant(shared(), lambda batch: {"slots": torch.arange(batch) % TASKS}),
+        PEFT: lambda: Variant(peft_model(plain), lambda batch: {"adapter_names": peft_names(batch)}),
+    }
+
+
+def adapted(plain: VisionTransformer, bottleneck: int, task: int) -> VisionTransformer:
+    """A copy with a task's merged adapters, of random values."""
+    model = attach(copy.deepcopy(plain), AdapterConfig(bottleneck), split=False).eval().requires_grad_(False)
+    for i, adapter in enumerate(adapters(model)):
+        randomise(adapter, seed=TASKS * i + task)
+    return model
+
+
+def stack(models: list[VisionTransformer]) -> list[Tensor]:
+    """The banks of some tasks, in the order of `mosa_deploy.bank.bank_names`."""
+    tasks = [[row for adapter in adapters(model) for row in rows(adapter)] for model in models]
+    return [torch.stack(parts) for parts in zip(*tasks, strict=True)]
+
+
+def rows(adapter: ParallelAdapter) -> list[Tensor]:
+    """What a merged adapter adds to its block, as `mosa_deploy.rows` has it."""
+    assert isinstance(adapter.down, nn.Linear)
+    weight, bias = absorb_norm(adapter.down, adapter.norm)
+    return [weight.T, bias, adapter.scale * adapter.up.weight.T, adapter.scale * adapter.up.bias]
+
+
+class Shared(nn.Module):
+    """The shared graph with its banks at hand."""
+
+    def __init__(self, plain: VisionTransformer, banks: list[Tensor]) -> None:
+        super().__init__()
+        from export.shared import SharedBackbone
+
+        self.backbone = SharedBackbone(plain)
+        for i, bank in enumerate(banks):
+            self.register_buffer(f"bank{i}", bank)
+
+    def forward(self, images: Tensor, slots: Tensor) -> Tensor:
+        """Images (B, 3, H, W) and slots (B,) -> features (B, C)."""
+        out: Tensor = self.backbone(images, slots, list(self.buffers(recurse=False)))
+        return out
+
+
+@torch.no_grad()
+def low_rank(plain: VisionTransformer) -> VisionTransformer:
+    """LoRA of rank 16 on qkv, merged: the plain backbone's shapes with W + B A, B (3C, 16) and A (16, C)."""
+    model = copy.deepcopy(plain)
+    generator = torch.Generator().manual_seed(0)
+    for name, part in model.named_modules():
+        if name.endswith("attn.qkv"):
+            assert isinstance(part, nn.Linear)
+            b = torch.randn(part.out_features, RANK, generator=generator)
+            a = torch.randn(RANK, part.in_features, generator=generator)
+            part.weight.add_(b @ a, alpha=0.01)
+    return model
+
+
+def peft_model(plain: VisionTransformer) -> nn.Module:
+    """PEFT's LoRA of rank 16 on qkv, one adapter a task; a forward pass may name one for each sample."""
+    peft: Any = importlib.import_module("peft")
+    config = peft.LoraConfig(r=RANK, target_modules=["qkv"], init_lora_weights=False)
+    model: Any = peft.get_peft_model(copy.deepcopy(plain), config, adapter_name=peft_names(1)[0])
+    for name in peft_names(TASKS)[1:]:
+        model.add_adapter(name, config)
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
+
+
+def peft_names(batch: int) -> list[str]:
+    """The adapter of each sample."""
+    return [f"task{i % TASKS}" for i in range(batch)]
+
+
+class TrainingStep:
+    """`training.loop.Trainer.step` on a batch of normalised images, without the folder of images that it trains on."""
+
+    def __init__(
+        self, model: VisionTransformer, images: Tensor, labels: Tensor, forwards: int, dtype: torch.dtype
+    ) -> None:
+        """Images (B, 3, H, W); two passes in 2 / `forwards` copies of the batch; fp32 needs no autocast."""
+        self.model, self.images, self.labels, self.forwards = model, images, labels, forwards
+        self.autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
+        freeze(model)
+        set_passes(model, 2 // forwards)
+        self.optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.01, eps=1e-6)
+
+    def __call__(self) -> Tensor:
+        """One update; the loss."""
+        with self.autocast:
+            inputs = self.images.repeat(2 // self.forwards, 1, 1, 1)
+            logits = torch.cat([self.model(inputs) for _ in range(self.forwards)])
+        loss = two_pass_loss(logits, self.labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def two_pass_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy plus consistency, as `training.loop.task_loss`, which needs more than torch to be imported."""
+    parts = logits.float().chunk(2)
+    first, second = (part.log_softmax(dim=1) for part in parts)
+    forth = F.kl_div(first, second.detach(), reduction="batchmean", log_target=True)
+    back = F.kl_div(second, first.detach(), reduction="batchmean", log_target=True)
+    return F.cross_entropy(parts[0], labels) + (forth + back) / 2
+
+
+def training_steps(plain: VisionTransformer, bottleneck: int, batch: int, device: str) -> dict[str, TrainingStep]:
+    """A step of each kind, bf16 under autocast, each on a backbone of its own."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, *plain.patch_embed.img_size, generator=generator).to(device)
+    labels = torch.randint(0, CLASSES, (batch,), generator=generator).to(device)
+    config = AdapterConfig(bottleneck)
+    found = {}
+    for name, split, forwards in ((DENSE, False, 1), (MOSA, True, 1), (TWO_FORWARDS, True, 2)):
+        model = copy.deepcopy(plain)
+        model.reset_classifier(CLASSES)
+        model = attach(model, config, split=split).train().to(device)
+        found[name] = TrainingStep(model, images, labels, forwards, torch.bfloat16)
+    return found

@@ -1,0 +1,143 @@
+"""The rows of `benchmarks.gpu`, their statistics, and the two files that hold them."""
+
+import csv
+import importlib.metadata
+import importlib.util
+import io
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mosa_deploy.files import write_text
+from mosa_deploy.versions import library_versions, machine
+
+NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
+
+LEGEND = """\
+Ratios are taken round by round: the median and its 95 % bootstrap interval. The first row of a mode and batch is the
+reference, and `control` a copy of it. `merged low-rank` is the plain backbone with an update of rank 16 added to
+every qkv; `unfolded` has the merged adapters as modules of their own; `shared` gathers each sample's rows from the
+banks of 8 tasks."""
+
+RESAMPLES = 2000
+
+
+@dataclass
+class Row:
+    """One variant in one mode and batch; ratios are to the first variant of the same rounds."""
+
+    mode: str
+    batch: int
+    variant: str
+    rounds: int | None = None
+    ms: float | None = None
+    images_per_second: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    flop_ratio: float | None = None
+    memory_mib: float | None = None
+    """The most that a training step holds at once beyond what was held before it."""
+    memory_ratio: float | None = None
+    ready_s: float | None = None
+    """Until the first answer: in mode compile, the time of compiling."""
+    note: str = NOT_MEASURED
+
+
+def ratio_interval(ratios: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The median and its 95 % percentile bootstrap interval (B. Efron, Annals of Statistics 7(1), 1979)."""
+    draws = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def write(out: Path, title: str, head: str, rows: list[Row]) -> None:
+    """`gpu.csv`, and `gpu.md` with how the rows came about."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text(out / "gpu.csv", buffer.getvalue())
+    write_text(out / "gpu.md", f"# {title}\n\n{head}\n\n{tables(rows)}\n")
+
+
+def tables(rows: list[Row]) -> str:
+    """A Markdown table of inference and one of training; memory is measured in training alone."""
+    training = [row for row in rows if row.mode == "training"]
+    inference = [row for row in rows if row.mode != "training"]
+    start = ["mode", "batch", "variant", "ms", "images/s", "ratio", "95 %"]
+    found = []
+    if inference:
+        lines = [[*start, "FLOP ratio", "ready s", "rounds", ""]]
+        for row in inference:
+            lines.append([*_start(row), _text(row.flop_ratio, 4), _text(row.ready_s, 1), _text(row.rounds), row.note])
+        found.append(_markdown(lines))
+    if training:
+        lines = [[*start, "MiB", "memory ratio", "rounds", ""]]
+        for row in training:
+            lines.append(
+                [*_start(row), _text(row.memory_mib, 1), _text(row.memory_ratio, 3), _text(row.rounds), row.note]
+            )
+        found.append(_markdown(lines))
+    return "\n\n".join(found)
+
+
+def _start(row: Row) -> list[str]:
+    interval = "-" if row.ratio_low is None else f"{row.ratio_low:.3f} - {row.ratio_high:.3f}"
+    figures = [_text(row.ms, 3), _text(row.images_per_second), _text(row.ratio, 3), interval]
+    return [row.mode, str(row.batch), row.variant, *figures]
+
+
+def _text(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(cells).replace(chr(10), ' ')} |" for cells in lines)
+
+
+def provenance(device: str, commit: str) -> str:
+    """Command, machine, commit and versions, which runtimes are there, and how to read the tables."""
+    command_line = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    made = f"`{command_line}`; {_machine(device)}; bf16; commit {commit}; {versions}"
+    return f"{made}\n\n{'; '.join(runtimes())}\n\n{LEGEND}"
+
+
+def _machine(device: str) -> str:
+    """The GPU with its driver, beside the processor."""
+    if device == "cpu":
+        return f"{machine()}, {torch.get_num_threads()} threads"
+    driver = "unknown"
+    if shutil.which("nvidia-smi") is not None:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0] or driver
+    return f"{torch.cuda.get_device_name()}, driver {driver}, CUDA {torch.version.cuda}, {machine()}"
+
+
+def runtimes() -> list[str]:
+    """PEFT, which is timed where it is there, and the runtimes that this command does not time, in words."""
+    found = [f"peft: {_version('peft') or NOT_INSTALLED}"]
+    for name in ("tensorrt", "tensorrt_rtx"):
+        found.append(f"{name}: {NOT_INSTALLED if importlib.util.find_spec(name) is None else NOT_MEASURED}")
+    return [*found, f"onnxruntime CUDA: {NOT_MEASURED if _onnxruntime_cuda() else NOT_INSTALLED}"]
+
+
+def _version(name: str) -> str | None:
+    return importlib.metadata.version(name) if importlib.util.find_spec(name) is not None else None
+
+
+def _onnxruntime_cuda() -> bool:
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
