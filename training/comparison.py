@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from scipy.stats import t as student_t
 
 from mosa_deploy.files import write_text
@@ -116,8 +117,11 @@ def draw(path: Path, results: Sequence[Result]) -> None:
                 spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
                 mark = {"fmt": "o", "color": f"C{color}", "capsize": 4, "label": method}
                 each.errorbar(parameters, np.mean(values), yerr=spread, **mark)
-            each.set(title=task, xscale="log", xlabel="trained parameters")
-            each.margins(x=0.25, y=0.15)
+            sizes = [r.parameters for r in results if r.task == task]
+            limits = 10 ** np.floor(np.log10(min(sizes))), 10 ** np.ceil(np.log10(max(sizes)))
+            each.set(title=task, xscale="log", xlabel="trained parameters", xlim=limits)
+            each.xaxis.set_minor_formatter(NullFormatter())
+            each.margins(y=0.15)
             quiet(each)
         axes[0].set_ylabel("test accuracy (%)")
         axes[-1].legend(frameon=False)

@@ -2,7 +2,8 @@
 
     python -m training.tune --task digits
 
-Split 60/20/20, stratified. E. Alpaydin and C. Kaynak, UCI ML hand-written digits, 1998.
+Split 60/20/20, stratified. Test accuracy over 5 seeds: linear 0.964, dense adapter 0.989, MoSA of 4 experts 0.973;
+of the preset's 2: not measured. E. Alpaydin and C. Kaynak, UCI ML hand-written digits, 1998.
 """
 
 from functools import partial
@@ -21,7 +22,7 @@ class Digits:
     """10 classes, ink on an empty ground."""
 
     name = "digits"
-    recipe = Recipe(backbone=embedded.NAME, scale=1.0, epochs=8, batch_size=16, lr=1e-2)
+    recipe = Recipe(backbone=embedded.NAME, experts=2, scale=1.0, epochs=8, batch_size=16, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:

@@ -21,7 +21,7 @@ class Folder:
     """Whatever classes the folder holds."""
 
     name = "folder"
-    recipe = Recipe(backbone=embedded.NAME, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
+    recipe = Recipe(backbone=embedded.NAME, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:

@@ -5,7 +5,8 @@
 
 Square, ellipse or heart; 6 scales; 40 orientations 2 pi k / 40; 32 x- and 32 y-positions; 32 px, antialiased, each
 image decided by its index alone. 800 / 200 / 2,000, 16 classes: two x-positions, or two and a half orientations each.
-Expected accuracy: not measured yet. L. Matthey et al., dSprites, 2017.
+Test accuracy over 5 seeds: location linear 0.325, dense adapter 0.611, MoSA of 4 experts 0.361; orientation 0.175,
+0.205, 0.156; of the presets' 2 experts: not measured. L. Matthey et al., dSprites, 2017.
 """
 
 import math
@@ -33,7 +34,7 @@ PERIODS = {"square": 10, "ellipse": 20, "heart": 40}
 STREAM = 1
 """Not 0: the test set of that stream was looked at while presets were being sought."""
 
-RECIPE = Recipe(backbone=embedded.NAME, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
+RECIPE = Recipe(backbone=embedded.NAME, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
 
 Point = tuple[float, float]
 
