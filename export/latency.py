@@ -1,206 +1,239 @@
-"""Time the folded graph against the plain one: `python -m export.latency --bundle runs/digits`.
+"""Time the ways to give a backbone a task: `python -m export.latency --bundle runs/digits --seconds 5`.
 
-Plain, plain again (the control), and folded run in turn, in one process, in an order that is drawn anew each round. The
-ratio of each round is free of slow drifts of the machine; its median is given with a 95 % bootstrap interval.
+The variants (`export.variants`) run in turn, in one process, and are compared with the plain backbone round by round
+(`export.timing`). All of them: `--backbone vit_base_patch16_224 --random-weights --bottlenecks 16 64 256`.
 """
 
-import copy
 import csv
+import functools
 import io
 import shlex
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
-from scipy.stats import bootstrap
 from timm.models.vision_transformer import VisionTransformer
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
-from export.graphs import STAND_IN_CLASSES, node_types, optimised_node_types, write_onnx
+from export.graphs import STAND_IN_CLASSES
 from export.plots import draw_ratios
-from mosa_deploy.attach import adapters, attach
-from mosa_deploy.backbone import Weights, load_backbone, randomise
+from export.timing import Row, Times, ratio_interval, time_sessions
+from export.variants import MIXED_TASKS, VARIANTS, Task, Variant, random_task, write_variants
+from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bundle import Bundle
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.errors import ConfigError, command
+from mosa_deploy.errors import ConfigError, ProviderError, command, one_of
 from mosa_deploy.files import write_text
-from mosa_deploy.fold import fold
-from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
-from mosa_deploy.runners import OnnxRunner
+from mosa_deploy.rows import task_rows
+from mosa_deploy.runners import RunnerName, check_runner
 from mosa_deploy.versions import library_versions, machine
 
-VARIANTS = ("plain", "control", "folded")
-WARM_UP = 3
+QUICK = ("plain", "control", "folded", "shared")
+BOTTLENECK = 64
+
+COLUMNS = (
+    *("runner", "variant", "r", "batch", "median ms", "ratio to plain", "95 % interval", "FLOP ratio"),
+    *("nodes", "optimised", "MB", "rounds"),
+)
+
+NOTES = """\
+Ratio: to the plain graph by the same runner. Every graph was opened anew {sessions} times; each opening gives the
+median ratio of its rounds, and the table has their geometric mean with Student's interval. `control` is the plain graph
+again: it shows the noise. FLOP ratio: what the matrix products predict. Nodes: of the file, and as ONNX Runtime
+optimises it for the CPU. MB: the file, and the bank beside it.
+"""
 
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """Compare the latency of a folded task with the plain backbone's."""
+    """Compare the ways to give a backbone a task with the plain backbone."""
 
     bundle: Path | None = None
     """A run's folder; or give --backbone."""
     backbone: str | None = None
-    """A plain timm ViT, to time it with an adapter of random values."""
+    """A plain timm ViT, to time it with adapters of random values."""
     backbone_weights: Path | None = None
     random_weights: bool = False
     """Random weights, every 1-D tensor perturbed: time depends on shapes alone."""
-    bottleneck: int = 64
-    """r of the random adapter."""
+    bottlenecks: tuple[int, ...] = ()
+    """r of the random adapters, 64 if none is given; a bundle has its own."""
+    variants: tuple[str, ...] | None = None
+    """Of plain, control, folded, lora, unfolded, shared, shared-mixed; plain is always timed.
+
+    Default: plain, control, folded and shared of a bundle, all of a backbone.
+    """
+    runners: tuple[str, ...] | None = None
+    """Of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16. Default: all that are here."""
     batch_sizes: tuple[int, ...] = (1, 8)
     seconds: float = 20.0
-    """Time for the rounds of each batch size."""
+    """Time for the rounds of each runner and batch size, for all variants together."""
+    sessions: int = 5
+    """How often every graph is opened anew."""
     threads: int = 0
     """Cores for one inference; 0 takes all."""
     out: Path = Path("artifacts/latency")
     """Where latency.csv, latency.md and latency.png go."""
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = []
+        if (self.bundle is None) == (self.backbone is None):
+            faults.append("give either --bundle FOLDER or --backbone NAME")
+        if self.bundle is not None and self.bottlenecks:
+            faults.append("--bottlenecks: a bundle has its own, give them with --backbone")
+        for flag, names, known in (
+            ("variant", self.variants, VARIANTS),
+            ("runner", self.runners, get_args(RunnerName)),
+        ):
+            if names is not None and not names:
+                faults.append(f"--{flag}s: give at least one of {', '.join(known)}")
+            faults += [one_of(flag, name, known) for name in names or () if name not in known]
+        faults += [f"--bottlenecks {r}: at least 1" for r in self.bottlenecks if r < 1]
+        faults += [f"--batch-sizes {size}: at least 1" for size in self.batch_sizes if size < 1]
+        if not self.batch_sizes:
+            faults.append("--batch-sizes: give at least one")
+        if self.sessions < 3:
+            faults.append(f"--sessions {self.sessions}: at least 3, fewer give no interval")
+        if self.threads < 0:
+            faults.append(f"--threads {self.threads}: 0 for all cores, or how many")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def chosen_variants(self) -> list[str]:
+        """The variants in the order of the table."""
+        chosen = self.variants or (VARIANTS if self.bundle is None else QUICK)
+        return [name for name in VARIANTS if name in chosen or name == "plain"]
+
 
 @dataclass(frozen=True)
-class Row:
-    """One variant at one batch size; ratios are against plain, round by round."""
+class Subject:
+    """What is timed: a backbone with a stand-in head, and tasks of each bottleneck."""
 
-    variant: str
-    batch: int
-    rounds: int
-    median_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    flop_ratio: float
-    nodes: int
-    optimised_nodes: int
+    model: VisionTransformer
+    tasks: dict[int, list[Task]]
+    words: str
 
 
-def models(config: LatencyConfig) -> tuple[VisionTransformer, VisionTransformer, str]:
-    """The plain and the folded model, and what they are in words.
+def subject(config: LatencyConfig) -> Subject:
+    """Load the backbone and make the tasks: the bundle's, or random ones.
 
     Raises:
-        ConfigError: neither or both of a bundle and a backbone are given.
+        ConfigError: the bundle has no adapter.
         MosaError: the bundle or the backbone does not fit.
     """
-    if config.bundle is not None and config.backbone is None:
+    if config.bundle is not None:
         bundle = Bundle.load(config.bundle)
         record = bundle.record
+        if record.adapter is None:
+            raise ConfigError(f"'{record.task}' is linear: it has no adapter to time, give a bundle of mosa or adapter")
         given = Weights("file", config.backbone_weights) if config.backbone_weights else None
-        folded = fold(merge(restore(bundle, given)))
-        size = record.preprocess.size
-        plain = load_backbone(
-            record.backbone.name, given or Weights(record.backbone.source), STAND_IN_CLASSES, img_size=size
-        )
-        return plain, folded, f"{record.task} on {record.backbone.name}"
-    if config.bundle is not None or config.backbone is None:
-        raise ConfigError("give either --bundle FOLDER or --backbone NAME")
+        # Refuses weights that the task was not tuned on.
+        restore(bundle, given)
+        used, size = given or Weights(record.backbone.source), record.preprocess.size
+        model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=size)
+        head, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
+        own = Task(task_rows(bundle), head, bias)
+        others = random_tasks(model, record.adapter.bottleneck)[1:]
+        words = f"{record.task} on {record.backbone.name}, r = {record.adapter.bottleneck}"
+        return Subject(model, {record.adapter.bottleneck: [own, *others]}, words)
+    assert config.backbone is not None
     weights = Weights.choose(config.backbone_weights, config.random_weights)
-    plain = load_backbone(config.backbone, weights, STAND_IN_CLASSES)
-    adapted = attach(copy.deepcopy(plain), AdapterConfig(config.bottleneck), split=False)
-    for adapter in adapters(adapted):
-        randomise(adapter)
-    return plain, fold(adapted), f"{config.backbone}, r = {config.bottleneck}"
+    model = load_backbone(config.backbone, weights, STAND_IN_CLASSES)
+    bottlenecks = sorted(set(config.bottlenecks)) or [BOTTLENECK]
+    words = f"{config.backbone}, r = {', '.join(map(str, bottlenecks))}"
+    return Subject(model, {r: random_tasks(model, r) for r in bottlenecks}, words)
 
 
-def flops(model: VisionTransformer) -> int:
-    """Floating-point operations of matrix products for one image."""
-    height, width = model.patch_embed.img_size
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(torch.zeros(1, 3, height, width))
-    return int(counter.get_total_flops())
+def random_tasks(model: VisionTransformer, bottleneck: int) -> list[Task]:
+    """As many tasks as a mixed batch has."""
+    depth, width = len(model.blocks), model.embed_dim
+    return [random_task(depth, width, bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
 
 
-def time_rounds(
-    runners: dict[str, OnnxRunner], images: NDArray[np.float32], seconds: float
-) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of each runner in each round, until the time is up and there are at least 10 rounds."""
-    rng = np.random.default_rng(0)
-    for runner in runners.values():
-        for _ in range(WARM_UP):
-            runner.run(images)
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    names = list(runners)
-    end = time.perf_counter() + seconds
-    with tqdm(desc=f"batch {len(images)}", unit=" rounds", leave=False, disable=None) as bar:
-        while time.perf_counter() < end or len(times[names[0]]) < 10:
-            for i in rng.permutation(len(names)):
-                start = time.perf_counter()
-                runners[names[i]].run(images)
-                times[names[i]].append(1000 * (time.perf_counter() - start))
-            bar.update()
-    return {name: np.array(values) for name, values in times.items()}
+def choose_runners(names: Sequence[str] | None) -> list[RunnerName]:
+    """Those asked for, or else all that are here.
+
+    Raises:
+        ProviderError: one that was asked for is not here.
+    """
+    if names is not None:
+        for name in names:
+            check_runner(name)
+        return cast(list[RunnerName], list(dict.fromkeys(names)))
+    found: list[RunnerName] = []
+    for name in get_args(RunnerName):
+        try:
+            check_runner(name)
+        except ProviderError:
+            continue
+        # Without a GPU onnxruntime-gpu has the provider all the same.
+        if name != "onnxruntime-cuda" or torch.cuda.is_available():
+            found.append(name)
+    return found
 
 
-def ratio_interval(ratios: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The median and its 95 % bootstrap interval."""
-    found = bootstrap((ratios,), np.median, n_resamples=2000, method="percentile", rng=0)
-    return float(np.median(ratios)), float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def measure(config: LatencyConfig, plain: VisionTransformer, folded: VisionTransformer) -> list[Row]:
-    """Trace both models and time them; one row a variant and batch size."""
-    flop_ratio = flops(folded) / flops(plain)
-    height, width = plain.patch_embed.img_size
+def measure(config: LatencyConfig, given: Subject, runners: Sequence[RunnerName]) -> list[Row]:
+    """Write the graphs and time them; one row a runner, batch size and variant."""
+    height, width = given.model.patch_embed.img_size
+    batches = [
+        np.random.default_rng(size).standard_normal((size, 3, height, width), dtype=np.float32)
+        for size in config.batch_sizes
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        paths = {name: Path(scratch) / f"{name}.onnx" for name in ("plain", "folded")}
-        for name, model in (("plain", plain), ("folded", folded)):
-            print(f"tracing {name}", flush=True)
-            write_onnx(model, paths[name])
-        paths["control"] = paths["plain"]
-        nodes = {name: sum(node_types(path).values()) for name, path in paths.items()}
-        optimised = {name: sum(optimised_node_types(p, Path(scratch) / "o.onnx").values()) for name, p in paths.items()}
-        # A session's idle threads must not spin while the next one is timed.
-        runners = {name: OnnxRunner(paths[name], threads=config.threads, spinning=False) for name in VARIANTS}
-        for batch in config.batch_sizes:
-            images = np.random.default_rng(batch).standard_normal((batch, 3, height, width), dtype=np.float32)
-            times = time_rounds(runners, images, config.seconds)
-            for name in VARIANTS:
-                ratio, low, high = ratio_interval(times[name] / times["plain"])
-                rows.append(
-                    Row(
-                        variant=name,
-                        batch=batch,
-                        rounds=len(times[name]),
-                        median_ms=float(np.median(times[name])),
-                        ratio=ratio,
-                        ratio_low=low,
-                        ratio_high=high,
-                        flop_ratio=flop_ratio if name == "folded" else 1.0,
-                        nodes=nodes[name],
-                        optimised_nodes=optimised[name],
-                    )
-                )
+        print("tracing", flush=True)
+        variants = write_variants(Path(scratch), given.model, given.tasks, config.chosen_variants)
+        for runner in runners:
+            print(f"timing {len(variants)} graphs by {runner}", flush=True)
+            opens = {variant.label: functools.partial(variant.open, runner, config.threads) for variant in variants}
+            times = time_sessions(opens, batches, config.seconds, config.sessions, runner)
+            for size, found in zip(config.batch_sizes, times, strict=True):
+                rows += [row(runner, variant, size, found) for variant in variants]
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """A Markdown table."""
-    titles = (
-        "variant",
-        "batch",
-        "median ms",
-        "ratio to plain",
-        "95 % interval",
-        "FLOP ratio",
-        "nodes",
-        "optimised",
-        "rounds",
+def row(runner: str, variant: Variant, batch: int, times: Times) -> Row:
+    """What the rounds say of one variant."""
+    own = np.concatenate([opened[variant.label] for opened in times])
+    ratios = [float(np.median(opened[variant.label] / opened["plain"])) for opened in times]
+    ratio, low, high = ratio_interval(ratios)
+    return Row(
+        runner=runner,
+        variant=variant.name,
+        bottleneck=variant.bottleneck,
+        batch=batch,
+        sessions=len(times),
+        rounds=len(own),
+        median_ms=float(np.median(own)),
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        flop_ratio=variant.flop_ratio,
+        nodes=variant.nodes,
+        optimised_nodes=variant.optimised_nodes,
+        megabytes=variant.megabytes,
     )
-    lines = [titles, ("---",) * len(titles)]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    lines: list[tuple[str, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
     for row in rows:
+        what = (row.runner, row.variant, str(row.bottleneck or ""), str(row.batch))
         interval = f"{row.ratio_low:.3f} - {row.ratio_high:.3f}"
         ratios = (f"{row.median_ms:.2f}", f"{row.ratio:.3f}", interval, f"{row.flop_ratio:.4f}")
-        counts = (str(row.nodes), str(row.optimised_nodes), str(row.rounds))
-        lines.append((row.variant, str(row.batch), *ratios, *counts))
+        counts = (str(row.nodes), str(row.optimised_nodes), f"{row.megabytes:.1f}", str(row.rounds))
+        lines.append((*what, *ratios, *counts))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write(config: LatencyConfig, what: str, rows: list[Row]) -> None:
+def write(config: LatencyConfig, words: str, rows: Sequence[Row]) -> None:
     """`latency.csv`, `latency.md` with machine and versions, and `latency.png`."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, asdict(rows[0]))
@@ -209,22 +242,19 @@ def write(config: LatencyConfig, what: str, rows: list[Row]) -> None:
     write_text(config.out / "latency.csv", buffer.getvalue())
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     command_line = shlex.join(["python", "-m", "export.latency", *sys.argv[1:]])
-    head = f"# Folded against plain: {what}\n\n`{command_line}`; {machine()}; ONNX Runtime CPU, fp32; {versions}\n\n"
-    write_text(config.out / "latency.md", f"{head}{table(rows)}\n")
-    shown = [row for row in rows if row.variant != "plain"]
-    points = [
-        (f"{row.variant}, batch {row.batch}", row.ratio, row.ratio_low, row.ratio_high, row.flop_ratio) for row in shown
-    ]
-    draw_ratios(config.out / "latency.png", f"{what}, {machine()}", points)
+    head = f"# Latency of {words}\n\n`{command_line}`; {machine()}; {versions}"
+    write_text(config.out / "latency.md", f"{head}\n\n{table(rows)}\n\n{NOTES.format(sessions=config.sessions)}")
+    draw_ratios(config.out / "latency.png", f"{words}; {machine()}", rows)
 
 
 @command
 def main() -> None:
     """The command line."""
     config = tyro.cli(LatencyConfig, prog="python -m export.latency", config=(tyro.conf.FlagCreatePairsOff,))
-    plain, folded, what = models(config)
-    rows = measure(config, plain, folded)
-    write(config, what, rows)
+    runners = choose_runners(config.runners)
+    given = subject(config)
+    rows = measure(config, given, runners)
+    write(config, given.words, rows)
     print(table(rows))
     print(f"written to {config.out}")
 

@@ -1,3 +1,5 @@
+"""The command: what is timed, the table, and what is refused."""
+
 import csv
 import sys
 from contextlib import redirect_stdout
@@ -9,17 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 
-from export.latency import LatencyConfig, flops, main, models, ratio_interval, time_rounds
+from export.latency import QUICK, LatencyConfig, choose_runners, main, subject
+from export.variants import VARIANTS
 from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.errors import BackboneError, ConfigError
-from mosa_deploy.fold import widened_ratio
-from mosa_deploy.preprocess import Array
-from mosa_deploy.runners import OnnxRunner
+from mosa_deploy.bundle import Bundle
+from mosa_deploy.errors import BackboneError, ConfigError, ProviderError
 from tests.export.conftest import BACKBONE, make_run
 
 
@@ -31,59 +30,57 @@ class Printed:
     stdout: str
 
     @property
-    def rows(self) -> dict[str, dict[str, str]]:
+    def rows(self) -> dict[tuple[str, int], dict[str, str]]:
         with (self.folder / "latency.csv").open() as handle:
-            return {row["variant"]: row for row in csv.DictReader(handle)}
+            return {(row["variant"], int(row["bottleneck"])): row for row in csv.DictReader(handle)}
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> Printed:
     folder, stdout = tmp_path_factory.mktemp("latency"), StringIO()
-    flags = "--backbone vit_tinyd6_patch4_32.cifar10 --bottleneck 8 --seconds 0.2 --batch-sizes 1 --threads 1"
+    flags = "--backbone vit_tinyd6_patch4_32.cifar10 --bottlenecks 16 8 --variants folded control"
+    flags += " --runners onnxruntime-cpu --seconds 0.2 --sessions 3 --batch-sizes 1 --threads 1"
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout):
         patch.setattr(sys, "argv", ["latency", *flags.split(), "--out", str(folder)])
         main()
     return Printed(folder, stdout.getvalue())
 
 
-def vit_products(size: int, patch: int, dim: int, depth: int, hidden: int, classes: int) -> int:
-    """Multiply-adds of a ViT with a class token, for one image."""
-    patches = (size // patch) ** 2
-    tokens = patches + 1
-    embedding = patches * (3 * patch * patch) * dim
-    qkv, scores, mix, proj = tokens * dim * 3 * dim, tokens * tokens * dim, tokens * tokens * dim, tokens * dim * dim
-    fc1, fc2 = tokens * dim * hidden, tokens * hidden * dim
-    return embedding + depth * (qkv + scores + mix + proj + fc1 + fc2) + dim * classes
-
-
-def test_the_table_compares_three_variants_and_is_kept_with_the_machine(printed: Printed) -> None:
+def test_the_table_has_a_line_a_variant_and_bottleneck_and_is_kept_with_the_machine(printed: Printed) -> None:
     lines = [line for line in printed.stdout.splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in lines] == ["variant", "---", "plain", "control", "folded"]
+    cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines[2:]]
+    runner = "onnxruntime-cpu"
+    wanted = [("plain", ""), ("control", ""), ("folded", "8"), ("folded", "16")]
+    assert cells == [[runner, *names, "1"] for names in wanted]
+    # The demo prints the third paragraph.
+    assert (printed.folder / "latency.md").read_text().split("\n\n")[2].strip() == "\n".join(lines)
     text = (printed.folder / "latency.md").read_text()
-    assert "\n".join(lines) in text
-    assert "vit_tinyd6_patch4_32.cifar10, r = 8" in text
+    assert "vit_tinyd6_patch4_32.cifar10, r = 8, 16" in text
     assert f"torch {torch.__version__.split('+')[0]}" in text
     assert " cores, " in text
 
 
 def test_every_variant_has_as_many_rounds_nodes_and_a_ratio_to_plain(printed: Printed) -> None:
     rows = printed.rows
-    assert list(rows) == ["plain", "control", "folded"]
     assert len({row["rounds"] for row in rows.values()}) == 1
-    assert int(rows["plain"]["rounds"]) >= 10
+    assert int(rows["plain", 0]["rounds"]) >= 10
+    assert {row["sessions"] for row in rows.values()} == {"3"}
     assert len({(row["nodes"], row["optimised_nodes"]) for row in rows.values()}) == 1
-    assert {rows["plain"][name] for name in ("ratio", "ratio_low", "ratio_high", "flop_ratio")} == {"1.0"}
+    assert {rows["plain", 0][name] for name in ("ratio", "ratio_low", "ratio_high", "flop_ratio")} == {"1.0"}
     for row in rows.values():
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
 
 
-def test_the_flop_ratio_of_the_run_is_that_of_the_wider_feed_forward(printed: Printed) -> None:
+def test_the_flop_ratio_and_the_size_of_the_run_are_those_of_the_wider_feed_forward(printed: Printed) -> None:
     tokens, dim, depth = 64, 192, 6
     block = tokens * dim * (3 * dim + dim + 2 * 768) + 2 * tokens * tokens * dim
     plain = tokens * 48 * dim + depth * block + dim * 10
-    ratio = 1 + depth * 2 * tokens * dim * 8 / plain
-    assert float(printed.rows["folded"]["flop_ratio"]) == pytest.approx(ratio, abs=1e-9)
-    assert float(printed.rows["control"]["flop_ratio"]) == 1.0
+    for r in (8, 16):
+        ratio = 1 + depth * 2 * tokens * dim * r / plain
+        assert float(printed.rows["folded", r]["flop_ratio"]) == pytest.approx(ratio, abs=1e-9)
+    assert float(printed.rows["control", 0]["flop_ratio"]) == 1.0
+    more = float(printed.rows["folded", 16]["megabytes"]) - float(printed.rows["folded", 8]["megabytes"])
+    assert more == pytest.approx(depth * 8 * (2 * dim + 1) * 4 / 1e6, abs=1e-3)
 
 
 def test_the_plot_is_a_picture_with_something_on_it(printed: Printed) -> None:
@@ -94,83 +91,89 @@ def test_the_plot_is_a_picture_with_something_on_it(printed: Printed) -> None:
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
 
 
-def test_every_round_runs_each_variant_once_in_a_changing_order(parts_store: Path) -> None:
-    (path,) = parts_store.glob("backbones/*/plain.onnx")
-    order: list[str] = []
-
-    class Noted(OnnxRunner):
-        def __init__(self, name: str) -> None:
-            super().__init__(path, threads=1)
-            self.name = name
-
-        def run(self, *inputs: NDArray[Any]) -> Array:
-            order.append(self.name)
-            return super().run(*inputs)
-
-    times = time_rounds({n: Noted(n) for n in "abc"}, np.zeros((1, 3, 160, 160), dtype=np.float32), seconds=0)
-    assert {name: len(values) for name, values in times.items()} == {"a": 10, "b": 10, "c": 10}
-    rounds = ["".join(order[i : i + 3]) for i in range(9, len(order), 3)]
-    assert len(rounds) == 10
-    assert {"".join(sorted(names)) for names in rounds} == {"abc"}
-    assert len(set(rounds)) > 2
-
-
-@pytest.mark.parametrize(("dim", "depth", "hidden", "classes"), [(12, 2, 48, 5), (24, 3, 52, 7)])
-def test_flops_are_twice_the_products_of_the_formula(dim: int, depth: int, hidden: int, classes: int) -> None:
-    model = VisionTransformer(
-        img_size=16,
-        patch_size=8,
-        embed_dim=dim,
-        depth=depth,
-        num_heads=3,
-        mlp_ratio=widened_ratio(hidden, dim),
-        num_classes=classes,
-    )
-    assert flops(model.eval()) == 2 * vit_products(16, 8, dim, depth, hidden, classes)
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"backbone": None}, "give either --bundle FOLDER or --backbone NAME"),
+    ({"bundle": Path("runs/x")}, "give either --bundle FOLDER or --backbone NAME"),
+    (
+        {"backbone": None, "bundle": Path("runs/x"), "bottlenecks": (4,)},
+        "--bottlenecks: a bundle has its own, give them with --backbone",
+    ),
+    ({"variants": ()}, f"--variants: give at least one of {', '.join(VARIANTS)}"),
+    ({"variants": ("foldet",)}, "unknown variant 'foldet'; did you mean folded or unfolded?"),
+    (
+        {"runners": ()},
+        "--runners: give at least one of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16",
+    ),
+    ({"runners": ("openvino-b16",)}, "unknown runner 'openvino-b16'; did you mean openvino-bf16 or openvino?"),
+    ({"bottlenecks": (16, 0)}, "--bottlenecks 0: at least 1"),
+    ({"batch_sizes": ()}, "--batch-sizes: give at least one"),
+    ({"batch_sizes": (-1,)}, "--batch-sizes -1: at least 1"),
+    ({"sessions": 2}, "--sessions 2: at least 3, fewer give no interval"),
+    ({"threads": -1}, "--threads -1: 0 for all cores, or how many"),
+    (
+        {"threads": -1, "sessions": 1},
+        "--sessions 1: at least 3, fewer give no interval; --threads -1: 0 for all cores, or how many",
+    ),
+]
 
 
-@pytest.mark.parametrize(("bottleneck", "expected"), [(64, 1.0133), (16, 1.0033)])
-def test_vit_b_16_pays_the_predicted_share_for_its_adapter(bottleneck: int, expected: float) -> None:
-    with torch.device("meta"):
-        pair = [VisionTransformer(mlp_ratio=widened_ratio(hidden, 768)) for hidden in (3072 + bottleneck, 3072)]
-        ratio = flops(pair[0].eval()) / flops(pair[1].eval())
-    assert ratio == pytest.approx(expected, abs=0.0005)
+@pytest.mark.parametrize(("options", "text"), FAULTS, ids=[text[:30] for _, text in FAULTS])
+def test_what_cannot_be_is_refused_before_anything_is_loaded(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LatencyConfig(**{"backbone": BACKBONE} | options)
+    assert str(caught.value) == text
 
 
-def test_an_interval_has_the_exact_median_and_covers_the_truth() -> None:
-    rng = np.random.default_rng(3)
-    draws = [rng.lognormal(np.log(1.05), 0.1, 101) for _ in range(40)]
-    intervals = [ratio_interval(values) for values in draws]
-    assert [median for median, _, _ in intervals] == [sorted(values)[50] for values in draws]
-    assert 33 <= sum(low <= 1.05 <= high for _, low, high in intervals) <= 40
-    assert np.mean([high - low for _, low, high in intervals]) < 0.08
-    assert ratio_interval(np.ones(10)) == (1.0, 1.0, 1.0)
+def test_an_empty_list_of_variants_is_one_line_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["latency", "--backbone", BACKBONE, "--variants", "--seconds", "1"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.splitlines() == [f"error: --variants: give at least one of {', '.join(VARIANTS)}"]
 
 
-@pytest.mark.parametrize("config", [LatencyConfig(), LatencyConfig(bundle=Path("runs/x"), backbone=BACKBONE)])
-def test_either_a_bundle_or_a_backbone_is_timed(config: LatencyConfig) -> None:
-    with pytest.raises(ConfigError, match=r"^give either --bundle FOLDER or --backbone NAME$"):
-        models(config)
+def test_plain_is_always_timed_and_a_bundle_is_a_quick_look() -> None:
+    assert LatencyConfig(backbone=BACKBONE, variants=("shared", "folded")).chosen_variants == [
+        "plain",
+        "folded",
+        "shared",
+    ]
+    assert LatencyConfig(backbone=BACKBONE).chosen_variants == list(VARIANTS)
+    assert LatencyConfig(bundle=Path("x")).chosen_variants == list(QUICK)
 
 
-def test_a_backbone_alone_is_timed_with_adapters_that_do_something() -> None:
-    plain, folded, what = models(LatencyConfig(backbone=BACKBONE, random_weights=True, bottleneck=6))
-    assert what == f"{BACKBONE}, r = 6"
-    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        a, b = plain(images), folded(images)
-    assert (a - b).abs().max() > 1e-2 * a.abs().max()
-    state = folded.state_dict()
-    assert state["blocks.0.mlp.fc1.weight"].shape == (192 + 6, 64)
-    assert folded.get_classifier().weight.equal(plain.get_classifier().weight)
+def test_without_names_every_runner_that_is_here_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = choose_runners(None)
+    assert found[0] == "onnxruntime-cpu"
+    assert ("onnxruntime-cuda" in found) == torch.cuda.is_available()
+    assert choose_runners(["onnxruntime-cpu", "onnxruntime-cpu"]) == ["onnxruntime-cpu"]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not any(name.startswith("openvino") for name in choose_runners(None))
+    with pytest.raises(ProviderError, match=r"^OpenVINO is not installed: "):
+        choose_runners(["openvino"])
 
 
-def test_a_bundle_is_timed_against_its_own_backbone(parts_run: Path) -> None:
-    plain, folded, what = models(LatencyConfig(bundle=parts_run))
-    assert what == f"parts on {BACKBONE}"
-    assert plain.state_dict()["blocks.7.mlp.fc2.weight"].shape == (64, 192)
-    assert folded.state_dict()["blocks.7.mlp.fc2.weight"].shape == (64, 192 + 4)
-    assert plain.patch_embed.proj.weight.equal(folded.patch_embed.proj.weight)
+def test_a_backbone_alone_is_timed_with_random_tasks_of_each_bottleneck() -> None:
+    given = subject(LatencyConfig(backbone=BACKBONE, random_weights=True, bottlenecks=(6, 3, 6)))
+    assert given.words == f"{BACKBONE}, r = 3, 6"
+    assert [len(tasks) for tasks in given.tasks.values()] == [8, 8]
+    for r, tasks in given.tasks.items():
+        assert all(task.rows["blocks.7.down"].shape == (64, r) for task in tasks)
+        assert not np.array_equal(tasks[0].rows["blocks.7.up"], tasks[1].rows["blocks.7.up"])
+    (r,) = subject(LatencyConfig(backbone=BACKBONE, random_weights=True)).tasks
+    assert r == 64
+
+
+def test_a_bundle_is_timed_with_its_own_backbone_rows_and_head(parts_run: Path) -> None:
+    given = subject(LatencyConfig(bundle=parts_run))
+    assert given.words == f"parts on {BACKBONE}, r = 4"
+    own = load_backbone(BACKBONE, Weights("random"))
+    assert given.model.patch_embed.proj.weight.equal(own.patch_embed.proj.weight)
+    (tasks,) = given.tasks.values()
+    assert tasks[0].head.shape == (3, 64)
+    assert tasks[0].rows["blocks.7.up"].shape == (4, 64)
+    assert {task.rows["blocks.7.up"].shape for task in tasks} == {(4, 64)}
 
 
 def test_a_bundle_of_a_weights_file_is_timed_with_that_file_only(tmp_path: Path) -> None:
@@ -178,6 +181,14 @@ def test_a_bundle_of_a_weights_file_is_timed_with_that_file_only(tmp_path: Path)
     save_file(load_backbone(BACKBONE, Weights("random")).state_dict(), file)
     make_run(tmp_path / "run", Weights("file", file))
     with pytest.raises(BackboneError, match=r"give it again with --backbone-weights$"):
-        models(LatencyConfig(bundle=tmp_path / "run"))
-    plain, _, _ = models(LatencyConfig(bundle=tmp_path / "run", backbone_weights=file))
-    assert type(plain) is VisionTransformer
+        subject(LatencyConfig(bundle=tmp_path / "run"))
+    subject(LatencyConfig(bundle=tmp_path / "run", backbone_weights=file))
+
+
+def test_a_linear_task_has_nothing_to_time(parts_run: Path, tmp_path: Path) -> None:
+    parts = Bundle.load(parts_run)
+    record = parts.record.model_copy(update={"method": "linear", "form": "merged", "adapter": None})
+    head = {name: value for name, value in parts.tensors.items() if name.startswith("head.")}
+    Bundle(record, head, parts.canary).save(tmp_path)
+    with pytest.raises(ConfigError, match=r"^'parts' is linear: it has no adapter to time"):
+        subject(LatencyConfig(bundle=tmp_path))

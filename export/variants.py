@@ -1,0 +1,210 @@
+"""The ways to give a backbone a task that are timed against each other.
+
+    plain          the backbone with a head
+    control        the same file in a session of its own: whatever differs is noise
+    folded         the task's rows in the FFN's weights: the plain graph's nodes, M + r wide
+    lora           an update of rank 16 merged into qkv: the plain graph's shapes
+    unfolded       the adapters as nodes of their own
+    shared         the rows in banks that are inputs, all samples of one task; heads outside
+    shared-mixed   the same with a batch of eight tasks
+
+Two traces and one for `unfolded` serve every r: the rest is numpy.
+"""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.flop_counter import FlopCounterMode
+
+from export.graphs import node_types, optimised_node_types, trace_plain, trace_shared
+from export.timing import Answer
+from mosa_deploy.attach import attach
+from mosa_deploy.bank import Bank, bank_names
+from mosa_deploy.config import AdapterConfig
+from mosa_deploy.fold_graph import Parameters, fold_block
+from mosa_deploy.graph import PlainGraph
+from mosa_deploy.preprocess import Array
+from mosa_deploy.rows import PARTS, Rows
+from mosa_deploy.runners import RunnerName, SharedRunner, open_runner
+
+VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
+WITHOUT_ADAPTER = ("plain", "control", "lora")
+SHARED = ("shared", "shared-mixed")
+
+RANK = 16
+"""Of the low-rank update."""
+
+MIXED_TASKS = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """A merged task: its rows, and its head (K, C), (K,)."""
+
+    rows: Rows
+    head: Array
+    bias: Array
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.rows) // len(PARTS)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way, for tasks of one bottleneck, as a file and what is known of it."""
+
+    name: str
+    bottleneck: int
+    tasks: Sequence[Task]
+    flop_ratio: float
+    path: Path
+    nodes: int
+    optimised_nodes: int
+
+    @property
+    def label(self) -> str:
+        """A name of its own."""
+        return f"{self.name}, r = {self.bottleneck}" if self.bottleneck else self.name
+
+    @property
+    def megabytes(self) -> float:
+        """The size of the file, and of the bank beside it."""
+        bank = sum(tensor.nbytes for tensor in self.bank.tensors.values()) if self.name in SHARED else 0
+        return (self.path.stat().st_size + bank) / 1e6
+
+    @cached_property
+    def bank(self) -> Bank:
+        """The tasks' bank; they take the slots in their order."""
+        first = self.tasks[0]
+        bank = Bank(first.depth, first.head.shape[1], self.bottleneck, len(self.tasks))
+        for task in self.tasks:
+            bank.write(task.rows)
+        return bank
+
+    def open(self, runner: RunnerName, threads: int) -> Answer:
+        """Load the graph; what comes back answers images with logits."""
+        # A session's idle threads must not spin while the next one is timed.
+        if self.name not in SHARED:
+            return open_runner(self.path, runner, threads, spinning=False).run
+        shared = SharedRunner(self.path, self.bank, runner, threads, spinning=False)
+        tasks = self.tasks if self.name == "shared-mixed" else self.tasks[:1]
+
+        def answer(images: Array) -> list[Array]:
+            slots = [i % len(tasks) for i in range(len(images))]
+            features = shared.run(images, np.array(slots))
+            return [tasks[k].head @ feature + tasks[k].bias for k, feature in zip(slots, features, strict=True)]
+
+        return answer
+
+
+def random_task(depth: int, width: int, bottleneck: int, classes: int, seed: int) -> Task:
+    """Rows and a head that keep the scale of what they read."""
+    rng = np.random.default_rng([seed, bottleneck])
+    shapes = {"down": (width, bottleneck), "down_bias": (bottleneck,), "up": (bottleneck, width), "up_bias": (width,)}
+
+    def draw(shape: tuple[int, ...]) -> Array:
+        deviation = shape[0] ** -0.5 if len(shape) > 1 else 0.1
+        return (deviation * rng.standard_normal(shape)).astype(np.float32)
+
+    rows = {name: draw(shapes[name.rpartition(".")[2]]) for name in bank_names(depth)}
+    return Task(rows, draw((width, classes)).T.copy(), draw((classes,)))
+
+
+def write_variants(
+    folder: Path, model: VisionTransformer, tasks: Mapping[int, Sequence[Task]], names: Sequence[str]
+) -> list[Variant]:
+    """Write the graph of each variant, and of each bottleneck where there is one.
+
+    `model` has a stand-in head; `tasks` are those of each bottleneck, the first of which is alone in its graphs.
+    """
+    files = {}
+    for name, r, graph in trace_variants(model, {r: alike[0] for r, alike in tasks.items()}, names):
+        path = folder / f"{name}-{r}.onnx"
+        onnx.save(graph, path)
+        nodes = node_types(path).total(), optimised_node_types(path, folder / "optimised.onnx").total()
+        files[name, r] = path, *nodes
+    ratios = {r: flops(outline(model, r)) / flops(model) for r in tasks} | {0: 1.0}
+    found = []
+    for name in names:
+        for r in (0,) if name in WITHOUT_ADAPTER else tasks:
+            file = files[("plain", 0) if name == "control" else ("shared", 0) if name in SHARED else (name, r)]
+            found.append(Variant(name, r, tasks.get(r, ()), ratios[r], *file))
+    return found
+
+
+def trace_variants(
+    model: VisionTransformer, tasks: Mapping[int, Task], names: Collection[str]
+) -> Iterator[tuple[str, int, onnx.ModelProto]]:
+    """Name, bottleneck and graph of what must be written for variants of these names."""
+    plain = trace_plain(model, sha256="")
+    yield "plain", 0, plain.model
+    if "lora" in names:
+        yield "lora", 0, plain.replaced(low_rank(plain))
+    if "folded" in names:
+        for r, task in tasks.items():
+            yield "folded", r, plain.replaced(folded(plain, task))
+    if "unfolded" in names:
+        config = AdapterConfig(min(tasks))
+        beside = trace_plain(attach(copy.deepcopy(model), config, split=False), sha256="")
+        for r, task in tasks.items():
+            yield "unfolded", r, beside.replaced(unfolded(task, config.scale))
+    if not set(SHARED).isdisjoint(names):
+        yield "shared", 0, trace_shared(model)
+
+
+def folded(graph: PlainGraph, task: Task) -> Parameters:
+    """The parameters of a plain graph with the task in its FFNs."""
+    values: Parameters = {"head.weight": task.head, "head.bias": task.bias}
+    for i in range(graph.index.depth):
+        values |= fold_block(graph, f"blocks.{i}", task.rows)
+    return values
+
+
+def unfolded(task: Task, scale: float) -> Parameters:
+    """The parameters of adapters that were traced beside their blocks: the affine of their norm is in the rows."""
+    values: Parameters = {"head.weight": task.head, "head.bias": task.bias}
+    for i in range(task.depth):
+        down, down_bias, up, up_bias = (task.rows[f"blocks.{i}.{part}"] for part in PARTS)
+        adapter = f"blocks.{i}.adapter"
+        values |= {
+            f"{adapter}.norm.weight": np.ones_like(up_bias),
+            f"{adapter}.norm.bias": np.zeros_like(up_bias),
+            f"{adapter}.down.weight": down.T,
+            f"{adapter}.down.bias": down_bias,
+            f"{adapter}.up.weight": up.T / np.float32(scale),
+            f"{adapter}.up.bias": up_bias / np.float32(scale),
+        }
+    return values
+
+
+def low_rank(graph: PlainGraph) -> Parameters:
+    """W' = W + B A for the qkv of every block, with a random B (3 C, 16) and A (16, C)."""
+    rng, values = np.random.default_rng(0), {}
+    for i in range(graph.index.depth):
+        weight = graph.parameter(f"blocks.{i}.attn.qkv.weight")
+        up, down = rng.standard_normal((len(weight), RANK)), rng.standard_normal((RANK, weight.shape[1]))
+        update = up @ down / np.sqrt(RANK * weight.shape[1])
+        values[f"blocks.{i}.attn.qkv.weight"] = (weight + 0.1 * update).astype(np.float32)
+    return values
+
+
+def outline(model: VisionTransformer, bottleneck: int) -> VisionTransformer:
+    """The model with adapters, without memory for its weights."""
+    return attach(copy.deepcopy(model).to("meta"), AdapterConfig(bottleneck), split=False)
+
+
+def flops(model: VisionTransformer) -> int:
+    """Floating-point operations of matrix products for one image."""
+    height, width = model.patch_embed.img_size
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, 3, height, width, device=next(model.parameters()).device))
+    return int(counter.get_total_flops())
