@@ -1,9 +1,9 @@
 """Rounds and intervals: how variants are timed so that their ratios can be believed.
 
-A session keeps the place in memory and the order of opening that it was given, and with them an advantage or a
-disadvantage of up to half a percent that no number of rounds averages out. So every session is opened anew several
-times, in an order that is drawn anew, and each opening gives one ratio: the median over its rounds, in which all
-variants run in turn. The interval is Student's over the openings.
+A session may keep an advantage from its place in memory and its turn of opening, which no number of rounds averages
+out, and neighbouring rounds share the machine's moods. So every session is opened anew several times, in an order that
+is drawn anew, and each opening gives one ratio: the median over its rounds, in which all variants run in turn. The
+interval is Student's over the openings.
 """
 
 import math
