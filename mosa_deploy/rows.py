@@ -9,15 +9,21 @@ The folded lane appends them to the FFN's weights (`mosa_deploy.fold_graph`), th
 Sums are carried in float64.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundle import Bundle, Tensors
 from mosa_deploy.config import AdapterConfig
-from mosa_deploy.preprocess import Array
 
+if TYPE_CHECKING:
+    # Only named: the shared graph reads `PARTS` where there is no pydantic.
+    from mosa_deploy.bundle import Bundle, Tensors
+
+Array = NDArray[np.float32]
 Double = NDArray[np.float64]
 
 PARTS = ("down", "down_bias", "up", "up_bias")

@@ -7,7 +7,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
-LIBRARIES = ("mosa-deploy", "torch", "timm", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "pillow", "bentoml")
+LIBRARIES = (
+    "mosa-deploy",
+    "torch",
+    "timm",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+    "bentoml",
+    "openvino",
+)
 
 
 def library_versions() -> dict[str, str]:
