@@ -27,7 +27,7 @@ from benchmarks.gpu_timing import (
     GRAPHS,
     TRAINING,
     Call,
-    OutOfTime,
+    DeadlineError,
     check,
     headline,
     interleave,
@@ -160,7 +160,7 @@ class Bench:
         """Fill in the rows of a cell, timed until `until`.
 
         Raises:
-            OutOfTime: the deadline comes before there are enough rounds.
+            DeadlineError: the deadline comes before there are enough rounds.
         """
         training, reference = cell.mode == TRAINING, cell.variants[0]
         with torch.inference_mode(not training):
@@ -246,7 +246,7 @@ def carry_out(config: Config) -> list[Row]:
         print(f"{cell.mode}, batch {cell.batch}", flush=True)
         try:
             bench.measure(cell, rows[i], now + share * (deadline - now))
-        except OutOfTime:
+        except DeadlineError:
             print(f"{cell.mode}, batch {cell.batch}: {NOT_MEASURED}, the time is up", flush=True)
         except Exception as error:
             for row in rows[i].values():

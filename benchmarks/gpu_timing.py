@@ -27,7 +27,7 @@ TOLERANCE = 0.05
 Call = Callable[[], Tensor]
 
 
-class OutOfTime(Exception):  # noqa: N818
+class DeadlineError(Exception):
     """The time does not suffice for what comes next."""
 
 
@@ -94,12 +94,12 @@ def interleave(
     """Seconds a call of each in every round, as many rounds as fit and at least `MIN_ROUNDS`; the first sets the burst.
 
     Raises:
-        OutOfTime: the deadline comes before.
+        DeadlineError: the deadline comes before.
     """
 
     def burst(call: Call, count: int) -> float:
         if time.perf_counter() > deadline:
-            raise OutOfTime
+            raise DeadlineError
         synchronise()
         start = time.perf_counter()
         for _ in range(count):
