@@ -11,20 +11,22 @@ Setting = tuple[tuple[str, Any], ...]
 """Changes of a preset, sorted by name: factors of `lr` and `scale`, values of everything else. () is the preset."""
 
 FACTORS: dict[str, Sequence[float]] = {"lr": (1.0, 0.5, 2.0), "scale": (1.0, 0.25, 4.0)}
-OWN: dict[str, dict[str, Sequence[float]]] = {"adapter": {"consistency": (1.0, 0.3)}, "mosa": {"experts": (4, 2)}}
-"""One option of each method's own."""
+OWN: dict[str, dict[str, Sequence[float]]] = {"adapter": {"consistency": (1.0, 0.3)}, "mosa": {"experts": (2, 4)}}
+"""One option of each method's own, the presets' value first."""
 
 
 def settings(method: str, trials: int, preset: Recipe) -> list[Setting]:
-    """The preset and up to `trials - 1` others, drawn without repetition; every method draws the same lr and scale.
+    """The preset, the preset with the method's own option changed, then others drawn without repetition.
 
-    The linear probe has one setting here: it tries its C by itself.
+    Up to `trials` in all. Every method draws the same lr and scale; the own option comes before them, so that it is among
+    the first two. The linear probe has one setting here: it tries its C by itself.
     """
     if method == "linear":
         return [()]
     space = FACTORS | OWN[method]
     drawn = ParameterSampler(space, min(trials, len(ParameterGrid(space))), random_state=0)
-    found = dict.fromkeys([(), *(changes(point, preset) for point in drawn)])
+    points = [*ParameterGrid(dict.fromkeys(FACTORS, (1.0,)) | OWN[method]), *drawn]
+    found = dict.fromkeys([(), *(changes(point, preset) for point in points)])
     return list(found)[:trials]
 
 

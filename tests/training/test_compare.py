@@ -48,6 +48,11 @@ def test_every_method_tries_as_many_settings_and_the_same_lr_and_scale() -> None
     assert {name for setting in mosa for name, _ in setting} == {"lr", "scale", "experts"}
 
 
+def test_two_trials_are_the_preset_and_the_methods_own_option() -> None:
+    assert settings("adapter", 2, PRESET) == [(), (("consistency", 0.3),)]
+    assert settings("mosa", 2, PRESET) == [(), (("experts", 2),)]
+
+
 def test_more_trials_than_settings_try_each_once() -> None:
     found = settings("mosa", 1000, PRESET)
     assert len(found) == len(set(found)) == 18
