@@ -18,7 +18,7 @@ OWN: dict[str, dict[str, Sequence[float]]] = {"adapter": {"consistency": (1.0, 0
 def settings(method: str, trials: int, preset: Recipe) -> list[Setting]:
     """The preset, the preset with the method's own option changed, then others drawn without repetition.
 
-    Up to `trials` in all. Every method draws the same lr and scale; the own option comes before them, so that it is among
+    Up to `trials` in all. Every method draws the same lr and scale; the own option comes first, so that it is among
     the first two. The linear probe has one setting here: it tries its C by itself.
     """
     if method == "linear":
