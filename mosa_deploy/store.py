@@ -1,6 +1,6 @@
 """The store: the folder of what is exported and served.
 
-backbones/<name>-<sha8>/   plain.onnx shared.onnx graph.json
+backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx ... graph.json
 tasks/<task>/              adapter.safetensors adapter.json folded.onnx parity.json
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from mosa_deploy.bundle import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
-PLAIN, SHARED, GRAPH = "plain.onnx", "shared.onnx", "graph.json"
+PLAIN, GRAPH = "plain.onnx", "graph.json"
 FOLDED, PARITY = "folded.onnx", "parity.json"
 
 

@@ -1,0 +1,37 @@
+"""The calibration images that a run leaves beside its bundle: `calibration.npz`, (n, H, W, 3) uint8."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosa_deploy.errors import DataError
+from mosa_deploy.preprocess import Pixels
+
+FILE = "calibration.npz"
+
+
+def read_calibration(folder: Path, size: tuple[int, int]) -> Pixels | None:
+    """The calibration images of a run, or None if it has none; `size` is (H, W) of what the backbone reads.
+
+    Raises:
+        DataError: the file is damaged, empty, or holds images of another size.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    again = f"remove it, or copy the run again with its {FILE}"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images: NDArray[Any] = arrays["images"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read ({type(error).__name__}): {again}") from None
+    if images.ndim != 4 or not len(images):
+        raise DataError(f"{path} holds no images: {again}")
+    if images.dtype != np.uint8 or images.shape[1:] != (*size, 3):
+        raise DataError(
+            f"{path} holds images of {images.shape[1:]} {images.dtype}, the task reads {(*size, 3)} uint8: {again}"
+        )
+    return images
