@@ -24,7 +24,8 @@ def read_calibration(folder: Path, size: tuple[int, int]) -> Pixels | None:
         return None
     again = f"remove it, or copy the run again with its {FILE}"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # numpy leaves a path's file open when it fails, but not one that is open already.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             images: NDArray[Any] = arrays["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}): {again}") from None

@@ -21,14 +21,18 @@ BACKBONE = "test_vit2"
 TEMPERATURE = 2.5
 
 
-def make_run(folder: Path, weights: Weights | None = None) -> Bundle:
+PARALLEL = AdapterConfig(bottleneck=4, experts=3, share="none")
+
+
+def make_run(
+    folder: Path, weights: Weights | None = None, adapter: AdapterConfig = PARALLEL, name: str = "parts"
+) -> Bundle:
     """Save a split bundle of three classes on random weights, or on those of a file."""
     model = load_backbone(BACKBONE, weights or Weights("random"))
     sha256 = fingerprint(model.state_dict())
     torch.manual_seed(0)
     model.reset_classifier(3)
-    config = AdapterConfig(bottleneck=4, experts=3, share="none")
-    attach(model, config)
+    attach(model, adapter)
     perturb(model.eval())
     assert len(split_layers(model)) == 16
 
@@ -39,14 +43,14 @@ def make_run(folder: Path, weights: Weights | None = None) -> Bundle:
     noise = np.random.default_rng(0).integers(0, 256, (3, 160, 160, 3), dtype=np.uint8)
     preprocess = Preprocess(size=(160, 160))
     record = Record(
-        task="parts",
+        task=name,
         dataset="parts",
         backbone=Backbone(
             name=BACKBONE, source=weights.source if weights else "random", sha256=sha256, depth=8, embed_dim=64
         ),
-        method="mosa",
+        method="mosa" if adapter.style == "parallel" else "mosl",
         form="split",
-        adapter=config,
+        adapter=adapter,
         classes=("bolt", "nut", "washer"),
         preprocess=preprocess,
         temperature=TEMPERATURE,

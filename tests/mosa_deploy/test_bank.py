@@ -81,3 +81,27 @@ def test_rows_of_another_backbone_are_refused_and_take_no_slot(depth: int, width
     with pytest.raises(ConfigError, match=r"^the rows are not of 2 blocks of width 6: give the backbone's own$"):
         bank.write(rows(4, depth=depth, width=width))
     assert bank.free == [0]
+
+
+def test_a_bank_of_a_graph_built_for_a_bottleneck_grows_to_it_and_no_further() -> None:
+    bank = Bank(LAYOUT, bottleneck=4, limit=10)
+    slot = bank.write(rows(9))
+    assert bank.bottleneck == 10
+    with pytest.raises(ConfigError, match=r"^a bottleneck of 11 is above the 10 .*: build it for 11, or serve"):
+        bank.write(rows(11))
+    assert slot not in bank.free
+    assert bank.growths == 1
+
+
+def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() -> None:
+    layout = Layout(1, 6, (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)))
+    assert layout.file == "shared-qkv-fc2.onnx"
+    bank = Bank(layout, bottleneck=5)
+    assert {name: tensor.shape for name, tensor in bank.tensors.items()} == {
+        "blocks.0.attn.qkv.down": (1, 6, 5),
+        "blocks.0.attn.qkv.up": (1, 5, 18),
+        "blocks.0.mlp.fc2.down": (1, 24, 5),
+        "blocks.0.mlp.fc2.up": (1, 5, 6),
+    }
+    with pytest.raises(ConfigError, match=r"^the rows are not of 1 blocks of width 6 with updates of attn"):
+        bank.write(rows(4, depth=1))

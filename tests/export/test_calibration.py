@@ -1,0 +1,85 @@
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.__main__ import ExportConfig, export
+from export.calibration import read_calibration
+from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.preprocess import Pixels
+from tests.export.conftest import make_run
+
+
+def save(folder: Path, **arrays: Any) -> None:
+    np.savez_compressed(folder / "calibration.npz", **arrays)
+
+
+def images(n: int = 3, side: int = 4) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def test_the_images_of_a_run_are_read_as_they_are(tmp_path: Path) -> None:
+    save(tmp_path, images=images())
+    found = read_calibration(tmp_path, (4, 4))
+    assert found is not None
+    np.testing.assert_array_equal(found, images())
+
+
+def test_a_run_without_any_has_none(tmp_path: Path) -> None:
+    assert read_calibration(tmp_path, (4, 4)) is None
+
+
+def truncated(path: Path) -> None:
+    save(path.parent, images=images())
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def pickled(path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("write", "text"),
+    [
+        (lambda path: path.touch(), "calibration.npz cannot be read (EOFError)"),
+        (lambda path: path.write_bytes(b"no archive"), "calibration.npz cannot be read (ValueError)"),
+        (truncated, "calibration.npz cannot be read (BadZipFile)"),
+        (pickled, "calibration.npz cannot be read (ValueError)"),
+        (lambda path: save(path.parent, other=images()), "calibration.npz cannot be read (KeyError)"),
+        (lambda path: save(path.parent, images=images(0)), "calibration.npz holds no images"),
+        (
+            lambda path: save(path.parent, images=images(side=5)),
+            "images of (5, 5, 3) uint8, the task reads (4, 4, 3)",
+        ),
+        (lambda path: save(path.parent, images=images().astype(np.float32)), "holds images of (4, 4, 3) float32"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line_with_the_way_out(
+    tmp_path: Path, write: Callable[[Path], None], text: str
+) -> None:
+    write(tmp_path / "calibration.npz")
+    with pytest.raises(DataError) as caught:
+        read_calibration(tmp_path, (4, 4))
+    assert text in str(caught.value)
+    assert str(caught.value).endswith("remove it, or copy the run again with its calibration.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_stops_the_export_before_anything_is_written(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "calibration.npz").touch()
+    with pytest.raises(DataError, match=r"run/calibration\.npz cannot be read \(EOFError\): remove it, or"):
+        export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_fewer_than_no_parity_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--parity-images -1: at least 0$"):
+        ExportConfig(bundle=Path("runs/x"), parity_images=-1)
