@@ -13,12 +13,13 @@ import tyro
 from timm.models.vision_transformer import VisionTransformer
 
 from export.calibration import read_calibration
-from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout
+from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
 from export.parity import Chain, table
 from mosa_deploy import fold_graph
 from mosa_deploy.attach import task_state
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bundle import Bundle, Record
+from mosa_deploy.config import SEQUENTIAL
 from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.files import replacing_folder, sha256, write_text
 from mosa_deploy.fold import fold
@@ -26,7 +27,7 @@ from mosa_deploy.graph import PlainGraph, graph_file, read_index
 from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
 from mosa_deploy.rows import Layout, layout
-from mosa_deploy.store import FOLDED, GRAPH, PARITY, Store
+from mosa_deploy.store import FOLDED, GRAPH, PARITY, UNFOLDED, Store
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,44 @@ def export(config: ExportConfig) -> Path:
     chain = Chain(bundle, None if calibration is None else calibration[: config.parity_images])
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
-    chain.add_model("folded", fold(model))
     chain.require()
-    backbone = store.backbone(record.backbone)
-    graph = plain_graph(backbone, record, weights)
     target = store.task(record.task)
     with replacing_folder(target) as aside:
-        onnx.save(fold_graph.fold(graph, bundle), aside / FOLDED)
-        chain.add_graph("folded ONNX", aside / FOLDED)
-        if record.method != "full":
-            chain.add_shared("shared ONNX", graph_file(backbone, graph.index, layout(record).file))
+        if record.adapter is not None and record.adapter.style in SEQUENTIAL:
+            file = write_unfolded(chain, model, aside)
+        else:
+            file = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
         print(table(chain.links))
         chain.require()
         merged = merged_bundle(bundle, model).save(aside)
-        report = chain.report() | {"bundle": merged.digest, "folded_sha256": sha256(aside / FOLDED)}
+        report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
-    nodes = sum(node_types(target / FOLDED).values()), len(graph.model.graph.node)
-    print(f"{target / FOLDED}: {nodes[0]} nodes, plain has {nodes[1]}; merged bundle {merged.digest[:12]}")
+    print(f"{target / file}: {node_types(target / file).total()} nodes; merged bundle {merged.digest[:12]}")
     return target
+
+
+def write_folded(chain: Chain, model: VisionTransformer, folder: Path, backbone: Path, weights: Weights | None) -> str:
+    """The task in the plain graph's weights; the chain grows by what is folded, and by the shared graph."""
+    bundle = chain.bundle
+    chain.add_model("folded", fold(model))
+    chain.require()
+    graph = plain_graph(backbone, bundle.record, weights)
+    onnx.save(fold_graph.fold(graph, bundle), folder / FOLDED)
+    chain.add_graph("folded ONNX", folder / FOLDED)
+    if bundle.record.method != "full":
+        chain.add_shared("shared ONNX", graph_file(backbone, graph.index, layout(bundle.record).file))
+    print(f"the plain graph has {len(graph.model.graph.node)} nodes")
+    return FOLDED
+
+
+def write_unfolded(chain: Chain, model: VisionTransformer, folder: Path) -> str:
+    """The task with its adapters as nodes of their own."""
+    adapter = chain.bundle.record.adapter
+    assert adapter is not None
+    print(f"{adapter.style} adapters cannot fold: tracing the task with nodes of its own", flush=True)
+    write_onnx(model, folder / UNFOLDED)
+    chain.add_graph("unfolded ONNX", folder / UNFOLDED)
+    return UNFOLDED
 
 
 def merged_bundle(bundle: Bundle, model: VisionTransformer) -> Bundle:

@@ -109,6 +109,10 @@ class Bottleneck(nn.Module):
             self.up = self.up.merge()
         return self
 
+    def after_attention(self, h: Tensor) -> Tensor:
+        """The residual stream after attention (B, N, C) -> what the FFN reads."""
+        return h
+
     @property
     def is_split(self) -> bool:
         """Whether a projection still has experts."""
@@ -139,3 +143,8 @@ class ParallelAdapter(Bottleneck):
         """(B, N, C) -> (B, N, C)."""
         out: Tensor = self.up(self.drop(self.act(self.down(self.norm(h)))))
         return self.scale * out
+
+    def finish(self, h: Tensor, z: Tensor) -> Tensor:
+        """What the FFN read and wrote (B, N, C) -> the block's output: h + z + adapter(h)."""
+        out: Tensor = h + z + self(h)
+        return out

@@ -1,7 +1,5 @@
 """Attach adapters to a timm vision transformer and freeze what they stand on."""
 
-from typing import cast
-
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -12,13 +10,14 @@ from mosa_deploy.errors import BackboneError, ConfigError
 from mosa_deploy.low_rank import LowRankAdapter, LowRankLinear
 from mosa_deploy.plain import check_plain, feed_forward
 from mosa_deploy.seeds import derive
+from mosa_deploy.sequential import HoulsbyAdapter, PfeifferAdapter
 from mosa_deploy.shapes import shape_faults, shapes_of
 
 
 class AdaptedBlock(nn.Module):
-    """A timm `Block` with an adapter beside its FFN: y = h + FFN(norm2(h)) + adapter(h)."""
+    """A timm `Block`, open after attention and at its end; the adapter says what it reads and writes there."""
 
-    def __init__(self, block: Block, adapter: ParallelAdapter) -> None:
+    def __init__(self, block: Block, adapter: ParallelAdapter | PfeifferAdapter | HoulsbyAdapter) -> None:
         super().__init__()
         self.block = block
         self.adapter = adapter
@@ -27,9 +26,8 @@ class AdaptedBlock(nn.Module):
         """(B, N, C) -> (B, N, C)."""
         block = self.block
         attended = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-        h: Tensor = x + block.drop_path1(block.ls1(attended))
-        forward: Tensor = block.drop_path2(block.ls2(block.mlp(block.norm2(h))))
-        return h + forward + cast(Tensor, self.adapter(h))
+        h = self.adapter.after_attention(x + block.drop_path1(block.ls1(attended)))
+        return self.adapter.finish(h, block.drop_path2(block.ls2(block.mlp(block.norm2(h)))))
 
 
 def attach(model: nn.Module, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> VisionTransformer:
@@ -47,10 +45,10 @@ def attach(model: nn.Module, config: AdapterConfig, seed: int = 0, *, split: boo
     for i, block in enumerate(vit.blocks):
         generator = torch.Generator().manual_seed(derive(seed, "adapter", i))
         assert isinstance(block, Block)
-        if config.style == "parallel":
-            vit.blocks[i] = _beside(block, config, generator)
-        else:
+        if config.style == "low-rank":
             _update(block, config, generator)
+        else:
+            vit.blocks[i] = _adapted(block, config, generator)
         if split:
             for adapter in adapters(vit.blocks[i]):
                 adapter.split_(config, generator)
@@ -58,10 +56,16 @@ def attach(model: nn.Module, config: AdapterConfig, seed: int = 0, *, split: boo
     return vit
 
 
-def _beside(block: Block, config: AdapterConfig, generator: torch.Generator) -> AdaptedBlock:
+def _adapted(block: Block, config: AdapterConfig, generator: torch.Generator) -> AdaptedBlock:
     part = feed_forward(block)
-    width = part.norm.normalized_shape[0]
-    return AdaptedBlock(block, ParallelAdapter(width, config, part.act, part.norm.eps, generator))
+    width, eps = part.norm.normalized_shape[0], part.norm.eps
+    match config.style:
+        case "pfeiffer":
+            return AdaptedBlock(block, PfeifferAdapter(width, config, eps, generator))
+        case "houlsby":
+            return AdaptedBlock(block, HoulsbyAdapter(width, config, generator))
+        case _:
+            return AdaptedBlock(block, ParallelAdapter(width, config, part.act, eps, generator))
 
 
 def _update(block: Block, config: AdapterConfig, generator: torch.Generator) -> None:

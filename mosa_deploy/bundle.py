@@ -170,14 +170,16 @@ def expected_shapes(record: Record) -> Shapes:
     for i in range(record.backbone.depth if adapter else 0):
         assert adapter is not None
         block = f"blocks.{i}"
-        if adapter.style == "parallel":
+        if adapter.style in ("parallel", "pfeiffer"):
             shapes |= {f"{block}.adapter.norm.{part}": (width,) for part in ("weight", "bias")}
             shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter", width, width, bias=True)
+        for place in ("attn", "ffn") if adapter.style == "houlsby" else ():
+            shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter.{place}", width, width, bias=True)
         for target in adapter.targets:
-            place = PLACES[target]
-            outputs, inputs = module_shape(record, place.module)
-            name = f"{block}.{place.module}.adapter.{target}"
-            shapes |= _bottleneck_shapes(record, adapter, name, inputs, outputs // place.parts, bias=False)
+            module, _, parts = PLACES[target]
+            outputs, inputs = module_shape(record, module)
+            name = f"{block}.{module}.adapter.{target}"
+            shapes |= _bottleneck_shapes(record, adapter, name, inputs, outputs // parts, bias=False)
     return shapes
 
 

@@ -7,13 +7,16 @@ from typing import Literal, NamedTuple, get_args
 from mosa_deploy.errors import ConfigError, one_of
 
 Share = Literal["down", "up", "none"]
-Style = Literal["parallel", "low-rank"]
+Style = Literal["parallel", "low-rank", "pfeiffer", "houlsby"]
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2"]
 Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "full"]
 """`full` is every parameter tuned: such tasks are converted from elsewhere."""
 
-SPLIT: tuple[Method, ...] = ("mosl", "mosa")
+SPLIT: tuple[Method, ...] = ("mosa", "mosl")
 """The methods with experts."""
+
+SEQUENTIAL: tuple[Style, ...] = ("pfeiffer", "houlsby")
+"""The styles that read what a block wrote, and so cannot fold."""
 
 LOW_RANK: tuple[Method, ...] = ("lora", "mosl")
 
@@ -47,7 +50,7 @@ PLACES: dict[Target, Place] = {
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """A MoSA adapter of arXiv 2312.02923: beside the FFN (`parallel`, AdaptFormer style) or low-rank (MoSL).
+    """A MoSA adapter of arXiv 2312.02923: beside the FFN (`parallel`, AdaptFormer), low-rank (MoSL) or sequential.
 
     One expert is the dense adapter, or LoRA.
     """
@@ -59,7 +62,7 @@ class AdapterConfig:
     share: Share = "down"
     """The projection that stays dense; `none` splits both."""
     scale: float = 0.1
-    """s, what the adapter's output is multiplied with."""
+    """s, what the adapter's output is multiplied with; 1 for sequential styles, which have none."""
     dropout: float = 0.1
     merge_scale: float | None = None
     """What the split update is multiplied with when it is merged; 1 / E, the expectation, if None."""
@@ -80,6 +83,10 @@ class AdapterConfig:
             faults.append(f"dropout {self.dropout}: at least 0 and below 1")
         if self.merge_scale is not None and not 0 < self.merge_scale < math.inf:
             faults.append(f"--merge-scale {self.merge_scale}: above 0")
+        if self.style not in get_args(Style):
+            faults.append(one_of("style", self.style, get_args(Style)))
+        if self.style in SEQUENTIAL and self.scale != 1:
+            faults.append(f"--scale {self.scale}: {self.style} adapters have none, leave it out")
         faults += [one_of("target", name, get_args(Target)) for name in self.targets if name not in get_args(Target)]
         if len(set(self.targets)) < len(self.targets) or (self.style == "low-rank") != bool(self.targets):
             faults.append(f"targets {', '.join(self.targets) or 'none'}: low-rank adapters have some, each once")

@@ -16,7 +16,7 @@ pool takes its width from the same ratio, `global_pool="map"`, the logits are as
 import copy
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mosa_deploy.adapter import ParallelAdapter
@@ -39,6 +39,11 @@ def fold(model: VisionTransformer) -> VisionTransformer:
         BackboneError: an adapter that is not merged, or a block that does not meet the fold's conditions.
     """
     for i, block in enumerate(model.blocks):
+        if isinstance(block, AdaptedBlock) and not isinstance(block.adapter, ParallelAdapter):
+            raise BackboneError(
+                f"blocks.{i}: a {type(block.adapter).__name__} reads what the block wrote, so no weights take it in:"
+                " export it unfolded"
+            )
         if any(adapter.is_split for adapter in adapters(block)):
             raise BackboneError(f"blocks.{i}: the adapter is still split: merge before folding")
     folded = copy.deepcopy(model)
@@ -52,7 +57,7 @@ def fold(model: VisionTransformer) -> VisionTransformer:
     for i, block in beside.items():
         _check(block, i)
     for block in beside.values():
-        _widen(block.block, block.adapter)
+        _widen(block)
     for part in updated.values():
         part.linear.weight += part.adapter.weight()
     return folded
@@ -60,6 +65,7 @@ def fold(model: VisionTransformer) -> VisionTransformer:
 
 def _check(adapted: AdaptedBlock, i: int) -> None:
     adapter, part = adapted.adapter, feed_forward(adapted.block)
+    assert isinstance(adapter, ParallelAdapter)
     # By identity: two modules of the same text may still compute different things.
     if adapter.act is not part.act:
         raise BackboneError(f"blocks.{i}: the adapter's activation {adapter.act} is not the FFN's {part.act}")
@@ -67,7 +73,9 @@ def _check(adapted: AdaptedBlock, i: int) -> None:
         raise BackboneError(f"blocks.{i}: the adapter's eps {adapter.norm.eps} is not norm2's {part.norm.eps}")
 
 
-def _widen(block: Block, adapter: ParallelAdapter) -> None:
+def _widen(adapted: AdaptedBlock) -> None:
+    block, adapter = adapted.block, adapted.adapter
+    assert isinstance(adapter, ParallelAdapter)
     norm, fc1, _, fc2, layer_scale = feed_forward(block)
     assert isinstance(adapter.down, nn.Linear)
     assert isinstance(adapter.up, nn.Linear)

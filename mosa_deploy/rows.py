@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.config import PLACES, AdapterConfig
+from mosa_deploy.config import PLACES, SEQUENTIAL, AdapterConfig
 from mosa_deploy.errors import BundleError
 
 if TYPE_CHECKING:
@@ -71,9 +71,14 @@ def layout(record: Record) -> Layout:
     """The layout of a task's rows; a linear task has none and fits the parallel one.
 
     Raises:
-        BundleError: the task has no rows, since all of the backbone was tuned.
+        BundleError: the task has no rows, since all of the backbone was tuned, or its adapters are sequential.
     """
     backbone, adapter = record.backbone, record.adapter
+    if adapter is not None and adapter.style in SEQUENTIAL:
+        raise BundleError(
+            f"'{record.task}' has {adapter.style} adapters, which read what a block wrote: neither fold nor bank takes"
+            " them, only a graph of the task's own"
+        )
     if record.method == "full":
         raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
     if adapter is None or adapter.style == "parallel":

@@ -1,7 +1,7 @@
 """The store: the folder of what is exported and served.
 
 backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx ... graph.json
-tasks/<task>/              adapter.safetensors adapter.json folded.onnx parity.json
+tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mosa_deploy.bundle import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
 PLAIN, GRAPH = "plain.onnx", "graph.json"
-FOLDED, PARITY = "folded.onnx", "parity.json"
+FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
 
 
 @dataclass(frozen=True)

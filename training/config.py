@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from mosa_deploy.config import LOW_RANK, SPLIT, AdapterConfig, Method, Share, Target
+from mosa_deploy.config import LOW_RANK, SEQUENTIAL, SPLIT, AdapterConfig, Method, Share, Style, Target
 from mosa_deploy.errors import ConfigError, one_of
 
 
@@ -20,6 +20,7 @@ class Recipe:
     experts: int = 4
     share: Share = "down"
     scale: float = 0.1
+    style: Style = "parallel"
     targets: tuple[Target, ...] = ()
     """What a low-rank method updates."""
     dropout: float = 0.1
@@ -41,7 +42,14 @@ class Recipe:
 SPLIT_ONLY: dict[str, Any] = {"experts": 1, "share": "down", "merge_scale": "expectation", "dense_epochs": 0}
 """The settings that only methods with experts take, each with what it is for the others."""
 
-LOW_RANK_SETTINGS: dict[str, Any] = {"bottleneck": 16, "scale": 1.0, "targets": ("q", "v")}
+METHODS_OF: dict[str, tuple[Method, ...]] = {
+    **dict.fromkeys(SPLIT_ONLY, SPLIT),
+    "targets": LOW_RANK,
+    "style": ("adapter", "mosa"),
+}
+"""The methods that take a setting which not all take."""
+
+LOW_RANK_SETTINGS: dict[str, Any] = {"bottleneck": 16, "scale": 1.0, "style": "low-rank", "targets": ("q", "v")}
 """What a low-rank method has instead of the preset's."""
 
 MERGE_SCALES = ("expectation", "learned")
@@ -74,6 +82,8 @@ class TuneConfig:
     """The projection that stays dense: down, up or none."""
     scale: float | None = None
     """s, what the adapter's output is multiplied with."""
+    style: str | None = None
+    """mosa, adapter: where it stands: parallel, which folds, or pfeiffer or houlsby, which are exported unfolded."""
     targets: tuple[Target, ...] | None = None
     """mosl, lora: what of each block is updated, of q, k, v, qkv, proj, fc1, fc2; q and v if left out."""
     epochs: int | None = None
@@ -123,18 +133,18 @@ class TuneConfig:
         """
         fields = {field.name for field in dataclasses.fields(Recipe)}
         given = {name: value for name, value in vars(self).items() if name in fields and value is not None}
-        own = [(SPLIT_ONLY, SPLIT), (("targets",), LOW_RANK)]
+        refused = [name for name, methods in METHODS_OF.items() if name in given and self.method not in methods]
         faults = [
-            f"{flag(name)} is an option of --method {' and '.join(sorted(methods))}: drop it"
-            for names, methods in own
-            for name in names
-            if name in given and self.method not in methods
+            f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused
         ]
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
-        recipe = dataclasses.replace(preset, **(LOW_RANK_SETTINGS if self.method in LOW_RANK else {}) | given)
-        if self.method not in SPLIT:
-            recipe = dataclasses.replace(recipe, **SPLIT_ONLY)
+        if self.style == "low-rank" and "style" not in refused:
+            faults.append("--style low-rank: choose --method lora or mosl")
+            refused.append("style")
+        usual = LOW_RANK_SETTINGS if self.method in LOW_RANK else {"scale": 1.0} if self.style in SEQUENTIAL else {}
+        settings = usual | {name: value for name, value in given.items() if name not in refused}
+        recipe = dataclasses.replace(preset, **settings | ({} if self.method in SPLIT else SPLIT_ONLY))
         faults += recipe_faults(recipe)
         if faults:
             raise ConfigError("; ".join(faults))
@@ -177,7 +187,7 @@ def adapter_config(recipe: Recipe) -> AdapterConfig:
         scale=recipe.scale,
         dropout=recipe.dropout,
         merge_scale=None if recipe.merge_scale in MERGE_SCALES else merge_scale(recipe.merge_scale),
-        style="low-rank" if recipe.targets else "parallel",
+        style=recipe.style,
         targets=recipe.targets,
     )
 

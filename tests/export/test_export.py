@@ -17,7 +17,7 @@ from mosa_deploy.attach import split_layers
 from mosa_deploy.backbone import Weights, load_backbone, randomise
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
-from mosa_deploy.config import AdapterConfig
+from mosa_deploy.config import AdapterConfig, Style
 from mosa_deploy.errors import BackboneError, BundleError, ParityError
 from mosa_deploy.preprocess import Array, probabilities
 from mosa_deploy.restore import restore
@@ -96,6 +96,22 @@ def test_a_low_rank_task_joins_the_store_with_a_shared_graph_of_its_own(copied: 
     assert changed == {f"backbones/{backbone.name}/graph.json"}
     assert node_types(folder / "folded.onnx") == node_types(backbone / PLAIN)
     assert (folder / "folded.onnx").stat().st_size < (copied / "tasks" / "parts" / "folded.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(("style", "more"), [("pfeiffer", 8), ("houlsby", 16)])
+def test_sequential_adapters_are_exported_with_nodes_of_their_own(
+    parts_store: Path, tmp_path: Path, style: Style, more: int
+) -> None:
+    make_run(tmp_path / "run", adapter=AdapterConfig(bottleneck=4, experts=3, scale=1.0, share="none", style=style))
+    folder = export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    assert set(digests(folder)) == TASK_FILES - {"folded.onnx"} | {"unfolded.onnx"}
+    report = json.loads((folder / "parity.json").read_text())
+    assert [link["second"] for link in report["links"]] == ["expectation", "merged", "unfolded ONNX"]
+    assert report["unfolded_sha256"] == digests(folder)["unfolded.onnx"]
+    assert Bundle.load(folder).record.form == "merged"
+    (plain,) = (parts_store / "backbones").glob(f"*/{PLAIN}")
+    products = [node_types(path)["MatMul"] for path in (plain, folder / "unfolded.onnx")]
+    assert products[1] - products[0] == 2 * more
 
 
 def test_a_fully_tuned_backbone_is_exported_folded_alone(copied: Path, tmp_path: Path, parts_run: Path) -> None:

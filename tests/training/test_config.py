@@ -86,11 +86,34 @@ def test_targets_are_refused_where_nothing_is_low_rank(method: str) -> None:
 def test_low_rank_methods_start_from_rank_16_scale_1_on_q_and_v(method: str, experts: int) -> None:
     preset = dataclasses.replace(PRESET, bottleneck=64, scale=0.1)
     recipe = TuneConfig(task="digits", method=method).recipe(preset)
-    assert recipe == dataclasses.replace(preset, bottleneck=16, scale=1.0, targets=("q", "v"), experts=experts)
+    low_rank = Recipe(backbone="vit_toy", bottleneck=16, scale=1.0, style="low-rank", targets=("q", "v"), lr=1e-3)
+    assert recipe == dataclasses.replace(low_rank, experts=experts)
     adapter = adapter_config(recipe)
     assert (adapter.style, adapter.targets, adapter.experts) == ("low-rank", ("q", "v"), experts)
     given = TuneConfig(task="digits", method=method, scale=2.0, targets=("proj",)).recipe(preset)
     assert (given.scale, given.targets) == (2.0, ("proj",))
+
+
+@pytest.mark.parametrize("style", ["pfeiffer", "houlsby"])
+def test_sequential_styles_have_no_scale(style: str) -> None:
+    recipe = TuneConfig(task="digits", style=style).recipe(PRESET)
+    assert (adapter_config(recipe).style, adapter_config(recipe).scale) == (style, 1.0)
+    with pytest.raises(ConfigError, match=rf"^--scale 0.5: {style} adapters have none, leave it out$"):
+        TuneConfig(task="digits", style=style, scale=0.5).recipe(PRESET)
+
+
+@pytest.mark.parametrize(
+    ("method", "style", "text"),
+    [
+        ("mosa", "low-rank", "--style low-rank: choose --method lora or mosl"),
+        ("lora", "houlsby", "--style is an option of --method adapter and mosa: drop it"),
+        ("mosa", "hulsby", "unknown style 'hulsby'; did you mean houlsby?"),
+    ],
+)
+def test_styles_that_cannot_be_are_refused(method: str, style: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TuneConfig(task="digits", method=method, style=style).recipe(PRESET)
+    assert str(caught.value) == text
 
 
 def test_every_parameter_is_not_tuned_here() -> None:
