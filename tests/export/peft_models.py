@@ -33,16 +33,18 @@ def images() -> Tensor:
 def answers(model: torch.nn.Module) -> Tensor:
     """Probabilities (8, K)."""
     out = model.eval()(images())
-    return (out if isinstance(out, Tensor) else out.logits).softmax(-1)  # type: ignore[no-any-return]
+    logits: Tensor = out if isinstance(out, Tensor) else out.logits
+    return logits.softmax(-1)
 
 
 def adapted(model: torch.nn.Module, folder: Path | None, **settings: Any) -> PeftModel:
     """`model` with a LoRA adapter that is away from the identity; saved if there is a folder to save it to."""
     torch.manual_seed(1)
-    tuned = get_peft_model(model, LoraConfig(init_lora_weights=False, **settings))  # type: ignore[arg-type]
+    tuned = get_peft_model(model, LoraConfig(init_lora_weights=False, **settings))
     if folder is not None:
         tuned.save_pretrained(str(folder))
-    return tuned.eval()  # type: ignore[no-any-return]
+    tuned.eval()
+    return tuned
 
 
 def of_timm(folder: Path | None = None, **settings: Any) -> PeftModel:
@@ -54,7 +56,9 @@ def of_timm(folder: Path | None = None, **settings: Any) -> PeftModel:
 def vit(**settings: Any) -> ViTForImageClassification:
     """A random ViT of transformers, as it makes one."""
     torch.manual_seed(2)
-    return ViTForImageClassification(ViTConfig(**{**SHAPE, "num_labels": CLASSES, **settings})).eval()
+    model = ViTForImageClassification(ViTConfig(**{**SHAPE, "num_labels": CLASSES, **settings}))
+    model.train(False)
+    return model
 
 
 def of_transformers(folder: Path, weights: Path, **settings: Any) -> PeftModel:

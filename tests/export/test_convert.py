@@ -90,7 +90,7 @@ def test_an_adapter_on_timm_answers_as_peft_does(
     assert (adapter.targets, adapter.bottleneck, adapter.experts, adapter.dropout) == (targets, rank, 1, 0.1)
     assert difference(given, expected) < EQUAL
     untuned = of_timm(**settings)
-    with untuned.disable_adapter():  # type: ignore[no-untyped-call]
+    with untuned.disable_adapter():
         assert difference(answers(untuned), expected) > 1e-2
 
 
@@ -318,10 +318,10 @@ def test_a_mixed_batch_of_converted_tasks_answers_each_sample_by_its_own(tmp_pat
     weights = tmp_path / "vit" / "model.safetensors"
     given = {"backbone_weights": weights, "random_weights": False}
     first = of_transformers(tmp_path / "first", tmp_path / "vit", target_modules=["q_proj", "v_proj"], r=3)
-    second = vit(num_labels=3)
-    randomise(second.classifier, seed=7)
+    base = vit(num_labels=3)
+    randomise(base.classifier, seed=7)
     targets = ["q_proj", "k_proj", "v_proj"]
-    second = adapted(second, tmp_path / "second", target_modules=targets, r=5, modules_to_save=["classifier"])
+    second = adapted(base, tmp_path / "second", target_modules=targets, r=5, modules_to_save=["classifier"])
     bundles = [converted(tmp_path / n, tmp_path / f"run-{n}", name=n, **given)[0] for n in ("first", "second")]
     for name in ("first", "second"):
         run = tmp_path / f"run-{name}"
