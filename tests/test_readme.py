@@ -40,7 +40,7 @@ def chosen(*starts: str) -> list[str]:
 
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Path:
-    """A folder as a reader has it: the environment, the bentofile, images of two kinds of flowers, what others tuned."""
+    """A folder as a reader has it: the environment, the bentofile, images of two kinds of flowers, an adapter."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
     shutil.copy(ROOT / "bentofile.yaml", tmp_path)
     rng = np.random.default_rng(0)
