@@ -28,8 +28,9 @@ def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:
 
 def _read_names(given: str) -> tuple[tuple[str, ...], str]:
     """From a file with a name a line, or as they are given; and where they are from."""
-    file = Path(given)
-    lines = file.read_text().rstrip("\n").split("\n") if file.is_file() else given.split(",")
+    # A long list is no name of a file, and asking for one would fail.
+    is_file = "," not in given and Path(given).is_file()
+    lines = Path(given).read_text().rstrip("\n").split("\n") if is_file else given.split(",")
     return tuple(line.strip() for line in lines), f"--classes {given}"
 
 

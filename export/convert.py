@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from export.calibration import write_calibration
 from export.class_names import class_names
-from export.peft_adapter import read_peft
+from export.peft_adapter import PeftAdapter, read_peft
 from export.processor import read_processor
 from export.sample_images import list_images, read_images, smooth_noise
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
@@ -105,9 +105,11 @@ def convert(config: ConvertConfig) -> Path:
     paths = None if config.images is None else list_images(config.images)
     given = None if config.preprocess is None else read_processor(config.preprocess)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
+    # The adapter before the backbone: what cannot be mapped is refused before any weights are fetched.
+    adapter = read_peft(config.path) if config.source == "peft" else None
     model = load_backbone(config.backbone, weights, img_size=given.size if given else config.image_size)
     preprocess = given or Preprocess.from_timm(timm.data.resolve_model_data_config(model))
-    task = of_peft(config.path, model) if config.source == "peft" else of_timm(config, model)
+    task = of_timm(config, model) if adapter is None else of_peft(config.path, adapter, model)
     record = Record(
         task=config.name,
         dataset=DATASET,
@@ -132,13 +134,12 @@ def convert(config: ConvertConfig) -> Path:
     return out
 
 
-def of_peft(folder: Path, model: VisionTransformer) -> Task:
+def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Task:
     """The updates of a LoRA adapter, their scalings absorbed.
 
     Raises:
         BackboneError: the adapter reads the class token, and this backbone does not.
     """
-    adapter = read_peft(folder)
     if adapter.of_transformers and (model.global_pool != "token" or not isinstance(model.norm, torch.nn.LayerNorm)):
         raise BackboneError(
             f"--from peft {folder} is of transformers' ViT, whose head reads the class token after the last norm;"
@@ -146,8 +147,8 @@ def of_peft(folder: Path, model: VisionTransformer) -> Task:
         )
     if adapter.of_transformers and eps_of(model) > EPS:
         print(
-            f"transformers' ViT has layer_norm_eps {EPS:g}, this backbone {eps_of(model):g}, and answers may differ by"
-            " more than 1e-5: give its own weights with --backbone-weights"
+            f"a ViT of transformers has layer_norm_eps {EPS:g} unless its config says otherwise, this backbone"
+            f" {eps_of(model):g}: for answers that agree to 1e-5 give its own weights with --backbone-weights"
         )
     settings = AdapterConfig(
         bottleneck=adapter.rank,
@@ -203,7 +204,7 @@ def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:
     Raises:
         BundleError: tensors that are not the backbone's, all of them at once.
     """
-    own: Tensors = {name: value.numpy() for name, value in tensors.items()}
+    own: Tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in tensors.items()}
     updates = {name: shape for name, shape in expected_shapes(record).items() if name.startswith("blocks.")}
     whole = {name: np.zeros(shape, dtype=np.float32) for name, shape in updates.items()} | own
     check_tensors(record, whole)

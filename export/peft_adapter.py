@@ -25,6 +25,7 @@ from mosa_deploy.transformers_names import timm_name
 SETTINGS = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 IDLE = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
@@ -108,39 +109,52 @@ def read_peft(folder: Path) -> PeftAdapter:
     Raises:
         BundleError: it is damaged, or holds what is no low-rank update of a block; names every such tensor at once.
     """
-    settings = read_settings(folder / SETTINGS)
-    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise BundleError(f"--from peft {folder} has no {FILES[0]}: give the folder that save_pretrained wrote")
-    tensors = {
-        name.removeprefix(PREFIX): value.float()
-        for name, value in read_state(file, "--from peft").items()
-        if isinstance(value, Tensor)
-    }
-    head = {mapped: value for name, value in tensors.items() if (mapped := _timm(name)) in HEAD}
-    modules = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
-    updates: dict[tuple[int, Target], Update] = {}
-    used = {name for name in tensors if _timm(name) in HEAD}
-    for module in modules:
-        pair = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
-        place = _place(_timm(module))
-        if place is not None and pair[1] in tensors and tensors[pair[0]].ndim == tensors[pair[1]].ndim == 2:
-            updates[place] = _scaled(settings, module, tensors[pair[0]], tensors[pair[1]])
-            used |= set(pair)
-    odd = sorted(tensors.keys() - used)
+    settings, tensors = read_settings(folder / SETTINGS), _tensors(folder)
+    head = {name: value for name, value in tensors.items() if _timm(name) in HEAD}
+    pairs = _pairs(tensors)
+    odd = sorted(tensors.keys() - head.keys() - {name for pair in pairs.values() for name in pair})
     if odd:
         raise BundleError(
             f"--from peft {folder} holds {', '.join(odd)}: only linear layers of a ViT's blocks (q, k, v, qkv, proj,"
             f" fc1, fc2) and the head can be mapped; {WAY_OUT}"
         )
-    if not updates:
+    if not pairs:
         raise BundleError(f"--from peft {folder} holds no update of a block: convert a head alone with --from timm")
-    if set(head) != set(HEAD):
+    if len(head) < len(HEAD):
         raise BundleError(
             f"--from peft {folder} holds no head with weight and bias: save the adapter with"
             " modules_to_save=['classifier'], of a timm model ['head']"
         )
-    return PeftAdapter(updates, head, settings.lora_dropout, any(name.startswith("classifier.") for name in tensors))
+    return PeftAdapter(
+        updates={place: _scaled(settings, tensors[down], tensors[up], down) for place, (down, up) in pairs.items()},
+        head={_timm(name): value for name, value in head.items()},
+        dropout=settings.lora_dropout,
+        of_transformers="classifier.weight" in head,
+    )
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of an adapter by the base model's names, fp32.
+
+    Raises:
+        BundleError: there is no file of them.
+    """
+    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise BundleError(f"--from peft {folder} has no {FILES[0]}: give the folder that save_pretrained wrote")
+    state = read_state(file, "--from peft")
+    return {name.removeprefix(PREFIX): value.float() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[int, Target], tuple[str, str]]:
+    """The names of A and B, by block and target; without those that stand alone or elsewhere, or are no matrices."""
+    pairs: dict[tuple[int, Target], tuple[str, str]] = {}
+    for down in tensors:
+        place = _place(_timm(down.removesuffix(DOWN))) if down.endswith(DOWN) else None
+        up = down.removesuffix(DOWN) + UP
+        if place is not None and up in tensors and tensors[down].ndim == tensors[up].ndim == 2:
+            pairs[place] = down, up
+    return pairs
 
 
 def read_settings(path: Path) -> Settings:
@@ -190,8 +204,9 @@ def _place(name: str) -> tuple[int, Target] | None:
     return int(found[1]), target
 
 
-def _scaled(settings: Settings, module: str, down: Tensor, up: Tensor) -> Update:
+def _scaled(settings: Settings, down: Tensor, up: Tensor, name: str) -> Update:
     """Raises BundleError if the settings give the module another rank than its tensors."""
+    module = name.removesuffix(DOWN)
     if not len(down) == up.shape[1] == settings.rank(module):
         raise BundleError(
             f"{module} has A {tuple(down.shape)} and B {tuple(up.shape)}, {SETTINGS} says rank"

@@ -9,6 +9,8 @@ from mosa_deploy.errors import BackboneError, ConfigError
 
 def test_names_are_given_in_a_line_or_a_file(tmp_path: Path) -> None:
     assert class_names("bolt, nut,washer", tmp_path, 3) == ("bolt", "nut", "washer")
+    many = tuple(f"species {i}" for i in range(100))
+    assert class_names(",".join(many), tmp_path, 100) == many
     (tmp_path / "names.txt").write_text("a bolt, large\nnut\n")
     assert class_names(str(tmp_path / "names.txt"), tmp_path, 2) == ("a bolt, large", "nut")
 

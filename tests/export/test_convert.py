@@ -156,7 +156,7 @@ def test_weights_of_timm_are_named_where_an_adapter_of_transformers_has_another_
 ) -> None:
     of_transformers(tmp_path / "peft", tmp_path / "vit", target_modules=["q_proj"])
     convert(config(tmp_path / "peft", tmp_path / "run"))
-    assert "layer_norm_eps 1e-12, this backbone 1e-06" in capsys.readouterr().out
+    assert "layer_norm_eps 1e-12 unless its config says otherwise, this backbone 1e-06" in capsys.readouterr().out
 
 
 def frozen_and_tuned(tmp_path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -380,6 +380,22 @@ def test_settings_that_cannot_be_are_refused(
     with pytest.raises(ConfigError, match=fault):
         convert(config(tmp_path / "peft", tmp_path / "run", **settings))
     assert not (tmp_path / "run" / "adapter.json").exists()
+
+
+def test_an_adapter_that_cannot_be_mapped_is_refused_before_weights_are_asked_for(tmp_path: Path) -> None:
+    of_timm(tmp_path / "peft", target_modules=["qkv"], use_dora=True)
+    with pytest.raises(BundleError, match=r"use_dora True cannot be mapped"):
+        convert(config(tmp_path / "peft", tmp_path / "run", backbone_weights=tmp_path / "none", random_weights=False))
+
+
+def test_a_head_that_lies_transposed_in_memory_is_written_as_it_reads(tmp_path: Path) -> None:
+    model = load_backbone(NAME, Weights("random"), CLASSES)
+    randomise(model.get_classifier())
+    state = dict(model.state_dict())
+    state["head.weight"] = state["head.weight"].T.contiguous().T
+    torch.save(state, tmp_path / "w.pth")
+    _, given = converted(tmp_path / "w.pth", tmp_path / "run", source="timm")
+    assert difference(given, answers(model)) < EQUAL
 
 
 def test_updates_of_another_depth_and_width_are_listed(tmp_path: Path) -> None:
