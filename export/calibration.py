@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.errors import DataError
+from mosa_deploy.files import replacing
 from mosa_deploy.preprocess import Pixels
 
 FILE = "calibration.npz"
@@ -36,3 +37,9 @@ def read_calibration(folder: Path, size: tuple[int, int]) -> Pixels | None:
             f"{path} holds images of {images.shape[1:]} {images.dtype}, the task reads {(*size, 3)} uint8: {again}"
         )
     return images
+
+
+def write_calibration(folder: Path, images: Pixels) -> None:
+    """Replace the calibration images of a run, (n, H, W, 3)."""
+    with replacing(folder / FILE) as aside, aside.open("wb") as handle:
+        np.savez_compressed(handle, images=images)

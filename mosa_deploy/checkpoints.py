@@ -1,7 +1,8 @@
 """Weight files: what .safetensors, Google's .npz and torch's .pth hold becomes a backbone, and nothing is unpickled.
 
 timm unwraps, renames and resamples. Added here: which part of a self-supervised checkpoint is the backbone (DINO,
-arXiv 2104.14294; MoCo v3, 2104.02057; MAE, 2111.06377), and that whatever does not fit is refused, all at once.
+arXiv 2104.14294; MoCo v3, 2104.02057; MAE, 2111.06377), the names of transformers, and that whatever does not fit is
+refused, all at once.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.shapes import shape_faults, shapes_of
+from mosa_deploy.transformers_config import fit_to_config
+from mosa_deploy.transformers_names import is_transformers, timm_state
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
 
@@ -27,27 +30,59 @@ ANCHOR = "patch_embed.proj.weight"
 SECOND = ("momentum", "student")
 """The copies that MoCo v3 and DINO themselves do not evaluate."""
 
-LEFT_OUT = ("head.", "head_dist.", "pre_logits.", "fc.", "attn_pool.", "decoder_", "mask_token")
+HEAD = ("head.weight", "head.bias")
+
+LEFT_OUT = ("head.", "head_dist.", "pre_logits.", "fc.", "attn_pool.", "pooler.", "decoder_", "decoder.", "mask_token")
 """Parts of a checkpoint that a backbone may lack."""
+
+OPTION = "--backbone-weights"
 
 
 @torch.no_grad()
-def load_weights(model: VisionTransformer, name: str, file: Path) -> None:
+def load_weights(model: VisionTransformer, name: str, file: Path, option: str = OPTION) -> None:
     """Put the weights of `file` into a headless model; timm resamples them to its patch and image size.
+
+    `option` is what the user gave the file with.
 
     Raises:
         BackboneError: the file is missing, damaged, holds code, or lists tensors that do not fit, all of them at once.
     """
-    if not file.is_file():
-        raise BackboneError(f"--backbone-weights {file}: no such file")
-    if file.suffix not in SUFFIXES:
-        raise BackboneError(f"--backbone-weights {file}: give a file that ends in {', '.join(SUFFIXES)}")
-    faults = _load_npz(model, file) if file.suffix == ".npz" else _load_state(model, _read(file))
+    if file.is_file() and file.suffix == ".npz":
+        faults = _load_npz(model, file, option)
+    else:
+        state = read_state(file, option)
+        faults = _load_state(model, state)
+        if not faults and is_transformers(state):
+            fit_to_config(model, file.parent)
     if faults:
-        raise BackboneError(f"--backbone-weights {file} does not fit {name}: {faults}")
+        raise BackboneError(f"{option} {file} does not fit {name}: {faults}")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_head(file: Path, option: str) -> dict[str, Tensor]:
+    """`head.weight` (K, C) and `head.bias` (K,) of a checkpoint of torch, fp32.
+
+    Raises:
+        BackboneError: the file cannot be read, or it lacks them.
+    """
+    if file.suffix == ".npz":
+        raise BackboneError(f"{option} {file}: of .npz files only the backbone is read: save it with timm")
+    state = _backbone_part(read_state(file, option))
+    missing = [name for name in HEAD if not isinstance(state.get(name), Tensor)]
+    if missing:
+        raise BackboneError(f"{option} {file} has no {' and no '.join(missing)}: give one with a linear head")
+    return {name: state[name].float() for name in HEAD}
+
+
+def read_state(file: Path, option: str) -> dict[str, Any]:
+    """The state dict in a file of tensors, without the wrappers that timm knows.
+
+    Raises:
+        BackboneError: the file is missing, of another kind, damaged, or holds code.
+    """
+    if not file.is_file():
+        raise BackboneError(f"{option} {file}: no such file")
+    if file.suffix not in SUFFIXES:
+        raise BackboneError(f"{option} {file}: give a file that ends in {', '.join(SUFFIXES)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,19 +93,19 @@ def _read(file: Path) -> dict[str, Any]:
         if code or "Cannot use ``weights_only" in reason:
             held = f" ({code[1]})" if code else ""
             raise BackboneError(
-                f"--backbone-weights {file} holds more than tensors{held}, which may run code when it is read:"
+                f"{option} {file} holds more than tensors{held}, which may run code when it is read:"
                 " save its state dict as .safetensors"
             ) from error
-        raise _unreadable(file, error) from error
+        raise _unreadable(file, error, option) from error
     return state
 
 
-def _unreadable(file: Path, error: Exception) -> BackboneError:
+def _unreadable(file: Path, error: Exception, option: str) -> BackboneError:
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     # Its first sentence: those of torch that follow advise to unpickle.
     reason = f"{type(error).__name__} {str(error).partition('. ')[0].partition(chr(10))[0]}".rstrip()
     way_on = "fetch it again, or save its state dict as .safetensors"
-    return BackboneError(f"--backbone-weights {file} cannot be read: {reason}; {way_on}")
+    return BackboneError(f"{option} {file} cannot be read: {reason}; {way_on}")
 
 
 def _load_state(model: VisionTransformer, state: dict[str, Any]) -> str:
@@ -95,6 +130,8 @@ def _load_state(model: VisionTransformer, state: dict[str, Any]) -> str:
 def _backbone_part(state: dict[str, Any]) -> dict[str, Any]:
     """The state dict below the prefix under which a backbone lies; as it is where timm's own names are not found."""
     state = state.get("teacher", state)
+    if is_transformers(state):
+        return timm_state(state)
     prefixes = [key.removesuffix(ANCHOR) for key in state if key.endswith(ANCHOR)]
     if not prefixes:
         return state
@@ -102,7 +139,7 @@ def _backbone_part(state: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _load_npz(model: VisionTransformer, file: Path) -> str:
+def _load_npz(model: VisionTransformer, file: Path, option: str) -> str:
     """Load Google's names by timm's own reader; returns what does not fit."""
     for parameter in model.parameters():
         parameter.fill_(torch.nan)
@@ -115,7 +152,7 @@ def _load_npz(model: VisionTransformer, file: Path) -> str:
             handle.seek(0)
             model.load_pretrained(handle)
     except Exception as error:  # As above, and BadZipFile.
-        raise _unreadable(file, error) from error
+        raise _unreadable(file, error, option) from error
     # timm leaves alone, without a word, what the file does not hold.
     return "; ".join(f"missing {key}" for key, value in model.named_parameters() if value.isnan().any())
 

@@ -13,7 +13,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from mosa_deploy.backbone import Weights, load_backbone
+from tests.export.peft_models import CLASSES, NAME, of_transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)]
@@ -23,6 +27,7 @@ LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.spli
 def shell(lines: list[str], folder: Path, port: int) -> str:
     """Run command lines in one shell, which stops at the first that fails; returns what they print."""
     script = "\n".join(["set -e", ". .venv/bin/activate", *lines]).replace("localhost:3000", f"127.0.0.1:{port}")
+    script = script.replace("--backbone vit_base_patch16_224 ", f"--backbone {NAME} ")
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -35,7 +40,7 @@ def chosen(*starts: str) -> list[str]:
 
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Path:
-    """A folder as a reader has it: the environment, the bentofile, and images of two kinds of flowers."""
+    """A folder as a reader has it: the environment, the bentofile, images of two kinds of flowers, an adapter."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
     shutil.copy(ROOT / "bentofile.yaml", tmp_path)
     rng = np.random.default_rng(0)
@@ -46,6 +51,9 @@ def newcomer(tmp_path: Path) -> Path:
             pixels = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
             pixels[:, :, 2 * label] += 180
             Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    of_transformers(tmp_path / "adapter", tmp_path / "vit", target_modules=["q_proj", "v_proj"])
+    tuned = load_backbone(NAME, Weights("file", tmp_path / "vit" / "model.safetensors"), CLASSES)
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pth")
     shutil.copy(tmp_path / "flowers" / "rose" / "0.jpg", tmp_path / "rose.jpg")
     shutil.copy(tmp_path / "flowers" / "rose" / "0.jpg", tmp_path / "image.png")
     return tmp_path

@@ -1,0 +1,43 @@
+"""The names of a head's outputs: given, known from a `config.json` of transformers, or numbered."""
+
+from pathlib import Path
+
+from mosa_deploy.errors import ConfigError
+from mosa_deploy.transformers_config import FILE, read_config
+
+
+def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:
+    """The names of the head's outputs: those given, else of the `config.json` at `path`, else class0 and so on.
+
+    Raises:
+        ConfigError: another number of names than outputs, names that are empty or twice there, or a single output.
+        BackboneError: the `config.json` is damaged.
+    """
+    if count < 2:
+        raise ConfigError(f"the head in {path} has {count} output: classification needs at least two")
+    names, where = _known_names(path) if given is None else _read_names(given)
+    if not names:
+        return tuple(f"class{i}" for i in range(count))
+    faults = [] if len(names) == count else [f"{len(names)} names for the head's {count} outputs"]
+    faults += [] if all(names) else ["an empty name"]
+    faults += [f"'{name}' twice" for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    if faults:
+        raise ConfigError(f"{where}: {'; '.join(faults)}; give --classes with one name for each output")
+    return names
+
+
+def _read_names(given: str) -> tuple[tuple[str, ...], str]:
+    """From a file with a name a line, or as they are given; and where they are from."""
+    # A long list is no name of a file, and asking for one would fail.
+    is_file = "," not in given and Path(given).is_file()
+    lines = Path(given).read_text().rstrip("\n").split("\n") if is_file else given.split(",")
+    return tuple(line.strip() for line in lines), f"--classes {given}"
+
+
+def _known_names(path: Path) -> tuple[tuple[str, ...], str]:
+    """From `id2label`, in the order of its numbers; and where they are from."""
+    folder = path if path.is_dir() else path.parent
+    labels = read_config(folder).get("id2label")
+    if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
+        labels = {}
+    return tuple(str(labels[key]) for key in sorted(labels, key=int)), f"id2label in {folder / FILE}"

@@ -1,0 +1,247 @@
+"""Make a bundle of what a user has: `python -m export.convert --from peft|timm PATH --name TASK --backbone NAME`.
+
+    peft    a LoRA adapter on a ViT of timm or transformers becomes a merged `lora` bundle
+    timm    a checkpoint with its head becomes a `linear` bundle where the backbone stayed frozen, else a `full` one
+
+The bundle answers as the source library does, and is exported and served like one that was tuned here.
+"""
+
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import timm.data
+import torch
+import tyro
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from export.calibration import write_calibration
+from export.class_names import class_names
+from export.peft_adapter import PeftAdapter, read_peft
+from export.processor import read_processor
+from export.sample_images import list_images, read_images, smooth_noise
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.bundle import TASK_NAME, Backbone, Bundle, Record, Tensors, check_tensors, expected_shapes
+from mosa_deploy.canary import Canary
+from mosa_deploy.checkpoints import load_weights, read_head
+from mosa_deploy.config import PLACES, AdapterConfig, Method
+from mosa_deploy.errors import BackboneError, ConfigError, command
+from mosa_deploy.files import replacing_folder
+from mosa_deploy.plain import feed_forward
+from mosa_deploy.preprocess import Array, Pixels, Preprocess, probabilities
+from mosa_deploy.restore import restore
+from mosa_deploy.transformers_config import EPS, eps_of
+from mosa_deploy.versions import git_commit, library_versions
+
+DATASET = "folder"
+"""The task of `training.tasks` by which a converted bundle is evaluated, on images of the user's."""
+
+FROM_TIMM = "--from timm"
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Make a bundle of a LoRA adapter of PEFT's, or of a timm checkpoint with its head."""
+
+    path: tyro.conf.Positional[Path]
+    """The folder that PEFT's save_pretrained wrote, or the checkpoint."""
+    source: Annotated[Literal["peft", "timm"], tyro.conf.arg(name="from")]
+    """What it was made with."""
+    name: str
+    """What the task is called where it is served."""
+    backbone: str
+    """timm's name of the ViT that was tuned, e.g. vit_base_patch16_224.augreg_in21k."""
+    backbone_weights: Path | None = None
+    """A file of its weights before tuning, of timm or of transformers, instead of timm's hub."""
+    random_weights: bool = False
+    """Random weights, to try the way without any."""
+    classes: str | None = None
+    """Names in the order of the head's outputs, a,b,c or a file with one a line; else those of a config.json there."""
+    images: Path | None = None
+    """A folder of images of the task, for the canary and for calibration."""
+    preprocess: Path | None = None
+    """A preprocessor_config.json of transformers, instead of the backbone's own way."""
+    image_size: int | None = None
+    """Side of the input in pixels, if it is not the backbone's own."""
+    out: Path | None = None
+    """The bundle's folder, runs/NAME if it is not given."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = []
+        if not re.fullmatch(TASK_NAME, self.name):
+            faults.append(f"--name {self.name}: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most")
+        if self.image_size is not None and self.image_size < 1:
+            faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
+        if self.image_size is not None and self.preprocess is not None:
+            faults.append("--image-size and --preprocess exclude each other: drop one")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task was tuned, and what it owns, its head included."""
+
+    method: Method
+    tensors: dict[str, Tensor]
+    adapter: AdapterConfig | None = None
+
+
+def convert(config: ConvertConfig) -> Path:
+    """Write the bundle and return its folder.
+
+    Raises:
+        MosaError: what cannot be read, mapped or proved; nothing is written then.
+    """
+    out = config.out or Path("runs") / config.name
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is not empty: choose another --out")
+    paths = None if config.images is None else list_images(config.images)
+    given = None if config.preprocess is None else read_processor(config.preprocess)
+    weights = Weights.choose(config.backbone_weights, config.random_weights)
+    # The adapter before the backbone: what cannot be mapped is refused before any weights are fetched.
+    adapter = read_peft(config.path) if config.source == "peft" else None
+    model = load_backbone(config.backbone, weights, img_size=given.size if given else config.image_size)
+    preprocess = given or Preprocess.from_timm(timm.data.resolve_model_data_config(model))
+    task = of_timm(config, model) if adapter is None else of_peft(config.path, adapter, model)
+    record = Record(
+        task=config.name,
+        dataset=DATASET,
+        backbone=describe(config.backbone, weights, model),
+        method=task.method,
+        form="merged",
+        adapter=task.adapter,
+        classes=class_names(config.classes, config.path, len(task.tensors["head.weight"])),
+        preprocess=preprocess,
+        temperature=1.0,
+        metrics={},
+        seed=0,
+        versions=library_versions(),
+        git_commit=git_commit(),
+    )
+    tensors = padded(record, task.tensors)
+    samples, calibration = (smooth_noise(preprocess.size), None) if paths is None else read_images(paths, preprocess)
+    bundle = write(out, record, tensors, weights, samples, calibration)
+    print(f"{config.name}: {report(record)}; bundle {bundle.digest[:12]} in {out}")
+    if calibration is None:
+        print("its canary is smooth noise: give --images FOLDER for one of the task's images; int8 needs them")
+    return out
+
+
+def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Task:
+    """The updates of a LoRA adapter, their scalings absorbed.
+
+    Raises:
+        BackboneError: the adapter reads the class token, and this backbone does not.
+    """
+    if adapter.of_transformers and (model.global_pool != "token" or not isinstance(model.norm, torch.nn.LayerNorm)):
+        raise BackboneError(
+            f"--from peft {folder} is of transformers' ViT, whose head reads the class token after the last norm;"
+            f" the backbone pools by '{model.global_pool}': give the timm ViT with the same weights"
+        )
+    if adapter.of_transformers and eps_of(model) > EPS:
+        print(
+            f"a ViT of transformers has layer_norm_eps {EPS:g} unless its config says otherwise, this backbone"
+            f" {eps_of(model):g}: for answers that agree to 1e-5 give its own weights with --backbone-weights"
+        )
+    settings = AdapterConfig(
+        bottleneck=adapter.rank,
+        experts=1,
+        scale=1.0,
+        dropout=adapter.dropout,
+        style="low-rank",
+        targets=adapter.targets,
+    )
+    tensors = dict(adapter.head)
+    for (block, target), update in adapter.updates.items():
+        layer = f"blocks.{block}.{PLACES[target].module}.adapter.{target}"
+        rest = adapter.rank - len(update.down)
+        tensors[f"{layer}.down.weight"] = F.pad(update.down, (0, 0, 0, rest))
+        tensors[f"{layer}.up.weight"] = F.pad(update.up, (0, rest))
+    return Task("lora", tensors, settings)
+
+
+def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
+    """The head of a checkpoint, with all its other parameters if any of them is not the backbone's.
+
+    Raises:
+        BackboneError: it cannot be read or does not fit, or its LayerNorms have another eps than the backbone's.
+    """
+    head = read_head(config.path, FROM_TIMM)
+    tuned = copy.deepcopy(model)
+    load_weights(tuned, config.backbone, config.path, FROM_TIMM)
+    if eps_of(tuned) != eps_of(model):
+        raise BackboneError(
+            f"{FROM_TIMM} {config.path} has layer_norm_eps {eps_of(tuned):g}, the backbone {eps_of(model):g}:"
+            " give the checkpoint itself as --backbone-weights, or the one that it was tuned from"
+        )
+    if fingerprint(tuned.state_dict()) == fingerprint(model.state_dict()):
+        return Task("linear", head)
+    return Task("full", tuned.state_dict() | head)
+
+
+def describe(name: str, weights: Weights, model: VisionTransformer) -> Backbone:
+    """The backbone in words, for the record."""
+    return Backbone(
+        name=name,
+        source=weights.source,
+        sha256=fingerprint(model.state_dict()),
+        depth=len(model.blocks),
+        embed_dim=model.embed_dim,
+        hidden=feed_forward(model.blocks[0]).fc1.out_features,
+    )
+
+
+def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:
+    """The bundle's tensors, with zeros where a block has no update of a target.
+
+    Raises:
+        BundleError: tensors that are not the backbone's, all of them at once.
+    """
+    own: Tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in tensors.items()}
+    updates = {name: shape for name, shape in expected_shapes(record).items() if name.startswith("blocks.")}
+    whole = {name: np.zeros(shape, dtype=np.float32) for name, shape in updates.items()} | own
+    check_tensors(record, whole)
+    return whole
+
+
+def write(
+    out: Path, record: Record, tensors: Tensors, weights: Weights, samples: list[bytes], calibration: Pixels | None
+) -> Bundle:
+    """Record the canary with the restored model, and write all that a run leaves for its export, as one."""
+    model = restore(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))), weights)
+
+    def answer(images: Array) -> Array:
+        with torch.inference_mode():
+            return probabilities(model(torch.from_numpy(images)).numpy(), record.temperature)
+
+    canary = Canary.record(samples, record.preprocess, answer)
+    with replacing_folder(out) as aside:
+        if calibration is not None:
+            write_calibration(aside, calibration)
+        return Bundle(record, tensors, canary).save(aside)
+
+
+def report(record: Record) -> str:
+    """What came of it, in words."""
+    adapter = record.adapter
+    what = f"{record.method} on {record.backbone.name}, {len(record.classes)} classes"
+    if adapter is not None:
+        return f"{what}, rank {adapter.bottleneck} on {', '.join(adapter.targets)} of {record.backbone.depth} blocks"
+    return f"{what}, a head alone" if record.method == "linear" else f"{what}, all its parameters: the folded lane only"
+
+
+@command
+def main() -> None:
+    """The command line."""
+    convert(tyro.cli(ConvertConfig, prog="python -m export.convert", config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The images that a converted task is proved and calibrated with: the user's own, or smooth noise without any."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mosa_deploy.canary import SIZE
+from mosa_deploy.errors import DataError
+from mosa_deploy.preprocess import FORMATS, Pixels, Preprocess, decode, encode
+from mosa_deploy.seeds import derive
+
+CALIBRATION_IMAGES = 256
+
+WAVES = 6
+"""Random colours along each side of a smooth image; what lies between them is interpolated."""
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images below a folder in the order of their paths; hidden ones are left out.
+
+    Raises:
+        DataError: no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--images {folder}: no such folder; give a folder of images of the task")
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    images = sorted(path for path in found if path.suffix.lower() in suffixes)
+    if not images:
+        raise DataError(f"--images {folder} holds no images: give a folder of images of the task")
+    return images
+
+
+def read_images(paths: Sequence[Path], preprocess: Preprocess) -> tuple[list[bytes], Pixels]:
+    """The first images as they are encoded, and up to 256 drawn from all, decoded (n, H, W, 3).
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    rng = np.random.default_rng(derive(0, "calibration"))
+    drawn = rng.permutation(len(paths))[:CALIBRATION_IMAGES]
+    first = [_checked(path, preprocess)[0] for path in paths[:SIZE]]
+    return first, np.stack([_checked(paths[i], preprocess)[1] for i in drawn])
+
+
+def _checked(path: Path, preprocess: Preprocess) -> tuple[bytes, Pixels]:
+    try:
+        content = path.read_bytes()
+        return content, preprocess.pixels(decode(content))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; mend it, or remove it from --images") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}; or remove it from --images") from None
+
+
+def smooth_noise(size: tuple[int, int]) -> list[bytes]:
+    """Seeded smooth colours (H, W), as many as a canary has, encoded: nothing like any task's images."""
+    height, width = size
+    rng = np.random.default_rng(derive(0, "smooth noise"))
+    grids = rng.integers(0, 256, (SIZE, WAVES, WAVES, 3), dtype=np.uint8)
+    smooth = (Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC) for grid in grids)
+    return [encode(np.asarray(image)) for image in smooth]

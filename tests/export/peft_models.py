@@ -1,0 +1,69 @@
+"""Adapters made by the real peft, on a small ViT of timm and on the same of transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import ViTConfig, ViTForImageClassification
+
+from mosa_deploy.backbone import Weights, load_backbone, randomise
+
+NAME = "test_vit"
+"""timm's own small ViT for tests: embed_dim 64, depth 6, hidden width 192, 160 px."""
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "intermediate_size": 192,
+    "image_size": 160,
+    "patch_size": 16,
+}
+
+CLASSES = 5
+
+
+def images() -> Tensor:
+    return torch.randn(8, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def answers(model: torch.nn.Module) -> Tensor:
+    """Probabilities (8, K)."""
+    out = model.eval()(images())
+    logits: Tensor = out if isinstance(out, Tensor) else out.logits
+    return logits.softmax(-1)
+
+
+def adapted(model: torch.nn.Module, folder: Path | None, **settings: Any) -> PeftModel:
+    """`model` with a LoRA adapter that is away from the identity; saved if there is a folder to save it to."""
+    torch.manual_seed(1)
+    tuned = get_peft_model(model, LoraConfig(init_lora_weights=False, **settings))
+    if folder is not None:
+        tuned.save_pretrained(str(folder))
+    tuned.eval()
+    return tuned
+
+
+def of_timm(folder: Path | None = None, **settings: Any) -> PeftModel:
+    model = load_backbone(NAME, Weights("random"), CLASSES)
+    randomise(model.get_classifier())
+    return adapted(model, folder, **{"modules_to_save": ["head"], **settings})
+
+
+def vit(**settings: Any) -> ViTForImageClassification:
+    """A random ViT of transformers, as it makes one."""
+    torch.manual_seed(2)
+    model = ViTForImageClassification(ViTConfig(**{**SHAPE, "num_labels": CLASSES, **settings}))
+    model.train(False)
+    return model
+
+
+def of_transformers(folder: Path, weights: Path, **settings: Any) -> PeftModel:
+    """Its base model's weights go into the folder `weights`."""
+    model = vit()
+    randomise(model.classifier)
+    model.save_pretrained(weights)
+    return adapted(model, folder, **{"modules_to_save": ["classifier"], **settings})
