@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.errors import StoreError
-from mosa_deploy.files import replacing_folder, sha256
+from mosa_deploy.files import replacing_folder, sha256, write_text
 from mosa_deploy.preprocess import Array
 from mosa_deploy.store import GRAPH, PLAIN
 
@@ -94,6 +94,13 @@ def graph_file(folder: Path, index: Index, name: str) -> Path:
     if sha256(path) != index.files[name]:
         raise StoreError(f"{path} was altered or cut short since it was traced: {AGAIN}")
     return path
+
+
+def add_graph_file(path: Path) -> None:
+    """Enter a file that was made of the backbone's graphs, and lies beside them, into their index."""
+    index = read_index(path.parent)
+    added = index.model_copy(update={"files": index.files | {path.name: sha256(path)}})
+    write_text(path.parent / GRAPH, added.model_dump_json(indent=2) + "\n")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 backbones/<name>-<sha8>/   plain.onnx shared.onnx graph.json
 tasks/<task>/              adapter.safetensors adapter.json folded.onnx parity.json
+
+Beside each of `folded.onnx` and `shared.onnx` lie what was made of it: .fp16.onnx, .int8.onnx, .int8-tensorrt.onnx, and
+engines, .<precision>.<capability>.engine, with one engine.json a folder.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,8 @@ from mosa_deploy.errors import StoreError
 
 PLAIN, SHARED, GRAPH = "plain.onnx", "shared.onnx", "graph.json"
 FOLDED, PARITY = "folded.onnx", "parity.json"
+TIMINGS = "timings.cache"
+"""TensorRT's, at the root: what its builds have timed on this machine's GPU."""
 
 
 @dataclass(frozen=True)
