@@ -5,13 +5,20 @@ made once for a backbone; folding takes numpy alone.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import onnx
 import tyro
 
+from export.calibration import read_calibration
+from export.engine_files import choose_build
+from export.formats import fp32_file, write_formats
 from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone
+from export.lanes import Lane, shared_lane
+from export.options import FileOptions
+from export.overview import overview
 from export.parity import Chain, table
 from mosa_deploy import fold_graph
 from mosa_deploy.attach import task_state
@@ -23,7 +30,7 @@ from mosa_deploy.fold import fold
 from mosa_deploy.graph import PlainGraph, graph_file
 from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
-from mosa_deploy.store import FOLDED, GRAPH, PARITY, SHARED, Store
+from mosa_deploy.store import FOLDED, GRAPH, PARITY, SHARED, TIMINGS, Store
 
 
 @dataclass(frozen=True)
@@ -36,16 +43,20 @@ class ExportConfig:
     """The store's root."""
     backbone_weights: Path | None = None
     """The file that the task was tuned on, if it was tuned on one."""
+    files: Annotated[FileOptions, tyro.conf.arg(name="")] = field(default_factory=FileOptions)
 
 
 def export(config: ExportConfig) -> Path:
     """Write the task into the store and return its folder.
 
     Raises:
-        MosaError: the bundle or the backbone does not fit, or parity is broken; the store stays as it was.
+        MosaError: the bundle, the backbone or the calibration does not fit, an engine cannot be built, or parity is
+            broken; the store stays as it was.
     """
+    build = choose_build(config.files, config.out / TIMINGS)
     bundle = Bundle.load(config.bundle)
     record = bundle.record
+    calibration = read_calibration(config.bundle, record.preprocess) if "int8" in config.files.precisions else None
     weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
     model = restore(bundle, weights)
     store = Store(config.out)
@@ -59,9 +70,16 @@ def export(config: ExportConfig) -> Path:
     with replacing_folder(target) as aside:
         onnx.save(fold_graph.fold(graph, bundle), aside / FOLDED)
         chain.add_graph("folded ONNX", aside / FOLDED)
-        chain.add_shared("shared ONNX", graph_file(store.backbone(record.backbone), graph.index, SHARED))
+        shared = graph_file(store.backbone(record.backbone), graph.index, SHARED)
+        chain.add_shared("shared ONNX", shared)
         print(table(chain.links))
         chain.require()
+        written = []
+        for lane in (Lane("folded", aside / FOLDED), shared_lane(shared, bundle)):
+            written += [fp32_file(lane, chain), *write_formats(lane, config.files.precisions, chain, calibration)]
+            if build is not None:
+                written += build.write(lane, config.files.precisions, chain)
+        print(overview(written, target))
         tensors = {name: value.numpy() for name, value in task_state(model).items()}
         merged = Bundle(record.model_copy(update={"form": "merged"}), tensors, bundle.canary).save(aside)
         report = chain.report() | {"bundle": merged.digest, "folded_sha256": sha256(aside / FOLDED)}
