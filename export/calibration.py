@@ -24,11 +24,12 @@ def read_calibration(folder: Path, preprocess: Preprocess) -> Array:
     """
     path = folder / CALIBRATION
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: numpy leaves a damaged archive open.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             pixels = stored["images"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; int8 is calibrated on it: {WAY_OUT}") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} holds no array `images` ({type(error).__name__}): {WAY_OUT}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise DataError(f"{path} holds {pixels.dtype} {pixels.shape}, not uint8 (n, H, W, 3): {WAY_OUT}")

@@ -156,8 +156,8 @@ def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tu
     network = builder.create_network(strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(request.onnx.read_bytes()):
-        reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise ProviderError(f"{library} cannot read {request.onnx.name}: {reasons}; try another --precision")
+        reasons = [" ".join(str(parser.get_error(i).desc()).split()) for i in range(parser.num_errors)]
+        raise ProviderError(f"{library} cannot read {request.onnx.name}: {'; '.join(reasons)}; try another --precision")
     config = builder.create_builder_config()
     configure(config)
     if request.precision == "fp32":

@@ -1,7 +1,7 @@
 """fp16: weights and activations of a graph in half precision, what is delicate in fp32."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,43 +44,50 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
-def require_finite(name: str, file: Path, inputs: Mapping[str, NDArray[Any]], output: NDArray[Any]) -> None:
-    """Refuse a converted file whose output for these inputs is not finite.
+def require_finite(name: str, file: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+    """Refuse a converted file in which a value is not finite for one of these inputs.
+
+    ONNX Runtime multiplies in fp32 on the CPU and may leave out the rounding between two products, so that a file which
+    overflows on a GPU looks well by its output: every value is looked at, as the file says to round it.
 
     Raises:
         ParityError: it names the first node that makes NaN or infinity.
     """
-    odd = np.flatnonzero(~np.isfinite(output).reshape(len(output), -1).all(axis=1))
-    if not len(odd):
-        return
-    # One image is enough to find the node, and all its activations fit into memory.
-    model = onnx.load(file)
-    banks = {entry.name for entry in model.graph.input[2:]}
-    one = {key: value if key in banks else value[odd[:1]] for key, value in inputs.items()}
-    raise ParityError(
-        f"{name}: {first_non_finite(model, one)} makes NaN or infinity after the conversion; the store keeps what it"
-        " had. Leave this precision out of --precision"
-    )
+    watch = Watch(onnx.load(file))
+    for feed in feeds:
+        node = watch.first_non_finite(feed)
+        if node is not None:
+            raise ParityError(
+                f"{name}: {node} makes NaN or infinity after the conversion; the store keeps what it had. Leave this"
+                " precision out of --precision"
+            )
 
 
-def first_non_finite(model: onnx.ModelProto, inputs: Mapping[str, NDArray[Any]]) -> str:
-    """The first node, in the graph's order, whose output is not finite, with its type and its weights."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {entry.name: entry.type.tensor_type.elem_type for entry in (*inferred.value_info, *inferred.output)}
-    watched = [name for node in probe.graph.node for name in node.output if types.get(name) in FLOATS]
-    del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in watched)
-    options = onnxruntime.SessionOptions()
-    # Optimised away, a node would not be named.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = dict(zip(watched, session.run(watched, dict(inputs)), strict=True))
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if any(not np.isfinite(values[name]).all() for name in node.output if name in values):
-            own = [name for name in node.input if name in weights]
-            return f"node {node.name} ({', '.join([node.op_type, *own])})"
-    return "its last node"
+class Watch:
+    """A graph all of whose floating-point values can be seen."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes, self.weights = model.graph.node, {tensor.name for tensor in model.graph.initializer}
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        types = {entry.name: entry.type.tensor_type.elem_type for entry in (*inferred.value_info, *inferred.output)}
+        self.values = [name for node in self.nodes for name in node.output if types.get(name) in FLOATS]
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        del probe.graph.output[:]
+        probe.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in self.values)
+        options = onnxruntime.SessionOptions()
+        # Optimised away, a node would not be named.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def first_non_finite(self, feed: Mapping[str, NDArray[Any]]) -> str | None:
+        """The first node, in the graph's order, whose output is not finite, with its type and weights; None if none."""
+        values = dict(zip(self.values, self.session.run(self.values, dict(feed)), strict=True))
+        for node in self.nodes:
+            if any(not np.isfinite(values[name]).all() for name in node.output if name in values):
+                own = [name for name in node.input if name in self.weights]
+                return f"node {node.name} ({', '.join([node.op_type, *own])})"
+        return None

@@ -92,7 +92,7 @@ def check_engine(path: Path, record: EngineRecord, version: str, capability: str
         ProviderError: they differ; the flag that makes a fitting engine is named.
     """
     if capability is None:
-        raise ProviderError(f"{path} needs an NVIDIA GPU of {record.capability}, here is none: run {record.onnx}")
+        raise ProviderError(f"{path} needs an NVIDIA GPU of {record.capability}, here is none: run its ONNX file")
     if record.capability != capability:
         raise ProviderError(
             f"{path} was built for {record.capability}, this GPU is {capability}: {AGAIN} --compute-capability"

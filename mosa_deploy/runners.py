@@ -21,6 +21,9 @@ GraphRunnerName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "op
 
 RunnerName = Literal[GraphRunnerName, "tensorrt"]
 
+FOR_TENSORRT = "int8-tensorrt"
+"""In the names of files whose eight-bit weights overflow ONNX Runtime's integer kernels on CPUs without VNNI."""
+
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -115,6 +118,9 @@ def open_session(
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 3
+    if FOR_TENSORRT in path.name:
+        # Its pairs of Q and DQ run as they stand, which is what TensorRT computes.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
