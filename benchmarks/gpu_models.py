@@ -22,6 +22,7 @@ from mosa_deploy.attach import adapters, attach, freeze, set_passes
 from mosa_deploy.backbone import randomise
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.fold import absorb_norm, fold
+from mosa_deploy.rows import Layout
 
 PLAIN, CONTROL, FOLDED, LOW_RANK = "plain", "control", "folded", "merged low-rank"
 UNFOLDED, SHARED, MIXED, PEFT = "unfolded", "shared, one task", "shared, 8 tasks", "peft, 8 tasks"
@@ -70,14 +71,17 @@ def adapted(plain: VisionTransformer, bottleneck: int, task: int) -> VisionTrans
 
 
 def stack(models: list[VisionTransformer]) -> list[Tensor]:
-    """The banks of some tasks, in the order of `mosa_deploy.bank.bank_names`."""
-    tasks = [[row for adapter in adapters(model) for row in rows(adapter)] for model in models]
+    """The banks of some tasks, in the order of the parallel `mosa_deploy.rows.Layout`."""
+    tasks = [
+        [row for part in model.modules() if isinstance(part, ParallelAdapter) for row in rows(part)] for model in models
+    ]
     return [torch.stack(parts) for parts in zip(*tasks, strict=True)]
 
 
 def rows(adapter: ParallelAdapter) -> list[Tensor]:
     """What a merged adapter adds to its block, as `mosa_deploy.rows` has it."""
     assert isinstance(adapter.down, nn.Linear)
+    assert isinstance(adapter.up, nn.Linear)
     weight, bias = absorb_norm(adapter.down, adapter.norm)
     return [weight.T, bias, adapter.scale * adapter.up.weight.T, adapter.scale * adapter.up.bias]
 
@@ -89,7 +93,7 @@ class Shared(nn.Module):
         super().__init__()
         from export.shared import SharedBackbone
 
-        self.backbone = SharedBackbone(plain)
+        self.backbone = SharedBackbone(plain, Layout(len(plain.blocks), plain.embed_dim))
         for i, bank in enumerate(banks):
             self.register_buffer(f"bank{i}", bank)
 

@@ -29,8 +29,9 @@ from mosa_deploy.backbone import Weights, load_backbone, randomise
 from mosa_deploy.bundle import read_record
 from mosa_deploy.errors import command
 from mosa_deploy.files import write_text
+from mosa_deploy.rows import layout
 from mosa_deploy.runners import OnnxRunner
-from mosa_deploy.store import FOLDED, SHARED, Store
+from mosa_deploy.store import FOLDED, Store
 from mosa_deploy.versions import git_commit, library_versions, machine
 from training.evaluate import EvaluateConfig, evaluate, settings
 
@@ -91,7 +92,7 @@ def qualities(run: Path, root: Path) -> Iterator[Quality]:
     task = export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp32,fp16,int8")))
     record = read_record(task)
     data_dir, split = settings(EvaluateConfig(), run)
-    graphs = (task / FOLDED, None), (Store(root).backbone(record.backbone) / SHARED, task)
+    graphs = (task / FOLDED, None), (Store(root).backbone(record.backbone) / layout(record).file, task)
     for graph, bundle in graphs:
         base = None
         for name in ("fp32", *(name for names in FORMATS.values() for name in names)):

@@ -1,7 +1,7 @@
 """Export a bundle: `python -m export --bundle runs/digits --out artifacts`.
 
-Merges the task, folds it into the backbone's traced graph, and proves on the canary that nothing changed. The trace is
-made once for a backbone; folding takes numpy alone.
+Merges the task, folds it into the backbone's traced graph, and proves on the canary and on calibration images that
+nothing changed. The trace is made once for a backbone; folding takes numpy alone.
 """
 
 import json
@@ -11,11 +11,12 @@ from typing import Annotated
 
 import onnx
 import tyro
+from timm.models.vision_transformer import VisionTransformer
 
-from export.calibration import read_calibration
+from export.calibration import read_calibration, require_enough
 from export.engine_files import choose_build
 from export.formats import fp32_file, write_formats
-from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone
+from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
 from export.lanes import Lane, shared_lane
 from export.options import FileOptions
 from export.overview import overview
@@ -24,13 +25,15 @@ from mosa_deploy import fold_graph
 from mosa_deploy.attach import task_state
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bundle import Bundle, Record
-from mosa_deploy.errors import command
+from mosa_deploy.config import SEQUENTIAL
+from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.files import replacing_folder, sha256, write_text
 from mosa_deploy.fold import fold
-from mosa_deploy.graph import PlainGraph, graph_file
+from mosa_deploy.graph import PlainGraph, graph_file, read_index
 from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
-from mosa_deploy.store import FOLDED, GRAPH, PARITY, SHARED, TIMINGS, Store
+from mosa_deploy.rows import Layout, layout
+from mosa_deploy.store import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, Store
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class ExportConfig:
     """The store's root."""
     backbone_weights: Path | None = None
     """The file that the task was tuned on, if it was tuned on one."""
+    parity_images: int = 24
+    """How many of the run's calibration images the stages are compared on, beside the canary."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if there can be no such number."""
+        if self.parity_images < 0:
+            raise ConfigError(f"--parity-images {self.parity_images}: at least 0")
+
     files: Annotated[FileOptions, tyro.conf.arg(name="")] = field(default_factory=FileOptions)
 
 
@@ -56,51 +67,91 @@ def export(config: ExportConfig) -> Path:
     build = choose_build(config.files, config.out / TIMINGS)
     bundle = Bundle.load(config.bundle)
     record = bundle.record
-    calibration = read_calibration(config.bundle, record.preprocess) if "int8" in config.files.precisions else None
+    calibration = read_calibration(config.bundle, record.preprocess.size)
+    if "int8" in config.files.precisions:
+        require_enough(calibration, config.bundle)
     weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
     model = restore(bundle, weights)
     store = Store(config.out)
-    chain = Chain(bundle)
+    chain = Chain(bundle, None if calibration is None else calibration[: config.parity_images])
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
-    chain.add_model("folded", fold(model))
     chain.require()
-    graph = plain_graph(store, record, weights)
     target = store.task(record.task)
     with replacing_folder(target) as aside:
-        onnx.save(fold_graph.fold(graph, bundle), aside / FOLDED)
-        chain.add_graph("folded ONNX", aside / FOLDED)
-        shared = graph_file(store.backbone(record.backbone), graph.index, SHARED)
-        chain.add_shared("shared ONNX", shared)
+        if record.adapter is not None and record.adapter.style in SEQUENTIAL:
+            lanes = write_unfolded(chain, model, aside)
+        else:
+            lanes = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
         print(table(chain.links))
         chain.require()
         written = []
-        for lane in (Lane("folded", aside / FOLDED), shared_lane(shared, bundle)):
+        for lane in lanes:
             written += [fp32_file(lane, chain), *write_formats(lane, config.files.precisions, chain, calibration)]
             if build is not None:
                 written += build.write(lane, config.files.precisions, chain)
         print(overview(written, target))
-        tensors = {name: value.numpy() for name, value in task_state(model).items()}
-        merged = Bundle(record.model_copy(update={"form": "merged"}), tensors, bundle.canary).save(aside)
-        report = chain.report() | {"bundle": merged.digest, "folded_sha256": sha256(aside / FOLDED)}
+        file = lanes[0].path.name
+        merged = merged_bundle(bundle, model).save(aside)
+        report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
-    nodes = sum(node_types(target / FOLDED).values()), len(graph.model.graph.node)
-    print(f"{target / FOLDED}: {nodes[0]} nodes, plain has {nodes[1]}; merged bundle {merged.digest[:12]}")
+    print(f"{target / file}: {node_types(target / file).total()} nodes; merged bundle {merged.digest[:12]}")
     return target
 
 
-def plain_graph(store: Store, record: Record, weights: Weights | None) -> PlainGraph:
-    """The backbone's graph of the store; traced where it is not there yet.
+def write_folded(
+    chain: Chain, model: VisionTransformer, folder: Path, backbone: Path, weights: Weights | None
+) -> list[Lane]:
+    """The task in the plain graph's weights; the chain grows by what is folded, and by the shared graph."""
+    bundle = chain.bundle
+    chain.add_model("folded", fold(model))
+    chain.require()
+    graph = plain_graph(backbone, bundle.record, weights)
+    onnx.save(fold_graph.fold(graph, bundle), folder / FOLDED)
+    chain.add_graph("folded ONNX", folder / FOLDED)
+    lanes = [Lane("folded", folder / FOLDED)]
+    if bundle.record.method != "full":
+        lanes.append(shared_lane(graph_file(backbone, graph.index, layout(bundle.record).file), bundle))
+        chain.add_shared("shared ONNX", lanes[-1].path)
+    print(f"the plain graph has {len(graph.model.graph.node)} nodes")
+    return lanes
+
+
+def write_unfolded(chain: Chain, model: VisionTransformer, folder: Path) -> list[Lane]:
+    """The task with its adapters as nodes of their own."""
+    adapter = chain.bundle.record.adapter
+    assert adapter is not None
+    print(f"{adapter.style} adapters cannot fold: tracing the task with nodes of its own", flush=True)
+    write_onnx(model, folder / UNFOLDED)
+    chain.add_graph("unfolded ONNX", folder / UNFOLDED)
+    return [Lane("unfolded", folder / UNFOLDED)]
+
+
+def merged_bundle(bundle: Bundle, model: VisionTransformer) -> Bundle:
+    """The bundle with the tensors of the merged model; a fully tuned one stays as it is."""
+    if bundle.record.method == "full":
+        return bundle
+    tensors = {name: value.numpy() for name, value in task_state(model).items()}
+    return Bundle(bundle.record.model_copy(update={"form": "merged"}), tensors, bundle.canary)
+
+
+def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainGraph:
+    """The backbone's graph in its folder of the store; it and the task's shared graph are traced if they are not there.
 
     Raises:
         StoreError: it was altered since.
     """
-    folder = store.backbone(record.backbone)
-    if not (folder / GRAPH).is_file():
-        print(f"tracing {record.backbone.name}, once for all its tasks", flush=True)
+    # A fully tuned task has no rows, but the folder is for the others too.
+    wanted = Layout(record.backbone.depth, record.backbone.embed_dim) if record.method == "full" else layout(record)
+    known = read_index(folder).files if (folder / GRAPH).is_file() else {}
+    if wanted.file not in known:
+        print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)
         used = weights or Weights(record.backbone.source)
         model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=record.preprocess.size)
-        trace_backbone(model, record.backbone.sha256, folder)
+        if known:
+            trace_layout(model, folder, wanted)
+        else:
+            trace_backbone(model, record.backbone.sha256, folder, wanted)
     return PlainGraph.load(folder)
 
 

@@ -1,41 +1,55 @@
-"""The training images that a run leaves beside its bundle, from which int8 learns the range of every activation."""
+"""The calibration images that a run leaves beside its bundle: `calibration.npz`, (n, H, W, 3) uint8."""
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import Array, Preprocess
+from mosa_deploy.preprocess import Pixels
 
-CALIBRATION = "calibration.npz"
+FILE = "calibration.npz"
 
 LEAST = 32
-"""Fewer images miss the outliers, which set the ranges."""
-
-WAY_OUT = "tune the task again, or leave int8 out of --precision"
+"""For int8: fewer images miss the outliers, which set the ranges of activations."""
 
 
-def read_calibration(folder: Path, preprocess: Preprocess) -> Array:
-    """`calibration.npz` of a run, as the backbone reads it (n, 3, H, W).
+def read_calibration(folder: Path, size: tuple[int, int]) -> Pixels | None:
+    """The calibration images of a run, or None if it has none; `size` is (H, W) of what the backbone reads.
 
     Raises:
-        DataError: it is missing, damaged, empty, too small, or of images of another size.
+        DataError: the file is damaged, empty, or holds images of another size.
     """
-    path = folder / CALIBRATION
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    again = f"remove it, or copy the run again with its {FILE}"
     try:
-        # Opened here: numpy leaves a damaged archive open.
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            pixels = stored["images"]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; int8 is calibrated on it: {WAY_OUT}") from None
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} holds no array `images` ({type(error).__name__}): {WAY_OUT}") from None
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise DataError(f"{path} holds {pixels.dtype} {pixels.shape}, not uint8 (n, H, W, 3): {WAY_OUT}")
-    if pixels.shape[1:3] != preprocess.size:
-        sizes = " x ".join(map(str, pixels.shape[1:3])), " x ".join(map(str, preprocess.size))
-        raise DataError(f"{path} holds images of {sizes[0]}, the backbone reads {sizes[1]}: {WAY_OUT}")
-    if len(pixels) < LEAST:
-        raise DataError(f"{path} holds {len(pixels)} images, int8 needs at least {LEAST}: {WAY_OUT}")
-    return preprocess.normalise(pixels)
+        # numpy leaves a path's file open when it fails, but not one that is open already.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            images: NDArray[Any] = arrays["images"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read ({type(error).__name__}): {again}") from None
+    if images.ndim != 4 or not len(images):
+        raise DataError(f"{path} holds no images: {again}")
+    if images.dtype != np.uint8 or images.shape[1:] != (*size, 3):
+        raise DataError(
+            f"{path} holds images of {images.shape[1:]} {images.dtype}, the task reads {(*size, 3)} uint8: {again}"
+        )
+    return images
+
+
+def require_enough(images: Pixels | None, folder: Path) -> Pixels:
+    """The images of a run from which int8 learns the range of every activation.
+
+    Raises:
+        DataError: there are none, or too few.
+    """
+    way_out = "tune the task again, or leave int8 out of --precision"
+    if images is None:
+        raise DataError(f"{folder / FILE}: no such file; int8 is calibrated on it: {way_out}")
+    if len(images) < LEAST:
+        raise DataError(f"{folder / FILE} holds {len(images)} images, int8 needs at least {LEAST}: {way_out}")
+    return images

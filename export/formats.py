@@ -21,7 +21,7 @@ from export.quantise import to_int8
 from mosa_deploy.engine import Precision
 from mosa_deploy.files import replacing
 from mosa_deploy.graph import add_graph_file, graph_file, read_index
-from mosa_deploy.preprocess import Array
+from mosa_deploy.preprocess import Array, Pixels
 from mosa_deploy.runners import OnnxRunner, Runner
 
 FORMATS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "int8": ("int8", "int8-tensorrt")}
@@ -61,11 +61,11 @@ def fp32_file(lane: Lane, chain: Chain) -> Written:
 
 
 def write_formats(
-    lane: Lane, precisions: Sequence[Precision], chain: Chain, calibration: Array | None
+    lane: Lane, precisions: Sequence[Precision], chain: Chain, calibration: Pixels | None
 ) -> Iterator[Written]:
     """Write and prove one file after the other.
 
-    `calibration` (n, 3, H, W) is needed for int8 alone. A shared graph's file that is there already serves every task
+    `calibration` (n, H, W, 3) is needed for int8 alone. A shared graph's file that is there already serves every task
     of its backbone: it is proved for this one and stays.
 
     Raises:
@@ -77,7 +77,7 @@ def write_formats(
             if lane.shared and path.name in read_index(path.parent).files:
                 yield prove(lane, graph_file(path.parent, read_index(path.parent), path.name), path, precision, chain)
                 continue
-            graph = convert(lane, name, calibration)
+            graph = convert(lane, name, None if calibration is None else chain.preprocess.normalise(calibration))
             with replacing(path) as aside:
                 onnx.save(graph, aside)
                 found = prove(lane, aside, path, precision, chain)
@@ -98,7 +98,7 @@ def convert(lane: Lane, name: str, calibration: Array | None) -> onnx.ModelProto
 def prove(lane: Lane, file: Path, path: Path, precision: Precision, chain: Chain) -> Written:
     """Compare a file, which is at `path` in the end, with the fp32 graph of its lane."""
     # An image at a time: all the values of one fit into memory.
-    require_finite(path.name, file, (lane.feed(image[None]) for image in chain.inputs))
+    require_finite(path.name, file, (lane.feed(image[None]) for image in chain.inputs[: chain.canaries]))
     runner = OnnxRunner(file)
     link = chain.branch(lane.stage, path.name, lane.logits(runner, chain.inputs), TOLERANCES[precision])
     return Written(path, link, milliseconds(lane, runner, chain.inputs))

@@ -14,13 +14,14 @@ from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from export.shared import SharedBackbone
+from export.shared import SLOTS, SharedBackbone
 from mosa_deploy.backbone import randomise
-from mosa_deploy.bank import Bank, bank_names
+from mosa_deploy.bank import Bank
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.files import replacing
-from mosa_deploy.graph import Index, Place, PlainGraph, save_graphs
-from mosa_deploy.store import PLAIN, SHARED
+from mosa_deploy.graph import Index, Place, PlainGraph, add_graph, save_graphs
+from mosa_deploy.rows import Layout
+from mosa_deploy.store import PLAIN
 
 OPSET = 20
 """Attention decomposed: 6-18 % faster on ONNX Runtime CPU than opset 23's native node, which TensorRT-RTX refuses."""
@@ -28,7 +29,7 @@ OPSET = 20
 STAND_IN_CLASSES = 10
 """A backbone that comes without a head gets one of this width, so that plain and folded graphs have the same nodes."""
 
-INPUT, OUTPUT, SLOTS, FEATURES = "images", "logits", "slots", "features"
+INPUT, OUTPUT, FEATURES = "images", "logits", "features"
 
 
 def write_onnx(model: VisionTransformer, path: Path) -> None:
@@ -63,13 +64,18 @@ def write_graph(
         onnx.checker.check_model(aside, full_check=True)
 
 
-def trace_backbone(model: VisionTransformer, sha256: str, folder: Path) -> None:
-    """Write what all tasks of a backbone share into `folder`: both graphs, and where its parameters lie.
+def trace_backbone(model: VisionTransformer, sha256: str, folder: Path, layout: Layout) -> None:
+    """Write the graphs of a backbone into `folder`, the shared one of a layout, and where the parameters lie.
 
     `sha256` is that of the headless state dict; `model` has a stand-in head.
     """
     plain = trace_plain(model, sha256)
-    save_graphs(folder, plain.index, {PLAIN: plain.model, SHARED: trace_shared(model)})
+    save_graphs(folder, plain.index, {PLAIN: plain.model, layout.file: trace_shared(model, layout)})
+
+
+def trace_layout(model: VisionTransformer, folder: Path, layout: Layout) -> None:
+    """Add the shared graph of another layout to a backbone's folder."""
+    add_graph(folder, layout.file, trace_shared(model, layout))
 
 
 def trace_plain(model: VisionTransformer, sha256: str) -> PlainGraph:
@@ -79,13 +85,12 @@ def trace_plain(model: VisionTransformer, sha256: str) -> PlainGraph:
     return PlainGraph(graph, index)
 
 
-def trace_shared(model: VisionTransformer) -> onnx.ModelProto:
-    """The graph that reads tasks from banks."""
-    names, batch = bank_names(len(model.blocks)), torch.export.Dim("batch")
-    bank = Bank(len(model.blocks), model.embed_dim, capacity=2)
-    arguments = (example_images(model), torch.tensor([0, 1]), [torch.from_numpy(bank.tensors[name]) for name in names])
-    dynamic = ({0: batch}, {0: batch}, [bank_dimensions(name) for name in names])
-    return trace(SharedBackbone(model), [INPUT, SLOTS, *names], FEATURES, arguments, dynamic)[0]
+def trace_shared(model: VisionTransformer, layout: Layout) -> onnx.ModelProto:
+    """The graph that reads tasks from the banks of a layout."""
+    batch, bank = torch.export.Dim("batch"), Bank(layout, capacity=2)
+    arguments = (example_images(model), torch.tensor([0, 1]), [torch.from_numpy(v) for v in bank.tensors.values()])
+    dynamic = ({0: batch}, {0: batch}, [bank_dimensions(name) for name in bank.tensors])
+    return trace(SharedBackbone(model, layout), [INPUT, SLOTS, *bank.tensors], FEATURES, arguments, dynamic)[0]
 
 
 def bank_dimensions(name: str) -> dict[int, Any]:

@@ -12,7 +12,7 @@ from export.quantise import Feed
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.preprocess import Array
-from mosa_deploy.rows import task_rows
+from mosa_deploy.rows import layout, task_rows
 from mosa_deploy.runners import Runner
 
 BATCH = 16
@@ -31,7 +31,7 @@ class Lane:
     """The fp32 graph of one lane, and how a task uses it."""
 
     name: str
-    """`folded` or `shared`."""
+    """`folded`, `unfolded` or `shared`."""
     path: Path
     bound: dict[str, Array] = field(default_factory=dict)
     """The banks of a shared graph, with the task in them."""
@@ -74,8 +74,7 @@ class Lane:
 
 def shared_lane(path: Path, bundle: Bundle) -> Lane:
     """The backbone's shared graph with this task alone in its banks, and the task's head behind it."""
-    record = bundle.record
-    bank = Bank(record.backbone.depth, record.backbone.embed_dim)
+    bank = Bank(layout(bundle.record))
     slot = bank.write(task_rows(bundle))
     head, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
 

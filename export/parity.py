@@ -1,4 +1,4 @@
-"""Parity: neighbouring stages of the way give the same logits on the canary.
+"""Parity: neighbouring stages of the way give the same logits on the canary and on calibration images.
 
 canary -> expectation -> merged -> folded -> folded ONNX -> shared ONNX
 
@@ -17,8 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import ParityError
-from mosa_deploy.preprocess import Array, probabilities
-from mosa_deploy.rows import task_rows
+from mosa_deploy.preprocess import Array, Pixels, probabilities
+from mosa_deploy.rows import layout, task_rows
 from mosa_deploy.runners import OnnxRunner, SharedRunner
 
 
@@ -109,9 +109,14 @@ def compare(first: str, a: Array, second: str, b: Array, tolerance: Tolerance = 
 class Chain:
     """The stages so far, each compared with the one before."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-        self.inputs = bundle.canary.inputs(bundle.record.preprocess)
+    def __init__(self, bundle: Bundle, calibration: Pixels | None = None) -> None:
+        """`calibration` (n, H, W, 3) are images on which the stages after the canary are compared too."""
+        self.bundle, self.preprocess = bundle, bundle.record.preprocess
+        pixels = bundle.canary.pixels(self.preprocess)
+        self.canaries = len(pixels)
+        self.inputs = self.preprocess.normalise(
+            pixels if calibration is None else np.concatenate([pixels, calibration])
+        )
         self.links: list[Link] = []
         self.stage = "canary"
         self.output = bundle.canary.probabilities
@@ -120,7 +125,7 @@ class Chain:
     def add(self, stage: str, logits: Array) -> None:
         """Compare a stage's logits with the stage before; the canary itself is compared in probabilities."""
         if self.stage == "canary":
-            given = probabilities(logits, self.bundle.record.temperature)
+            given = probabilities(logits[: self.canaries], self.bundle.record.temperature)
             self.links.append(compare(self.stage, self.output, stage, given))
         else:
             self.links.append(compare(self.stage, self.output, stage, logits))
@@ -149,8 +154,7 @@ class Chain:
 
     def add_shared(self, stage: str, path: Path) -> None:
         """The shared graph with this task in one of its slots, and the task's head, as the next stage."""
-        record = self.bundle.record
-        bank = Bank(record.backbone.depth, record.backbone.embed_dim)
+        bank = Bank(layout(self.bundle.record))
         slot = bank.write(task_rows(self.bundle))
         features = SharedRunner(path, bank).run(self.inputs, np.full(len(self.inputs), slot))
         head, bias = (self.bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
@@ -168,7 +172,8 @@ class Chain:
     def report(self) -> dict[str, object]:
         """What `parity.json` says of the chain."""
         return {
-            "images": len(self.inputs),
+            "canary_images": self.canaries,
+            "calibration_images": len(self.inputs) - self.canaries,
             "links": [asdict(link) for link in self.links],
         }
 

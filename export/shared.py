@@ -14,53 +14,85 @@ from torch import Tensor, nn
 
 from mosa_deploy.fold import absorb_norm, linear
 from mosa_deploy.plain import check_plain, feed_forward
-from mosa_deploy.rows import PARTS
+from mosa_deploy.rows import PARTS, Layout
+
+Inputs = dict[str, Tensor]
+"""Slots, and banks by their names, while the model runs."""
+
+SLOTS = "slots"
 
 
 class SharedMlp(nn.Module):
     """A block's FFN with norm2 and LayerScale absorbed, and beside it the adapter of each sample's slot."""
 
-    def __init__(self, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, inputs: list[Tensor], block: int) -> None:
-        """`inputs` holds slots and banks while the model runs; `block` says which banks are read."""
+    def __init__(self, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, inputs: Inputs, block: str) -> None:
         super().__init__()
         self.fc1, self.act, self.fc2 = fc1, act, fc2
         self.inputs, self.block = inputs, block
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        slots, first = self.inputs[0], 1 + len(PARTS) * self.block
-        down, down_bias, up, up_bias = (bank[slots] for bank in self.inputs[first : first + len(PARTS)])
+        slots = self.inputs[SLOTS]
+        down, down_bias, up, up_bias = (self.inputs[f"{self.block}.{part}"][slots] for part in PARTS)
         hidden = self.act(torch.matmul(x, down) + down_bias[:, None])
         adapted = torch.matmul(hidden, up) + up_bias[:, None]
         out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out + adapted
 
 
-class SharedBackbone(nn.Module):
-    """A headless copy of a plain ViT whose FFNs read banks."""
+class SharedLinear(nn.Module):
+    """A linear layer, and beside it the low-rank update of each sample's slot."""
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, linear: nn.Linear, inputs: Inputs, name: str) -> None:
         super().__init__()
-        self.inputs: list[Tensor] = []
-        self.backbone = share(check_plain(copy.deepcopy(model)), self.inputs)
+        self.linear = linear
+        self.inputs, self.name = inputs, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        slots = self.inputs[SLOTS]
+        down, up = (self.inputs[f"{self.name}.{part}"][slots] for part in ("down", "up"))
+        out: Tensor = self.linear(x)
+        return out + torch.matmul(torch.matmul(x, down), up)
+
+
+class SharedBackbone(nn.Module):
+    """A headless copy of a plain ViT that reads the banks of a layout."""
+
+    def __init__(self, model: VisionTransformer, layout: Layout) -> None:
+        super().__init__()
+        self.inputs: Inputs = {}
+        self.names = list(layout.shapes(1))
+        self.backbone = check_plain(copy.deepcopy(model))
         self.backbone.reset_classifier(0)
+        for i, block in enumerate(self.backbone.blocks):
+            if layout.modules:
+                share_layers(block, layout, self.inputs, f"blocks.{i}")
+            else:
+                share_mlp(block, self.inputs, f"blocks.{i}")
 
     def forward(self, images: Tensor, slots: Tensor, banks: list[Tensor]) -> Tensor:
-        """Images (B, 3, H, W), slots (B,) and banks in the order of `bank_names` -> features (B, C)."""
-        self.inputs[:] = [slots, *banks]
+        """Images (B, 3, H, W), slots (B,) and banks in the order of the layout's rows -> features (B, C)."""
+        self.inputs.update({SLOTS: slots, **dict(zip(self.names, banks, strict=True))})
         features: Tensor = self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
         return features
 
 
 @torch.no_grad()
-def share(model: VisionTransformer, inputs: list[Tensor]) -> VisionTransformer:
-    """Absorb every norm2 and LayerScale, in place, and let the FFNs read `inputs`."""
-    for i, block in enumerate(model.blocks):
-        norm, fc1, act, fc2, layer_scale = feed_forward(block)
-        ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
-        wide = linear(*absorb_norm(fc1, norm))
-        narrow = linear(ls2[:, None] * fc2.weight, ls2 * fc2.bias)
-        block.mlp = SharedMlp(wide, act, narrow, inputs, i)
-        block.norm2 = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
-        block.ls2 = nn.Identity()
-    return model
+def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
+    """Absorb norm2 and LayerScale, in place, and let the FFN read `inputs`."""
+    norm, fc1, act, fc2, layer_scale = feed_forward(block)
+    ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
+    wide = linear(*absorb_norm(fc1, norm))
+    narrow = linear(ls2[:, None] * fc2.weight, ls2 * fc2.bias)
+    block.mlp = SharedMlp(wide, act, narrow, inputs, name)
+    block.norm2 = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+    block.ls2 = nn.Identity()
+
+
+def share_layers(block: nn.Module, layout: Layout, inputs: Inputs, name: str) -> None:
+    """Let the layers that the layout names read `inputs`, in place."""
+    for module, _, _ in layout.modules:
+        layer = block.get_submodule(module)
+        assert isinstance(layer, nn.Linear)
+        block.set_submodule(module, SharedLinear(layer, inputs, f"{name}.{module}"))

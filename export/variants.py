@@ -26,12 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.graphs import node_types, optimised_node_types, trace_plain, trace_shared
 from export.timing import Answer
 from mosa_deploy.attach import attach
-from mosa_deploy.bank import Bank, bank_names
+from mosa_deploy.bank import Bank
 from mosa_deploy.config import AdapterConfig
-from mosa_deploy.fold_graph import Parameters, fold_block
+from mosa_deploy.fold_graph import Parameters, fold_rows
 from mosa_deploy.graph import PlainGraph
 from mosa_deploy.preprocess import Array
-from mosa_deploy.rows import PARTS, Rows
+from mosa_deploy.rows import PARTS, Layout, Rows
 from mosa_deploy.runners import RunnerName, SharedRunner, open_runner
 
 VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
@@ -85,7 +85,7 @@ class Variant:
     def bank(self) -> Bank:
         """The tasks' bank; they take the slots in their order."""
         first = self.tasks[0]
-        bank = Bank(first.depth, first.head.shape[1], self.bottleneck, len(self.tasks))
+        bank = Bank(Layout(first.depth, first.head.shape[1]), self.bottleneck, len(self.tasks))
         for task in self.tasks:
             bank.write(task.rows)
         return bank
@@ -109,13 +109,12 @@ class Variant:
 def random_task(depth: int, width: int, bottleneck: int, classes: int, seed: int) -> Task:
     """Rows and a head that keep the scale of what they read."""
     rng = np.random.default_rng([seed, bottleneck])
-    shapes = {"down": (width, bottleneck), "down_bias": (bottleneck,), "up": (bottleneck, width), "up_bias": (width,)}
 
     def draw(shape: tuple[int, ...]) -> Array:
         deviation = shape[0] ** -0.5 if len(shape) > 1 else 0.1
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
 
-    rows = {name: draw(shapes[name.rpartition(".")[2]]) for name in bank_names(depth)}
+    rows = {name: draw(shape) for name, shape in Layout(depth, width).shapes(bottleneck).items()}
     return Task(rows, draw((width, classes)).T.copy(), draw((classes,)))
 
 
@@ -158,15 +157,12 @@ def trace_variants(
         for r, task in tasks.items():
             yield "unfolded", r, beside.replaced(unfolded(task, config.scale))
     if not set(SHARED).isdisjoint(names):
-        yield "shared", 0, trace_shared(model)
+        yield "shared", 0, trace_shared(model, Layout(len(model.blocks), model.embed_dim))
 
 
 def folded(graph: PlainGraph, task: Task) -> Parameters:
     """The parameters of a plain graph with the task in its FFNs."""
-    values: Parameters = {"head.weight": task.head, "head.bias": task.bias}
-    for i in range(graph.index.depth):
-        values |= fold_block(graph, f"blocks.{i}", task.rows)
-    return values
+    return {"head.weight": task.head, "head.bias": task.bias} | fold_rows(graph, task.rows)
 
 
 def unfolded(task: Task, scale: float) -> Parameters:

@@ -1,4 +1,4 @@
-"""The adapter, dense or split.
+"""The adapter beside an FFN, dense or split; `mosa_deploy.low_rank` has the other style.
 
 - Adapter, parallel style: AdaptFormer, arXiv 2205.13535.
 - Split projections: MoSA, "Split & Merge", arXiv 2312.02923.
@@ -29,17 +29,18 @@ class SplitLinear(nn.Module):
 
     base: Tensor
     owner: Tensor
+    bias: nn.Parameter
 
     def __init__(
         self,
         base: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         owner: Tensor,
         experts: int,
         generator: torch.Generator,
         merge_scale: float | None = None,
     ) -> None:
-        """base, owner: (out, in); bias: (out,), where every expert's own bias starts."""
+        """base, owner: (out, in); bias: (out,), where every expert's own bias starts, if the layer has any."""
         super().__init__()
         self.experts = experts
         self.merge_scale = 1 / experts if merge_scale is None else merge_scale
@@ -47,7 +48,8 @@ class SplitLinear(nn.Module):
         self.dense = False
         self.generator = generator
         self.weight = nn.Parameter(torch.zeros_like(base))
-        self.bias = nn.Parameter(bias.detach().repeat(experts, 1))
+        # As in nn.Linear, a layer without one has None, whatever the annotation says.
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().repeat(experts, 1)))
         self.register_buffer("base", base.detach().clone())
         self.register_buffer("owner", owner)
 
@@ -57,13 +59,13 @@ class SplitLinear(nn.Module):
         owner = split((linear.out_features, linear.in_features), config.experts, generator)
         return cls(linear.weight, linear.bias, owner, config.experts, generator, config.merge_scale)
 
-    def expert(self, k: int) -> tuple[Tensor, Tensor]:
+    def expert(self, k: int) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and bias (out,) with expert k active."""
-        return self.base + self.weight * (self.owner == k), self.bias[k]
+        return self.base + self.weight * (self.owner == k), None if self.bias is None else self.bias[k]
 
-    def merged(self) -> tuple[Tensor, Tensor]:
+    def merged(self) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and bias (out,) that stand for all experts at once."""
-        return self.base + self.merge_scale * self.weight, self.bias.mean(0)
+        return self.base + self.merge_scale * self.weight, None if self.bias is None else self.bias.mean(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out); in training the first dimension is a multiple of `passes`."""
@@ -77,36 +79,19 @@ class SplitLinear(nn.Module):
     def merge(self) -> nn.Linear:
         """The dense layer that evaluation uses."""
         weight, bias = self.merged()
-        linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+        outputs, inputs = weight.shape
+        linear = nn.Linear(inputs, outputs, bias is not None, device=weight.device, dtype=weight.dtype)
         linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
+        if bias is not None:
+            linear.bias.copy_(bias)
         return linear
 
 
-class ParallelAdapter(nn.Module):
-    """scale * up(drop(act(down(norm(h))))), added beside the FFN of a block.
+class Bottleneck(nn.Module):
+    """Two projections, C -> r -> C' : what an adapter of any style is made of, and what is split and merged."""
 
-    `down` is kaiming-uniform, `up` zero, so that a new adapter changes nothing. `norm` is a LayerNorm of its own.
-    """
-
-    def __init__(
-        self, embed_dim: int, config: AdapterConfig, act: nn.Module, eps: float, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.scale = config.scale
-        self.norm = nn.LayerNorm(embed_dim, eps=eps)
-        self.down: nn.Linear | SplitLinear = nn.Linear(embed_dim, config.bottleneck)
-        self.act = act
-        self.drop = nn.Dropout(config.dropout)
-        self.up: nn.Linear | SplitLinear = nn.Linear(config.bottleneck, embed_dim)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        out: Tensor = self.up(self.drop(self.act(self.down(self.norm(h)))))
-        return self.scale * out
+    down: nn.Linear | SplitLinear
+    up: nn.Linear | SplitLinear
 
     def split_(self, config: AdapterConfig, generator: torch.Generator) -> Self:
         """Split what `config.share` does not keep dense; the owner maps and the draws of the two are independent."""
@@ -123,3 +108,43 @@ class ParallelAdapter(nn.Module):
         if isinstance(self.up, SplitLinear):
             self.up = self.up.merge()
         return self
+
+    def after_attention(self, h: Tensor) -> Tensor:
+        """The residual stream after attention (B, N, C) -> what the FFN reads."""
+        return h
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a projection still has experts."""
+        return isinstance(self.down, SplitLinear) or isinstance(self.up, SplitLinear)
+
+
+class ParallelAdapter(Bottleneck):
+    """scale * up(drop(act(down(norm(h))))), added beside the FFN of a block.
+
+    `down` is kaiming-uniform, `up` zero, so that a new adapter changes nothing. `norm` is a LayerNorm of its own.
+    """
+
+    def __init__(
+        self, embed_dim: int, config: AdapterConfig, act: nn.Module, eps: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.scale = config.scale
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
+        self.down = nn.Linear(embed_dim, config.bottleneck)
+        self.act = act
+        self.drop = nn.Dropout(config.dropout)
+        self.up = nn.Linear(config.bottleneck, embed_dim)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        out: Tensor = self.up(self.drop(self.act(self.down(self.norm(h)))))
+        return self.scale * out
+
+    def finish(self, h: Tensor, z: Tensor) -> Tensor:
+        """What the FFN read and wrote (B, N, C) -> the block's output: h + z + adapter(h)."""
+        out: Tensor = h + z + self(h)
+        return out

@@ -1,23 +1,23 @@
 """Attach adapters to a timm vision transformer and freeze what they stand on."""
 
-from typing import cast
-
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from mosa_deploy.adapter import ParallelAdapter, SplitLinear
-from mosa_deploy.config import AdapterConfig
+from mosa_deploy.adapter import Bottleneck, ParallelAdapter, SplitLinear
+from mosa_deploy.config import PLACES, AdapterConfig
 from mosa_deploy.errors import BackboneError, ConfigError
+from mosa_deploy.low_rank import LowRankAdapter, LowRankLinear
 from mosa_deploy.plain import check_plain, feed_forward
 from mosa_deploy.seeds import derive
+from mosa_deploy.sequential import HoulsbyAdapter, PfeifferAdapter
 from mosa_deploy.shapes import shape_faults, shapes_of
 
 
 class AdaptedBlock(nn.Module):
-    """A timm `Block` with an adapter beside its FFN: y = h + FFN(norm2(h)) + adapter(h)."""
+    """A timm `Block`, open after attention and at its end; the adapter says what it reads and writes there."""
 
-    def __init__(self, block: Block, adapter: ParallelAdapter) -> None:
+    def __init__(self, block: Block, adapter: ParallelAdapter | PfeifferAdapter | HoulsbyAdapter) -> None:
         super().__init__()
         self.block = block
         self.adapter = adapter
@@ -26,9 +26,8 @@ class AdaptedBlock(nn.Module):
         """(B, N, C) -> (B, N, C)."""
         block = self.block
         attended = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-        h: Tensor = x + block.drop_path1(block.ls1(attended))
-        forward: Tensor = block.drop_path2(block.ls2(block.mlp(block.norm2(h))))
-        return h + forward + cast(Tensor, self.adapter(h))
+        h = self.adapter.after_attention(x + block.drop_path1(block.ls1(attended)))
+        return self.adapter.finish(h, block.drop_path2(block.ls2(block.mlp(block.norm2(h)))))
 
 
 def attach(model: nn.Module, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> VisionTransformer:
@@ -39,24 +38,48 @@ def attach(model: nn.Module, config: AdapterConfig, seed: int = 0, *, split: boo
     Raises:
         BackboneError: a block that does not qualify, or that has an adapter already.
     """
-    if any(isinstance(part, AdaptedBlock) for part in model.modules()):
+    if adapters(model):
         raise BackboneError("this model has adapters already: start from a plain backbone")
     vit = check_plain(model)
     device = next(vit.parameters()).device
     for i, block in enumerate(vit.blocks):
         generator = torch.Generator().manual_seed(derive(seed, "adapter", i))
-        part = feed_forward(block)
-        adapter = ParallelAdapter(vit.embed_dim, config, part.act, part.norm.eps, generator)
-        if split:
-            adapter.split_(config, generator)
         assert isinstance(block, Block)
-        vit.blocks[i] = AdaptedBlock(block, adapter.to(device)).train(vit.training)
+        if config.style == "low-rank":
+            _update(block, config, generator)
+        else:
+            vit.blocks[i] = _adapted(block, config, generator)
+        if split:
+            for adapter in adapters(vit.blocks[i]):
+                adapter.split_(config, generator)
+        vit.blocks[i].to(device).train(vit.training)
     return vit
 
 
-def adapters(model: nn.Module) -> list[ParallelAdapter]:
-    """The adapters of `model` in the order of its blocks."""
-    return [part for part in model.modules() if isinstance(part, ParallelAdapter)]
+def _adapted(block: Block, config: AdapterConfig, generator: torch.Generator) -> AdaptedBlock:
+    part = feed_forward(block)
+    width, eps = part.norm.normalized_shape[0], part.norm.eps
+    match config.style:
+        case "pfeiffer":
+            return AdaptedBlock(block, PfeifferAdapter(width, config, eps, generator))
+        case "houlsby":
+            return AdaptedBlock(block, HoulsbyAdapter(width, config, generator))
+        case _:
+            return AdaptedBlock(block, ParallelAdapter(width, config, part.act, eps, generator))
+
+
+def _update(block: Block, config: AdapterConfig, generator: torch.Generator) -> None:
+    """Give each layer that holds a target an adapter, in place."""
+    for module in dict.fromkeys(PLACES[target].module for target in PLACES if target in config.targets):
+        linear = block.get_submodule(module)
+        assert isinstance(linear, nn.Linear)
+        targets = [target for target in config.targets if PLACES[target].module == module]
+        block.set_submodule(module, LowRankLinear(linear, LowRankAdapter(linear, targets, config, generator)))
+
+
+def adapters(model: nn.Module) -> list[Bottleneck]:
+    """The adapters of `model` in the order of its blocks; of low-rank ones each target's."""
+    return [part for part in model.modules() if isinstance(part, Bottleneck)]
 
 
 def split_layers(model: nn.Module) -> list[SplitLinear]:

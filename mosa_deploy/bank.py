@@ -8,45 +8,41 @@ import numpy as np
 
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.preprocess import Array
-from mosa_deploy.rows import PARTS, Rows
-
-
-def bank_names(depth: int) -> list[str]:
-    """The bank tensors in the order of the graph's inputs."""
-    return [f"blocks.{i}.{part}" for i in range(depth) for part in PARTS]
+from mosa_deploy.rows import Layout, Rows
+from mosa_deploy.shapes import shapes_of
 
 
 class Bank:
-    """Slots of equal size for the tasks of one backbone; both their number and the bottleneck grow by doubling.
+    """Slots of equal size for the tasks of one shared graph; both their number and the bottleneck grow by doubling.
 
     `tensors` are what the graph reads. Growing replaces them, so whoever holds them looks at `growths`; whoever holds a
-    copy looks at `changes`.
+    copy looks at `changes`. `limit` is the largest bottleneck that the graph takes, where it was built for one.
     """
 
-    def __init__(self, depth: int, width: int, bottleneck: int = 16, capacity: int = 1) -> None:
-        self.depth, self.width = depth, width
-        self.bottleneck, self.capacity = bottleneck, capacity
+    def __init__(self, layout: Layout, bottleneck: int = 16, capacity: int = 1, limit: int | None = None) -> None:
+        self.layout, self.bottleneck, self.capacity, self.limit = layout, bottleneck, capacity, limit
         self.growths = self.changes = 0
         self.free = list(range(capacity))
         self.tensors = self._zeros()
 
     def _zeros(self) -> dict[str, Array]:
-        t, c, r = self.capacity, self.width, self.bottleneck
-        shapes = {"down": (t, c, r), "down_bias": (t, r), "up": (t, r, c), "up_bias": (t, c)}
-        return {
-            f"blocks.{i}.{part}": np.zeros(shapes[part], dtype=np.float32) for i in range(self.depth) for part in PARTS
-        }
+        shapes = self.layout.shapes(self.bottleneck)
+        return {name: np.zeros((self.capacity, *shape), dtype=np.float32) for name, shape in shapes.items()}
 
     def write(self, rows: Rows) -> int:
         """Put a task into a free slot, growing if there is none or if its bottleneck is larger; returns the slot.
 
         Raises:
-            ConfigError: rows of another depth or width.
+            ConfigError: rows of another layout, or of a bottleneck above the limit.
         """
-        names = bank_names(self.depth)
-        if rows and (rows.keys() != set(names) or rows["blocks.0.up"].shape[1] != self.width):
-            raise ConfigError(f"the rows are not of {self.depth} blocks of width {self.width}: give the backbone's own")
-        needed = rows["blocks.0.down_bias"].shape[0] if rows else 0
+        needed = max((value.shape[0] for name, value in rows.items() if name.endswith(".up")), default=0)
+        if rows and shapes_of(rows) != self.layout.shapes(needed):
+            raise ConfigError(f"the rows are not of {self.layout}: give the backbone's own")
+        if self.limit is not None and needed > self.limit:
+            raise ConfigError(
+                f"a bottleneck of {needed} is above the {self.limit} that the shared graph was built for: build it for"
+                f" {needed}, or serve this task folded"
+            )
         if not self.free or needed > self.bottleneck:
             self._grow(capacity=self.capacity * (1 if self.free else 2), bottleneck=max(self.bottleneck, needed))
         slot = self.free.pop(0)
@@ -65,6 +61,8 @@ class Bank:
     def _grow(self, capacity: int, bottleneck: int) -> None:
         while self.bottleneck < bottleneck:
             self.bottleneck *= 2
+        if self.limit is not None:
+            self.bottleneck = min(self.bottleneck, self.limit)
         self.free += range(self.capacity, capacity)
         self.capacity = capacity
         before, self.tensors = self.tensors, self._zeros()

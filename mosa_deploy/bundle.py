@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mosa_deploy.canary import PREFIX, Canary
-from mosa_deploy.config import AdapterConfig, Method
+from mosa_deploy.config import PLACES, AdapterConfig, Method
 from mosa_deploy.errors import BundleError, ConfigError
 from mosa_deploy.files import replacing
 from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.rows import module_shape
 from mosa_deploy.shapes import Shapes, shape_faults, shapes_of
 
 FORMAT_VERSION = 1
@@ -42,6 +43,8 @@ class Backbone(BaseModel):
     """Of the headless state dict, see `mosa_deploy.backbone.fingerprint`."""
     depth: int
     embed_dim: int
+    hidden: int | None = None
+    """M, the inner width of the FFNs, for updates of theirs."""
 
     @property
     def folder(self) -> str:
@@ -61,11 +64,10 @@ class Record(BaseModel):
     """The task of `training.tasks` whose images it was tuned on."""
     backbone: Backbone
     method: Method
-    style: Literal["parallel"] = "parallel"
     form: Literal["split", "merged"]
     """`split`: the experts are still apart, as tuning leaves them; `merged`: one complete adapter."""
     adapter: AdapterConfig | None
-    """None for `linear`, which has a head only."""
+    """None for `linear`, which has a head only, and for `full`, which has every parameter of the backbone."""
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: Annotated[float, Field(gt=0)]
@@ -164,28 +166,50 @@ def expected_shapes(record: Record) -> Shapes:
         "head.weight": (len(record.classes), width),
         "head.bias": (len(record.classes),),
     }
-    if record.adapter is None:
-        return shapes
     adapter = record.adapter
-    for i in range(record.backbone.depth):
-        prefix = f"blocks.{i}.adapter"
-        shapes |= {f"{prefix}.norm.weight": (width,), f"{prefix}.norm.bias": (width,)}
-        for name, shape in (("down", (adapter.bottleneck, width)), ("up", (width, adapter.bottleneck))):
-            split = record.form == "split" and adapter.share != name
-            shapes |= {f"{prefix}.{name}.weight": shape}
-            shapes |= {f"{prefix}.{name}.bias": (adapter.experts, shape[0]) if split else (shape[0],)}
-            if split:
-                shapes |= {f"{prefix}.{name}.base": shape, f"{prefix}.{name}.owner": shape}
+    for i in range(record.backbone.depth if adapter else 0):
+        assert adapter is not None
+        block = f"blocks.{i}"
+        if adapter.style in ("parallel", "pfeiffer"):
+            shapes |= {f"{block}.adapter.norm.{part}": (width,) for part in ("weight", "bias")}
+            shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter", width, width, bias=True)
+        for place in ("attn", "ffn") if adapter.style == "houlsby" else ():
+            shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter.{place}", width, width, bias=True)
+        for target in adapter.targets:
+            module, _, parts = PLACES[target]
+            outputs, inputs = module_shape(record, module)
+            name = f"{block}.{module}.adapter.{target}"
+            shapes |= _bottleneck_shapes(record, adapter, name, inputs, outputs // parts, bias=False)
+    return shapes
+
+
+def _bottleneck_shapes(
+    record: Record, adapter: AdapterConfig, name: str, inputs: int, outputs: int, bias: bool
+) -> Shapes:
+    """Of the two projections, down and up; split ones have owners, and a bias for each expert."""
+    shapes: Shapes = {}
+    for part, shape in (("down", (adapter.bottleneck, inputs)), ("up", (outputs, adapter.bottleneck))):
+        layer, split = f"{name}.{part}", record.form == "split" and adapter.share != part
+        shapes |= {f"{layer}.weight": shape}
+        if bias:
+            shapes |= {f"{layer}.bias": (adapter.experts, shape[0]) if split else (shape[0],)}
+        if split:
+            shapes |= {f"{layer}.base": shape, f"{layer}.owner": shape}
     return shapes
 
 
 def check_tensors(record: Record, tensors: Tensors) -> None:
     """Compare names and shapes with the record, and refuse what is not finite.
 
+    Of a fully tuned backbone only the head is known here; the rest is compared with the graph that it is folded into.
+
     Raises:
         BundleError: lists every missing, unexpected, misshapen or non-finite tensor at once.
     """
-    faults = shape_faults(expected_shapes(record), shapes_of(tensors))
+    expected, given = expected_shapes(record), shapes_of(tensors)
+    if record.method == "full":
+        given = {name: shape for name, shape in given.items() if name in expected}
+    faults = shape_faults(expected, given)
     if faults:
         raise BundleError(f"the tensors of '{record.task}' do not fit its record: {faults}")
     odd = [name for name, value in sorted(tensors.items()) if value.dtype.kind == "f" and not np.isfinite(value).all()]

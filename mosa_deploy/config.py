@@ -2,35 +2,73 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from mosa_deploy.errors import ConfigError, one_of
 
 Share = Literal["down", "up", "none"]
-Method = Literal["mosa", "adapter", "linear"]
+Style = Literal["parallel", "low-rank", "pfeiffer", "houlsby"]
+Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2"]
+Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "full"]
+"""`full` is every parameter tuned: such tasks are converted from elsewhere."""
+
+SPLIT: tuple[Method, ...] = ("mosa", "mosl")
+"""The methods with experts."""
+
+SEQUENTIAL: tuple[Style, ...] = ("pfeiffer", "houlsby")
+"""The styles that read what a block wrote, and so cannot fold."""
+
+LOW_RANK: tuple[Method, ...] = ("lora", "mosl")
 
 MAX_EXPERTS = 256
 """The owner map is uint8."""
 
 
+class Place(NamedTuple):
+    """Where a target lies in a block: one of equal parts of a linear layer's outputs."""
+
+    module: str
+    part: int
+    parts: int
+
+    def start(self, outputs: int) -> int:
+        """The first output that is its own, of all of the layer's."""
+        return self.part * outputs // self.parts
+
+
+PLACES: dict[Target, Place] = {
+    "q": Place("attn.qkv", 0, 3),
+    "k": Place("attn.qkv", 1, 3),
+    "v": Place("attn.qkv", 2, 3),
+    "qkv": Place("attn.qkv", 0, 1),
+    "proj": Place("attn.proj", 0, 1),
+    "fc1": Place("mlp.fc1", 0, 1),
+    "fc2": Place("mlp.fc2", 0, 1),
+}
+"""In the order in which a block computes them."""
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
-    """A MoSA adapter of arXiv 2312.02923, parallel (AdaptFormer) style.
+    """A MoSA adapter of arXiv 2312.02923: beside the FFN (`parallel`, AdaptFormer), low-rank (MoSL) or sequential.
 
-    One expert is the dense adapter.
+    One expert is the dense adapter, or LoRA.
     """
 
     bottleneck: int = 64
-    """r, the adapter's inner width."""
+    """r, the adapter's inner width, or the rank of its updates."""
     experts: int = 4
     """E, the number of sparse parts of each split projection."""
     share: Share = "down"
     """The projection that stays dense; `none` splits both."""
     scale: float = 0.1
-    """s, what the adapter's output is multiplied with."""
+    """s, what the adapter's output is multiplied with; 1 for sequential styles, which have none."""
     dropout: float = 0.1
     merge_scale: float | None = None
     """What the split update is multiplied with when it is merged; 1 / E, the expectation, if None."""
+    style: Style = "parallel"
+    targets: tuple[Target, ...] = ()
+    """What of each block a low-rank adapter updates."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -45,5 +83,12 @@ class AdapterConfig:
             faults.append(f"dropout {self.dropout}: at least 0 and below 1")
         if self.merge_scale is not None and not 0 < self.merge_scale < math.inf:
             faults.append(f"--merge-scale {self.merge_scale}: above 0")
+        if self.style not in get_args(Style):
+            faults.append(one_of("style", self.style, get_args(Style)))
+        if self.style in SEQUENTIAL and self.scale != 1:
+            faults.append(f"--scale {self.scale}: {self.style} adapters have none, leave it out")
+        faults += [one_of("target", name, get_args(Target)) for name in self.targets if name not in get_args(Target)]
+        if len(set(self.targets)) < len(self.targets) or (self.style == "low-rank") != bool(self.targets):
+            faults.append(f"targets {', '.join(self.targets) or 'none'}: low-rank adapters have some, each once")
         if faults:
             raise ConfigError("; ".join(faults))

@@ -8,7 +8,8 @@
     ├── TrainingError    a run that cannot go on
     ├── ParityError      two stages of the way that should agree and do not
     ├── ProviderError    an execution provider that is asked for and not there
-    └── StoreError       the folder that holds what is served
+    ├── StoreError       the folder that holds what is served
+    └── WriteError       a disk that has no room for what is to be written
 
 The text of each is one line that names the thing and the way out.
 """
@@ -59,6 +60,10 @@ class ProviderError(MosaError):
 
 class StoreError(MosaError):
     """The folder of what is served is missing or inconsistent."""
+
+
+class WriteError(MosaError):
+    """A disk that has no room for what is to be written."""
 
 
 def one_of(kind: str, name: str, known: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Files are written aside, flushed and renamed: a reader sees the old one or the new one, never half of one."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -8,17 +9,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mosa_deploy.errors import WriteError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a spent quota, a file above the allowed size."""
+
+
+@contextmanager
+def _with_room(path: Path) -> Iterator[None]:
+    """Raises WriteError where there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise WriteError(
+            f"{path} cannot be written: {error.strerror}; what was there is kept: free some space, or write elsewhere"
+        ) from error
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success it becomes `path`, on any error it is removed and `path` stays."""
+    """Yield a path to write to; on success it becomes `path`, on any error it is removed and `path` stays.
+
+    Raises:
+        WriteError: the disk has no room.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield aside
-        with aside.open("rb") as handle:
-            os.fsync(handle.fileno())
-        aside.replace(path)
+        with _with_room(path):
+            yield aside
+            with aside.open("rb") as handle:
+                os.fsync(handle.fileno())
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -29,11 +53,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        yield aside
-        for path in aside.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        with _with_room(folder):
+            yield aside
+            for path in aside.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as handle:
+                        os.fsync(handle.fileno())
         old = aside.with_suffix(".old")
         if folder.exists():
             folder.replace(old)

@@ -1,7 +1,9 @@
 """Fold: a merged adapter goes into the backbone's own weights, and a plain timm model comes out.
 
-The adapter and the FFN read the same normalised h, so norm2 is made affine-free and the FFN is widened from M to
-M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm, ls2 the LayerScale and s the scale:
+A low-rank adapter is added to the weights of its layers, W' = W + s B A.
+
+A parallel adapter and the FFN read the same normalised h, so norm2 is made affine-free and the FFN is widened from M
+to M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm, ls2 the LayerScale and s the scale:
 
     fc1' = [ W1 diag(g2) ; D diag(ga) ]     b1' = [ b1 + W1 be2 ; d + D bea ]
     fc2' = [ ls2 * W2 , s * U ]             b2' = ls2 * b2 + s * u
@@ -14,12 +16,13 @@ pool takes its width from the same ratio, `global_pool="map"`, the logits are as
 import copy
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mosa_deploy.adapter import ParallelAdapter, SplitLinear
-from mosa_deploy.attach import AdaptedBlock
+from mosa_deploy.adapter import ParallelAdapter
+from mosa_deploy.attach import AdaptedBlock, adapters
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.low_rank import LowRankLinear
 from mosa_deploy.plain import check_plain, feed_forward
 
 
@@ -35,22 +38,34 @@ def fold(model: VisionTransformer) -> VisionTransformer:
     Raises:
         BackboneError: an adapter that is not merged, or a block that does not meet the fold's conditions.
     """
+    for i, block in enumerate(model.blocks):
+        if isinstance(block, AdaptedBlock) and not isinstance(block.adapter, ParallelAdapter):
+            raise BackboneError(
+                f"blocks.{i}: a {type(block.adapter).__name__} reads what the block wrote, so no weights take it in:"
+                " export it unfolded"
+            )
+        if any(adapter.is_split for adapter in adapters(block)):
+            raise BackboneError(f"blocks.{i}: the adapter is still split: merge before folding")
     folded = copy.deepcopy(model)
-    adapted = {i: block for i, block in enumerate(folded.blocks) if isinstance(block, AdaptedBlock)}
-    for i, block in adapted.items():
+    beside = {i: block for i, block in enumerate(folded.blocks) if isinstance(block, AdaptedBlock)}
+    for i, block in beside.items():
         folded.blocks[i] = block.block
+    updated = {name: part for name, part in folded.named_modules() if isinstance(part, LowRankLinear)}
+    for name, part in updated.items():
+        folded.set_submodule(name, part.linear)
     check_plain(folded)
-    for i, block in adapted.items():
+    for i, block in beside.items():
         _check(block, i)
-    for block in adapted.values():
-        _widen(block.block, block.adapter)
+    for block in beside.values():
+        _widen(block)
+    for part in updated.values():
+        part.linear.weight += part.adapter.weight()
     return folded
 
 
 def _check(adapted: AdaptedBlock, i: int) -> None:
     adapter, part = adapted.adapter, feed_forward(adapted.block)
-    if isinstance(adapter.down, SplitLinear) or isinstance(adapter.up, SplitLinear):
-        raise BackboneError(f"blocks.{i}: the adapter is still split: merge before folding")
+    assert isinstance(adapter, ParallelAdapter)
     # By identity: two modules of the same text may still compute different things.
     if adapter.act is not part.act:
         raise BackboneError(f"blocks.{i}: the adapter's activation {adapter.act} is not the FFN's {part.act}")
@@ -58,9 +73,12 @@ def _check(adapted: AdaptedBlock, i: int) -> None:
         raise BackboneError(f"blocks.{i}: the adapter's eps {adapter.norm.eps} is not norm2's {part.norm.eps}")
 
 
-def _widen(block: Block, adapter: ParallelAdapter) -> None:
+def _widen(adapted: AdaptedBlock) -> None:
+    block, adapter = adapted.block, adapted.adapter
+    assert isinstance(adapter, ParallelAdapter)
     norm, fc1, _, fc2, layer_scale = feed_forward(block)
     assert isinstance(adapter.down, nn.Linear)
+    assert isinstance(adapter.up, nn.Linear)
     down_weight, down_bias = absorb_norm(adapter.down, adapter.norm)
     fc1_weight, fc1_bias = absorb_norm(fc1, norm)
     ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma

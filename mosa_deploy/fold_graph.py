@@ -1,4 +1,4 @@
-"""Fold with numpy alone: a task's rows go into the plain backbone's graph.
+"""Fold with numpy alone: a task's rows, or all its weights, go into the plain backbone's graph.
 
 The formulas are those of `mosa_deploy.fold`.
 """
@@ -11,6 +11,7 @@ from mosa_deploy.errors import BundleError
 from mosa_deploy.graph import PlainGraph
 from mosa_deploy.preprocess import Array
 from mosa_deploy.rows import Rows, absorb_norm, task_rows
+from mosa_deploy.shapes import shape_faults, shapes_of
 
 Parameters = dict[str, Array]
 
@@ -25,17 +26,44 @@ def fold(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
 
 
 def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
-    """The parameters in which a task's graph differs from the plain one, by timm's names."""
+    """The parameters in which a task's graph differs from the plain one, by timm's names.
+
+    Raises:
+        BundleError: the task was tuned on another backbone, or, fully tuned, has other parameters than it.
+    """
     record = bundle.record
     if record.backbone.sha256 != graph.index.backbone:
         raise BundleError(
             f"'{record.task}' was tuned on {record.backbone.folder}, this graph is of {graph.index.backbone[:8]}:"
             " export the task with its own backbone"
         )
-    folded: Parameters = {name: bundle.tensors[name].astype(np.float32) for name in ("head.weight", "head.bias")}
-    rows = task_rows(bundle)
-    for i in range(record.backbone.depth if rows else 0):
-        folded |= fold_block(graph, f"blocks.{i}", rows)
+    own: Parameters = {name: value.astype(np.float32) for name, value in bundle.tensors.items()}
+    if record.method == "full":
+        check_complete(graph, own)
+        return own
+    return {name: own[name] for name in ("head.weight", "head.bias")} | fold_rows(graph, task_rows(bundle))
+
+
+def check_complete(graph: PlainGraph, own: Parameters) -> None:
+    """Raises BundleError unless these are all the parameters of the graph, but for the width of the head."""
+    expected = {name: graph.parameter(name).shape for name in graph.index.parameters}
+    expected |= {name: own[name].shape for name in ("head.weight", "head.bias")}
+    faults = shape_faults(expected, shapes_of(own))
+    if faults:
+        raise BundleError(f"the fully tuned parameters do not fit the backbone's graph: {faults}")
+
+
+def fold_rows(graph: PlainGraph, rows: Rows) -> Parameters:
+    """The parameters that the rows of a task change; none for a linear task."""
+    folded: Parameters = {}
+    for name in rows:
+        layer, _, part = name.rpartition(".")
+        if part == "down" and f"{name}_bias" in rows:
+            folded |= fold_block(graph, layer, rows)
+        elif part == "down":
+            down, up = rows[name].astype(np.float64), rows[f"{layer}.up"].astype(np.float64)
+            weight = graph.parameter(f"{layer}.weight").astype(np.float64)
+            folded[f"{layer}.weight"] = (weight + (down @ up).T).astype(np.float32)
     return folded
 
 

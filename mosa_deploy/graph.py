@@ -1,8 +1,8 @@
 """A traced backbone: an ONNX graph in which every parameter of the timm model can be found and replaced.
 
-    plain.onnx    the backbone with a stand-in head; its weights bear the names of timm's parameters
-    shared.onnx   the backbone with banks as inputs, see `mosa_deploy.bank`
-    graph.json    parameter -> (node, input of that node, transposed), and the sha256 of both
+    plain.onnx     the backbone with a stand-in head; its weights bear the names of timm's parameters
+    shared*.onnx   the backbone with banks as inputs, one for each `mosa_deploy.rows.Layout` that tasks have
+    graph.json     parameter -> (node, input of that node, transposed), and the sha256 of every graph
 
 Only numpy and onnx: whoever folds tasks needs no torch.
 """
@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.errors import StoreError
-from mosa_deploy.files import replacing_folder, sha256, write_text
+from mosa_deploy.files import replacing, replacing_folder, sha256, write_text
 from mosa_deploy.preprocess import Array
 from mosa_deploy.store import GRAPH, PLAIN
 
@@ -61,6 +61,18 @@ def save_graphs(folder: Path, index: Index, graphs: Mapping[str, onnx.ModelProto
             onnx.save(graph, aside / name)
         files = {name: sha256(aside / name) for name in graphs}
         (aside / GRAPH).write_text(index.model_copy(update={"files": files}).model_dump_json(indent=2) + "\n")
+
+
+def add_graph(folder: Path, name: str, graph: onnx.ModelProto) -> None:
+    """Add a graph to a backbone's folder; the index names it only once it is there.
+
+    Raises:
+        StoreError: the folder's index is missing or damaged.
+    """
+    read_index(folder)
+    with replacing(folder / name) as aside:
+        onnx.save(graph, aside)
+    add_graph_file(folder / name)
 
 
 def read_index(folder: Path) -> Index:

@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mosa_deploy.adapter import ParallelAdapter
+from mosa_deploy.adapter import Bottleneck
 from mosa_deploy.errors import BundleError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,7 +21,7 @@ def merge(model: Model) -> Model:
     Raises:
         BundleError: an adapter holds a value that is not finite; nothing is merged.
     """
-    adapters = {name: part for name, part in model.named_modules() if isinstance(part, ParallelAdapter)}
+    adapters = {name: part for name, part in model.named_modules() if isinstance(part, Bottleneck)}
     for name, adapter in adapters.items():
         for parameter, value in adapter.named_parameters():
             if not torch.isfinite(value).all():

@@ -7,6 +7,7 @@ from mosa_deploy.attach import attach, load_task_state
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.shapes import shape_faults, shapes_of
 
 
 def restore(bundle: Bundle, weights: Weights | None = None) -> VisionTransformer:
@@ -27,7 +28,14 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> VisionTransformer
             f" sha256 {found[:8]}: give the same weights with --backbone-weights, or tune the task again"
         )
     model.reset_classifier(len(record.classes))
+    state = {name: torch.tensor(value) for name, value in bundle.tensors.items()}
+    if record.method == "full":
+        faults = shape_faults(shapes_of(model.state_dict()), shapes_of(state))
+        if faults:
+            raise BackboneError(f"the parameters of '{record.task}' are not those of {record.backbone.name}: {faults}")
+        model.load_state_dict(state)
+        return model.eval()
     if record.adapter is not None:
         attach(model, record.adapter, split=record.form == "split")
-    load_task_state(model, {name: torch.tensor(value) for name, value in bundle.tensors.items()})
+    load_task_state(model, state)
     return model.eval()

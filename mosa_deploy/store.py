@@ -1,10 +1,10 @@
 """The store: the folder of what is exported and served.
 
-backbones/<name>-<sha8>/   plain.onnx shared.onnx graph.json
-tasks/<task>/              adapter.safetensors adapter.json folded.onnx parity.json
+backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx ... graph.json
+tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json
 
-Beside each of `folded.onnx` and `shared.onnx` lie what was made of it: .fp16.onnx, .int8.onnx, .int8-tensorrt.onnx, and
-engines, .<precision>.<capability>.engine, with one engine.json a folder.
+Beside each graph but the plain one lie what was made of it: .fp16.onnx, .int8.onnx, .int8-tensorrt.onnx, and engines,
+.<precision>.<capability>.engine, with one engine.json a folder.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from pathlib import Path
 from mosa_deploy.bundle import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
-PLAIN, SHARED, GRAPH = "plain.onnx", "shared.onnx", "graph.json"
-FOLDED, PARITY = "folded.onnx", "parity.json"
+PLAIN, GRAPH = "plain.onnx", "graph.json"
+FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
 TIMINGS = "timings.cache"
 """TensorRT's, at the root: what its builds have timed on this machine's GPU."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from mosa_deploy.config import AdapterConfig, Method, Share
+from mosa_deploy.config import LOW_RANK, SEQUENTIAL, SPLIT, AdapterConfig, Method, Share, Style, Target
 from mosa_deploy.errors import ConfigError, one_of
 
 
@@ -20,6 +20,9 @@ class Recipe:
     experts: int = 4
     share: Share = "down"
     scale: float = 0.1
+    style: Style = "parallel"
+    targets: tuple[Target, ...] = ()
+    """What a low-rank method updates."""
     dropout: float = 0.1
     epochs: int = 20
     batch_size: int = 64
@@ -36,8 +39,18 @@ class Recipe:
     """The last epochs, in which the merged adapter is trained densely."""
 
 
-MOSA_ONLY: dict[str, Any] = {"experts": 1, "share": "down", "merge_scale": "expectation", "dense_epochs": 0}
-"""The settings that only `mosa` takes, each with what it is for the dense adapter."""
+SPLIT_ONLY: dict[str, Any] = {"experts": 1, "share": "down", "merge_scale": "expectation", "dense_epochs": 0}
+"""The settings that only methods with experts take, each with what it is for the others."""
+
+METHODS_OF: dict[str, tuple[Method, ...]] = {
+    **dict.fromkeys(SPLIT_ONLY, SPLIT),
+    "targets": LOW_RANK,
+    "style": ("adapter", "mosa"),
+}
+"""The methods that take a setting which not all take."""
+
+LOW_RANK_SETTINGS: dict[str, Any] = {"bottleneck": 16, "scale": 1.0, "style": "low-rank", "targets": ("q", "v")}
+"""What a low-rank method has instead of the preset's."""
 
 MERGE_SCALES = ("expectation", "learned")
 
@@ -60,15 +73,19 @@ class TuneConfig:
     random_weights: bool = False
     """Random weights, to try the way without any."""
     method: str = "mosa"
-    """mosa, adapter (the dense adapter) or linear (a logistic regression on the frozen features)."""
+    """mosa, adapter (the dense one), mosl (split LoRA), lora, or linear (logistic regression on frozen features)."""
     bottleneck: int | None = None
-    """r, the adapter's inner width."""
+    """r, the adapter's inner width, or the rank of a low-rank one."""
     experts: int | None = None
     """E, the number of sparse parts of each split projection."""
     share: str | None = None
     """The projection that stays dense: down, up or none."""
     scale: float | None = None
     """s, what the adapter's output is multiplied with."""
+    style: str | None = None
+    """mosa, adapter: where it stands: parallel, which folds, or pfeiffer or houlsby, which are exported unfolded."""
+    targets: tuple[Target, ...] | None = None
+    """mosl, lora: what of each block is updated, of q, k, v, qkv, proj, fc1, fc2; q and v if left out."""
     epochs: int | None = None
     batch_size: int | None = None
     """Halve it when the GPU's memory does not suffice."""
@@ -79,10 +96,10 @@ class TuneConfig:
     consistency: float | None = None
     """Weight of the consistency loss of two passes."""
     merge_scale: str | None = None
-    """mosa: what merging multiplies the experts' sum with: expectation (1 / E), learned (fitted on validation) or a
-    number."""
+    """mosa, mosl: what merging multiplies the experts' sum with: expectation (1 / E), learned (fitted on validation)
+    or a number."""
     dense_epochs: int | None = None
-    """mosa: the last epochs, in which the merged adapter is trained densely."""
+    """mosa, mosl: the last epochs, in which the merged adapter is trained densely."""
     precision: str = "auto"
     """Of the training steps: bf16, fp32 or auto, which is bf16 on CUDA; validation is in fp32."""
     image_size: int | None = None
@@ -102,30 +119,32 @@ class TuneConfig:
     """auto, cpu or cuda."""
 
     def checked_method(self) -> Method:
-        """Raises ConfigError, with the nearest names, if there is no such method."""
-        for method in get_args(Method):
-            if method == self.method:
-                return cast(Method, method)
-        raise ConfigError(one_of("method", self.method, get_args(Method)))
+        """Raises ConfigError, with the nearest names, if there is no such method to tune by."""
+        known = [method for method in get_args(Method) if method != "full"]
+        if self.method not in known:
+            raise ConfigError(one_of("method", self.method, known))
+        return cast(Method, self.method)
 
     def recipe(self, preset: Recipe) -> Recipe:
-        """The preset with this command line's changes; the dense `adapter` has one expert.
+        """The preset with this command line's changes; `adapter` and `lora` have one expert.
 
         Raises:
             ConfigError: every fault at once.
         """
-        names = {field.name for field in dataclasses.fields(Recipe)}
-        given = {name: value for name, value in vars(self).items() if name in names and value is not None}
+        fields = {field.name for field in dataclasses.fields(Recipe)}
+        given = {name: value for name, value in vars(self).items() if name in fields and value is not None}
+        refused = [name for name, methods in METHODS_OF.items() if name in given and self.method not in methods]
         faults = [
-            f"{flag(name)} is an option of --method mosa: drop it"
-            for name in MOSA_ONLY
-            if name in given and self.method != "mosa"
+            f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused
         ]
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
-        recipe = dataclasses.replace(preset, **given)
-        if self.method == "adapter":
-            recipe = dataclasses.replace(recipe, **MOSA_ONLY)
+        if self.style == "low-rank" and "style" not in refused:
+            faults.append("--style low-rank: choose --method lora or mosl")
+            refused.append("style")
+        usual = LOW_RANK_SETTINGS if self.method in LOW_RANK else {"scale": 1.0} if self.style in SEQUENTIAL else {}
+        settings = usual | {name: value for name, value in given.items() if name not in refused}
+        recipe = dataclasses.replace(preset, **settings | ({} if self.method in SPLIT else SPLIT_ONLY))
         faults += recipe_faults(recipe)
         if faults:
             raise ConfigError("; ".join(faults))
@@ -168,6 +187,8 @@ def adapter_config(recipe: Recipe) -> AdapterConfig:
         scale=recipe.scale,
         dropout=recipe.dropout,
         merge_scale=None if recipe.merge_scale in MERGE_SCALES else merge_scale(recipe.merge_scale),
+        style=recipe.style,
+        targets=recipe.targets,
     )
 
 

@@ -27,7 +27,7 @@ from mosa_deploy.engine_runner import EngineRunner
 from mosa_deploy.errors import ConfigError, DataError, command
 from mosa_deploy.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.restore import restore
-from mosa_deploy.rows import task_rows
+from mosa_deploy.rows import layout, task_rows
 from mosa_deploy.runners import Runner, RunnerName, SharedRunner, open_runner
 from training.data import Images, decode_all
 from training.loop import predict
@@ -159,7 +159,7 @@ def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array],
         runner = open_runner(path, name)
         return runner.run, largest_batch(runner)
     bundle = Bundle.load(task)
-    bank = Bank(bundle.record.backbone.depth, bundle.record.backbone.embed_dim)
+    bank = Bank(layout(bundle.record))
     slot = bank.write(task_rows(bundle))
     shared = SharedRunner(path, bank, name)
     head, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))

@@ -1,6 +1,7 @@
 """The training loop: stochastic passes through the frozen backbone, selection by validation, resumable."""
 
 import copy
+import io
 import math
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from mosa_deploy.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
 from mosa_deploy.errors import TrainingError
-from mosa_deploy.files import replacing
+from mosa_deploy.files import write_bytes
 from mosa_deploy.preprocess import Preprocess
 from mosa_deploy.seeds import derive
 from training.config import Recipe
@@ -174,10 +175,11 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint of the finished epochs."""
-        with replacing(path) as aside:
-            torch.save(
-                {**vars(self.state), "task": task_state(self.model), "optimizer": self.optimizer.state_dict()}, aside
-            )
+        state = {**vars(self.state), "task": task_state(self.model), "optimizer": self.optimizer.state_dict()}
+        # Into memory first: of a full disk torch says only that it failed.
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_bytes(path, content.getvalue())
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 from mosa_deploy.bundle import Record
+from mosa_deploy.config import AdapterConfig
 from mosa_deploy.files import write_text
 from mosa_deploy.preprocess import probabilities
 from training import plots
@@ -69,14 +71,14 @@ python -m training.evaluate --bundle {name}
 """
     pictures = "\n\n".join(f"![{Path(file).stem}]({file})" for file in PICTURES)
     write_text(out / REPORT, f"{text}\n## Pictures\n\n{pictures}\n")
-    chosen = {"method": record.method, "seed": record.seed, **(dataclasses.asdict(recipe) if recipe else {})}
+    chosen = {"method": record.method, "seed": record.seed, **(fields(recipe) if recipe else {})}
     write_events(out, rows, closing(text, [out / file for file in PICTURES], chosen, measured[1]))
 
 
 def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str, str]:
     """What was tuned, how, and with what."""
-    adapter = dataclasses.asdict(record.adapter) if record.adapter else {}
-    schedule = dataclasses.asdict(recipe) if recipe else {}
+    adapter = fields(record.adapter) if record.adapter else {}
+    schedule = fields(recipe) if recipe else {}
     schedule = {name: value for name, value in schedule.items() if name not in {*adapter, "backbone"}}
     x, best = next(iter(rows[0])), rows[kept(rows)]
     return {
@@ -91,6 +93,14 @@ def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str
         "seed": f"{record.seed}",
         "versions": listing(record.versions),
         "commit": record.git_commit or "unknown",
+    }
+
+
+def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:
+    """Name and value of each setting, several values in one text."""
+    return {
+        name: " ".join(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(settings).items()
     }
 
 
@@ -120,7 +130,7 @@ def classes_table(true: NDArray[np.int64], predicted: NDArray[np.int64], classes
 
 def listing(settings: Mapping[str, object]) -> str:
     """`name value, name value`, without what is not set."""
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value not in (None, ""))
 
 
 def table(columns: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

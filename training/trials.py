@@ -11,7 +11,12 @@ Setting = tuple[tuple[str, Any], ...]
 """Changes of a preset, sorted by name: factors of `lr` and `scale`, values of everything else. () is the preset."""
 
 FACTORS: dict[str, Sequence[float]] = {"lr": (1.0, 0.5, 2.0), "scale": (1.0, 0.25, 4.0)}
-OWN: dict[str, dict[str, Sequence[float]]] = {"adapter": {"consistency": (1.0, 0.3)}, "mosa": {"experts": (2, 4)}}
+OWN: dict[str, dict[str, Sequence[float]]] = {
+    "adapter": {"consistency": (1.0, 0.3)},
+    "lora": {"consistency": (1.0, 0.3)},
+    "mosa": {"experts": (2, 4)},
+    "mosl": {"experts": (2, 4)},
+}
 """One option of each method's own, the presets' value first."""
 
 

@@ -18,8 +18,10 @@ from mosa_deploy.attach import attach, freeze, task_state
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
 from mosa_deploy.bundle import TASK_NAME, Backbone, Bundle, Record
 from mosa_deploy.canary import SIZE, Canary
+from mosa_deploy.config import SPLIT
 from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.files import replacing, write_text
+from mosa_deploy.plain import feed_forward
 from mosa_deploy.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.seeds import derive
 from mosa_deploy.versions import git_commit, library_versions
@@ -61,6 +63,7 @@ def tune(config: TuneConfig) -> Path:
         sha256=fingerprint(model.state_dict()),
         depth=len(model.blocks),
         embed_dim=model.embed_dim,
+        hidden=feed_forward(model.blocks[0]).fc1.out_features,
     )
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
     out = config.out or Path("runs") / name
@@ -83,7 +86,7 @@ def tune(config: TuneConfig) -> Path:
         freeze(model)
     else:
         adapter = adapter_config(recipe)
-        attach(model, adapter, config.seed, split=method == "mosa")
+        attach(model, adapter, config.seed, split=method in SPLIT)
         trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device, precision)
         rows = fit(trainer, out, config.resume)
         if recipe.merge_scale == "learned":
@@ -93,7 +96,7 @@ def tune(config: TuneConfig) -> Path:
         dataset=config.task,
         backbone=backbone,
         method=method,
-        form="split" if method == "mosa" else "merged",
+        form="split" if method in SPLIT else "merged",
         adapter=adapter,
         classes=splits.classes,
         preprocess=preprocess,

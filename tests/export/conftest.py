@@ -16,6 +16,7 @@ from mosa_deploy.bundle import Backbone, Bundle, Record
 from mosa_deploy.canary import Canary
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.rows import Layout
 from tests.conftest import perturb
 
 BACKBONE = "test_vit2"
@@ -24,16 +25,20 @@ BACKBONE = "test_vit2"
 TEMPERATURE = 2.5
 
 
-def make_run(folder: Path, weights: Weights | None = None) -> Bundle:
+PARALLEL = AdapterConfig(bottleneck=4, experts=3, share="none")
+
+
+def make_run(
+    folder: Path, weights: Weights | None = None, adapter: AdapterConfig = PARALLEL, name: str = "parts"
+) -> Bundle:
     """Save a split bundle of three classes on random weights, or on those of a file."""
     model = load_backbone(BACKBONE, weights or Weights("random"))
     sha256 = fingerprint(model.state_dict())
     torch.manual_seed(0)
     model.reset_classifier(3)
-    config = AdapterConfig(bottleneck=4, experts=3, share="none")
-    attach(model, config)
+    attach(model, adapter)
     perturb(model.eval())
-    assert len(split_layers(model)) == 16
+    assert len(split_layers(model)) in (16, 32)
 
     def answer(images: Array) -> Array:
         with torch.inference_mode():
@@ -42,14 +47,14 @@ def make_run(folder: Path, weights: Weights | None = None) -> Bundle:
     noise = np.random.default_rng(0).integers(0, 256, (3, 160, 160, 3), dtype=np.uint8)
     preprocess = Preprocess(size=(160, 160))
     record = Record(
-        task="parts",
+        task=name,
         dataset="parts",
         backbone=Backbone(
             name=BACKBONE, source=weights.source if weights else "random", sha256=sha256, depth=8, embed_dim=64
         ),
-        method="mosa",
+        method="mosa" if adapter.style == "parallel" else "mosl",
         form="split",
-        adapter=config,
+        adapter=adapter,
         classes=("bolt", "nut", "washer"),
         preprocess=preprocess,
         temperature=TEMPERATURE,
@@ -87,7 +92,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     randomise(model)
     onnx.save(trace_plain(model, "0" * 64).model, folder / "plain.onnx")
-    onnx.save(trace_shared(model), folder / "shared.onnx")
+    onnx.save(trace_shared(model, Layout(2, 24)), folder / "shared.onnx")
     return folder
 
 
@@ -98,7 +103,7 @@ def noise(batch: int) -> Array:
 
 def random_bank(bottleneck: int = 4, capacity: int = 3) -> Bank:
     """A bank of tasks that move the features, for `traced`."""
-    bank = Bank(2, 24, bottleneck, capacity)
+    bank = Bank(Layout(2, 24), bottleneck, capacity)
     for seed in range(capacity):
         rng = np.random.default_rng(seed)
         bank.write({n: rng.normal(0, 0.3, t.shape[1:]).astype(np.float32) for n, t in bank.tensors.items()})

@@ -1,55 +1,98 @@
-import re
+import io
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from export.calibration import read_calibration
-from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import Preprocess
-
-PREPROCESS = Preprocess(size=(4, 6), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
-
-
-def pixels(count: int, height: int = 4, width: int = 6) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+from export.__main__ import ExportConfig, export
+from export.calibration import read_calibration, require_enough
+from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.preprocess import Pixels
+from tests.export.conftest import make_run
 
 
-def test_images_come_as_the_backbone_reads_them(tmp_path: Path) -> None:
-    given = pixels(32)
-    np.savez_compressed(tmp_path / "calibration.npz", images=given)
-    wanted = (given / 255.0 - PREPROCESS.mean) / PREPROCESS.std
-    np.testing.assert_allclose(read_calibration(tmp_path, PREPROCESS), wanted.transpose(0, 3, 1, 2), atol=1e-6)
+def save(folder: Path, **arrays: Any) -> None:
+    np.savez_compressed(folder / "calibration.npz", **arrays)
+
+
+def images(n: int = 3, side: int = 4) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def test_the_images_of_a_run_are_read_as_they_are(tmp_path: Path) -> None:
+    save(tmp_path, images=images())
+    found = read_calibration(tmp_path, (4, 4))
+    assert found is not None
+    np.testing.assert_array_equal(found, images())
+
+
+def test_a_run_without_any_has_none(tmp_path: Path) -> None:
+    assert read_calibration(tmp_path, (4, 4)) is None
+
+
+def truncated(path: Path) -> None:
+    save(path.parent, images=images())
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def pickled(path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", buffer.getvalue())
 
 
 @pytest.mark.parametrize(
-    ("arrays", "line"),
+    ("write", "text"),
     [
-        ({"images": pixels(31)}, "holds 31 images, int8 needs at least 32"),
-        ({"images": pixels(0)}, "holds 0 images, int8 needs at least 32"),
-        ({"images": pixels(40, 6, 4)}, "holds images of 6 x 4, the backbone reads 4 x 6"),
-        ({"images": pixels(40)[..., :1]}, r"holds uint8 \(40, 4, 6, 1\), not uint8 \(n, H, W, 3\)"),
-        ({"images": pixels(40) / 255}, r"holds float64 \(40, 4, 6, 3\), not uint8"),
-        ({"pictures": pixels(40)}, r"holds no array `images` \(KeyError\)"),
-        ({"images": np.array([{"a": 1}])}, r"holds no array `images` \(ValueError\)"),
+        (lambda path: path.touch(), "calibration.npz cannot be read (EOFError)"),
+        (lambda path: path.write_bytes(b"no archive"), "calibration.npz cannot be read (ValueError)"),
+        (truncated, "calibration.npz cannot be read (BadZipFile)"),
+        (pickled, "calibration.npz cannot be read (ValueError)"),
+        (lambda path: save(path.parent, other=images()), "calibration.npz cannot be read (KeyError)"),
+        (lambda path: save(path.parent, images=images(0)), "calibration.npz holds no images"),
+        (
+            lambda path: save(path.parent, images=images(side=5)),
+            "images of (5, 5, 3) uint8, the task reads (4, 4, 3)",
+        ),
+        (lambda path: save(path.parent, images=images().astype(np.float32)), "holds images of (4, 4, 3) float32"),
     ],
 )
-def test_what_cannot_calibrate_is_one_line_with_the_way_out(
-    tmp_path: Path, arrays: dict[str, np.ndarray], line: str
+def test_what_cannot_be_used_is_said_in_one_line_with_the_way_out(
+    tmp_path: Path, write: Callable[[Path], None], text: str
 ) -> None:
-    np.savez_compressed(tmp_path / "calibration.npz", **arrays)  # type: ignore[arg-type] # not allow_pickle's bool
-    path = re.escape(str(tmp_path / "calibration.npz"))
-    with pytest.raises(DataError, match=f"^{path} {line}.*: tune the task again, or leave int8 out of --precision$"):
-        read_calibration(tmp_path, PREPROCESS)
+    write(tmp_path / "calibration.npz")
+    with pytest.raises(DataError) as caught:
+        read_calibration(tmp_path, (4, 4))
+    assert text in str(caught.value)
+    assert str(caught.value).endswith("remove it, or copy the run again with its calibration.npz")
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"no archive"])
-def test_an_empty_or_damaged_file_is_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "calibration.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"calibration\.npz holds no array `images` .*leave int8 out of --precision$"):
-        read_calibration(tmp_path, PREPROCESS)
+def test_an_empty_file_stops_the_export_before_anything_is_written(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "calibration.npz").touch()
+    with pytest.raises(DataError, match=r"run/calibration\.npz cannot be read \(EOFError\): remove it, or"):
+        export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
 
 
-def test_a_bundle_without_calibration_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"calibration\.npz: no such file; int8 is calibrated on it: tune the task"):
-        read_calibration(tmp_path, PREPROCESS)
+def test_fewer_than_no_parity_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--parity-images -1: at least 0$"):
+        ExportConfig(bundle=Path("runs/x"), parity_images=-1)
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (None, r"calibration\.npz: no such file; int8 is calibrated on it"),
+        (images(31), r"calibration\.npz holds 31 images, int8 needs at least 32"),
+    ],
+)
+def test_int8_needs_enough_images_and_says_the_way_out(tmp_path: Path, found: Pixels | None, line: str) -> None:
+    with pytest.raises(DataError, match=rf"{line}: tune the task again, or leave int8 out of --precision$"):
+        require_enough(found, tmp_path)
+    assert len(require_enough(images(32), tmp_path)) == 32

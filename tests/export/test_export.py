@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from export.__main__ import ExportConfig, export
+from export.graphs import node_types
 from mosa_deploy.attach import split_layers
-from mosa_deploy.backbone import Weights, load_backbone
+from mosa_deploy.backbone import Weights, load_backbone, randomise
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
+from mosa_deploy.config import AdapterConfig, Style
 from mosa_deploy.errors import BackboneError, BundleError, ParityError
+from mosa_deploy.preprocess import Array, probabilities
 from mosa_deploy.restore import restore
 from mosa_deploy.store import PLAIN
 from tests.export.conftest import BACKBONE, make_run
@@ -74,9 +77,61 @@ def test_parity_links_every_stage_and_names_the_files_that_it_holds_for(store: P
     assert all(link["max_error"] <= link["tolerance"]["max_error"] == 1e-4 for link in report["links"])
     assert all(link["tolerance"]["reason"] for link in report["links"])
     assert all(link["top1_agreement"] == 1 for link in report["links"])
-    assert report["images"] == 8
+    assert (report["canary_images"], report["calibration_images"]) == (8, 24)
     found = digests(folder)
     assert (report["bundle"], report["folded_sha256"]) == (found["adapter.safetensors"], found["folded.onnx"])
+
+
+def test_a_low_rank_task_joins_the_store_with_a_shared_graph_of_its_own(copied: Path, tmp_path: Path) -> None:
+    low_rank = AdapterConfig(bottleneck=4, experts=3, style="low-rank", targets=("q", "v"))
+    make_run(tmp_path / "run", adapter=low_rank, name="screws")
+    before = digests(copied)
+    folder = export(ExportConfig(bundle=tmp_path / "run", out=copied))
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["links"][-1]["second"] == "shared ONNX"
+    assert (report["canary_images"], report["calibration_images"]) == (3, 0)
+    found = digests(copied)
+    (backbone,) = (copied / "backbones").iterdir()
+    assert {name.rpartition("/")[2] for name in found.keys() - before.keys()} == {"shared-qkv.onnx", *TASK_FILES}
+    changed = {name for name in before if found[name] != before[name]}
+    assert changed == {f"backbones/{backbone.name}/graph.json"}
+    assert node_types(folder / "folded.onnx") == node_types(backbone / PLAIN)
+    assert (folder / "folded.onnx").stat().st_size < (copied / "tasks" / "parts" / "folded.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(("style", "more"), [("pfeiffer", 8), ("houlsby", 16)])
+def test_sequential_adapters_are_exported_with_nodes_of_their_own(
+    parts_store: Path, tmp_path: Path, style: Style, more: int
+) -> None:
+    make_run(tmp_path / "run", adapter=AdapterConfig(bottleneck=4, experts=3, scale=1.0, share="none", style=style))
+    folder = export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    assert set(digests(folder)) == TASK_FILES - {"folded.onnx"} | {"unfolded.onnx"}
+    report = json.loads((folder / "parity.json").read_text())
+    assert [link["second"] for link in report["links"]] == ["expectation", "merged", "unfolded ONNX"]
+    assert report["unfolded_sha256"] == digests(folder)["unfolded.onnx"]
+    assert Bundle.load(folder).record.form == "merged"
+    (plain,) = (parts_store / "backbones").glob(f"*/{PLAIN}")
+    products = [node_types(path)["MatMul"] for path in (plain, folder / "unfolded.onnx")]
+    assert products[1] - products[0] == 2 * more
+
+
+def test_a_fully_tuned_backbone_is_exported_folded_alone(copied: Path, tmp_path: Path, parts_run: Path) -> None:
+    bundle = Bundle.load(parts_run)
+    model = load_backbone(BACKBONE, Weights("random"), 3)
+    randomise(model, seed=5)
+    record = bundle.record.model_copy(update={"task": "full", "method": "full", "form": "merged", "adapter": None})
+
+    def answer(images: Array) -> Array:
+        with torch.inference_mode():
+            return probabilities(model(torch.from_numpy(images)).numpy(), record.temperature)
+
+    canary = Canary.record(bundle.canary.images, record.preprocess, answer)
+    tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    Bundle(record, tensors, canary).save(tmp_path / "run")
+    folder = export(ExportConfig(bundle=tmp_path / "run", out=copied))
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["links"][-1]["second"] == "folded ONNX"
+    assert set(digests(folder)) == TASK_FILES
 
 
 def test_a_second_export_replaces_the_task_and_leaves_the_backbone(copied: Path, tmp_path: Path) -> None:

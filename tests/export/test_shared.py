@@ -1,5 +1,7 @@
 """The shared graph: every sample answers as its own task's model does, whatever else is in the batch and the banks."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +10,20 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from export.graphs import trace_backbone
+from export.graphs import trace_backbone, trace_layout
 from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bank import Bank, bank_names
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.graph import read_index
+from mosa_deploy.bank import Bank
+from mosa_deploy.config import AdapterConfig, Target
+from mosa_deploy.graph import graph_file, read_index
 from mosa_deploy.preprocess import Array
-from mosa_deploy.rows import task_rows
+from mosa_deploy.rows import Layout, layout, task_rows
 from mosa_deploy.runners import SharedRunner
 from tests.mosa_deploy.test_fold_graph import make_task, noise
 
 NAME, KWARGS = "vit_small_patch14_reg4_dinov2", {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 28}
 """LayerScale, registers, a class token."""
+
+LAYOUT = Layout(2, 24)
 
 
 def features(model: VisionTransformer, images: Array) -> Array:
@@ -34,7 +38,7 @@ def features(model: VisionTransformer, images: Array) -> Array:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The traced backbone."""
     root = tmp_path_factory.mktemp("backbones") / NAME
-    trace_backbone(load_backbone(NAME, Weights("random"), 10, **KWARGS), "0" * 64, root)
+    trace_backbone(load_backbone(NAME, Weights("random"), 10, **KWARGS), "0" * 64, root, LAYOUT)
     return root
 
 
@@ -47,7 +51,7 @@ def task(bottleneck: int, seed: int) -> tuple[dict[str, Array], VisionTransforme
 
 def test_a_mixed_batch_answers_each_sample_by_its_own_task(folder: Path) -> None:
     tasks = [task(5, 1), task(3, 2), task(20, 3)]
-    bank = Bank(2, 24, bottleneck=4)
+    bank = Bank(LAYOUT, bottleneck=4)
     runner = SharedRunner(folder / "shared.onnx", bank)
     slots = [bank.write(rows) for rows, _ in tasks]
     empty = bank.write({})
@@ -62,13 +66,50 @@ def test_a_mixed_batch_answers_each_sample_by_its_own_task(folder: Path) -> None
     assert np.abs(wanted[slots[0]] - wanted[empty]).max() > 1e-2
 
 
+LOW_RANK = AdapterConfig(bottleneck=3, experts=3, scale=0.7, style="low-rank", targets=("q", "v"))
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), ("qkv",), ("k", "proj", "fc1", "fc2"), ("fc2",)])
+def test_a_mixed_batch_of_low_rank_tasks_answers_each_sample_by_its_own(
+    tmp_path: Path, targets: tuple[Target, ...]
+) -> None:
+    plain = load_backbone(NAME, Weights("random"), 10, **KWARGS)
+    ranks = [replace(LOW_RANK, bottleneck=r, targets=targets) for r in (3, 9)]
+    tasks = [make_task(NAME, adapter, seed, img_size=28) for seed, adapter in enumerate(ranks)]
+    wide = layout(tasks[0][0].record)
+    trace_backbone(plain, "0" * 64, tmp_path / "b", wide)
+    bank = Bank(wide, bottleneck=2)
+    runner = SharedRunner(tmp_path / "b" / wide.file, bank)
+    slots = [bank.write(task_rows(bundle)) for bundle, _ in tasks]
+    empty = bank.write({})
+    images = noise(28)
+    given = runner.run(images, np.array([slots[1], empty, slots[0]]))
+    plain.reset_classifier(0)
+    for i, model in enumerate((tasks[1][1], plain, tasks[0][1])):
+        wanted = features(model, images)[i]
+        np.testing.assert_allclose(given[i], wanted, atol=1e-5 * np.abs(wanted).max())
+    assert np.abs(features(tasks[0][1], images) - features(plain, images)).max() > 1e-2
+
+
+def test_a_backbones_folder_takes_another_layout_and_keeps_what_it_had(folder: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "b"))
+    low_rank = layout(make_task(NAME, LOW_RANK, 1, img_size=28)[0].record)
+    assert low_rank.file == "shared-qkv.onnx"
+    before = {path.name: path.read_bytes() for path in copied.glob("*.onnx")}
+    trace_layout(load_backbone(NAME, Weights("random"), 10, **KWARGS), copied, low_rank)
+    index = read_index(copied)
+    assert set(index.files) == {"plain.onnx", "shared.onnx", "shared-qkv.onnx"}
+    assert all(graph_file(copied, index, name).is_file() for name in index.files)
+    assert all((copied / name).read_bytes() == content for name, content in before.items())
+
+
 def test_padding_other_slots_and_growth_change_no_answer(folder: Path) -> None:
     rows, _ = task(5, 1)
     images = noise(28)
-    alone = Bank(2, 24, bottleneck=5)
+    alone = Bank(LAYOUT, bottleneck=5)
     slot = alone.write(rows)
     before = SharedRunner(folder / "shared.onnx", alone).run(images, np.full(3, slot))
-    bank = Bank(2, 24, bottleneck=16)
+    bank = Bank(LAYOUT, bottleneck=16)
     first = bank.write(rows)
     runner = SharedRunner(folder / "shared.onnx", bank)
     padded = runner.run(images, np.full(3, first))
@@ -80,7 +121,7 @@ def test_padding_other_slots_and_growth_change_no_answer(folder: Path) -> None:
 
 
 def test_a_slot_that_is_written_anew_answers_at_once(folder: Path) -> None:
-    bank = Bank(2, 24)
+    bank = Bank(LAYOUT)
     runner = SharedRunner(folder / "shared.onnx", bank)
     images, (old, _), (new, model) = noise(28), task(5, 1), task(5, 2)
     slot = bank.write(old)
@@ -94,7 +135,7 @@ def test_a_slot_that_is_written_anew_answers_at_once(folder: Path) -> None:
 
 def test_graph_names_its_inputs_and_leaves_batch_slots_and_bottleneck_open(folder: Path) -> None:
     session = onnxruntime.InferenceSession(folder / "shared.onnx", providers=["CPUExecutionProvider"])
-    assert [given.name for given in session.get_inputs()] == ["images", "slots", *bank_names(2)]
+    assert [given.name for given in session.get_inputs()] == ["images", "slots", *LAYOUT.shapes(1)]
     shapes = {given.name: given.shape for given in session.get_inputs()}
     assert shapes["blocks.1.down"] == ["slots", 24, "bottleneck"]
     assert shapes["blocks.1.up_bias"] == ["slots", 24]

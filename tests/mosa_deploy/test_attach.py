@@ -9,6 +9,7 @@ from timm.layers import RmsNorm, SwiGLU
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
+from mosa_deploy.adapter import ParallelAdapter
 from mosa_deploy.attach import (
     AdaptedBlock,
     adapters,
@@ -150,6 +151,7 @@ def test_causal_attention_reaches_the_block(toy: Toy) -> None:
 def test_adapters_take_the_blocks_own_activation_and_eps(toy: Toy) -> None:
     model = attach(toy(act_layer=nn.SiLU, norm_layer=functools.partial(nn.LayerNorm, eps=0.02)), CONFIG)
     for adapter in adapters(model):
+        assert isinstance(adapter, ParallelAdapter)
         assert isinstance(adapter.act, nn.SiLU)
         assert adapter.norm.eps == 0.02
 

@@ -2,17 +2,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mosa_deploy.bank import Bank, bank_names
+from mosa_deploy.bank import Bank
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.preprocess import Array
+from mosa_deploy.rows import Layout
 
 DEPTH, WIDTH = 2, 6
+LAYOUT = Layout(DEPTH, WIDTH)
 
 
 def rows(bottleneck: int, seed: int = 0, depth: int = DEPTH, width: int = WIDTH) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    shapes = {"down": (width, bottleneck), "down_bias": (bottleneck,), "up": (bottleneck, width), "up_bias": (width,)}
-    return {name: rng.standard_normal(shapes[name.rpartition(".")[2]]).astype(np.float32) for name in bank_names(depth)}
+    shapes = Layout(depth, width).shapes(bottleneck)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def content(bank: Bank, slot: int) -> dict[str, NDArray[np.float32]]:
@@ -20,7 +22,7 @@ def content(bank: Bank, slot: int) -> dict[str, NDArray[np.float32]]:
 
 
 def test_a_written_slot_holds_the_rows_and_zeros_beyond_them() -> None:
-    bank, given = Bank(DEPTH, WIDTH, bottleneck=4, capacity=2), rows(3)
+    bank, given = Bank(LAYOUT, bottleneck=4, capacity=2), rows(3)
     slot = bank.write(given)
     down = bank.tensors["blocks.1.down"][slot]
     np.testing.assert_array_equal(down[:, :3], given["blocks.1.down"])
@@ -32,7 +34,7 @@ def test_a_written_slot_holds_the_rows_and_zeros_beyond_them() -> None:
 
 
 def test_growing_doubles_and_keeps_every_slot_where_it_was() -> None:
-    bank = Bank(DEPTH, WIDTH, bottleneck=4, capacity=1)
+    bank = Bank(LAYOUT, bottleneck=4, capacity=1)
     first = bank.write(rows(3))
     before = content(bank, first)
     second = bank.write(rows(9, seed=1))
@@ -47,7 +49,7 @@ def test_growing_doubles_and_keeps_every_slot_where_it_was() -> None:
 
 
 def test_clearing_a_slot_touches_no_other_and_frees_it() -> None:
-    bank = Bank(DEPTH, WIDTH, bottleneck=4, capacity=2)
+    bank = Bank(LAYOUT, bottleneck=4, capacity=2)
     first, second = bank.write(rows(4)), bank.write(rows(4, seed=1))
     kept = content(bank, second)
     bank.clear(first)
@@ -60,14 +62,14 @@ def test_clearing_a_slot_touches_no_other_and_frees_it() -> None:
 
 
 def test_every_write_and_clear_is_a_change() -> None:
-    bank = Bank(DEPTH, WIDTH)
+    bank = Bank(LAYOUT)
     slot = bank.write(rows(4))
     bank.clear(slot)
     assert bank.changes == 2
 
 
 def test_a_linear_task_takes_an_empty_slot() -> None:
-    bank = Bank(DEPTH, WIDTH, capacity=2)
+    bank = Bank(LAYOUT, capacity=2)
     slot = bank.write({})
     assert not any(tensor[slot].any() for tensor in bank.tensors.values())
     assert bank.write({}) != slot
@@ -75,7 +77,31 @@ def test_a_linear_task_takes_an_empty_slot() -> None:
 
 @pytest.mark.parametrize(("depth", "width"), [(DEPTH + 1, WIDTH), (DEPTH, WIDTH + 1)])
 def test_rows_of_another_backbone_are_refused_and_take_no_slot(depth: int, width: int) -> None:
-    bank = Bank(DEPTH, WIDTH)
+    bank = Bank(LAYOUT)
     with pytest.raises(ConfigError, match=r"^the rows are not of 2 blocks of width 6: give the backbone's own$"):
         bank.write(rows(4, depth=depth, width=width))
     assert bank.free == [0]
+
+
+def test_a_bank_of_a_graph_built_for_a_bottleneck_grows_to_it_and_no_further() -> None:
+    bank = Bank(LAYOUT, bottleneck=4, limit=10)
+    slot = bank.write(rows(9))
+    assert bank.bottleneck == 10
+    with pytest.raises(ConfigError, match=r"^a bottleneck of 11 is above the 10 .*: build it for 11, or serve"):
+        bank.write(rows(11))
+    assert slot not in bank.free
+    assert bank.growths == 1
+
+
+def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() -> None:
+    layout = Layout(1, 6, (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)))
+    assert layout.file == "shared-qkv-fc2.onnx"
+    bank = Bank(layout, bottleneck=5)
+    assert {name: tensor.shape for name, tensor in bank.tensors.items()} == {
+        "blocks.0.attn.qkv.down": (1, 6, 5),
+        "blocks.0.attn.qkv.up": (1, 5, 18),
+        "blocks.0.mlp.fc2.down": (1, 24, 5),
+        "blocks.0.mlp.fc2.up": (1, 5, 6),
+    }
+    with pytest.raises(ConfigError, match=r"^the rows are not of 1 blocks of width 6 with updates of attn"):
+        bank.write(rows(4, depth=1))

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy.attach import attach, task_state
 from mosa_deploy.bundle import RECORD, TENSORS, Bundle, expected_shapes, read_record
 from mosa_deploy.config import AdapterConfig, Share
-from mosa_deploy.errors import BundleError
+from mosa_deploy.errors import BundleError, WriteError
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -183,20 +184,30 @@ def test_a_full_disk_leaves_the_earlier_bundle(
 
     bundle.tensors["head.bias"][0] += 1
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match=r"cannot be written: No space left on device; what was there is kept"):
         bundle.save(tmp_path)
     assert Bundle.load(tmp_path).digest == earlier.digest
     assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, TENSORS]
 
 
+STYLES: list[dict[str, Any]] = [
+    {},
+    {"style": "low-rank", "targets": ("q", "v")},
+    {"style": "low-rank", "targets": ("fc2", "qkv", "proj", "fc1")},
+    {"style": "pfeiffer", "scale": 1.0},
+    {"style": "houlsby", "scale": 1.0},
+]
+
+
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("share", ["down", "up", "none"])
 @pytest.mark.parametrize("form", ["split", "merged"])
 def test_expected_shapes_are_those_of_the_torch_model(
-    bundle: Bundle, toy: Callable[..., VisionTransformer], share: Share, form: str
+    bundle: Bundle, toy: Callable[..., VisionTransformer], share: Share, form: str, style: dict[str, Any]
 ) -> None:
-    config = AdapterConfig(bottleneck=5, experts=3, share=share)
+    config = AdapterConfig(bottleneck=5, experts=3, share=share, **style)
     state = task_state(attach(toy(num_classes=2), config, split=form == "split"))
-    backbone = bundle.record.backbone.model_copy(update={"depth": 2, "embed_dim": 12})
+    backbone = bundle.record.backbone.model_copy(update={"depth": 2, "embed_dim": 12, "hidden": 48})
     record = bundle.record.model_copy(update={"adapter": config, "form": form, "backbone": backbone})
     assert expected_shapes(record) == {name: tuple(value.shape) for name, value in state.items()}
 
@@ -206,6 +217,19 @@ def test_a_linear_probe_is_a_head_alone(bundle: Bundle, tmp_path: Path) -> None:
     tensors = {name: value for name, value in bundle.tensors.items() if name.startswith("head.")}
     Bundle(record, tensors, bundle.canary).save(tmp_path)
     assert Bundle.load(tmp_path).tensors.keys() == {"head.weight", "head.bias"}
+
+
+def test_a_record_of_another_style_is_read_as_it_was_written(bundle: Bundle, tmp_path: Path) -> None:
+    config = AdapterConfig(bottleneck=2, experts=2, style="low-rank", targets=("q", "fc1"))
+    backbone = bundle.record.backbone.model_copy(update={"hidden": 12})
+    record = bundle.record.model_copy(update={"adapter": config, "backbone": backbone, "form": "merged"})
+    tensors: dict[str, NDArray[np.generic]] = {
+        name: np.ones(shape, np.float32) for name, shape in expected_shapes(record).items()
+    }
+    Bundle(record, tensors, bundle.canary).save(tmp_path)
+    assert Bundle.load(tmp_path).record.adapter == config
+    edit(tmp_path, backbone={**backbone.model_dump(), "hidden": None})
+    assert "'toy' updates mlp.fc1, but its record lacks backbone.hidden: convert it again" in refusal(tmp_path)
 
 
 def test_a_record_is_read_without_its_tensors(bundle: Bundle, tmp_path: Path) -> None:

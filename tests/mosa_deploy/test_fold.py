@@ -10,6 +10,7 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from mosa_deploy.adapter import ParallelAdapter
 from mosa_deploy.attach import AdaptedBlock, adapters, attach
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.errors import BackboneError
@@ -147,7 +148,9 @@ def test_a_split_adapter_is_refused(toy: Toy) -> None:
 
 def test_an_adapter_of_another_eps_or_activation_is_refused(toy: Toy) -> None:
     model = merged(toy)
-    adapters(model)[1].norm.eps = 1e-3
+    second = adapters(model)[1]
+    assert isinstance(second, ParallelAdapter)
+    second.norm.eps = 1e-3
     with pytest.raises(BackboneError, match=r"^blocks\.1: the adapter's eps 0.001 is not norm2's 1e-06$"):
         fold(model)
     adapters(model)[0].act = nn.ReLU()

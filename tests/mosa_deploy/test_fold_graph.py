@@ -16,13 +16,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from export.graphs import node_types, trace_plain
 from mosa_deploy.attach import attach, task_state
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone, randomise
 from mosa_deploy.bundle import Backbone, Bundle, Record
 from mosa_deploy.canary import Canary
-from mosa_deploy.config import AdapterConfig
+from mosa_deploy.config import PLACES, AdapterConfig
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.fold_graph import fold, fold_parameters
 from mosa_deploy.graph import PlainGraph, save_graphs
+from mosa_deploy.plain import feed_forward
 from mosa_deploy.preprocess import Array, Preprocess
 from mosa_deploy.store import PLAIN
 from tests.conftest import perturb
@@ -37,6 +38,11 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("vit_tiny_patch16_224", {"img_size": 32, "class_token": False, "global_pool": "avg"}),
 ]
 ADAPTER = AdapterConfig(bottleneck=5, experts=3, share="none", scale=0.7)
+LOW_RANK = [
+    AdapterConfig(bottleneck=3, experts=3, scale=0.7, style="low-rank", targets=("q", "v")),
+    AdapterConfig(bottleneck=2, experts=2, share="none", style="low-rank", targets=("fc2", "k", "proj", "fc1")),
+    AdapterConfig(bottleneck=4, experts=1, share="up", scale=0.5, style="low-rank", targets=("qkv", "q")),
+]
 
 
 def make_task(
@@ -44,7 +50,7 @@ def make_task(
 ) -> tuple[Bundle, VisionTransformer]:
     """A task whose experts are still apart, and its torch model."""
     model = load_backbone(name, Weights("random"), **SMALL, **kwargs)
-    sha256 = fingerprint(model.state_dict())
+    sha256, hidden = fingerprint(model.state_dict()), feed_forward(model.blocks[0]).fc1.out_features
     torch.manual_seed(seed)
     model.reset_classifier(4)
     if adapter:
@@ -53,7 +59,7 @@ def make_task(
     record = Record(
         task="parts",
         dataset="parts",
-        backbone=Backbone(name=name, source="random", sha256=sha256, depth=2, embed_dim=24),
+        backbone=Backbone(name=name, source="random", sha256=sha256, depth=2, embed_dim=24, hidden=hidden),
         method="mosa" if adapter else "linear",
         form="split" if adapter else "merged",
         adapter=adapter,
@@ -104,6 +110,49 @@ def test_a_graph_folded_with_numpy_is_the_split_model_in_float64(name: str, kwar
     plain = graph.replaced({name: changed[name] for name in ("head.weight", "head.bias")})
     assert np.abs(answers(plain, images) - wanted).max() > 1e-2 * np.abs(wanted).max()
     assert [node.op_type for node in folded.graph.node] == [node.op_type for node in graph.model.graph.node]
+
+
+@pytest.mark.parametrize("adapter", LOW_RANK, ids=["q-v", "fc2-k-proj-fc1", "qkv-q"])
+def test_a_low_rank_task_folded_with_numpy_keeps_every_shape_and_is_the_split_model_in_float64(
+    adapter: AdapterConfig,
+) -> None:
+    graph, bundle, model = make("vit_small_patch14_reg4_dinov2", adapter, img_size=28)
+    images, folded = noise(28), fold(graph, bundle)
+    with torch.inference_mode():
+        wanted = model.double()(torch.from_numpy(images).double()).numpy()
+    assert np.abs(answers(folded, images) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    changed = fold_parameters(graph, bundle)
+    layers = {PLACES[target].module for target in adapter.targets}
+    assert changed.keys() - {"head.weight", "head.bias"} == {
+        f"blocks.{i}.{name}.weight" for i in (0, 1) for name in layers
+    }
+    assert all(changed[name].shape == graph.parameter(name).shape for name in changed if name.startswith("blocks"))
+    plain = graph.replaced({name: changed[name] for name in ("head.weight", "head.bias")})
+    assert np.abs(answers(plain, images) - wanted).max() > 1e-2 * np.abs(wanted).max()
+
+
+def full_task() -> tuple[PlainGraph, Bundle, VisionTransformer]:
+    """A backbone that was tuned in all its parameters, beside the graph of the one before."""
+    graph, bundle, _ = make("vit_tiny_patch16_224", None, img_size=32)
+    model = load_backbone("vit_tiny_patch16_224", Weights("random"), 4, img_size=32, **SMALL)
+    randomise(model, seed=7)
+    tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    return graph, Bundle(bundle.record.model_copy(update={"method": "full"}), tensors, bundle.canary), model
+
+
+def test_a_fully_tuned_backbone_takes_the_place_of_every_parameter() -> None:
+    graph, bundle, model = full_task()
+    with torch.inference_mode():
+        wanted = model.double()(torch.from_numpy(noise(32)).double()).numpy()
+    np.testing.assert_allclose(answers(fold(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_fully_tuned_backbone_of_another_shape_is_refused_with_every_fault() -> None:
+    graph, bundle, _ = full_task()
+    tensors = {name: value for name, value in bundle.tensors.items() if name != "norm.bias"}
+    tensors["blocks.0.mlp.fc1.bias"] = np.zeros(7, np.float32)
+    with pytest.raises(BundleError, match=r"blocks\.0\.mlp\.fc1\.bias is \(7,\), not \(96,\); missing norm\.bias$"):
+        fold(graph, Bundle(bundle.record, tensors, bundle.canary))
 
 
 def test_traced_graph_answers_as_its_model_and_names_every_parameter(tmp_path: Path) -> None:

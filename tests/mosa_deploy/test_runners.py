@@ -13,12 +13,14 @@ from onnx.reference import ReferenceEvaluator
 
 from export.graphs import trace_plain, trace_shared
 from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bank import Bank, bank_names
+from mosa_deploy.bank import Bank
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from mosa_deploy.openvino import OpenVinoRunner
 from mosa_deploy.preprocess import Array
+from mosa_deploy.rows import Layout
 from mosa_deploy.runners import GraphRunnerName, OnnxRunner, RunnerName, SharedRunner, check_runner, open_runner
 
+LAYOUT = Layout(2, 24)
 TOLERANCE: dict[RunnerName, float] = {
     "onnxruntime-cpu": 1e-5,
     "onnxruntime-cuda": 1e-3,
@@ -49,7 +51,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("traced")
     model = load_backbone("vit_small_patch14_reg4_dinov2", Weights("random"), 4, 28, depth=2, embed_dim=24, num_heads=3)
     onnx.save(trace_plain(model, "0" * 64).model, folder / "plain.onnx")
-    onnx.save(trace_shared(model), folder / "shared.onnx")
+    onnx.save(trace_shared(model, LAYOUT), folder / "shared.onnx")
     return folder
 
 
@@ -60,8 +62,7 @@ def noise(batch: int) -> Array:
 def rows(bottleneck: int, seed: int) -> dict[str, Array]:
     """A task that moves the features."""
     rng = np.random.default_rng(seed)
-    shapes = {"down": (24, bottleneck), "down_bias": (bottleneck,), "up": (bottleneck, 24), "up_bias": (24,)}
-    return {name: rng.normal(0, 0.3, shapes[name.rpartition(".")[2]]).astype(np.float32) for name in bank_names(2)}
+    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in LAYOUT.shapes(bottleneck).items()}
 
 
 def reference(path: Path, inputs: dict[str, Any]) -> Array:
@@ -144,7 +145,7 @@ def test_every_runner_answers_the_task_graph_as_the_reference_evaluator(
 
 
 def test_every_runner_answers_the_shared_graph_as_the_reference_evaluator(traced: Path, name: RunnerName) -> None:
-    bank = Bank(2, 24, bottleneck=8, capacity=3)
+    bank = Bank(LAYOUT, bottleneck=8, capacity=3)
     slots = np.array([bank.write(rows(r, seed=r)) for r in (3, 8, 5)])[[2, 0, 1, 2]]
     runner = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
     wanted = reference(traced / "shared.onnx", {"images": noise(4), "slots": slots, **bank.tensors})
@@ -154,7 +155,7 @@ def test_every_runner_answers_the_shared_graph_as_the_reference_evaluator(traced
 
 
 def test_a_slot_written_cleared_or_moved_by_growth_is_seen_at_the_next_run(traced: Path, name: RunnerName) -> None:
-    bank = Bank(2, 24, bottleneck=4, capacity=1)
+    bank = Bank(LAYOUT, bottleneck=4, capacity=1)
     runner = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
 
     def check(slot: int) -> Array:
@@ -176,7 +177,7 @@ def test_a_slot_written_cleared_or_moved_by_growth_is_seen_at_the_next_run(trace
 
 
 def test_threads_that_share_a_runner_get_their_own_answers(traced: Path, name: RunnerName) -> None:
-    bank = Bank(2, 24, bottleneck=4, capacity=2)
+    bank = Bank(LAYOUT, bottleneck=4, capacity=2)
     bank.write(rows(4, seed=1))
     task = open_runner(traced / "plain.onnx", name, threads=1)
     shared = SharedRunner(traced / "shared.onnx", bank, name, threads=1)

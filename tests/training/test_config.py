@@ -57,7 +57,7 @@ def test_merge_scale_shapes_the_adapter(given: str, value: float | None) -> None
 
 
 def test_unknown_method_offers_the_nearest_names() -> None:
-    with pytest.raises(ConfigError, match=r"^unknown method 'moza'; did you mean mosa\?$"):
+    with pytest.raises(ConfigError, match=r"^unknown method 'moza'; did you mean mosa or "):
         TuneConfig(task="digits", method="moza").checked_method()
 
 
@@ -72,8 +72,53 @@ def test_adapter_is_one_expert_and_else_as_preset_and_flags(passes: int | None) 
 def test_options_of_mosa_are_refused_elsewhere(method: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TuneConfig(task="digits", method=method, experts=8, dense_epochs=1).recipe(PRESET)
-    refused = "--experts is an option of --method mosa: drop it; --dense-epochs is an option of --method mosa: drop it"
-    assert str(caught.value) == refused
+    refused = "--{} is an option of --method mosa and mosl: drop it"
+    assert str(caught.value) == f"{refused.format('experts')}; {refused.format('dense-epochs')}"
+
+
+@pytest.mark.parametrize("method", ["mosa", "adapter", "linear"])
+def test_targets_are_refused_where_nothing_is_low_rank(method: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--targets is an option of --method lora and mosl: drop it$"):
+        TuneConfig(task="digits", method=method, targets=("q",)).recipe(PRESET)
+
+
+@pytest.mark.parametrize(("method", "experts"), [("mosl", 4), ("lora", 1)])
+def test_low_rank_methods_start_from_rank_16_scale_1_on_q_and_v(method: str, experts: int) -> None:
+    preset = dataclasses.replace(PRESET, bottleneck=64, scale=0.1)
+    recipe = TuneConfig(task="digits", method=method).recipe(preset)
+    low_rank = Recipe(backbone="vit_toy", bottleneck=16, scale=1.0, style="low-rank", targets=("q", "v"), lr=1e-3)
+    assert recipe == dataclasses.replace(low_rank, experts=experts)
+    adapter = adapter_config(recipe)
+    assert (adapter.style, adapter.targets, adapter.experts) == ("low-rank", ("q", "v"), experts)
+    given = TuneConfig(task="digits", method=method, scale=2.0, targets=("proj",)).recipe(preset)
+    assert (given.scale, given.targets) == (2.0, ("proj",))
+
+
+@pytest.mark.parametrize("style", ["pfeiffer", "houlsby"])
+def test_sequential_styles_have_no_scale(style: str) -> None:
+    recipe = TuneConfig(task="digits", style=style).recipe(PRESET)
+    assert (adapter_config(recipe).style, adapter_config(recipe).scale) == (style, 1.0)
+    with pytest.raises(ConfigError, match=rf"^--scale 0.5: {style} adapters have none, leave it out$"):
+        TuneConfig(task="digits", style=style, scale=0.5).recipe(PRESET)
+
+
+@pytest.mark.parametrize(
+    ("method", "style", "text"),
+    [
+        ("mosa", "low-rank", "--style low-rank: choose --method lora or mosl"),
+        ("lora", "houlsby", "--style is an option of --method adapter and mosa: drop it"),
+        ("mosa", "hulsby", "unknown style 'hulsby'; did you mean houlsby?"),
+    ],
+)
+def test_styles_that_cannot_be_are_refused(method: str, style: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TuneConfig(task="digits", method=method, style=style).recipe(PRESET)
+    assert str(caught.value) == text
+
+
+def test_every_parameter_is_not_tuned_here() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown method 'full'; known: adapter, linear, lora, mosa, mosl$"):
+        TuneConfig(task="digits", method="full").checked_method()
 
 
 def test_flags_replace_the_preset_and_the_rest_stays() -> None:

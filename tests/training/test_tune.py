@@ -89,6 +89,25 @@ def test_same_seed_same_digest_and_another_seed_another(few_run: Path, few: str,
     assert Bundle.load(other).digest != Bundle.load(few_run).digest
 
 
+@pytest.mark.parametrize(("method", "form", "split"), [("mosl", "split", 12), ("lora", "merged", 0)])
+def test_a_low_rank_run_leaves_a_bundle_whose_parameters_moved(
+    few: str, tmp_path: Path, method: str, form: str, split: int
+) -> None:
+    run = tune(
+        TuneConfig(task=few, method=method, targets=("q", "fc2"), bottleneck=3, out=tmp_path / "r", device="cpu")
+    )
+    bundle = Bundle.load(run)
+    assert (bundle.record.method, bundle.record.form, bundle.record.backbone.hidden) == (method, form, 768)
+    assert len(split_layers(restore(bundle))) == split
+    width, hidden, rank, depth, classes = 192, 768, 3, 6, 3
+    updates = rank * (width + width) + rank * (hidden + width)
+    assert bundle.record.metrics["parameters"] == depth * updates + classes * (width + 1)
+    ups = [value for name, value in bundle.tensors.items() if name.endswith("up.weight")]
+    assert len(ups) == 12
+    assert all(np.abs(up).max() > 0 for up in ups)
+    assert "targets q fc2" in (run / "report.md").read_text()
+
+
 def test_validation_figures_are_those_of_the_bundle(few_run: Path) -> None:
     bundle = Bundle.load(few_run)
     record = bundle.record
@@ -173,7 +192,7 @@ def test_task_may_have_a_name_of_its_own(
     [
         (("--bottleneck", "0"), "--bottleneck 0: at least 1"),
         (("--bottleneck", "1", "--experts", "250"), "--experts 250 does not fit a 192x1 projection: choose 1 to 192"),
-        (("--method", "mosaic"), "unknown method 'mosaic'; did you mean mosa?"),
+        (("--method", "mosaic"), "unknown method 'mosaic'; did you mean mosa or "),
         (("--device", "tpu"), "--device tpu: choose auto, cpu or cuda"),
         (("--lr", "1e30"), "the loss is nan at epoch 1, step 2: lower --lr (now 1e+30)"),
     ],

@@ -1,0 +1,135 @@
+"""What an export costs: `python -m benchmarks.export --backbone vit_base_patch16_224`.
+
+Random weights and a random adapter of the parallel style: the time depends on shapes alone. The first export of a
+backbone traces its graphs, the next one only folds; folding alone is timed as the service does it, with numpy.
+"""
+
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import tyro
+
+from export.__main__ import ExportConfig, export
+from mosa_deploy import fold_graph
+from mosa_deploy.attach import adapters, attach, task_state
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone, randomise
+from mosa_deploy.bundle import Backbone, Bundle, Record
+from mosa_deploy.canary import SIZE, Canary
+from mosa_deploy.config import AdapterConfig
+from mosa_deploy.errors import command
+from mosa_deploy.files import write_text
+from mosa_deploy.graph import PlainGraph
+from mosa_deploy.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.store import Store
+from mosa_deploy.versions import git_commit, library_versions, machine
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time the export of two tasks of one backbone."""
+
+    backbone: str = "vit_base_patch16_224"
+    bottleneck: int = 64
+    calibration: int = 24
+    """Images beside the canary's 8 on which the stages are compared."""
+    out: Path = Path("benchmarks/results/export.md")
+
+
+def write_task(folder: Path, config: Config, name: str, seed: int) -> Record:
+    """A run of a random task: its merged bundle and calibration images."""
+    model = load_backbone(config.backbone, Weights("random"))
+    height, width = model.patch_embed.img_size
+    sha256 = fingerprint(model.state_dict())
+    adapter = AdapterConfig(config.bottleneck, experts=1)
+    model.reset_classifier(CLASSES)
+    attach(model, adapter, split=False)
+    for i, part in enumerate(adapters(model)):
+        randomise(part, seed=seed + i)
+    noise = np.random.default_rng(seed).integers(0, 256, (SIZE + config.calibration, height, width, 3), dtype=np.uint8)
+    preprocess = Preprocess(size=(height, width))
+
+    def answer(images: Array) -> Array:
+        with torch.inference_mode():
+            return probabilities(model(torch.from_numpy(images)).numpy(), 1.0)
+
+    record = Record(
+        task=name,
+        dataset="noise",
+        backbone=Backbone(
+            name=config.backbone, source="random", sha256=sha256, depth=len(model.blocks), embed_dim=model.embed_dim
+        ),
+        method="adapter",
+        form="merged",
+        adapter=adapter,
+        classes=tuple(map(str, range(CLASSES))),
+        preprocess=preprocess,
+        temperature=1.0,
+        metrics={},
+        seed=seed,
+        versions={},
+        git_commit=None,
+    )
+    canary = Canary.record([encode(image) for image in noise[:SIZE]], preprocess, answer)
+    tensors = {key: value.numpy() for key, value in task_state(model).items()}
+    Bundle(record, tensors, canary).save(folder)
+    np.savez_compressed(folder / "calibration.npz", images=noise[SIZE:])
+    return record
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(config: Config, scratch: Path) -> dict[str, float]:
+    """Seconds of each step."""
+    records = [write_task(scratch / name, config, name, seed) for seed, name in enumerate(("first", "second"))]
+    store = Store(scratch / "store")
+
+    def exported(name: str) -> float:
+        return seconds(lambda: export(ExportConfig(scratch / name, out=store.root)))
+
+    found = {"plain, shared and one folded task, with parity": exported("first")}
+    found["the next task of the same backbone, with parity"] = exported("second")
+    folder = store.backbone(records[0].backbone)
+    bundle = Bundle.load(scratch / "second")
+    graph = PlainGraph.load(folder)
+    found["loading and checking the plain graph"] = seconds(lambda: PlainGraph.load(folder))
+    found["folding a task with numpy"] = seconds(lambda: fold_graph.fold(graph, bundle))
+    folded = fold_graph.fold(graph, bundle)
+    found["writing the folded graph"] = seconds(lambda: onnx.save(folded, scratch / "folded.onnx"))
+    return found
+
+
+@command
+def main() -> None:
+    """Write the table."""
+    config = tyro.cli(Config, prog="python -m benchmarks.export")
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure(config, Path(scratch))
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    head = f"`python -m benchmarks.export {shlex.join(sys.argv[1:])}`".replace(" `", "`")
+    lines = ["| step | seconds |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in found.items())]
+    words = f"{config.backbone}, r = {config.bottleneck}, parity on {SIZE + config.calibration} images"
+    write_text(
+        config.out,
+        f"# Exporting {words}\n\n{head}; {machine()}; commit {git_commit()}; {versions}\n\n" + "\n".join(lines) + "\n",
+    )
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A disk that fills while the store is written: one line, and everything that was there before stays."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.export.test_export import digests
+from tests.walker import ROOT
+
+LIMITED = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+"""Runs a module that can write no file above a size: to the writer the same as a disk that is full."""
+
+
+def limited(size: int, module: str, *arguments: str) -> str:
+    """The one line that the module ends with."""
+    command = [sys.executable, "-c", LIMITED, str(size), module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_an_export_that_runs_out_of_room_leaves_a_new_store_without_halves(parts_run: Path, tmp_path: Path) -> None:
+    text = limited(100_000, "export", "--bundle", str(parts_run), "--out", str(tmp_path / "store"))
+    assert text.endswith(
+        "/plain.onnx cannot be written: File too large; what was there is kept: free some space, or write elsewhere\n"
+    )
+    assert digests(tmp_path / "store") == {}
+
+
+def test_an_export_that_runs_out_of_room_leaves_the_earlier_task_as_it_was(
+    parts_run: Path, parts_store: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(parts_store, tmp_path / "store"))
+    before = digests(store)
+    assert "/tasks/parts cannot be written: " in limited(
+        100_000, "export", "--bundle", str(parts_run), "--out", str(store)
+    )
+    assert digests(store) == before
+
+
+def test_a_run_that_finds_no_room_for_a_checkpoint_ends_in_one_line(tmp_path: Path) -> None:
+    arguments = ("--task", "digits", "--epochs", "1", "--batch-size", "512", "--device", "cpu")
+    text = limited(50_000, "training.tune", *arguments, "--out", str(tmp_path / "run"))
+    assert "/run/checkpoint.pt cannot be written: " in text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
