@@ -5,15 +5,21 @@ nothing changed. The trace is made once for a backbone; folding takes numpy alon
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import onnx
 import tyro
 from timm.models.vision_transformer import VisionTransformer
 
-from export.calibration import read_calibration
+from export.calibration import read_calibration, require_enough
+from export.engine_files import choose_build
+from export.formats import fp32_file, write_formats
 from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
+from export.lanes import Lane, shared_lane
+from export.options import FileOptions
+from export.overview import overview
 from export.parity import Chain, table
 from mosa_deploy import fold_graph
 from mosa_deploy.attach import task_state
@@ -27,7 +33,7 @@ from mosa_deploy.graph import PlainGraph, graph_file, read_index
 from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
 from mosa_deploy.rows import Layout, layout
-from mosa_deploy.store import FOLDED, GRAPH, PARITY, UNFOLDED, Store
+from mosa_deploy.store import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, Store
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,25 @@ class ExportConfig:
         if self.parity_images < 0:
             raise ConfigError(f"--parity-images {self.parity_images}: at least 0")
 
+    files: Annotated[FileOptions, tyro.conf.arg(name="")] = field(default_factory=FileOptions)
+
 
 def export(config: ExportConfig) -> Path:
     """Write the task into the store and return its folder.
 
     Raises:
-        MosaError: the bundle or the backbone does not fit, or parity is broken; the store stays as it was.
+        MosaError: the bundle, the backbone or the calibration does not fit, an engine cannot be built, or parity is
+            broken; the store stays as it was.
     """
+    build = choose_build(config.files, config.out / TIMINGS)
     bundle = Bundle.load(config.bundle)
     record = bundle.record
+    calibration = read_calibration(config.bundle, record.preprocess.size)
+    if "int8" in config.files.precisions:
+        require_enough(calibration, config.bundle)
     weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
     model = restore(bundle, weights)
     store = Store(config.out)
-    calibration = read_calibration(config.bundle, record.preprocess.size)
     chain = Chain(bundle, None if calibration is None else calibration[: config.parity_images])
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
@@ -68,11 +80,18 @@ def export(config: ExportConfig) -> Path:
     target = store.task(record.task)
     with replacing_folder(target) as aside:
         if record.adapter is not None and record.adapter.style in SEQUENTIAL:
-            file = write_unfolded(chain, model, aside)
+            lanes = write_unfolded(chain, model, aside)
         else:
-            file = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
+            lanes = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
         print(table(chain.links))
         chain.require()
+        written = []
+        for lane in lanes:
+            written += [fp32_file(lane, chain), *write_formats(lane, config.files.precisions, chain, calibration)]
+            if build is not None:
+                written += build.write(lane, config.files.precisions, chain)
+        print(overview(written, target))
+        file = lanes[0].path.name
         merged = merged_bundle(bundle, model).save(aside)
         report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
@@ -80,7 +99,9 @@ def export(config: ExportConfig) -> Path:
     return target
 
 
-def write_folded(chain: Chain, model: VisionTransformer, folder: Path, backbone: Path, weights: Weights | None) -> str:
+def write_folded(
+    chain: Chain, model: VisionTransformer, folder: Path, backbone: Path, weights: Weights | None
+) -> list[Lane]:
     """The task in the plain graph's weights; the chain grows by what is folded, and by the shared graph."""
     bundle = chain.bundle
     chain.add_model("folded", fold(model))
@@ -88,20 +109,22 @@ def write_folded(chain: Chain, model: VisionTransformer, folder: Path, backbone:
     graph = plain_graph(backbone, bundle.record, weights)
     onnx.save(fold_graph.fold(graph, bundle), folder / FOLDED)
     chain.add_graph("folded ONNX", folder / FOLDED)
+    lanes = [Lane("folded", folder / FOLDED)]
     if bundle.record.method != "full":
-        chain.add_shared("shared ONNX", graph_file(backbone, graph.index, layout(bundle.record).file))
+        lanes.append(shared_lane(graph_file(backbone, graph.index, layout(bundle.record).file), bundle))
+        chain.add_shared("shared ONNX", lanes[-1].path)
     print(f"the plain graph has {len(graph.model.graph.node)} nodes")
-    return FOLDED
+    return lanes
 
 
-def write_unfolded(chain: Chain, model: VisionTransformer, folder: Path) -> str:
+def write_unfolded(chain: Chain, model: VisionTransformer, folder: Path) -> list[Lane]:
     """The task with its adapters as nodes of their own."""
     adapter = chain.bundle.record.adapter
     assert adapter is not None
     print(f"{adapter.style} adapters cannot fold: tracing the task with nodes of its own", flush=True)
     write_onnx(model, folder / UNFOLDED)
     chain.add_graph("unfolded ONNX", folder / UNFOLDED)
-    return UNFOLDED
+    return [Lane("unfolded", folder / UNFOLDED)]
 
 
 def merged_bundle(bundle: Bundle, model: VisionTransformer) -> Bundle:

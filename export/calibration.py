@@ -13,6 +13,9 @@ from mosa_deploy.preprocess import Pixels
 
 FILE = "calibration.npz"
 
+LEAST = 32
+"""For int8: fewer images miss the outliers, which set the ranges of activations."""
+
 
 def read_calibration(folder: Path, size: tuple[int, int]) -> Pixels | None:
     """The calibration images of a run, or None if it has none; `size` is (H, W) of what the backbone reads.
@@ -43,3 +46,17 @@ def write_calibration(folder: Path, images: Pixels) -> None:
     """Replace the calibration images of a run, (n, H, W, 3)."""
     with replacing(folder / FILE) as aside, aside.open("wb") as handle:
         np.savez_compressed(handle, images=images)
+
+
+def require_enough(images: Pixels | None, folder: Path) -> Pixels:
+    """The images of a run from which int8 learns the range of every activation.
+
+    Raises:
+        DataError: there are none, or too few.
+    """
+    way_out = "tune the task again, or leave int8 out of --precision"
+    if images is None:
+        raise DataError(f"{folder / FILE}: no such file; int8 is calibrated on it: {way_out}")
+    if len(images) < LEAST:
+        raise DataError(f"{folder / FILE} holds {len(images)} images, int8 needs at least {LEAST}: {way_out}")
+    return images

@@ -30,7 +30,7 @@ from mosa_deploy.errors import ConfigError, ProviderError, command, one_of
 from mosa_deploy.files import write_text
 from mosa_deploy.restore import restore
 from mosa_deploy.rows import task_rows
-from mosa_deploy.runners import RunnerName, check_runner
+from mosa_deploy.runners import GraphRunnerName, RunnerName, check_runner
 from mosa_deploy.versions import library_versions, machine
 
 QUICK = ("plain", "control", "folded", "shared")
@@ -88,7 +88,7 @@ class LatencyConfig:
             faults.append("--bottlenecks: a bundle has its own, give them with --backbone")
         for flag, names, known in (
             ("variant", self.variants, VARIANTS),
-            ("runner", self.runners, get_args(RunnerName)),
+            ("runner", self.runners, get_args(GraphRunnerName)),
         ):
             if names is not None and not names:
                 faults.append(f"--{flag}s: give at least one of {', '.join(known)}")
@@ -167,7 +167,7 @@ def choose_runners(names: Sequence[str] | None) -> list[RunnerName]:
             check_runner(name)
         return cast(list[RunnerName], list(dict.fromkeys(names)))
     found: list[RunnerName] = []
-    for name in get_args(RunnerName):
+    for name in get_args(GraphRunnerName):
         try:
             check_runner(name)
         except ProviderError:

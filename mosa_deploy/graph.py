@@ -69,11 +69,10 @@ def add_graph(folder: Path, name: str, graph: onnx.ModelProto) -> None:
     Raises:
         StoreError: the folder's index is missing or damaged.
     """
-    index = read_index(folder)
+    read_index(folder)
     with replacing(folder / name) as aside:
         onnx.save(graph, aside)
-    files = index.files | {name: sha256(folder / name)}
-    write_text(folder / GRAPH, index.model_copy(update={"files": files}).model_dump_json(indent=2) + "\n")
+    add_graph_file(folder / name)
 
 
 def read_index(folder: Path) -> Index:
@@ -107,6 +106,13 @@ def graph_file(folder: Path, index: Index, name: str) -> Path:
     if sha256(path) != index.files[name]:
         raise StoreError(f"{path} was altered or cut short since it was traced: {AGAIN}")
     return path
+
+
+def add_graph_file(path: Path) -> None:
+    """Enter a file that was made of the backbone's graphs, and lies beside them, into their index."""
+    index = read_index(path.parent)
+    added = index.model_copy(update={"files": index.files | {path.name: sha256(path)}})
+    write_text(path.parent / GRAPH, added.model_dump_json(indent=2) + "\n")
 
 
 @dataclass(frozen=True)

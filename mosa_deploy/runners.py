@@ -10,12 +10,19 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mosa_deploy.bank import Bank
+from mosa_deploy.engine_runner import check_engines, open_engine
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError, one_of
 from mosa_deploy.openvino import OpenVinoRunner, load_openvino
 from mosa_deploy.preprocess import Array
 
 Provider = Literal["cpu", "cuda"]
-RunnerName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "openvino-bf16"]
+GraphRunnerName = Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "openvino-bf16"]
+"""Those that run ONNX files; `tensorrt` runs engines, of either library."""
+
+RunnerName = Literal[GraphRunnerName, "tensorrt"]
+
+FOR_TENSORRT = "int8-tensorrt"
+"""In the names of files whose eight-bit weights overflow ONNX Runtime's integer kernels on CPUs without VNNI."""
 
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -52,16 +59,19 @@ def check_runner(name: str) -> None:
             execution_provider("cuda" if name == "onnxruntime-cuda" else "cpu")
         case "openvino" | "openvino-bf16":
             load_openvino("bf16" if name == "openvino-bf16" else "fp32")
+        case "tensorrt":
+            check_engines()
         case _:
             raise ConfigError(one_of("runner", name, get_args(RunnerName)))
 
 
 def open_runner(path: Path, name: RunnerName = "onnxruntime-cpu", threads: int = 0, spinning: bool = True) -> "Runner":
-    """A graph loaded by the runner of that name; the other arguments are those of `open_session`.
+    """A graph, or an engine, loaded by the runner of that name; the other arguments are those of `open_session`.
 
     Raises:
-        ProviderError: the runtime is not here, or did not start.
-        StoreError: the file is missing or not a graph.
+        ProviderError: the runtime is not here, or did not start, or is not the engine's.
+        StoreError: the file is missing or not a graph, or not an engine.
+        ParityError: an engine misses the canary beside it.
     """
     match name:
         case "onnxruntime-cpu":
@@ -72,6 +82,8 @@ def open_runner(path: Path, name: RunnerName = "onnxruntime-cpu", threads: int =
             return OpenVinoRunner(path, "fp32", threads)
         case "openvino-bf16":
             return OpenVinoRunner(path, "bf16", threads)
+        case "tensorrt":
+            return open_engine(path)
 
 
 def execution_provider(provider: Provider) -> str:
@@ -106,6 +118,9 @@ def open_session(
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 3
+    if FOR_TENSORRT in path.name:
+        # Its pairs of Q and DQ run as they stand, which is what TensorRT computes.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.

@@ -2,6 +2,9 @@
 
 backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx ... graph.json
 tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json
+
+Beside each graph but the plain one lie what was made of it: .fp16.onnx, .int8.onnx, .int8-tensorrt.onnx, and engines,
+.<precision>.<capability>.engine, with one engine.json a folder.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,8 @@ from mosa_deploy.errors import StoreError
 
 PLAIN, GRAPH = "plain.onnx", "graph.json"
 FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
+TIMINGS = "timings.cache"
+"""TensorRT's, at the root: what its builds have timed on this machine's GPU."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ LIBRARIES = (
     "pillow",
     "bentoml",
     "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
 )
 
 

@@ -51,9 +51,11 @@ def test_a_room_imports_only_in_the_allowed_direction(room: str) -> None:
 def test_a_room_and_what_it_loads_of_the_library_need_only_its_own_extra(room: str, extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    # OpenVINO is loaded only when a user names it: `tests/mosa_deploy/test_runners.py` sees to it.
-    lines = [*project["dependencies"], *extras[extra], *extras["openvino"]]
-    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    # These are loaded only when a user names them: `tests/mosa_deploy/test_runners.py` sees to it.
+    named = [line for name in ("openvino", "tensorrt", "tensorrt-rtx") for line in extras[name]]
+    lines = [*project["dependencies"], *extras[extra], *named]
+    # tensorrt-rtx-cu13's module has no CUDA version in its name.
+    declared = {canonicalize_name(Requirement(line).name.removesuffix("-cu13")) for line in lines}
     distributions = packages_distributions()
     _, others = closure(files_of(room))
     undeclared = {

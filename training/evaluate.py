@@ -2,6 +2,7 @@
 
     python -m training.evaluate --bundle runs/digits
     python -m training.evaluate --onnx artifacts/tasks/digits/folded.onnx
+    python -m training.evaluate --onnx artifacts/backbones/NAME/shared.fp16.onnx --bundle artifacts/tasks/digits
     python -m training.evaluate --backbone vit_tinyd6_patch4_32.cifar10 --data-dir cifar10.tar.gz
 
 Everything else selects on validation; this is the one place that looks at the test set.
@@ -20,11 +21,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy import embedded
 from mosa_deploy.backbone import Weights, check_name
-from mosa_deploy.bundle import Bundle, Record, read_record
+from mosa_deploy.bank import Bank
+from mosa_deploy.bundle import RECORD, Bundle, Record, read_record
+from mosa_deploy.engine_runner import EngineRunner
 from mosa_deploy.errors import ConfigError, DataError, command
 from mosa_deploy.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.restore import restore
-from mosa_deploy.runners import OnnxRunner
+from mosa_deploy.rows import layout, task_rows
+from mosa_deploy.runners import Runner, RunnerName, SharedRunner, open_runner
 from training.data import Images, decode_all
 from training.loop import predict
 from training.metrics import figures
@@ -41,13 +45,13 @@ Logits = Callable[[Images], Array]
 class EvaluateConfig:
     """Accuracy, negative log likelihood and calibration error on a task's test set.
 
-    Give one of --bundle, --onnx and --backbone.
+    Give one of --bundle, --onnx and --backbone; with a shared graph, which has no task of its own, --bundle too.
     """
 
     bundle: Path | None = None
     """A run's folder, or a task's folder in a store."""
     onnx: Path | None = None
-    """An exported graph, with its bundle beside it."""
+    """An exported graph or engine of any precision, with its bundle beside it, or given with --bundle."""
     backbone: str | None = None
     """A timm model by the head that comes with its weights, tagged with a task: vit_tinyd6_patch4_32.cifar10."""
     backbone_weights: Path | None = None
@@ -57,7 +61,7 @@ class EvaluateConfig:
     split: str | None = None
     """As in training.tune; the run's own if left out."""
     device: str = "auto"
-    """auto, cpu or cuda; a graph runs on the CPU."""
+    """auto, cpu or cuda; a graph runs on the CPU, an engine on its GPU."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         ConfigError: not exactly one of a bundle, a graph and a backbone is given.
         MosaError: it, or its images, cannot be had, or it has another number of classes.
     """
-    if [config.bundle, config.onnx, config.backbone].count(None) != 2:
+    shared = config.bundle is not None and config.onnx is not None and not own_graph(config.onnx)
+    if [None if shared else config.bundle, config.onnx, config.backbone].count(None) != 2:
         raise ConfigError("give one of --bundle FOLDER, --onnx FILE and --backbone NAME")
-    if config.backbone_weights is not None and config.bundle is None:
+    if config.backbone_weights is not None and (config.bundle is None or config.onnx is not None):
         raise ConfigError("--backbone-weights goes with --bundle: leave it out")
     if config.backbone is not None:
         subject, data_dir, split = of_backbone(config, config.backbone), config.data_dir, config.split
     else:
+        if config.bundle is None and config.onnx is not None and not own_graph(config.onnx):
+            raise ConfigError(f"{config.onnx} has no task beside it: name one with --bundle, artifacts/tasks/NAME")
         folder = config.bundle or (config.onnx or Path()).parent
         subject = of_task(config, read_record(folder))
         data_dir, split = settings(config, folder)
@@ -123,8 +130,9 @@ def of_task(config: EvaluateConfig, record: Record) -> Subject:
 
     def of_graph(images: Images) -> Array:
         assert config.onnx is not None
-        runner, batches = OnnxRunner(config.onnx), images.pixels.split(BATCH)
-        return np.concatenate([runner.run(record.preprocess.normalise(pixels.numpy())) for pixels in batches])
+        answer, most = open_graph(config.onnx, config.bundle)
+        batches = images.pixels.split(most)
+        return np.concatenate([answer(record.preprocess.normalise(pixels.numpy())) for pixels in batches])
 
     def of_bundle(images: Images) -> Array:
         assert config.bundle is not None
@@ -134,6 +142,37 @@ def of_task(config: EvaluateConfig, record: Record) -> Subject:
 
     logits = of_bundle if config.onnx is None else of_graph
     return Subject(record.dataset, record.preprocess, record.temperature, len(record.classes), logits)
+
+
+def own_graph(path: Path) -> bool:
+    """Whether a graph or an engine is of one task, whose bundle lies beside it; else it is shared by many."""
+    return (path.parent / RECORD).is_file() or not path.is_file()
+
+
+def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array], int]:
+    """What answers images (B, 3, H, W) with logits (B, K), and the most images that it takes at once.
+
+    With `task`, the folder of a bundle, the graph is a shared one, and the bundle is alone in its banks.
+    """
+    name: RunnerName = "tensorrt" if path.suffix == ".engine" else "onnxruntime-cpu"
+    if task is None:
+        runner = open_runner(path, name)
+        return runner.run, largest_batch(runner)
+    bundle = Bundle.load(task)
+    bank = Bank(layout(bundle.record))
+    slot = bank.write(task_rows(bundle))
+    shared = SharedRunner(path, bank, name)
+    head, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
+
+    def answer(images: Array) -> Array:
+        return np.asarray(shared.run(images, np.full(len(images), slot)) @ head.T + bias)
+
+    return answer, largest_batch(shared.runner)
+
+
+def largest_batch(runner: Runner) -> int:
+    """An engine takes no more than its largest profile."""
+    return runner.sizes[-1] if isinstance(runner, EngineRunner) else BATCH
 
 
 def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | None]:
@@ -150,7 +189,7 @@ def main() -> None:
     config = tyro.cli(EvaluateConfig, prog="python -m training.evaluate")
     measured = evaluate(config)
     print(
-        f"test of {config.bundle or config.onnx or config.backbone}: "
+        f"test of {config.onnx or config.bundle or config.backbone}: "
         + ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
     )
 

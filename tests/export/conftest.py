@@ -3,16 +3,20 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from export.__main__ import ExportConfig, export
+from export.graphs import trace_plain, trace_shared
 from mosa_deploy.attach import attach, split_layers, task_state
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone, randomise
+from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Backbone, Bundle, Record
 from mosa_deploy.canary import Canary
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.rows import Layout
 from tests.conftest import perturb
 
 BACKBONE = "test_vit2"
@@ -78,3 +82,29 @@ def parts_store(tmp_path_factory: pytest.TempPathFactory, parts_run: Path) -> Pa
     root = tmp_path_factory.mktemp("parts-store")
     export(ExportConfig(bundle=parts_run, out=root))
     return root
+
+
+@pytest.fixture(scope="session")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`plain.onnx` and `shared.onnx` of a random backbone of depth 2 and width 24, for images of 28 x 28."""
+    folder = tmp_path_factory.mktemp("traced")
+    model = load_backbone("vit_small_patch14_reg4_dinov2", Weights("random"), 4, 28, depth=2, embed_dim=24, num_heads=3)
+    torch.manual_seed(0)
+    randomise(model)
+    onnx.save(trace_plain(model, "0" * 64).model, folder / "plain.onnx")
+    onnx.save(trace_shared(model, Layout(2, 24)), folder / "shared.onnx")
+    return folder
+
+
+def noise(batch: int) -> Array:
+    """Images (B, 3, 28, 28) for `traced`."""
+    return np.random.default_rng(batch).standard_normal((batch, 3, 28, 28), dtype=np.float32)
+
+
+def random_bank(bottleneck: int = 4, capacity: int = 3) -> Bank:
+    """A bank of tasks that move the features, for `traced`."""
+    bank = Bank(Layout(2, 24), bottleneck, capacity)
+    for seed in range(capacity):
+        rng = np.random.default_rng(seed)
+        bank.write({n: rng.normal(0, 0.3, t.shape[1:]).astype(np.float32) for n, t in bank.tensors.items()})
+    return bank

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from export.__main__ import ExportConfig, export
-from export.calibration import read_calibration
+from export.calibration import read_calibration, require_enough
 from mosa_deploy.errors import ConfigError, DataError
 from mosa_deploy.preprocess import Pixels
 from tests.export.conftest import make_run
@@ -83,3 +83,16 @@ def test_an_empty_file_stops_the_export_before_anything_is_written(tmp_path: Pat
 def test_fewer_than_no_parity_images_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^--parity-images -1: at least 0$"):
         ExportConfig(bundle=Path("runs/x"), parity_images=-1)
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (None, r"calibration\.npz: no such file; int8 is calibrated on it"),
+        (images(31), r"calibration\.npz holds 31 images, int8 needs at least 32"),
+    ],
+)
+def test_int8_needs_enough_images_and_says_the_way_out(tmp_path: Path, found: Pixels | None, line: str) -> None:
+    with pytest.raises(DataError, match=rf"{line}: tune the task again, or leave int8 out of --precision$"):
+        require_enough(found, tmp_path)
+    assert len(require_enough(images(32), tmp_path)) == 32

@@ -74,7 +74,8 @@ def test_parity_links_every_stage_and_names_the_files_that_it_holds_for(store: P
     report = json.loads((folder / "parity.json").read_text())
     stages = ["canary", "expectation", "merged", "folded", "folded ONNX", "shared ONNX"]
     assert [(link["first"], link["second"]) for link in report["links"]] == list(pairwise(stages))
-    assert all(link["max_error"] <= report["tolerance"] == 1e-4 for link in report["links"])
+    assert all(link["max_error"] <= link["tolerance"]["max_error"] == 1e-4 for link in report["links"])
+    assert all(link["tolerance"]["reason"] for link in report["links"])
     assert all(link["top1_agreement"] == 1 for link in report["links"])
     assert (report["canary_images"], report["calibration_images"]) == (8, 24)
     found = digests(folder)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cosine
 
-from export.parity import TOLERANCE, Chain, Link, compare, table
+from export.parity import FP32, TOLERANCES, Chain, Link, Tolerance, compare, table
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import ParityError
 from mosa_deploy.preprocess import Array
 from mosa_deploy.restore import restore
 
+TOLERANCE = FP32.max_error
 FIRST = np.array([[1.0, -4.0], [2.0, 1.0]], dtype=np.float32)
 SECOND = np.array([[1.0, -4.0], [2.0, 3.0]], dtype=np.float32)
 
@@ -53,6 +54,39 @@ def test_a_single_class_is_not_spread_over_many() -> None:
 def test_a_link_holds_up_to_the_tolerance_and_no_further() -> None:
     assert link(TOLERANCE).holds
     assert not link(np.nextafter(TOLERANCE, 1)).holds
+
+
+def test_a_link_is_judged_by_its_own_tolerance_in_both_measures() -> None:
+    wide = Tolerance(max_error=0.6, cosine=0.8, reason="")
+    found = compare("a", FIRST, "b", SECOND, wide)
+    assert 0.8 < found.cosine < 0.9
+    assert found.holds
+    assert not compare("a", FIRST, "b", SECOND, Tolerance(0.6, 0.9, "")).holds
+    assert not compare("a", FIRST, "b", SECOND, Tolerance(0.4, None, "")).holds
+
+
+def test_every_tolerance_says_why_and_none_lets_an_unrelated_answer_pass() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((2, 8, 10)).astype(np.float32)
+    for tolerance in TOLERANCES.values():
+        assert len(tolerance.reason) > 40
+        assert not compare("a", one, "b", other, tolerance).holds
+    assert TOLERANCES["fp16"].cosine == 0.999
+
+
+def test_a_branch_is_compared_with_the_stage_that_it_names(chain: Chain) -> None:
+    logits: Array = np.log(chain.bundle.canary.probabilities) * np.float32(chain.bundle.record.temperature)
+    for stage in ("expectation", "ONNX"):
+        chain.add(stage, logits)
+    near = logits * np.float32(1.001)
+    found = chain.branch("expectation", "half.onnx", near, TOLERANCES["fp16"])
+    assert (found.first, found.second) == ("expectation", "half.onnx")
+    assert found.max_error == pytest.approx(1e-3, rel=1e-2)
+    # The way goes on from where it was.
+    chain.add("shared ONNX", logits)
+    assert (chain.links[-1].first, chain.links[-1].max_error) == ("ONNX", 0)
+    with pytest.raises(ParityError, match=r"^'parts': ONNX and wrong\.onnx differ by .*out of --precision$"):
+        chain.branch("ONNX", "wrong.onnx", -logits, TOLERANCES["int8"])
 
 
 def test_the_canary_is_compared_after_the_temperature(chain: Chain, parts_run: Path) -> None:

@@ -18,7 +18,7 @@ from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from mosa_deploy.openvino import OpenVinoRunner
 from mosa_deploy.preprocess import Array
 from mosa_deploy.rows import Layout
-from mosa_deploy.runners import OnnxRunner, RunnerName, SharedRunner, check_runner, open_runner
+from mosa_deploy.runners import GraphRunnerName, OnnxRunner, RunnerName, SharedRunner, check_runner, open_runner
 
 LAYOUT = Layout(2, 24)
 TOLERANCE: dict[RunnerName, float] = {
@@ -30,9 +30,9 @@ TOLERANCE: dict[RunnerName, float] = {
 """Of the largest output; bf16 has eight bits, CUDA multiplies in TF32."""
 
 
-@pytest.fixture(params=get_args(RunnerName))
+@pytest.fixture(params=get_args(GraphRunnerName))
 def name(request: pytest.FixtureRequest) -> RunnerName:
-    """Every runner that is here."""
+    """Every runner of ONNX files that is here."""
     given: RunnerName = request.param
     if given == "onnxruntime-cuda" and not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU here")
@@ -240,6 +240,7 @@ def test_an_unknown_runner_is_refused_with_the_nearest_name() -> None:
         check_runner("openvin")
 
 
-def test_openvino_is_not_loaded_before_a_runner_needs_it() -> None:
-    code = "import sys, mosa_deploy.runners; assert not {'openvino', 'torch'} & sys.modules.keys()"
+def test_what_an_extra_brings_is_not_loaded_before_a_runner_needs_it() -> None:
+    heavy = {"openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda"}
+    code = f"import sys, mosa_deploy.runners; assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

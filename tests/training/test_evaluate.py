@@ -163,3 +163,12 @@ def test_run_remembers_its_images_and_their_split(
 def test_images_given_replace_those_of_the_run(listed_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"--data-dir {tmp_path} holds no images"):
         evaluate(EvaluateConfig(bundle=listed_run, data_dir=tmp_path, device="cpu"))
+
+
+def test_a_shared_graph_is_evaluated_with_a_task_s_bundle_and_agrees_with_the_folded_one(store: Path) -> None:
+    (shared,) = store.glob("backbones/*/shared.onnx")
+    task = store / "tasks" / "digits"
+    own = evaluate(EvaluateConfig(onnx=task / "folded.onnx"))
+    assert evaluate(EvaluateConfig(onnx=shared, bundle=task)) == pytest.approx(own, abs=1e-4)
+    with pytest.raises(ConfigError, match=r"shared\.onnx has no task beside it: name one with --bundle"):
+        evaluate(EvaluateConfig(onnx=shared))

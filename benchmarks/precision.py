@@ -1,0 +1,199 @@
+"""What a precision costs and brings: `python -m benchmarks.precision --runs runs/digits runs/ucmerced`.
+
+Accuracy, calibration error and size of every ONNX file of each run, on its test set; then the time of fp32, fp16 and
+int8 on a larger backbone with random weights, since time depends on shapes alone, in turn and opened anew several times
+(`export.timing`).
+"""
+
+import csv
+import io
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import tyro
+
+from export.__main__ import ExportConfig, export
+from export.formats import FORMATS, format_file
+from export.graphs import STAND_IN_CLASSES, trace_plain
+from export.options import FileOptions
+from export.precision import to_fp16
+from export.quantise import to_int8
+from export.timing import Answer, ratio_interval, time_sessions
+from mosa_deploy.backbone import Weights, load_backbone, randomise
+from mosa_deploy.bundle import read_record
+from mosa_deploy.errors import command
+from mosa_deploy.files import write_text
+from mosa_deploy.rows import layout
+from mosa_deploy.runners import OnnxRunner
+from mosa_deploy.store import FOLDED, Store
+from mosa_deploy.versions import git_commit, library_versions, machine
+from training.evaluate import EvaluateConfig, evaluate, settings
+
+TIMED = ("fp32", "control", "fp16", "int8")
+"""`control` is the fp32 file again: it shows the noise."""
+
+CALIBRATION = 8
+"""Noise images from which the timed int8 graph takes its ranges."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Accuracy of every precision on tuned tasks, and its time on a larger backbone."""
+
+    runs: tuple[Path, ...] = (Path("runs/digits"),)
+    """Folders of tuned tasks; none, to measure time alone."""
+    backbone: str = "vit_base_patch16_224"
+    """Timed with random weights."""
+    batch_sizes: tuple[int, ...] = (1, 8)
+    seconds: float = 120.0
+    """For the rounds of each batch size; 0 measures no time."""
+    sessions: int = 5
+    threads: int = 0
+    out: Path = Path("benchmarks/results/precision")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One file of one task, on its test set."""
+
+    task: str
+    file: str
+    megabytes: float
+    accuracy: float
+    change: float
+    """In points, against the fp32 file of its lane."""
+    nll: float
+    ece: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One precision at one batch size, on ONNX Runtime's CPU provider."""
+
+    precision: str
+    batch: int
+    median_ms: float
+    speedup: float
+    """fp32's time over its own."""
+    low: float
+    high: float
+    rounds: int
+    megabytes: float
+
+
+def qualities(run: Path, root: Path) -> Iterator[Quality]:
+    """Export a run in every precision and evaluate each file."""
+    task = export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp32,fp16,int8")))
+    record = read_record(task)
+    data_dir, split = settings(EvaluateConfig(), run)
+    graphs = (task / FOLDED, None), (Store(root).backbone(record.backbone) / layout(record).file, task)
+    for graph, bundle in graphs:
+        base = None
+        for name in ("fp32", *(name for names in FORMATS.values() for name in names)):
+            path = format_file(graph, name)
+            found = evaluate(EvaluateConfig(onnx=path, bundle=bundle, data_dir=data_dir, split=split))
+            base = found["accuracy"] if base is None else base
+            change = 100 * (found["accuracy"] - base)
+            size = path.stat().st_size / 1e6
+            yield Quality(record.task, path.name, size, found["accuracy"], change, found["nll"], found["ece"])
+
+
+def speeds(config: Config, folder: Path) -> list[Speed]:
+    """Trace the backbone, convert it, and time the files."""
+    model = load_backbone(config.backbone, Weights("random"), STAND_IN_CLASSES)
+    randomise(model)
+    height, width = model.patch_embed.img_size
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((CALIBRATION, 3, height, width), dtype=np.float32)
+    graph = trace_plain(model, sha256="").model
+    del model
+    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
+    onnx.save(graph, files["fp32"])
+    onnx.save(to_fp16(graph), files["fp16"])
+    onnx.save(to_int8(graph, ({"images": image[None]} for image in images), "cpu"), files["int8"])
+    files["control"] = files["fp32"]
+
+    def opener(path: Path) -> Callable[[], Answer]:
+        return lambda: OnnxRunner(path, threads=config.threads, spinning=False).run
+
+    batches = [rng.standard_normal((size, 3, height, width), dtype=np.float32) for size in config.batch_sizes]
+    opens = {name: opener(files[name]) for name in TIMED}
+    rows = []
+    for size, times in zip(
+        config.batch_sizes, time_sessions(opens, batches, config.seconds, config.sessions, config.backbone), strict=True
+    ):
+        for name in TIMED:
+            own = np.concatenate([opened[name] for opened in times])
+            ratios = [float(np.median(opened["fp32"] / opened[name])) for opened in times]
+            speedup = (1.0, 1.0, 1.0) if name == "fp32" else ratio_interval(ratios)
+            rows.append(Speed(name, size, float(np.median(own)), *speedup, len(own), files[name].stat().st_size / 1e6))
+    return rows
+
+
+def quality_table(rows: list[Quality]) -> str:
+    """A Markdown table."""
+    lines = ["| task | file | MB | accuracy | change, points | NLL | ECE |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row.task} | {row.file} | {row.megabytes:.1f} | {row.accuracy:.4f} | {row.change:+.2f} | {row.nll:.4f}"
+        f" | {row.ece:.4f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def speed_table(rows: list[Speed]) -> str:
+    """A Markdown table."""
+    lines = ["| precision | batch | median ms | faster than fp32 | 95 % interval | rounds | MB |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    lines += [
+        f"| {row.precision} | {row.batch} | {row.median_ms:.1f} | {row.speedup:.3f} | {row.low:.3f} - {row.high:.3f}"
+        f" | {row.rounds} | {row.megabytes:.1f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def as_csv(rows: list[Quality] | list[Speed]) -> str:
+    """The same for machines."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, asdict(rows[0]))
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return buffer.getvalue()
+
+
+@command
+def main() -> None:
+    """Measure, print and write the tables."""
+    config = tyro.cli(Config, prog="python -m benchmarks.precision", config=(tyro.conf.FlagCreatePairsOff,))
+    parts = ["# Precisions"]
+    line = shlex.join(["python", "-m", "benchmarks.precision", *sys.argv[1:]])
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    parts.append(f"`{line}`; {machine()}; commit {git_commit()}; {versions}")
+    with tempfile.TemporaryDirectory() as scratch:
+        if config.runs:
+            quality = [row for run in config.runs for row in qualities(run, Path(scratch) / "store")]
+            write_text(config.out / "quality.csv", as_csv(quality))
+            parts.append(f"On the test sets, by ONNX Runtime on the CPU:\n\n{quality_table(quality)}")
+        if config.seconds:
+            speed = speeds(config, Path(scratch))
+            write_text(config.out / "latency.csv", as_csv(speed))
+            words = (
+                f"{config.backbone}, random weights, ONNX Runtime on the CPU; every file opened anew {config.sessions}"
+                " times, ratios round by round, Student's interval over the openings. `control` is the fp32 file again."
+            )
+            parts.append(f"{words}\n\n{speed_table(speed)}")
+    parts.append("On an NVIDIA GPU: not measured.")
+    text = "\n\n".join(parts)
+    write_text(config.out / "precision.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Build the engines of a lane, prove them where their GPU is, and keep a record of each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from export.engines import Backend, BankLimits, Request, choose_backend
+from export.formats import ENGINE_FORMATS, Written, format_file, milliseconds
+from export.lanes import Lane
+from export.options import FileOptions
+from export.parity import TOLERANCES, Chain
+from mosa_deploy.cuda import device_capability
+from mosa_deploy.engine import EngineRecord, Precision, read_records, write_record
+from mosa_deploy.engine_runner import load_engine
+from mosa_deploy.files import replacing, sha256
+from mosa_deploy.preprocess import Array
+
+DEFERRED: Literal["deferred"] = "deferred"
+
+
+def engine_file(graph: Path, precision: Precision, capability: str) -> Path:
+    """The path of a graph's engine."""
+    return graph.with_suffix(f".{precision}.{capability}.engine")
+
+
+@dataclass(frozen=True)
+class Build:
+    """What engines are built with, and for."""
+
+    backend: Backend
+    capability: str
+    batch_sizes: tuple[int, ...]
+    """Ascending."""
+    bank: BankLimits
+
+    def write(self, lane: Lane, precisions: Sequence[Precision], chain: Chain) -> Iterator[Written]:
+        """Build one engine a precision; a shared one that was built from the same file in the same way stays.
+
+        Raises:
+            ProviderError: the library refuses a graph.
+            ParityError: an engine that can be run here is too far from the fp32 graph; it is not written.
+        """
+        for precision in precisions:
+            record, onnx = self.describe(lane, precision), format_file(lane.path, ENGINE_FORMATS[precision])
+            path = engine_file(lane.path, precision, self.capability)
+            kept = read_records(path.parent).get(path.name)
+            if kept is not None and path.is_file() and same(kept, record):
+                yield prove(lane, path, path, kept, chain)
+                continue
+            request = Request(onnx, precision, self.batch_sizes, self.capability, self.limits(lane))
+            with replacing(path) as aside:
+                aside.write_bytes(self.backend.build(request))
+                record = record.model_copy(update={"sha256": sha256(aside)})
+                found = prove(lane, aside, path, record, chain)
+            if found.link is not None:
+                record = record.model_copy(update={"parity": found.link.max_error})
+            write_record(path, record)
+            yield found
+
+    def limits(self, lane: Lane) -> BankLimits:
+        """Those asked for, or wider if the task's own bottleneck is."""
+        return BankLimits(self.bank.slots, max(self.bank.bottleneck, lane.bottleneck))
+
+    def describe(self, lane: Lane, precision: Precision) -> EngineRecord:
+        """The record of an engine before it is built."""
+        onnx, limits = format_file(lane.path, ENGINE_FORMATS[precision]), self.limits(lane)
+        return EngineRecord(
+            library=self.backend.library,
+            version=self.backend.version,
+            precision=precision,
+            capability=self.capability,
+            batch_sizes=self.batch_sizes,
+            bank=(limits.slots, limits.bottleneck) if lane.shared else None,
+            onnx=onnx.name,
+            onnx_sha256=sha256(onnx),
+            sha256="",
+            parity=DEFERRED,
+        )
+
+
+def choose_build(options: FileOptions, cache: Path) -> Build | None:
+    """The backend and its target, before any other work; None where no engines are asked for.
+
+    Raises:
+        ConfigError: the library does not build for that capability, or it must be named.
+        ProviderError: the library is not installed.
+    """
+    if not options.engines:
+        return None
+    backend = choose_backend(options.engine_backend, cache)
+    capability = backend.target(options.compute_capability)
+    bank = BankLimits(options.bank_slots, options.bank_bottleneck)
+    return Build(backend, capability, tuple(sorted(set(options.batch_sizes))), bank)
+
+
+def same(kept: EngineRecord, record: EngineRecord) -> bool:
+    """Whether both describe one build, whatever came out of it."""
+    return kept.model_copy(update={"sha256": "", "parity": DEFERRED}) == record
+
+
+def prove(lane: Lane, file: Path, path: Path, record: EngineRecord, chain: Chain) -> Written:
+    """Compare an engine, which is at `path` in the end, with the fp32 graph of its lane, if its GPU is here."""
+    if device_capability() != record.capability:
+        return Written(path, None, None)
+    runner, most = load_engine(file, record), record.batch_sizes[-1]
+    batches = [chain.inputs[i : i + most] for i in range(0, len(chain.inputs), most)]
+    logits: Array = np.concatenate([lane.logits(runner, images) for images in batches])
+    link = chain.branch(lane.stage, path.name, logits, TOLERANCES[record.precision])
+    return Written(path, link, milliseconds(lane, runner, chain.inputs))

@@ -1,0 +1,196 @@
+"""Engines from ONNX files: one interface, and two backends behind it.
+
+tensorrt       for the GPU that is here; a timing cache makes the second build fast
+tensorrt_rtx   for any capability that it knows, GPU or not; it compiles the kernels when the engine is opened
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mosa_deploy.cuda import device_capability
+from mosa_deploy.engine import Precision
+from mosa_deploy.errors import ConfigError, ProviderError, one_of
+from mosa_deploy.files import write_bytes
+from mosa_deploy.tensorrt import INSTALL, Library, installed, load_library
+
+IMAGES, SLOTS = "images", "slots"
+
+
+@dataclass(frozen=True)
+class BankLimits:
+    """The banks that a shared engine takes, from one slot and rank on: what it is fastest at, and the most."""
+
+    slots: int = 64
+    bottleneck: int = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build."""
+
+    onnx: Path
+    precision: Precision
+    batch_sizes: tuple[int, ...]
+    capability: str
+    bank: BankLimits
+
+
+class Backend(Protocol):
+    """Builds engines with one library."""
+
+    library: Library
+    version: str
+
+    def target(self, wanted: str | None) -> str:
+        """The capability to build for; what is here if none is wanted.
+
+        Raises:
+            ConfigError: it is unknown, or none is wanted and there is no GPU.
+        """
+        ...
+
+    def build(self, request: Request) -> bytes:
+        """A serialised engine.
+
+        Raises:
+            ProviderError: the library refuses the graph.
+        """
+        ...
+
+
+class TensorRt:
+    """NVIDIA's library: it times kernels on the GPU that is here, and so builds for that one alone."""
+
+    library: Library = "tensorrt"
+
+    def __init__(self, cache: Path) -> None:
+        """`cache` is the file of the timings, made with the first build."""
+        self.trt, self.cache = load_library("tensorrt"), cache
+        self.version = str(self.trt.__version__)
+
+    def target(self, wanted: str | None) -> str:
+        """See `Backend.target`."""
+        here = device_capability()
+        if here is None:
+            raise ConfigError(
+                "tensorrt builds on the GPU that runs the engine, here is none: add --engine-backend tensorrt_rtx"
+            )
+        if wanted not in (None, here):
+            raise ConfigError(
+                f"--compute-capability {wanted}: tensorrt builds for the GPU that is here, known: {here}; others with"
+                " --engine-backend tensorrt_rtx"
+            )
+        return here
+
+    def build(self, request: Request) -> bytes:
+        """See `Backend.build`."""
+
+        def configure(config: Any) -> None:
+            timings = self.cache.read_bytes() if self.cache.is_file() else b""
+            # Timings of another version or GPU are no use, and are refused: then it starts afresh.
+            cache = config.create_timing_cache(timings)
+            if cache is None or not config.set_timing_cache(cache, False):
+                config.set_timing_cache(config.create_timing_cache(b""), False)
+
+        engine, config = build_engine(self.trt, self.library, request, configure)
+        write_bytes(self.cache, bytes(config.get_timing_cache().serialize()))
+        return engine
+
+
+class TensorRtRtx:
+    """TensorRT for RTX: it names the capability, and has nothing to time before the engine is opened."""
+
+    library: Library = "tensorrt_rtx"
+
+    def __init__(self) -> None:
+        self.trt = load_library("tensorrt_rtx")
+        self.version = str(self.trt.__version__)
+
+    def target(self, wanted: str | None) -> str:
+        """See `Backend.target`."""
+        names = (name.lower() for name in self.trt.ComputeCapability.__members__ if name.startswith("SM"))
+        known = sorted(names, key=lambda name: int(name[2:]))
+        chosen = wanted or device_capability()
+        listed = f"known to tensorrt_rtx {self.version}: {', '.join(known)}"
+        if chosen is None:
+            raise ConfigError(f"no GPU is here to build for: name one with --compute-capability; {listed}")
+        if chosen not in known:
+            raise ConfigError(f"unknown --compute-capability {chosen}; {listed}")
+        return chosen
+
+    def build(self, request: Request) -> bytes:
+        """See `Backend.build`."""
+
+        def configure(config: Any) -> None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(self.trt.ComputeCapability.__members__[request.capability.upper()], 0)
+
+        return build_engine(self.trt, self.library, request, configure)[0]
+
+
+def choose_backend(name: str | None, cache: Path) -> Backend:
+    """The backend of that name, or else of the library that is here, NVIDIA's own first.
+
+    Raises:
+        ConfigError: an unknown name.
+        ProviderError: it is not installed; none is, if none was named.
+    """
+    here = installed()
+    if name is None and not here:
+        raise ProviderError(f"no TensorRT is installed: {INSTALL}")
+    match name or here[0]:
+        case "tensorrt":
+            return TensorRt(cache)
+        case "tensorrt_rtx":
+            return TensorRtRtx()
+        case unknown:
+            raise ConfigError(one_of("--engine-backend", unknown, ("tensorrt", "tensorrt_rtx")))
+
+
+def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tuple[bytes, Any]:
+    """Parse the graph, give it one profile a batch size, and build; returns the builder's config too."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(strongly_typed(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(request.onnx.read_bytes()):
+        reasons = [" ".join(str(parser.get_error(i).desc()).split()) for i in range(parser.num_errors)]
+        raise ProviderError(f"{library} cannot read {request.onnx.name}: {'; '.join(reasons)}; try another --precision")
+    config = builder.create_builder_config()
+    configure(config)
+    if request.precision == "fp32":
+        # It rounds the factors of products to eleven bits: fp16 is there for who wants that.
+        config.clear_flag(trt.BuilderFlag.TF32)
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    for size in request.batch_sizes:
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            profile.set_shape(tensor.name, *shape_range(tensor.name, tuple(tensor.shape), size, request.bank))
+        config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ProviderError(f"{library} cannot build {request.onnx.name} for {request.capability}: see its lines above")
+    return bytes(engine), config
+
+
+def strongly_typed(trt: Any) -> int:
+    """The network flag by which precision comes from the graph; where every network is so, there may be none."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def shape_range(name: str, shape: Sequence[int], size: int, bank: BankLimits) -> tuple[tuple[int, ...], ...]:
+    """The least, the best and the largest shape of one input; -1 in `shape` may vary.
+
+    Images (B, 3, H, W) and slots (B,) have exactly `size` samples. A bank's first dimension counts slots, any other
+    that may vary is the bottleneck.
+    """
+    if name in (IMAGES, SLOTS):
+        return ((size, *shape[1:]),) * 3
+    limits = [bank.slots, *[bank.bottleneck] * (len(shape) - 1)]
+    return tuple(
+        tuple(pick(limit) if length == -1 else length for length, limit in zip(shape, limits, strict=True))
+        for pick in (lambda limit: 1, lambda limit: min(limit, 16), lambda limit: limit)
+    )

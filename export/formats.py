@@ -1,0 +1,116 @@
+"""Write a lane's graph in other precisions, and prove each file on the canary before it takes its place.
+
+fp32   <graph>.onnx                what the others are made of, and proved against
+fp16   <graph>.fp16.onnx           for GPUs
+int8   <graph>.int8.onnx           for ONNX Runtime on the CPU
+       <graph>.int8-tensorrt.onnx  for TensorRT
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.lanes import Lane
+from export.parity import TOLERANCES, Chain, Link
+from export.precision import require_finite, to_fp16
+from export.quantise import to_int8
+from mosa_deploy.engine import Precision
+from mosa_deploy.files import replacing
+from mosa_deploy.graph import add_graph_file, graph_file, read_index
+from mosa_deploy.preprocess import Array, Pixels
+from mosa_deploy.runners import OnnxRunner, Runner
+
+FORMATS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "int8": ("int8", "int8-tensorrt")}
+"""What is written for a precision beside the fp32 graph."""
+
+ENGINE_FORMATS: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8-tensorrt"}
+"""What an engine of a precision is built from."""
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file with what the export knows of it."""
+
+    path: Path
+    link: Link | None
+    """None where nothing here could run it."""
+    milliseconds: float | None
+    """Median for one image, on the CPU."""
+
+    @property
+    def megabytes(self) -> float:
+        """The size of the file."""
+        return self.path.stat().st_size / 1e6
+
+
+def format_file(graph: Path, name: str) -> Path:
+    """The path of a graph in another format."""
+    return graph if name == "fp32" else graph.with_suffix(f".{name}.onnx")
+
+
+def fp32_file(lane: Lane, chain: Chain) -> Written:
+    """The lane's own graph, which the chain has proved."""
+    link = next(link for link in chain.links if link.second == lane.stage)
+    return Written(lane.path, link, milliseconds(lane, OnnxRunner(lane.path), chain.inputs))
+
+
+def write_formats(
+    lane: Lane, precisions: Sequence[Precision], chain: Chain, calibration: Pixels | None
+) -> Iterator[Written]:
+    """Write and prove one file after the other.
+
+    `calibration` (n, H, W, 3) is needed for int8 alone. A shared graph's file that is there already serves every task
+    of its backbone: it is proved for this one and stays.
+
+    Raises:
+        ParityError: a file is not finite, or too far from the fp32 graph; it is not written.
+    """
+    for precision in precisions:
+        for name in FORMATS[precision]:
+            path = format_file(lane.path, name)
+            if lane.shared and path.name in read_index(path.parent).files:
+                yield prove(lane, graph_file(path.parent, read_index(path.parent), path.name), path, precision, chain)
+                continue
+            graph = convert(lane, name, None if calibration is None else chain.preprocess.normalise(calibration))
+            with replacing(path) as aside:
+                onnx.save(graph, aside)
+                found = prove(lane, aside, path, precision, chain)
+            if lane.shared:
+                add_graph_file(path)
+            yield found
+
+
+def convert(lane: Lane, name: str, calibration: Array | None) -> onnx.ModelProto:
+    """The lane's graph in the format of that name."""
+    graph = onnx.load(lane.path)
+    if name == "fp16":
+        return to_fp16(graph)
+    assert calibration is not None
+    return to_int8(graph, lane.feeds(calibration), "tensorrt" if name == "int8-tensorrt" else "cpu")
+
+
+def prove(lane: Lane, file: Path, path: Path, precision: Precision, chain: Chain) -> Written:
+    """Compare a file, which is at `path` in the end, with the fp32 graph of its lane."""
+    # An image at a time: all the values of one fit into memory.
+    require_finite(path.name, file, (lane.feed(image[None]) for image in chain.inputs[: chain.canaries]))
+    runner = OnnxRunner(file)
+    link = chain.branch(lane.stage, path.name, lane.logits(runner, chain.inputs), TOLERANCES[precision])
+    return Written(path, link, milliseconds(lane, runner, chain.inputs))
+
+
+def milliseconds(lane: Lane, runner: Runner, images: Array) -> float:
+    """The median time of one image over a few runs, by a runner that is bound: an impression, not a measurement."""
+    if lane.bound:
+        runner.bind(lane.bound)
+    inputs, times = lane.inputs(images[:1]), []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        runner.run(*inputs)
+        times.append(1000 * (time.perf_counter() - start))
+    return float(np.median(times))

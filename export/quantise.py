@@ -1,0 +1,73 @@
+"""int8: matrix products with a constant weight in eight bits, by ONNX Runtime's static quantisation.
+
+    cpu        activations uint8, weights int8 of seven bits per channel: ONNX Runtime's integer kernels
+    tensorrt   both int8 and symmetric, biases left alone: what TensorRT's explicit quantisation parses
+
+What is left in fp32: the patch embedding, whose input is the image itself; the products of two activations in
+attention; the banks of a shared graph, which change after calibration; norms, softmax and residuals.
+"""
+
+import copy
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+Flavour = Literal["cpu", "tensorrt"]
+Feed = Mapping[str, NDArray[Any]]
+
+PRODUCTS = ("MatMul", "Gemm")
+
+SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+
+
+class Feeds(CalibrationDataReader):  # type: ignore[misc] # onnxruntime ships no types
+    """Calibration batches, one after the other."""
+
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self.feeds: Iterator[Feed] = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        """See `CalibrationDataReader`."""
+        return next(self.feeds, None)
+
+
+def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], flavour: Flavour) -> onnx.ModelProto:
+    """The graph with Q/DQ pairs before every product with a constant weight, calibrated on `feeds`."""
+    prepared = copy.deepcopy(model)
+    del prepared.graph.value_info[:]
+    # Its own preparation would fuse nodes for the CPU alone; shapes, which it needs, are inferred in any case.
+    add_pre_process_metadata(prepared)
+    cpu = flavour == "cpu"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "int8.onnx"
+        quantize_static(
+            prepared,
+            path,
+            Feeds(feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(PRODUCTS),
+            nodes_to_quantize=constant_products(model),
+            per_channel=True,
+            # Without VNNI the CPU adds two products in sixteen bits: with eight-bit weights that can overflow.
+            reduce_range=cpu,
+            activation_type=QuantType.QUInt8 if cpu else QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                # A product's result stays in fp32, where its bias and the residual are added.
+                "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+                **({} if cpu else SYMMETRIC),
+            },
+        )
+        return onnx.load(path)
+
+
+def constant_products(model: onnx.ModelProto) -> list[str]:
+    """The names of the nodes that multiply by a weight."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type in PRODUCTS and node.input[1] in weights]

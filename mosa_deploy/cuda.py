@@ -1,0 +1,123 @@
+"""What engines need of CUDA, through `cuda-bindings` alone: memory that stays, one stream, and captured graphs.
+
+Imported when an engine is opened; the extras `tensorrt` and `tensorrt-rtx` bring the library.
+"""
+
+import ctypes
+import importlib
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mosa_deploy.errors import ProviderError
+
+
+def load_cuda() -> Any:
+    """CUDA's runtime API.
+
+    Raises:
+        ProviderError: cuda-bindings is not installed.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError:
+        raise ProviderError("cuda-bindings is not installed: pip install 'mosa-deploy[tensorrt-rtx]'") from None
+
+
+def device_capability() -> str | None:
+    """The first GPU's compute capability, e.g. `sm86`; None where there is no GPU that the driver can use.
+
+    Raises:
+        ProviderError: cuda-bindings is not installed.
+    """
+    cuda = load_cuda()
+    error, count = cuda.cudaGetDeviceCount()
+    if error != cuda.cudaError_t.cudaSuccess or not count:
+        return None
+    kinds = cuda.cudaDeviceAttr
+    numbers = [
+        cuda.cudaDeviceGetAttribute(kind, 0)[1]
+        for kind in (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
+    ]
+    return f"sm{numbers[0]}{numbers[1]}"
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Device memory for one tensor; freed with the last reference to it."""
+
+    address: int
+    shape: tuple[int, ...]
+
+
+class Device:
+    """Memory and one stream of the first GPU."""
+
+    def __init__(self) -> None:
+        """Raises ProviderError if there is no GPU, or its driver is too old."""
+        self.cuda = load_cuda()
+        self._call(self.cuda.cudaSetDevice, 0)
+        (self._stream,) = self._call(self.cuda.cudaStreamCreate)
+        self.stream = int(self._stream)
+
+    def _call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> tuple[Any, ...]:
+        error, *results = function(*arguments)
+        if error != self.cuda.cudaError_t.cudaSuccess:
+            raise ProviderError(
+                f"{function.__name__}: {error.name}; look at the GPU with nvidia-smi, or run the ONNX file"
+            )
+        return tuple(results)
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
+        """Uninitialised memory on the device."""
+        (address,) = self._call(self.cuda.cudaMalloc, prod(shape) * np.dtype(dtype).itemsize)
+        buffer = Buffer(int(address), shape)
+        weakref.finalize(buffer, self.cuda.cudaFree, address)
+        return buffer
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array of zeros that a captured graph can copy from and to."""
+        size = prod(shape) * np.dtype(dtype).itemsize
+        (address,) = self._call(self.cuda.cudaMallocHost, size)
+        memory = (ctypes.c_byte * size).from_address(int(address))
+        # numpy keeps `memory` alive for as long as a view of it is.
+        weakref.finalize(memory, self.cuda.cudaFreeHost, address)
+        array: NDArray[Any] = np.frombuffer(memoryview(memory), dtype=dtype).reshape(shape)
+        array[...] = 0
+        return array
+
+    def upload(self, buffer: Buffer, source: NDArray[Any]) -> None:
+        """Queue a copy of a contiguous array, which must stay until `synchronize`, to the device."""
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call(self.cuda.cudaMemcpyAsync, buffer.address, source.ctypes.data, source.nbytes, kind, self._stream)
+
+    def download(self, target: NDArray[Any], buffer: Buffer) -> None:
+        """Queue a copy from the device into a contiguous array."""
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call(self.cuda.cudaMemcpyAsync, target.ctypes.data, buffer.address, target.nbytes, kind, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait for everything that was queued."""
+        self._call(self.cuda.cudaStreamSynchronize, self._stream)
+
+    def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
+        """Record what `queue` puts into the stream, without running it; what comes back runs all of it as one."""
+        mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call(self.cuda.cudaStreamBeginCapture, self._stream, mode)
+        try:
+            queue()
+        finally:
+            (graph,) = self._call(self.cuda.cudaStreamEndCapture, self._stream)
+        (executable,) = self._call(self.cuda.cudaGraphInstantiate, graph, 0)
+        self._call(self.cuda.cudaGraphDestroy, graph)
+
+        def launch() -> None:
+            self._call(self.cuda.cudaGraphLaunch, executable, self._stream)
+
+        weakref.finalize(launch, self.cuda.cudaGraphExecDestroy, executable)
+        return launch

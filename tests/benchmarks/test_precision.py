@@ -1,0 +1,25 @@
+import csv
+import io
+import re
+from pathlib import Path
+
+from benchmarks.precision import TIMED, Config, Quality, as_csv, quality_table, speed_table, speeds
+from mosa_deploy import embedded
+
+
+def test_every_precision_is_timed_at_every_batch_against_fp32(tmp_path: Path) -> None:
+    config = Config(backbone=embedded.ARCHITECTURE, batch_sizes=(1, 2), seconds=0.2, sessions=2, threads=1)
+    rows = speeds(config, tmp_path)
+    assert [(row.precision, row.batch) for row in rows] == [(name, size) for size in (1, 2) for name in TIMED]
+    for row in rows:
+        assert row.low <= row.speedup <= row.high
+        assert row.rounds >= 10
+    sizes = {row.precision: row.megabytes for row in rows}
+    assert sizes["fp32"] == sizes["control"] > 1.8 * sizes["fp16"] > 2.8 * sizes["int8"]
+    assert len(speed_table(rows).splitlines()) == 2 + len(rows)
+    assert next(csv.DictReader(io.StringIO(as_csv(rows))))["precision"] == "fp32"
+
+
+def test_a_change_is_written_in_points_with_its_sign() -> None:
+    row = Quality("digits", "folded.int8.onnx", 3.3, accuracy=0.975, change=-0.55, nll=0.05, ece=0.02)
+    assert re.search(r"\| 0\.9750 \| -0\.55 \|", quality_table([row]))

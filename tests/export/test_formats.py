@@ -1,0 +1,167 @@
+"""From a bundle to every file of it, by the command's own function."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from export.__main__ import ExportConfig, export
+from export.formats import Written
+from export.options import FileOptions
+from export.overview import overview
+from mosa_deploy.errors import ConfigError, DataError, ParityError
+from mosa_deploy.files import sha256
+from mosa_deploy.graph import read_index
+
+FORMATS = ("fp16", "int8", "int8-tensorrt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, parts_run: Path) -> Path:
+    """The run of `parts` with images to calibrate on."""
+    folder = Path(shutil.copytree(parts_run, tmp_path_factory.mktemp("calibrated") / "parts"))
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 160, 160, 3), dtype=np.uint8)
+    np.savez_compressed(folder / "calibration.npz", images=pixels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, run: Path, parts_store: Path) -> Path:
+    """A store with every file of the task; tests must not change it."""
+    root = Path(shutil.copytree(parts_store, tmp_path_factory.mktemp("formats") / "store"))
+    export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="int8,fp16")))
+    return root
+
+
+def backbone(root: Path) -> Path:
+    (folder,) = root.glob("backbones/*")
+    return folder
+
+
+def test_both_lanes_have_every_format_and_the_index_knows_the_shared_ones(exported: Path) -> None:
+    assert {path.name for path in (exported / "tasks" / "parts").glob("*.onnx")} == {
+        "folded.onnx",
+        *(f"folded.{name}.onnx" for name in FORMATS),
+    }
+    shared = {"shared.onnx", *(f"shared.{name}.onnx" for name in FORMATS)}
+    files = read_index(backbone(exported)).files
+    assert files.keys() == {"plain.onnx", *shared}
+    assert all(sha256(backbone(exported) / name) == digest for name, digest in files.items())
+    assert {path.name for path in backbone(exported).iterdir()} == {"graph.json", *files}
+
+
+def test_every_file_is_linked_to_the_fp32_graph_of_its_lane_by_its_own_tolerance(exported: Path) -> None:
+    report = json.loads((exported / "tasks" / "parts" / "parity.json").read_text())
+    links = {link["second"]: link for link in report["links"]}
+    for lane in ("folded", "shared"):
+        for name in FORMATS:
+            link = links[f"{lane}.{name}.onnx"]
+            assert link["first"] == f"{lane} ONNX"
+            assert 1e-6 < link["max_error"] <= link["tolerance"]["max_error"] > 1e-4
+            assert link["cosine"] >= link["tolerance"]["cosine"] >= 0.95
+            assert link["tolerance"]["reason"]
+    assert links["folded.fp16.onnx"]["tolerance"]["cosine"] == 0.999
+
+
+def test_a_shared_file_serves_the_next_task_as_it_is(exported: Path, run: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(exported, tmp_path / "store"))
+    before = {path.name: path.stat().st_ino for path in backbone(root).glob("*.onnx")}
+    export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp16")))
+    assert {path.name: path.stat().st_ino for path in backbone(root).glob("*.onnx")} == before
+    assert not (root / "tasks" / "parts" / "folded.int8.onnx").exists()
+    links = json.loads((root / "tasks" / "parts" / "parity.json").read_text())["links"]
+    assert [link["second"] for link in links][-2:] == ["folded.fp16.onnx", "shared.fp16.onnx"]
+
+
+def test_int8_without_calibration_leaves_the_store_as_it_was(parts_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"calibration\.npz: no such file; int8 is calibrated on it"):
+        export(ExportConfig(bundle=parts_run, out=tmp_path / "store", files=FileOptions(precision="int8")))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_file_that_is_not_finite_is_named_and_not_written(
+    run: Path, parts_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(parts_store, tmp_path / "store"))
+
+    def spoil(graph: onnx.ModelProto) -> onnx.ModelProto:
+        (weight,) = (tensor for tensor in graph.graph.initializer if tensor.name == "blocks.3.mlp.fc2.weight")
+        infinite = np.full(tuple(weight.dims), np.inf, dtype=np.float32)
+        weight.CopyFrom(onnx.numpy_helper.from_array(infinite, weight.name))
+        return graph
+
+    monkeypatch.setattr("export.formats.to_fp16", spoil)
+    before = {path: sha256(path) for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ParityError, match=r"^folded\.fp16\.onnx: node \w+ \(MatMul, blocks\.3\.mlp\.fc2\.weight\) makes"
+    ):
+        export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp16")))
+    assert {path: sha256(path) for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_engines_lie_beside_their_graphs_with_a_record_and_say_that_nothing_ran_them(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("export.engine_files.device_capability", lambda: None)
+    root = Path(shutil.copytree(exported, tmp_path / "store"))
+    options: dict[str, Any] = {
+        "targets": "onnx,tensorrt",
+        "engine_backend": "tensorrt_rtx",
+        "compute_capability": "sm86",
+    }
+    config = ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp16,int8", batch_sizes=(4, 1), **options))
+    export(config)
+    printed = capsys.readouterr().out
+    assert "parity: deferred for folded.fp16.sm86.engine, folded.int8.sm86.engine, shared.fp16" in printed
+    for folder, lane, bank in ((root / "tasks" / "parts", "folded", None), (backbone(root), "shared", [64, 64])):
+        engines = json.loads((folder / "engine.json").read_text())["engines"]
+        assert engines.keys() == {f"{lane}.fp16.sm86.engine", f"{lane}.int8.sm86.engine"}
+        for name, source in (("fp16", "fp16"), ("int8", "int8-tensorrt")):
+            engine = engines[f"{lane}.{name}.sm86.engine"]
+            path = folder / f"{lane}.{name}.sm86.engine"
+            assert engine["onnx"] == f"{lane}.{source}.onnx"
+            assert engine["onnx_sha256"] == sha256(folder / engine["onnx"])
+            assert engine["sha256"] == sha256(path)
+            assert (engine["precision"], engine["capability"], engine["library"]) == (name, "sm86", "tensorrt_rtx")
+            assert (engine["batch_sizes"], engine["bank"], engine["parity"]) == ([1, 4], bank, "deferred")
+    kept = (backbone(root) / "shared.fp16.sm86.engine").stat().st_ino
+    export(config)
+    assert (backbone(root) / "shared.fp16.sm86.engine").stat().st_ino == kept
+
+
+def test_the_overview_has_a_line_a_file_and_names_what_was_not_measured(exported: Path) -> None:
+    folder = exported / "tasks" / "parts"
+    text = overview([Written(folder / "folded.onnx", None, None)], folder)
+    first, second, third, last = text.splitlines()
+    assert first.split()[:2] == ["file", "MB"]
+    assert second.split() == [
+        "folded.onnx",
+        f"{(folder / 'folded.onnx').stat().st_size / 1e6:.1f}",
+        "deferred",
+        "not",
+        "measured",
+    ]
+    assert third.startswith("parity: deferred for folded.onnx: no GPU here")
+    assert f"training.evaluate --onnx FILE, and --bundle {folder}" in last
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"precision": "fp32,fp8"}, r"^unknown --precision 'fp8'; did you mean fp32 or fp16\?$"),
+        ({"precision": ""}, r"^unknown --precision ''; known: fp16, fp32, int8$"),
+        ({"targets": "onnx,openvino"}, r"^unknown --targets 'openvino'; did you mean onnx\?$|known: onnx, tensorrt"),
+        ({"engine_backend": "trt"}, r"^unknown --engine-backend 'trt'; (did you mean|known: )"),
+        ({"batch_sizes": ()}, r"^--batch-sizes: give at least one$"),
+        ({"batch_sizes": (0, 4), "bank_slots": 0}, r"^--batch-sizes 0: at least 1; --bank-slots 0: at least 1$"),
+        ({"compute_capability": "sm86"}, r"^--compute-capability: engines are built with --targets onnx,tensorrt$"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_all_at_once(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        FileOptions(**options)
