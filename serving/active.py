@@ -150,7 +150,7 @@ def prove(active: Active, bundle: Bundle, batcher: Batcher) -> None:
     """
     record, deadline = bundle.record, time.monotonic() + CANARY_SECONDS
     items = [active.item(pixels, deadline) for pixels in bundle.canary.pixels(record.preprocess)]
-    batcher.submit(items)
+    batcher.submit(items, bounded=False)
     error = bundle.canary.error(active.probabilities(rows_of(items)))
     if error > TOLERANCE["fp32"]:
         raise ParityError(

@@ -97,8 +97,10 @@ class Batcher:
         """Items in the queues."""
         return self._waiting
 
-    def submit(self, items: Sequence[Item]) -> None:
+    def submit(self, items: Sequence[Item], bounded: bool = True) -> None:
         """Queue items; each one's future becomes its row of the lane's answer, or why there is none.
+
+        What a change waits for is not `bounded`: a full queue must not keep a repaired version out.
 
         Raises:
             RefusedError: 503 if they do not fit into the queue; then none is queued.
@@ -106,7 +108,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise busy("the service is stopping")
-            if self._waiting + len(items) > self.bound:
+            if bounded and self._waiting + len(items) > self.bound:
                 raise busy(f"{self._waiting} images are waiting")
             for item in items:
                 self._queues.setdefault(item.lane, deque()).append(item)
