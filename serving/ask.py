@@ -7,7 +7,6 @@ from pathlib import Path
 from mosa_deploy.client import Answer, Client, Failure
 from mosa_deploy.errors import DataError, ServiceError, command
 
-
 ADDRESS = "http://localhost:3000"
 
 
