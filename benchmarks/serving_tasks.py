@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 
-from export.graphs import STAND_IN_CLASSES, trace_backbone
+from export.graphs import STAND_IN_CLASSES, trace_backbone, trace_layout
 from mosa_deploy import fold_graph
 from mosa_deploy.archive import Archive
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
@@ -22,8 +23,9 @@ from mosa_deploy.bundle import RECORD, TENSORS, Backbone, Bundle, Record, expect
 from mosa_deploy.canary import Canary
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.embedded import NAME as EMBEDDED
-from mosa_deploy.graph import PlainGraph
+from mosa_deploy.graph import PlainGraph, read_index
 from mosa_deploy.preprocess import Array, Preprocess, decode, probabilities
+from mosa_deploy.rows import Layout, layout
 from mosa_deploy.store import Store
 
 CLASSES = 32
@@ -50,6 +52,7 @@ class TaskMaker:
     graph: PlainGraph = field(init=False)
     backbone: Backbone = field(init=False)
     preprocess: Preprocess = field(init=False)
+    model: VisionTransformer = field(init=False)
 
     def __post_init__(self) -> None:
         weights = Weights("pretrained" if self.name == EMBEDDED else "random")
@@ -66,14 +69,20 @@ class TaskMaker:
         self.preprocess = Preprocess(size=(height, width))
         folder = Store(self.root).backbone(self.backbone)
         if not folder.exists():
-            trace_backbone(model, self.backbone.sha256, folder)
+            wanted = Layout(self.backbone.depth, self.backbone.embed_dim)
+            trace_backbone(model, self.backbone.sha256, folder, wanted)
+        self.model = model
         self.graph = PlainGraph.load(folder)
 
     def make(
         self, name: str, seed: int = 0, bottleneck: int = 4, method: str = "mosa", classes: int = CLASSES, turn: int = 0
     ) -> Archive:
         """A merged bundle; `linear` tasks have no adapter. `turn` renames the classes cyclically."""
-        adapter = None if method == "linear" else AdapterConfig(bottleneck=bottleneck, experts=2)
+        adapter = {
+            "linear": None,
+            "mosa": AdapterConfig(bottleneck=bottleneck, experts=2),
+            "lora": AdapterConfig(bottleneck=bottleneck, experts=1, style="low-rank", targets=("q", "v")),
+        }[method]
         labels = [f"class-{k}" for k in range(classes)]
         record = Record.model_validate(
             {
@@ -92,6 +101,9 @@ class TaskMaker:
                 "git_commit": None,
             }
         )
+        folder = Store(self.root).backbone(self.backbone)
+        if layout(record).file not in read_index(folder).files:
+            trace_layout(self.model, folder, layout(record))
         generator = np.random.default_rng(seed)
         shapes = expected_shapes(record)
         tensors: dict[str, np.typing.NDArray[np.generic]] = {

@@ -127,7 +127,8 @@ class Residents:
         folder = self.store.files.local(f"{BACKBONES}/{version.record.backbone.folder}")
         if lane == "folded":
             return Active(version, self.lanes.folded(folder, bundle), 0, None)
-        shared, rows = self.lanes.shared(folder, version.record), task_rows(bundle)
+        rows = task_rows(bundle)
+        shared = self.lanes.shared(folder, version.record, rows)
         slot = self.batcher.call(lambda: shared.write(rows)).result()
         weight, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
         return Active(version, shared, slot, (weight, bias))

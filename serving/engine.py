@@ -145,7 +145,7 @@ class Engine:
             backbone=record.backbone.folder if record else "",
             method=record.method if record else "",
             bundle=record.sha256 if record else "",
-            lane=self.registry.lane_of(entry.name, entry.decision),
+            lane=self.registry.lane_of(entry.name, entry.decision, record),
             state="refused" if entry.refused else "active" if entry.active else "registered",
             pinned=entry.decision.pinned,
             can_roll_back=entry.decision.previous is not None,

@@ -89,7 +89,7 @@ class RemoteFiles:
             self.system, self.root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:
             raise StoreError(f"{url} cannot be opened: {error}") from None
-        self._copies: dict[str, Path] = {}
+        self._copies: dict[str, list[str]] = {}
         self._aside = tempfile.TemporaryDirectory(prefix="mosa-store-")
         self._lock = threading.Lock()
 
@@ -126,16 +126,16 @@ class RemoteFiles:
     def local(self, folder: str) -> Path:
         """See `Files`."""
         with self._lock:
-            if folder not in self._copies:
-                names = self.names(folder)
-                if not names:
-                    raise StoreError(f"{self.url}/{folder}: no such folder; copy the exported backbone there")
-                copy = Path(self._aside.name) / folder
+            names, copy = self.names(folder), Path(self._aside.name) / folder
+            if not names:
+                raise StoreError(f"{self.url}/{folder}: no such folder; copy the exported backbone there")
+            # A graph for tasks of another kind may have come since.
+            if self._copies.get(folder) != names:
                 with replacing_folder(copy) as aside:
                     for name in names:
                         (aside / name).write_bytes(self.read(f"{folder}/{name}"))
-                self._copies[folder] = copy
-            return self._copies[folder]
+                self._copies[folder] = names
+            return copy
 
 
 def open_files(where: str) -> LocalFiles | RemoteFiles:

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle, Record
-from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.errors import BundleError, ProviderError, StoreError
 from mosa_deploy.preprocess import Array, Preprocess
-from mosa_deploy.rows import Rows
+from mosa_deploy.rows import Layout, Rows, layout
 from mosa_deploy.runners import Runner, RunnerName, SharedRunner, check_runner, open_runner
-from mosa_deploy.store import SHARED
 from serving.batching import Batcher, Item
 from serving.settings import Runtime
 
@@ -82,17 +81,6 @@ def inputs(items: Sequence[Item], size: int) -> Array:
     return images
 
 
-def shared_graph(record: Record) -> str:
-    """The file, in the backbone's folder, of the shared graph that a task needs."""
-    return SHARED
-
-
-def open_bank(record: Record, capacity: int) -> Bank:
-    """An empty bank that fits the tasks of a record's backbone and shared graph."""
-    bottleneck = record.adapter.bottleneck if record.adapter else 1
-    return Bank(record.backbone.depth, record.backbone.embed_dim, bottleneck, capacity)
-
-
 def chosen_runner(runtime: Runtime) -> RunnerName:
     """The runner that a setting means.
 
@@ -132,17 +120,20 @@ class Lanes:
         self._shared: dict[Path, SharedLane] = {}
         self._lock = threading.Lock()
 
-    def shared(self, folder: Path, record: Record) -> SharedLane:
+    def shared(self, folder: Path, record: Record, rows: Rows) -> SharedLane:
         """The shared lane of a task whose backbone lies in `folder`.
 
         Raises:
-            StoreError: the graph is missing or damaged.
+            BundleError: the backbone has no shared graph for tasks of this kind.
+            StoreError: the graph is damaged.
         """
-        path = folder / shared_graph(record)
+        wanted = layout(record)
+        path = folder / wanted.file
         with self._lock:
             if path not in self._shared:
-                _whole(folder, path.name)
-                lane = SharedLane(path, open_bank(record, self.capacity), self.runner, self.threads)
+                _whole(folder, wanted)
+                bottleneck = max((rows[name].shape[0] for name in rows if name.endswith(".up")), default=1)
+                lane = SharedLane(path, Bank(wanted, bottleneck, self.capacity), self.runner, self.threads)
                 self._warm(lane, record.preprocess, lane.empty)
                 self._shared[path] = lane
             return self._shared[path]
@@ -177,8 +168,14 @@ class Lanes:
                 raise StoreError(f"the graph does not take images of {preprocess.size}: {reason}") from fault
 
 
-def _whole(folder: Path, name: str) -> None:
-    """Raises StoreError if a graph is not the one that was traced."""
+def _whole(folder: Path, wanted: Layout) -> None:
+    """Raises BundleError if there is no graph for a layout, StoreError if it is not the one that was traced."""
     from mosa_deploy.graph import graph_file, read_index
 
-    graph_file(folder, read_index(folder), name)
+    index = read_index(folder)
+    if wanted.file not in index.files:
+        raise BundleError(
+            f"{folder.name} has no {wanted.file} in the store: export a task of this kind there, or choose the"
+            " folded lane"
+        )
+    graph_file(folder, index, wanted.file)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mosa_deploy.archive import Archive
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.bundle import Bundle, Record
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, one_of
 from serving.active import Active, Residents
 from serving.batching import Batcher
@@ -63,7 +63,7 @@ class Registry:
             self.entries[name] = self._read(name)
         left = {lane: min(prefetch, limit) for lane, limit in self.residents.limits.items()}
         for entry in sorted(self.entries.values(), key=lambda entry: not entry.decision.pinned):
-            lane = self.lane_of(entry.name, entry.decision)
+            lane = self.lane_of(entry.name, entry.decision, entry.version.record if entry.version else None)
             if entry.version is None or not left[lane]:
                 continue
             left[lane] -= 1
@@ -234,8 +234,10 @@ class Registry:
             return Entry(name, Decision(current=DAMAGED, exported=self.store.exported(name)), refused=str(fault))
         return entry
 
-    def lane_of(self, name: str, decision: Decision) -> LaneName:
-        """The lane that a task is served by."""
+    def lane_of(self, name: str, decision: Decision, record: Record | None) -> LaneName:
+        """What was decided for a task, else the setting; a fully tuned one has no choice."""
+        if record and record.method == "full":
+            return "folded"
         if decision.lane:
             return decision.lane
         return "folded" if name in self.folded or "*" in self.folded else "shared"
@@ -246,7 +248,9 @@ class Registry:
         assert version is not None
         try:
             bundle = self.store.archive(entry.name, version.key).bundle()
-            active = self.residents.load(version, bundle, self.lane_of(entry.name, decision), decision.pinned)
+            active = self.residents.load(
+                version, bundle, self.lane_of(entry.name, decision, version.record), decision.pinned
+            )
         except BaseException as fault:
             with self.lock:
                 entry.loading = None
@@ -267,7 +271,7 @@ class Registry:
     ) -> None:
         """Prove a version, write it and the decision, then let requests begin with it."""
         name, before = entry.name, entry.decision
-        active = self.residents.load(version, bundle, self.lane_of(name, decision), decision.pinned)
+        active = self.residents.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
         try:
             self._keep_export(name, before)
             if keep:

@@ -41,7 +41,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
 @pytest.fixture(scope="session")
 def archives(maker: TaskMaker) -> Mapping[str, Archive]:
     """A few tasks by name, also in the maker's store."""
-    methods = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear"}
+    methods = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear", "grains": "lora"}
     made = {name: maker.make(name, seed, method=method) for seed, (name, method) in enumerate(methods.items())}
     for archive in made.values():
         maker.store(archive)

@@ -126,6 +126,24 @@ def test_other_classes_are_a_conflict_unless_they_are_asked_for(admin: TestClien
     assert top(admin, "birds", maker.images[0]) == ("class-8", other.bundle().digest)
 
 
+def test_a_kind_of_task_that_the_backbone_has_no_graph_for_can_only_be_folded(
+    admin: TestClient, copied: Path, archives: Mapping[str, Archive], maker: TaskMaker
+) -> None:
+    (folder,) = (copied / "backbones").iterdir()
+    index = json.loads((folder / "graph.json").read_text())
+    assert sorted(index["files"]) == ["plain.onnx", "shared-qkv.onnx", "shared.onnx"]
+    del index["files"]["shared-qkv.onnx"]
+    (folder / "graph.json").write_text(json.dumps(index))
+    with running(copied, admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        assert client.get("/v1/tasks/grains").json()["state"] == "refused"
+        response = put(client, "grains", archives["grains"])
+        assert response.status_code == 422
+        assert "has no shared-qkv.onnx in the store" in response.json()["detail"]
+        assert put(client, "grains", archives["grains"], lane="folded").status_code == 200
+        assert top(client, "grains", maker.images[0])[0] == "class-4"
+
+
 def test_a_bundle_goes_to_its_own_name_only(admin: TestClient, newer: Archive) -> None:
     response = put(admin, "cracks", newer)
     assert (response.status_code, response.json()["detail"]) == (
@@ -242,7 +260,7 @@ def test_a_damaged_task_is_refused_by_name_and_the_others_are_served(copied: Pat
         assert "altered or cut short" in answers["cracks"].json()["detail"]
         assert "adapter.json" in answers["fields"].json()["detail"]
         states = [entry["state"] for entry in client.get("/v1/tasks").json()["tasks"]]
-        assert states == ["refused", "refused", "refused", "active"]
+        assert states == ["refused", "refused", "refused", "active", "active"]
 
 
 def test_a_damaged_task_is_mended_by_an_upload(copied: Path, maker: TaskMaker, newer: Archive) -> None:

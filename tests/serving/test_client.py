@@ -51,7 +51,7 @@ def test_the_async_client_says_the_same(server: Server, maker: TaskMaker) -> Non
         return [*(each.label for each in (*answers, *many, *by) if isinstance(each, Answer)), *names]
 
     expected = [f"class-{i + turn}" for turn in (1, 0) for i in range(16)] + ["class-0", "class-2"]
-    assert asyncio.run(asked()) == [*expected, "birds", "cracks", "fields", "fields.b"]
+    assert asyncio.run(asked()) == [*expected, "birds", "cracks", "fields", "fields.b", "grains"]
 
 
 def test_changes_from_a_folder_and_from_a_file(server: Server, maker: TaskMaker, tmp_path: Path) -> None:
