@@ -47,16 +47,16 @@ class Health:
 class Backend(Protocol):
     """The inference side. Everything may raise RefusedError."""
 
-    async def lease(self, task: str, seconds: float) -> Lease:
-        """Hold the version of a task that answers now, loading it if need be."""
+    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RefusedError]:
+        """Hold the versions of a request's tasks that answer now, loading them if need be."""
         ...
 
-    async def release(self, lease: Lease) -> None:
-        """The request ends."""
+    async def release(self, leases: Sequence[Lease]) -> None:
+        """The request ends; these are all that it got."""
         ...
 
     async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """Images (H, W, 3), each for a lease -> an outcome each, within so many seconds."""
+        """Images (H, W, 3), each for a lease of one request -> an outcome each, within so many seconds."""
         ...
 
     async def tasks(self) -> list[TaskInfo]:

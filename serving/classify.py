@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,13 +62,17 @@ class Classifier:
         start = time.monotonic()
         end = start + self.settings.deadline_s
         pairs = [(i, task) for i, image in enumerate(sent) for task in image.tasks]
-        async with AsyncExitStack() as held:
-            with trace.part("load"):
-                leases = await self._lease([task for _, task in pairs], end, held)
+        with trace.part("load"):
+            leases = await self.backend.lease([*dict.fromkeys(task for _, task in pairs)], end - time.monotonic())
+        held = [lease for lease in leases.values() if isinstance(lease, Lease)]
+        try:
             with trace.part("decode"):
                 pixels = await self._decode(sent, leases, end)
             with trace.part("infer"):
                 outcomes = await self._infer(pairs, leases, pixels, end)
+        finally:
+            if held:
+                await self.backend.release(held)
         seconds = time.monotonic() - start
         results: list[Answer | RefusedError] = []
         for (_, task), outcome in zip(pairs, outcomes, strict=True):
@@ -82,16 +86,6 @@ class Classifier:
                 trace.add(_leased(lease), outcome)
                 results.append(ranked(_leased(lease), outcome, top_k, 1000 * seconds))
         return results
-
-    async def _lease(self, tasks: Sequence[str], end: float, held: AsyncExitStack) -> dict[str, Lease | RefusedError]:
-        leases: dict[str, Lease | RefusedError] = {}
-        for task in dict.fromkeys(tasks):
-            try:
-                leases[task] = lease = await self.backend.lease(task, end - time.monotonic())
-                held.push_async_callback(self.backend.release, lease)
-            except RefusedError as refusal:
-                leases[task] = refusal
-        return leases
 
     async def _decode(
         self, sent: Sequence[Sent], leases: Mapping[str, Lease | RefusedError], end: float

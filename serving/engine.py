@@ -58,18 +58,31 @@ class Engine:
             reasons = "; ".join(str(entry.refused) for entry in entries)
             raise StoreError(f"no task of {self.settings.artifacts} can be served: {reasons}")
 
-    async def lease(self, task: str, seconds: float) -> Lease:
+    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RefusedError]:
         """See `Backend`."""
-        end = time.monotonic() + seconds
+        end, leases = time.monotonic() + seconds, dict[str, Lease | RefusedError]()
+        try:
+            for task in tasks:
+                try:
+                    leases[task] = await self._lease(task, end)
+                except RefusedError as refused:
+                    leases[task] = refused
+        except BaseException:
+            await self.release([lease for lease in leases.values() if isinstance(lease, Lease)])
+            raise
+        return leases
+
+    async def _lease(self, task: str, end: float) -> Lease:
         while not isinstance(held := self.registry.hold(task), Active):
             # The load goes on for others when this request gives up.
             await _until(asyncio.shield(asyncio.wrap_future(held)), end, self.settings.deadline_s)
         record = held.version.record
         return Lease(task, record.sha256, record.classes, record.preprocess, held.lane.kind, held)
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, leases: Sequence[Lease]) -> None:
         """See `Backend`."""
-        self.registry.release(lease.handle)
+        for lease in leases:
+            self.registry.release(lease.handle)
 
     async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
         """See `Backend`; tasks without rows of their own share one pass for an image."""

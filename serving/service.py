@@ -16,6 +16,8 @@ from serving import log
 from serving.app import attach, create_app
 from serving.backend import Backend
 from serving.engine import Engine
+from serving.owner import Place
+from serving.remote import InferenceServer, Remote
 from serving.settings import Settings
 
 
@@ -48,15 +50,34 @@ class Classifier:
     """Opens the store when a worker starts."""
 
     backend: Backend
+    offered: InferenceServer | None = None
 
     def __init__(self) -> None:
         log.configure()
         log.words.info("settings: %s", settings.shown())
         try:
-            self.backend = Engine(settings)
+            self.backend = self._open()
         except MosaError as error:
             _stop(error)
         attach(app, self.backend)
+
+    def _open(self) -> Backend:
+        """The engine, or in all workers but one the way to it."""
+        if settings.workers == 1:
+            return Engine(settings)
+        place = Place.of_siblings()
+        self.lock = place.claim()
+        if self.lock is None:
+            return Remote(place.socket)
+        engine = Engine(settings)
+        self.offered = InferenceServer(engine, place.socket)
+        return engine
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator] # bentoml leaves it without types
+    async def offer(self) -> None:
+        """Let the other workers ask this one's engine."""
+        if self.offered:
+            await self.offered.start()
 
     async def __is_alive__(self) -> bool:
         return (await self.backend.health()).alive
@@ -67,4 +88,6 @@ class Classifier:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator] # bentoml leaves it without types
     async def close(self) -> None:
         """Finish what is queued."""
+        if self.offered:
+            await self.offered.close()
         await self.backend.close()
