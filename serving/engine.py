@@ -142,6 +142,7 @@ class Engine:
         self._changers.shutdown()
         self.registry.close()
         self.batcher.close()
+        self.registry.store.files.close()
 
     async def _change(self, action: Callable[[], T]) -> T:
         try:

@@ -38,6 +38,10 @@ class Files(Protocol):
         """A folder of this machine with the same files; StoreError if there is none."""
         ...
 
+    def close(self) -> None:
+        """Remove what was copied here."""
+        ...
+
 
 class LocalFiles:
     """A folder."""
@@ -71,6 +75,9 @@ class LocalFiles:
         if not path.is_dir():
             raise StoreError(f"{path}: no such folder; write it with `python -m export --out {self.root}`")
         return path
+
+    def close(self) -> None:
+        """See `Files`."""
 
     def sweep(self, folder: str, seconds: float = STALE_SECONDS) -> None:
         """Remove what a killed process was writing."""
@@ -136,6 +143,10 @@ class RemoteFiles:
                         (aside / name).write_bytes(self.read(f"{folder}/{name}"))
                 self._copies[folder] = names
             return copy
+
+    def close(self) -> None:
+        """See `Files`."""
+        self._aside.cleanup()
 
 
 def open_files(where: str) -> LocalFiles | RemoteFiles:
