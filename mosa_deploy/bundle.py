@@ -99,11 +99,13 @@ class Bundle:
         """
         check_tensors(self.record, self.tensors)
         # safetensors writes metadata in random order: without any, the same tensors give the same bytes.
-        content = save({**self.tensors, **self.canary.to_tensors()})
+        # It writes the memory as it lies: a transposed view would come back scrambled.
+        tensors = {**self.tensors, **self.canary.to_tensors()}
+        content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
         record = self.record.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
         # Both are written before either is renamed: a full disk must not part new tensors from their record.
-        with replacing(folder / TENSORS) as tensors, replacing(folder / RECORD) as text:
-            tensors.write_bytes(content)
+        with replacing(folder / TENSORS) as weights, replacing(folder / RECORD) as text:
+            weights.write_bytes(content)
             text.write_bytes(record.model_dump_json(indent=2).encode() + b"\n")
         return Bundle(record, self.tensors, self.canary)
 
@@ -114,19 +116,28 @@ class Bundle:
         Raises:
             BundleError: a file is missing, of another format version, altered, or holds other tensors than it says.
         """
-        record = read_record(folder)
         try:
             content = (folder / TENSORS).read_bytes()
         except OSError as error:
+            read_record(folder)  # It is the first to be missed where both are missing.
             raise BundleError(f"{folder / TENSORS}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
+        return cls.parse(read_record(folder), content, str(folder / TENSORS))
+
+    @classmethod
+    def parse(cls, record: Record, content: bytes, where: str) -> "Bundle":
+        """Check the bytes of `adapter.safetensors`, which messages call `where`.
+
+        Raises:
+            BundleError: altered, or other tensors than the record says.
+        """
         if hashlib.sha256(content).hexdigest() != record.sha256:
-            raise BundleError(f"{folder / TENSORS} was altered or cut short since it was saved: copy the bundle again")
+            raise BundleError(f"{where} was altered or cut short since it was saved: copy the bundle again")
         try:
             stored = load(content)
         except SafetensorError as error:
-            raise BundleError(f"{folder / TENSORS} is not a safetensors file: {error}") from None
+            raise BundleError(f"{where} is not a safetensors file: {error}") from None
         except KeyError as error:
-            raise BundleError(f"{folder / TENSORS} holds {error.args[0]}, which numpy cannot: save it as F32") from None
+            raise BundleError(f"{where} holds {error.args[0]}, which numpy cannot: save it as F32") from None
         tensors = {name: value for name, value in stored.items() if not name.startswith(PREFIX)}
         check_tensors(record, tensors)
         return cls(record, tensors, Canary.from_tensors(stored))
@@ -140,23 +151,34 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     try:
-        fields = json.loads(path.read_text())
-        version = fields.get("format_version")
+        content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
-    except (ValueError, AttributeError):
-        raise BundleError(f"{path} is not a JSON object: copy the bundle again") from None
+    return parse_record(content, str(path))
+
+
+def parse_record(content: bytes, where: str) -> Record:
+    """The bytes of `adapter.json`, which messages call `where`.
+
+    Raises:
+        BundleError: of another format version, or says what it cannot.
+    """
+    try:
+        fields = json.loads(content)
+        version = fields.get("format_version")
+    except (ValueError, AttributeError, RecursionError):
+        raise BundleError(f"{where} is not a JSON object: copy the bundle again") from None
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format version {version}, this release reads {FORMAT_VERSION}: upgrade mosa-deploy"
+            f"{where} has format version {version!s:.40}, this release reads {FORMAT_VERSION}: upgrade mosa-deploy"
         )
     try:
         return Record.model_validate(fields)
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise BundleError(f"{path}: {'; '.join(faults)}") from None
+        raise BundleError(f"{where}: {'; '.join(faults)}") from None
     except ConfigError as error:
-        raise BundleError(f"{path}: adapter: {error}") from None
+        raise BundleError(f"{where}: adapter: {error}") from None
 
 
 def expected_shapes(record: Record) -> Shapes:

@@ -9,7 +9,8 @@
     ├── ParityError      two stages of the way that should agree and do not
     ├── ProviderError    an execution provider that is asked for and not there
     ├── StoreError       the folder that holds what is served
-    └── WriteError       a disk that has no room for what is to be written
+    ├── WriteError       a disk that has no room for what is to be written
+    └── ServiceError     what a service says of a request
 
 The text of each is one line that names the thing and the way out.
 """
@@ -64,6 +65,14 @@ class StoreError(MosaError):
 
 class WriteError(MosaError):
     """A disk that has no room for what is to be written."""
+
+
+class ServiceError(MosaError):
+    """What a service said instead of an answer; `status` is HTTP's, 0 where none answered."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
 
 
 def one_of(kind: str, name: str, known: Iterable[str]) -> str:

@@ -1,88 +1,313 @@
-"""The registry: the tasks of a store, each proved by its canary before it is served."""
+"""The registry: which version of which task answers now, and how that changes while requests are in flight."""
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Self
 
+from mosa_deploy.archive import Archive
 from mosa_deploy.bundle import Bundle, Record
-from mosa_deploy.canary import TOLERANCE
-from mosa_deploy.errors import MosaError, ParityError, StoreError
-from mosa_deploy.preprocess import Array, decode, probabilities
-from mosa_deploy.runners import OnnxRunner, Runner
-from mosa_deploy.store import FOLDED, Store
+from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, one_of
+from serving.active import Active, Residents
+from serving.batching import Batcher
+from serving.lanes import Lanes
+from serving.refusal import RefusedError
+from serving.store import BACKBONES, Decision, LaneName, TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")
 
-
-@dataclass(frozen=True)
-class ServedTask:
-    """A task with the graph that answers it."""
-
-    record: Record
-    runner: Runner
-
-    @classmethod
-    def load(cls, store: Store, name: str, threads: int = 0) -> Self:
-        """Load a task and prove it: the canary's bytes must become the recorded probabilities.
-
-        Raises:
-            MosaError: the bundle or the graph is missing or damaged, or the canary fails.
-        """
-        folder = store.task(name)
-        bundle = Bundle.load(folder)
-        task = cls(bundle.record, OnnxRunner(folder / FOLDED, threads=threads))
-        inputs = bundle.canary.inputs(bundle.record.preprocess)
-        try:
-            answer = task.probabilities(inputs)
-        except Exception as fault:  # ONNX Runtime's exceptions share no base class of their own.
-            reason = str(fault).splitlines()[0]
-            raise StoreError(f"'{name}': {FOLDED} does not take its canary: {reason}; export it again") from fault
-        error = bundle.canary.error(answer)
-        if error > TOLERANCE["fp32"]:
-            raise ParityError(f"'{name}': {FOLDED} misses its canary's probabilities by {error:.1e}: export it again")
-        return task
-
-    def probabilities(self, images: Array) -> Array:
-        """(B, 3, H, W) -> calibrated probabilities (B, K)."""
-        return probabilities(self.runner.run(images), self.record.temperature)
-
-    def classify(self, content: bytes) -> list[tuple[str, float]]:
-        """Every class with its probability, likeliest first.
-
-        Raises:
-            DataError: the bytes are not an image.
-        """
-        preprocess = self.record.preprocess
-        pixels = preprocess.pixels(decode(content))
-        scores = self.probabilities(preprocess.normalise(pixels[None]))[0]
-        return [(self.record.classes[k], float(scores[k])) for k in (-scores).argsort(kind="stable")]
+LOADERS = 2
+DAMAGED = "damaged"
+"""Stands for the key of what cannot be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
+class Entry:
+    """A task of the store."""
+
+    name: str
+    decision: Decision
+    version: Version | None = None
+    active: Active | None = None
+    loading: "Future[None] | None" = None
+    refused: str | None = None
+    """Why it does not answer."""
+
+
 class Registry:
-    """The tasks that are served, and why others in the store are not."""
+    """Every task by name. Reading is under one lock and never waits for a load; changes are in turn for each task."""
 
-    tasks: Mapping[str, ServedTask]
-    refused: Mapping[str, str]
+    def __init__(
+        self,
+        store: TaskStore,
+        lanes: Lanes,
+        batcher: Batcher,
+        limits: Mapping[LaneName, int],
+        folded: tuple[str, ...] = (),
+        count: Callable[[str], None] = lambda event: None,
+    ) -> None:
+        """`folded`: tasks of that lane where no decision says otherwise; `count` is told of loads and evictions."""
+        self.store, self.folded, self.count = store, folded, count
+        self.residents = Residents(store, lanes, batcher, limits, self._evicted)
+        self.lock = self.residents.lock
+        self.entries: dict[str, Entry] = {}
+        self._turns: dict[str, threading.Lock] = {}
+        self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="mosa-load")
 
-    @classmethod
-    def open(cls, store: Store, threads: int = 0) -> Self:
-        """Load every task of the store; one that cannot be proved is refused by name and does not stop the others.
+    def open(self, prefetch: int) -> None:
+        """List the store and load up to `prefetch` tasks; one that cannot be proved does not stop the others."""
+        self.store.sweep()
+        for name in self.store.names():
+            self.entries[name] = self._read(name)
+        left = {lane: min(prefetch, limit) for lane, limit in self.residents.limits.items()}
+        for entry in sorted(self.entries.values(), key=lambda entry: not entry.decision.pinned):
+            lane = self.lane_of(entry.name, entry.decision, entry.version.record if entry.version else None)
+            if entry.version is None or not left[lane]:
+                continue
+            left[lane] -= 1
+            try:
+                self.release(self.acquire(entry.name))
+            except MosaError as fault:
+                log.error("not serving %s: %s", entry.name, fault)
+
+    def close(self) -> None:
+        """Let no load go on."""
+        self._loaders.shutdown(cancel_futures=True)
+
+    def entry(self, name: str) -> Entry:
+        """A task that is there.
 
         Raises:
-            StoreError: no task is left.
+            RefusedError: 404, with the names nearest.
         """
-        tasks: dict[str, ServedTask] = {}
-        refused: dict[str, str] = {}
-        for name in store.tasks():
+        with self.lock:
+            entry = self.entries.get(name)
+            if entry is None or entry.decision.current is None:
+                known = [other.name for other in self.entries.values() if other.decision.current]
+                raise RefusedError(404, one_of("task", name, known))
+            return entry
+
+    def list(self) -> list[Entry]:
+        """Every task that is not removed, sorted."""
+        with self.lock:
+            return [self.entries[name] for name in sorted(self.entries) if self.entries[name].decision.current]
+
+    def hold(self, name: str) -> "Active | Future[None]":
+        """The version that answers now, held until `release`; or the load to wait for.
+
+        Raises:
+            RefusedError: 404 for an unknown task, 503 for one that does not hold.
+        """
+        with self.lock:
+            entry = self.entry(name)
+            if entry.active:
+                self.residents.hold(entry.active)
+                return entry.active
+            if entry.refused:
+                raise RefusedError(503, entry.refused)
+            if entry.loading is None:
+                entry.loading = self._loaders.submit(self._load, entry)
+            return entry.loading
+
+    def acquire(self, name: str) -> Active:
+        """The same, waiting."""
+        while isinstance(held := self.hold(name), Future):
+            held.result()
+        return held
+
+    def release(self, active: Active) -> None:
+        """The request that held it ends."""
+        self.residents.release(active)
+
+    def put(self, name: str, content: bytes, new_classes: bool = False, lane: LaneName | None = None) -> Entry:
+        """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
+
+        Raises:
+            RefusedError: 400 for what is no bundle, 409 for other classes, 422 for what does not fit; the old version
+                stays.
+        """
+        try:
+            archive = Archive.unpack(content, self.store.limit)
+            bundle = archive.bundle()
+        except BundleError as fault:
+            raise RefusedError(400, str(fault)) from None
+        if bundle.record.task != name:
+            raise RefusedError(
+                422, f"the bundle is of task '{bundle.record.task}': send it to /v1/tasks/{bundle.record.task}"
+            )
+        backbone = bundle.record.backbone.folder
+        if backbone not in self.store.files.names(BACKBONES):
+            raise RefusedError(
+                422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
+            )
+        with self._turn(name):
+            entry = self._entry_for_change(name)
+            now, old = entry.decision, entry.version
+            if now.current == DAMAGED:
+                now = now.model_copy(update={"current": None})
+            if old and now.current and old.record.classes != bundle.record.classes and not new_classes:
+                raise RefusedError(409, f"'{name}' has other classes now: send ?new_classes=true if that is meant")
+            decision = now.model_copy(
+                update={
+                    "current": archive.key,
+                    "previous": now.previous if now.current in (None, archive.key) else now.current,
+                    "lane": lane or now.lane,
+                }
+            )
+            self._switch(entry, Version(archive.key, bundle.record), bundle, decision, keep=archive)
+            return entry
+
+    def rollback(self, name: str) -> Entry:
+        """Serve the version before; a second one takes the first back, and after a removal the task is there again.
+
+        Raises:
+            RefusedError: 404 for an unknown task, 409 if there is none before.
+        """
+        with self._turn(name):
+            entry = self.entries.get(name) or self.entry(name)
+            now = entry.decision
+            if now.previous is None:
+                raise RefusedError(409, f"'{name}' has no version before this one")
+            archive = self.store.archive(name, now.previous)
+            bundle = archive.bundle()
+            decision = now.model_copy(update={"current": now.previous, "previous": now.current})
+            self._switch(entry, Version(now.previous, bundle.record), bundle, decision)
+            return entry
+
+    def remove(self, name: str) -> None:
+        """Stop serving a task; what it was stays for a rollback.
+
+        Raises:
+            RefusedError: 404 for an unknown task.
+        """
+        with self._turn(name):
+            entry = self.entry(name)
+            now = entry.decision
+            self._keep_export(name, now)
+            decision = now.model_copy(update={"current": None, "previous": now.current, "pinned": False})
+            self.store.decide(name, decision)
+            self._forget(now, decision)
+            self._swap(entry, None, None, decision)
+
+    def pin(self, name: str, pinned: bool) -> Entry:
+        """Load a task and keep it loaded, or no longer.
+
+        Raises:
+            RefusedError: 404 for an unknown task, 503 if it cannot be loaded.
+        """
+        with self._turn(name):
+            entry = self.entry(name)
+            active = self.acquire(name) if pinned else entry.active
             try:
-                tasks[name] = ServedTask.load(store, name, threads)
-                log.info("serving %s, bundle %s", name, tasks[name].record.sha256[:12])
-            except MosaError as error:
-                refused[name] = str(error)
-                log.error("not serving %s: %s", name, error)
-        if not tasks:
-            raise StoreError(f"no task of {store.root} can be served: {'; '.join(refused.values())}")
-        return cls(MappingProxyType(tasks), MappingProxyType(refused))
+                decision = entry.decision.model_copy(update={"pinned": pinned})
+                self.store.decide(name, decision)
+                with self.lock:
+                    entry.decision = decision
+                    if entry.active:
+                        entry.active.pinned = pinned
+            finally:
+                if pinned and active:
+                    self.release(active)
+            return entry
+
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """One change of a task at a time."""
+        with self.lock:
+            turn = self._turns.setdefault(name, threading.Lock())
+        with turn:
+            yield
+
+    def _entry_for_change(self, name: str) -> Entry:
+        return self.entries.get(name) or Entry(name, Decision(current=None))
+
+    def _read(self, name: str) -> Entry:
+        """A task as the store has it."""
+        try:
+            entry = Entry(name, self.store.decision(name))
+            if entry.decision.current:
+                entry.version = self.store.version(name, entry.decision.current)
+        except MosaError as fault:
+            log.error("not serving %s: %s", name, fault)
+            return Entry(name, Decision(current=DAMAGED, exported=self.store.exported(name)), refused=str(fault))
+        return entry
+
+    def lane_of(self, name: str, decision: Decision, record: Record | None) -> LaneName:
+        """What was decided for a task, else the setting; a fully tuned one has no choice."""
+        if record and record.method == "full":
+            return "folded"
+        if decision.lane:
+            return decision.lane
+        return "folded" if name in self.folded or "*" in self.folded else "shared"
+
+    def _load(self, entry: Entry) -> None:
+        """Load what a task's decision names."""
+        version, decision = entry.version, entry.decision
+        assert version is not None
+        try:
+            bundle = self.store.archive(entry.name, version.key).bundle()
+            active = self.residents.load(
+                version, bundle, self.lane_of(entry.name, decision, version.record), decision.pinned
+            )
+        except BaseException as fault:
+            with self.lock:
+                entry.loading = None
+                if isinstance(fault, BundleError | ParityError | StoreError) and entry.version is version:
+                    entry.refused = str(fault)
+            raise
+        self.count("load")
+        log.info("serving %s, bundle %s, %s", entry.name, version.digest[:12], active.lane.kind)
+        with self.lock:
+            entry.loading = None
+            if entry.version is version and entry.active is None:
+                entry.active = active
+            else:
+                self.residents.retire(active)
+
+    def _switch(
+        self, entry: Entry, version: Version, bundle: Bundle, decision: Decision, keep: Archive | None = None
+    ) -> None:
+        """Prove a version, write it and the decision, then let requests begin with it."""
+        name, before = entry.name, entry.decision
+        active = self.residents.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
+        try:
+            self._keep_export(name, before)
+            if keep:
+                self.store.keep(keep)
+            self.store.decide(name, decision)
+        except BaseException as fault:
+            self.residents.retire(active)
+            if isinstance(fault, OSError):
+                raise StoreError(f"{self.store} cannot be written: {fault.strerror}") from fault
+            raise
+        self.count("load")
+        self._swap(entry, version, active, decision)
+        self._forget(before, decision)
+        log.info("serving %s, bundle %s, %s", name, version.digest[:12], active.lane.kind)
+
+    def _swap(self, entry: Entry, version: Version | None, active: Active | None, decision: Decision) -> None:
+        with self.lock:
+            old, entry.active = entry.active, active
+            entry.version, entry.decision, entry.refused = version, decision, None
+            self.entries[entry.name] = entry
+            if old:
+                self.residents.retire(old)
+
+    def _keep_export(self, name: str, decision: Decision) -> None:
+        """A copy of the exported version, which the next export replaces."""
+        if decision.current and decision.current == decision.exported:
+            self.store.keep(self.store.archive(name, decision.current))
+
+    def _forget(self, before: Decision, now: Decision) -> None:
+        """Remove versions that neither an answer nor a rollback needs any more."""
+        for key in {before.current, before.previous} - {now.current, now.previous, None}:
+            if key:
+                self.store.forget(key)
+
+    def _evicted(self, active: Active) -> None:
+        entry = self.entries.get(active.version.record.task)
+        if entry and entry.active is active:
+            entry.active = None
+        self.count("eviction")

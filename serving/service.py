@@ -1,96 +1,93 @@
 """The BentoML service: `bentoml serve` answers every task of `MOSA_ARTIFACTS` over HTTP.
 
 One FastAPI app is mounted at `/`, and there is no `@bentoml.api`: in a typed API a URL in place of a file would be
-fetched by the server, a broken image would be a 500, and a task named `429` would arrive as a number.
+fetched by the server, a broken image would be a 500, and a task named `429` would arrive as a number. BentoML's own
+metrics and access log are off: they would make a series and a line of every path that a stranger invents.
 """
 
 import os
 import sys
-import time
-from typing import Annotated, Any
+from typing import NoReturn
 
 import bentoml
-from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 
-from mosa_deploy import __version__
-from mosa_deploy.errors import USAGE_EXIT, DataError, MosaError
-from mosa_deploy.store import Store
-from serving.registry import Registry, ServedTask
-from serving.schema import Answer, Fault, Prediction, TaskInfo, Tasks
+from mosa_deploy.errors import USAGE_EXIT, MosaError
+from serving import log
+from serving.app import attach, create_app
+from serving.backend import Backend
+from serving.engine import Engine
+from serving.owner import Place
+from serving.remote import InferenceServer, Remote
 from serving.settings import Settings
 
-app = FastAPI(
-    title="mosa-deploy",
-    version=__version__,
-    summary="One frozen vision transformer, one adapter a task, switched on each request.",
-)
 
-FAULTS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Fault, "description": "The file is not an image."},
-    404: {"model": Fault, "description": "No such task; the known ones are named."},
-    503: {"model": Fault, "description": "The task is in the store, but its canary failed."},
-}
-
-
-@app.post("/classify", responses=FAULTS)
-def classify(
-    request: Request,
-    image: Annotated[UploadFile, File(description="PNG, JPEG, WebP or another format that Pillow reads.")],
-    task: Annotated[str, Form(description="The task's name, from `GET /v1/tasks`.")],
-    top_k: Annotated[int, Form(ge=1, description="How many classes to answer.")] = 5,
-) -> Answer:
-    """Classify one image by one task."""
-    served = find(request.app.state.registry, task)
-    start = time.perf_counter()
+def _settings() -> Settings:
     try:
-        ranked = served.classify(image.file.read())
-    except DataError as error:
-        raise HTTPException(400, f"{image.filename}: {error}") from None
-    return Answer(
-        task=task,
-        predictions=[Prediction(label=label, score=score) for label, score in ranked[:top_k]],
-        bundle=served.record.sha256,
-        milliseconds=round(1000 * (time.perf_counter() - start), 3),
-    )
+        return Settings.from_environment()
+    except MosaError as error:
+        _stop(error)
 
 
-@app.get("/v1/tasks")
-def tasks(request: Request) -> Tasks:
-    """List the tasks that are served."""
-    registry: Registry = request.app.state.registry
-    return Tasks(
-        tasks=[
-            TaskInfo(
-                task=name,
-                classes=list(served.record.classes),
-                backbone=served.record.backbone.folder,
-                method=served.record.method,
-                bundle=served.record.sha256,
-            )
-            for name, served in registry.tasks.items()
-        ]
-    )
+def _stop(error: MosaError) -> NoReturn:
+    # An exception, SystemExit too, would reach the operator as a traceback of the server's own frames.
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(USAGE_EXIT)
 
 
-def find(registry: Registry, task: str) -> ServedTask:
-    """The task of that name, or the HTTP error that says why there is none."""
-    if task in registry.refused:
-        raise HTTPException(503, registry.refused[task])
-    if task not in registry.tasks:
-        raise HTTPException(404, f"unknown task '{task}'; known: {', '.join(registry.tasks)}")
-    return registry.tasks[task]
+settings = _settings()
+app = create_app(settings)
 
 
-@bentoml.service(name="mosa-deploy")
+@bentoml.service(
+    name="mosa-deploy",
+    workers=settings.workers,
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    traffic={"timeout": settings.deadline_s + settings.body_s + 5},
+)
 @bentoml.asgi_app(app, path="/")
 class Classifier:
     """Opens the store when a worker starts."""
 
+    backend: Backend
+    offered: InferenceServer | None = None
+
     def __init__(self) -> None:
+        log.configure()
+        log.words.info("settings: %s", settings.shown())
         try:
-            settings = Settings.from_environment()
-            app.state.registry = Registry.open(Store(settings.artifacts), settings.threads)
+            self.backend = self._open()
         except MosaError as error:
-            # An exception, SystemExit too, would reach the operator as a traceback of the server's own frames.
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(USAGE_EXIT)
+            _stop(error)
+        attach(app, self.backend)
+
+    def _open(self) -> Backend:
+        """The engine, or in all workers but one the way to it."""
+        if settings.workers == 1:
+            return Engine(settings)
+        place = Place.of_siblings()
+        self.lock = place.claim()
+        if self.lock is None:
+            return Remote(place.socket)
+        engine = Engine(settings)
+        self.offered = InferenceServer(engine, place.socket)
+        return engine
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator] # bentoml leaves it without types
+    async def offer(self) -> None:
+        """Let the other workers ask this one's engine."""
+        if self.offered:
+            await self.offered.start()
+
+    async def __is_alive__(self) -> bool:
+        return (await self.backend.health()).alive
+
+    async def __is_ready__(self) -> bool:
+        return (await self.backend.health()).ready
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator] # bentoml leaves it without types
+    async def close(self) -> None:
+        """Finish what is queued."""
+        if self.offered:
+            await self.offered.close()
+        await self.backend.close()

@@ -67,7 +67,15 @@ def test_make_targets_are_there() -> None:
 
 
 def test_every_command_is_run_here() -> None:
-    known = ("make ", ". .venv", "python -m training.", "python -m export", "MOSA_ARTIFACTS=", "curl ")
+    known = (
+        "make ",
+        ". .venv",
+        "python -m training.",
+        "python -m export",
+        "python -m serving.ask",
+        "MOSA_ARTIFACTS=",
+        "curl ",
+    )
     assert [line for line in LINES if not line.startswith(known)] == []
 
 
@@ -88,10 +96,13 @@ def test_commands_work_in_their_order(newcomer: Path) -> None:
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/readyz")
         answers = [json.loads(shell([f"{line} -sS"], newcomer, port)) for line in chosen("curl ")]
+        (asked,) = chosen("python -m serving.ask")
+        said = shell([f"MOSA_ADDRESS=http://localhost:3000 {asked}"], newcomer, port)
     finally:
         server.terminate()
         server.wait(timeout=60)
     assert {answer["task"] for answer in answers if "task" in answer} == {"digits", "flowers"}
+    assert said.startswith("image.png: digits: ")
     flower = next(answer for answer in answers if answer.get("task") == "flowers")
     assert flower["predictions"][0]["label"] == "rose"
 

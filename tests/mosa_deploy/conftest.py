@@ -16,8 +16,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def bundle() -> Bundle:
+def small_bundle() -> Bundle:
     """A split bundle of one block: embed_dim 3, bottleneck 2, two experts, `up` split."""
     shapes: dict[str, tuple[int, ...]] = {
         "head.weight": (2, 3),
@@ -50,3 +49,9 @@ def bundle() -> Bundle:
     )
     canary = Canary((b"first", b"second image"), np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32))
     return Bundle(record, tensors, canary)
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    """See `small_bundle`."""
+    return small_bundle()

@@ -50,6 +50,13 @@ def test_a_bundle_comes_back_as_it_was(bundle: Bundle, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [RECORD, TENSORS]
 
 
+def test_a_transposed_view_is_stored_as_it_reads(bundle: Bundle, tmp_path: Path) -> None:
+    weight = np.asarray(np.arange(6, dtype=np.float32).reshape(3, 2).T)
+    turned = dataclasses.replace(bundle, tensors={**bundle.tensors, "head.weight": weight})
+    turned.save(tmp_path)
+    np.testing.assert_array_equal(Bundle.load(tmp_path).tensors["head.weight"], weight)
+
+
 def test_digest_is_the_sha256_of_the_tensors_file(bundle: Bundle, tmp_path: Path) -> None:
     digest = bundle.save(tmp_path).digest
     assert digest == hashlib.sha256((tmp_path / TENSORS).read_bytes()).hexdigest()

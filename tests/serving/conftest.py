@@ -1,7 +1,9 @@
-"""A client of the service, and pictures to ask it about."""
+"""A store of tasks that need no tuning, the app on it in this process, and pictures to ask about."""
 
 import io
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,16 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from mosa_deploy.store import Store
-from serving.registry import Registry
-from serving.service import app
+from benchmarks.serving_tasks import TaskMaker
+from mosa_deploy.archive import Archive
+from serving.app import attach, create_app
+from serving.engine import Engine
+from serving.settings import Settings
 
 Ask = Callable[..., Any]
+Scores = dict[str, float]
+
+ADMIN = {"authorization": "Bearer root-key"}
 
 
 def picture(seed: int = 0, mode: str = "RGB", kind: str = "png") -> bytes:
@@ -26,16 +33,71 @@ def picture(seed: int = 0, mode: str = "RGB", kind: str = "png") -> bytes:
 
 
 @pytest.fixture(scope="session")
-def registry(store: Path) -> Registry:
-    """Both tasks."""
-    return Registry.open(Store(store), threads=1)
+def maker(tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
+    """Makes tasks on the embedded backbone, in a store of its own that tests must not change."""
+    return TaskMaker(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="session")
+def archives(maker: TaskMaker) -> Mapping[str, Archive]:
+    """A few tasks by name, also in the maker's store."""
+    methods = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear", "grains": "lora"}
+    made = {name: maker.make(name, seed, method=method) for seed, (name, method) in enumerate(methods.items())}
+    for archive in made.values():
+        maker.store(archive)
+    return made
+
+
+@pytest.fixture(scope="session")
+def offline(maker: TaskMaker, archives: Mapping[str, Archive]) -> Mapping[str, np.typing.NDArray[np.float32]]:
+    """The reference: each task's probabilities (n, K) of the maker's images, by its folded graph alone."""
+    return {name: maker.offline(archive) for name, archive in archives.items()}
 
 
 @pytest.fixture
-def client(registry: Registry) -> TestClient:
-    """The service with both tasks."""
-    app.state.registry = registry
-    return TestClient(app)
+def copied(maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path) -> Path:
+    """A store of one's own."""
+    return Path(shutil.copytree(maker.root, tmp_path / "store"))
+
+
+@contextmanager
+def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
+    """The app on a store, in this process."""
+    given = {"artifacts": str(store), "threads": 1, "max_wait_ms": 0.5, "max_batch": 8, **settings}
+    chosen = Settings.model_validate(given)
+    engine = Engine(chosen)
+    try:
+        app = create_app(chosen)
+        attach(app, engine)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+    finally:
+        engine.stop()
+
+
+def engine_of(client: TestClient) -> Engine:
+    """The engine behind a client."""
+    engine = client.app.state.backend  # type: ignore[attr-defined] # starlette calls any app an ASGIApp
+    assert isinstance(engine, Engine)
+    return engine
+
+
+Running = Callable[..., AbstractContextManager[TestClient]]
+
+
+@pytest.fixture(scope="module")
+def client(maker: TaskMaker, archives: Mapping[str, Archive]) -> Iterator[TestClient]:
+    """The service with all tasks, which nobody may change."""
+    with running(maker.root) as client:
+        yield client
+
+
+@pytest.fixture
+def admin(copied: Path) -> Iterator[TestClient]:
+    """The service on a store of one's own, by one who may change it."""
+    with running(copied, admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        yield client
 
 
 @pytest.fixture
@@ -48,7 +110,12 @@ def ask(client: TestClient) -> Ask:
     return classify
 
 
-def scores(response: Any) -> dict[str, float]:
+def scores(response: Any) -> Scores:
     """Label -> score of a response, in the order of the answer."""
     assert response.status_code == 200, response.text
     return {entry["label"]: entry["score"] for entry in response.json()["predictions"]}
+
+
+def named(archive: Archive, row: "np.typing.NDArray[np.float32]") -> Scores:
+    """Label -> probability of one row of a reference."""
+    return dict(zip(archive.bundle().record.classes, map(float, row), strict=True))

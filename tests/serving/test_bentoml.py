@@ -1,12 +1,14 @@
 """The service as it is deployed: `bentoml serve` in a process of its own, asked over HTTP."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mosa_deploy.bundle import Bundle
-from tests.serving.conftest import picture, scores
+from benchmarks.serving_tasks import TaskMaker
+from mosa_deploy.archive import Archive
+from tests.serving.conftest import ADMIN, picture, scores
 from tests.walker import ROOT
 
 READY_SECONDS = 60
@@ -38,30 +41,38 @@ class Server:
         except httpx.TransportError:
             return False
 
-    def classify(self, task: str, seed: int = 0) -> httpx.Response:
-        files = {"image": ("some.png", picture(seed))}
+    def classify(self, task: str, content: bytes | None = None) -> httpx.Response:
+        files = {"image": ("some.png", picture() if content is None else content)}
         return httpx.post(f"{self.address}/classify", files=files, data={"task": task}, timeout=30)
 
     def wait_until(self, condition: str) -> None:
         """Wait for a text in the log, or for /readyz where `condition` is `ready`."""
         end = time.monotonic() + READY_SECONDS
-        while time.monotonic() < end and self.process.poll() is None:
+        while time.monotonic() < end:
             if self.ready() if condition == "ready" else condition in self.log.read_text():
                 return
+            if self.process.poll() is not None:
+                break
             time.sleep(0.2)
-        pytest.fail(f"no '{condition}' within {READY_SECONDS} s:\n{self.log.read_text()[-3000:]}")
+        if condition not in self.log.read_text():
+            pytest.fail(f"no '{condition}' within {READY_SECONDS} s:\n{self.log.read_text()[-3000:]}")
+
+    def lines(self) -> list[dict[str, object]]:
+        """The structured lines of the log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
 
 @contextmanager
-def serve(artifacts: Path, folder: Path) -> Iterator[Server]:
+def serve(artifacts: Path | str, folder: Path, **settings: str) -> Iterator[Server]:
     """Start a server on a free port, its log and BentoML's own home below `folder`; stop it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "bentoml", "serve", ".", "--port", str(port), "--host", "127.0.0.1"]
     own = {"MOSA_ARTIFACTS": str(artifacts), "BENTOML_HOME": str(folder / "home"), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {**os.environ, **own, **{f"MOSA_{name.upper()}": value for name, value in settings.items()}}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield Server(process, f"http://127.0.0.1:{port}", folder / "log")
     finally:
@@ -90,28 +101,37 @@ def family(pid: int) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of both tasks, and of a third one whose graph is another's."""
+def server(
+    maker: TaskMaker, archives: Mapping[str, Archive], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server of all tasks, and of one whose record was altered."""
     folder = tmp_path_factory.mktemp("bentoml")
-    artifacts = Path(shutil.copytree(store, folder / "artifacts"))
-    shutil.copytree(artifacts / "tasks" / "digits", artifacts / "tasks" / "broken")
-    shutil.copy(artifacts / "tasks" / "sprites-location" / "folded.onnx", artifacts / "tasks" / "broken")
-    with serve(artifacts, folder) as server:
+    artifacts = Path(shutil.copytree(maker.root, folder / "artifacts"))
+    record = artifacts / "tasks" / "fields.b" / "adapter.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "temperature": 9.0}))
+    with serve(artifacts, folder, admin_keys="root-key", threads="1") as server:
         server.wait_until("ready")
         yield server
 
 
-def test_one_server_answers_two_tasks_each_by_its_own_bundle(server: Server, store: Path) -> None:
-    for task in ("digits", "sprites-location"):
-        response, record = server.classify(task), Bundle.load(store / "tasks" / task).record
-        assert response.json()["bundle"] == record.sha256
-        assert set(scores(response)) <= set(record.classes)
+def test_one_server_answers_two_tasks_each_by_its_own_bundle(server: Server, archives: Mapping[str, Archive]) -> None:
+    for task in ("birds", "fields"):
+        response, bundle = server.classify(task), archives[task].bundle()
+        assert response.json()["bundle"] == bundle.digest
+        assert set(scores(response)) <= set(bundle.record.classes)
         assert len(scores(response)) == 5
 
 
 @pytest.mark.parametrize(
     ("path", "text"),
-    [("/livez", ""), ("/readyz", ""), ("/metrics", "# HELP"), ("/docs.json", '"/classify"'), ("/v1/tasks", '"digits"')],
+    [
+        ("/livez", ""),
+        ("/readyz", ""),
+        ("/metrics", "# HELP mosa_requests"),
+        ("/docs.json", '"/classify"'),
+        ("/openapi.json", '"/v1/tasks/{name}/rollback"'),
+        ("/v1/tasks", '"birds"'),
+    ],
 )
 def test_what_an_operator_asks_is_answered(server: Server, path: str, text: str) -> None:
     response = httpx.get(f"{server.address}{path}", timeout=10)
@@ -119,28 +139,61 @@ def test_what_an_operator_asks_is_answered(server: Server, path: str, text: str)
     assert text in response.text
 
 
-def test_32_requests_at_once_are_all_answered_by_their_own_task(server: Server) -> None:
-    asked = [(task, seed) for seed in range(4) for task in ("digits", "sprites-location")]
-    alone = {each: scores(server.classify(*each)) for each in asked}
+def test_32_requests_at_once_are_all_answered_by_their_own_task(server: Server, maker: TaskMaker) -> None:
+    asked = [(i, task) for i in range(8) for task in ("birds", "cracks", "fields")] * 4
     with ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(lambda each: server.classify(*each), asked * 4))
-    assert [answer.status_code for answer in answers] == [200] * 32
-    for (task, seed), answer in zip(asked * 4, answers, strict=True):
-        assert answer.json()["task"] == task
-        assert scores(answer) == pytest.approx(alone[task, seed], abs=1e-5)
+        answers = list(pool.map(lambda each: server.classify(each[1], maker.images[each[0]]), asked))
+    assert {answer.status_code for answer in answers} == {200}
+    for (i, task), answer in zip(asked, answers, strict=True):
+        turned = {"birds": 0, "cracks": 1, "fields": 2}[task]
+        assert next(iter(scores(answer))) == f"class-{i + turned}"
 
 
 def test_faults_reach_the_sender_with_their_reason(server: Server) -> None:
-    refused, unknown = server.classify("broken"), server.classify("429")
+    refused, unknown = server.classify("fields.b"), server.classify("429")
     assert (refused.status_code, unknown.status_code) == (503, 404)
-    assert refused.json()["detail"].startswith("'broken': folded.onnx misses its canary's probabilities")
-    assert unknown.json()["detail"] == "unknown task '429'; known: digits, sprites-location"
-    text = httpx.post(f"{server.address}/classify", files={"image": b"no image"}, data={"task": "digits"}, timeout=10)
-    assert text.status_code == 400
+    assert refused.json()["detail"].startswith("'fields.b': the shared graph misses its canary's probabilities")
+    assert unknown.json()["detail"].startswith("unknown task '429'; known: birds")
+    assert server.classify("birds", b"no image").status_code == 415
 
 
-def test_the_log_says_which_task_is_not_served(server: Server) -> None:
-    assert "not serving broken: 'broken': folded.onnx misses its canary's probabilities" in server.log.read_text()
+def test_a_task_is_added_replaced_and_removed_while_it_runs(server: Server, maker: TaskMaker) -> None:
+    first, second = maker.make("moths", 3), maker.make("moths", 4)
+    url = f"{server.address}/v1/tasks/moths"
+    for archive, label in ((first, "class-3"), (second, "class-4")):
+        assert httpx.put(url, content=archive.pack(), headers=ADMIN, timeout=30).status_code == 200
+        answer = server.classify("moths", maker.images[0])
+        assert next(iter(scores(answer))) == label
+        assert answer.json()["bundle"] == archive.bundle().digest
+    assert httpx.put(url, content=first.pack(), timeout=30).status_code == 401
+    assert httpx.delete(url, headers=ADMIN, timeout=30).status_code == 204
+    assert server.classify("moths").status_code == 404
+
+
+def test_the_log_says_what_was_set_and_which_task_is_not_served_and_has_a_line_a_request(server: Server) -> None:
+    name = "my-own.id_1"
+    files = {"image": ("some.png", picture())}
+    answer = httpx.post(
+        f"{server.address}/classify", files=files, data={"task": "birds"}, headers={"x-request-id": name}
+    )
+    assert answer.headers["x-request-id"] == name
+    text = server.log.read_text()
+    assert "MOSA_MAX_BATCH=32" in text
+    assert "root-key" not in text
+    assert "not serving fields.b: 'fields.b': the shared graph misses its canary's probabilities" in text
+    (line,) = [line for line in server.lines() if line["id"] == name]
+    assert line.keys() >= {"method", "route", "status", "task", "digest", "lane", "decode_ms", "infer_ms", "ms"}
+    assert (line["route"], line["status"], line["task"], line["lane"]) == ("/classify", 200, ["birds"], ["shared"])
+
+
+def test_a_stranger_s_paths_and_tasks_make_no_series(server: Server) -> None:
+    for i in range(5):
+        httpx.get(f"{server.address}/nowhere/{i}", timeout=10)
+        server.classify(f"unknown-{i}")
+    text = httpx.get(f"{server.address}/metrics", timeout=10).text
+    assert "nowhere" not in text
+    assert "unknown-" not in text
+    assert 'mosa_requests_total{method="POST",route="/classify",status="404"}' in text
 
 
 @pytest.mark.skipif(not (PROC / "self" / "maps").exists(), reason="no /proc here to look into the server's memory")
@@ -154,3 +207,24 @@ def test_without_a_store_the_server_never_gets_ready_and_its_log_names_the_way_o
     with serve(tmp_path / "nowhere", tmp_path) as server:
         server.wait_until(f"no task in {tmp_path}/nowhere/tasks: write one with `python -m export --out {tmp_path}")
         assert not server.ready()
+
+
+def test_an_impossible_setting_stops_the_start_in_one_line(tmp_path: Path) -> None:
+    with serve(tmp_path, tmp_path, queue="many") as server:
+        server.wait_until("error: MOSA_QUEUE=many: ")
+        assert server.process.wait(30) != 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_told_to_stop_it_answers_what_it_has_begun(
+    maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path
+) -> None:
+    with serve(maker.root, tmp_path, threads="1", max_wait_ms="1500", max_batch="64") as server:
+        server.wait_until("ready")
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(server.classify, "birds", maker.images[i]) for i in range(8)]
+            time.sleep(0.7)
+            server.process.send_signal(signal.SIGTERM)
+            answers = [each.result() for each in asked]
+        assert [next(iter(scores(answer))) for answer in answers] == [f"class-{i}" for i in range(8)]
+        assert server.process.wait(30) == 0

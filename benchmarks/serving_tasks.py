@@ -1,0 +1,162 @@
+"""Tasks that need no tuning, for tests and measurements of the service: random adapters, heads fitted to known answers.
+
+Each task gives every probe image another top class: of image i task t says class (i + t) mod K. The reference is the
+task's folded graph, run alone by ONNX Runtime.
+"""
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+
+from export.graphs import STAND_IN_CLASSES, trace_backbone, trace_layout
+from mosa_deploy import fold_graph
+from mosa_deploy.archive import Archive
+from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.bundle import RECORD, TENSORS, Backbone, Bundle, Record, expected_shapes
+from mosa_deploy.canary import Canary
+from mosa_deploy.config import AdapterConfig
+from mosa_deploy.embedded import NAME as EMBEDDED
+from mosa_deploy.graph import PlainGraph, read_index
+from mosa_deploy.preprocess import Array, Preprocess, decode, probabilities
+from mosa_deploy.rows import Layout, layout
+from mosa_deploy.store import Store
+
+CLASSES = 32
+CANARIES = 4
+SHARPNESS = 8.0
+"""What a head says of the right class before the softmax; of others it says 0."""
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 40)) -> bytes:
+    """A picture (W, H) with coarse structure, as a PNG."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+@dataclass
+class TaskMaker:
+    """Makes tasks on one backbone of a store; the backbone is traced where it is not there yet."""
+
+    root: Path
+    name: str = EMBEDDED
+    images: Sequence[bytes] = tuple(picture(seed) for seed in range(16))
+    graph: PlainGraph = field(init=False)
+    backbone: Backbone = field(init=False)
+    preprocess: Preprocess = field(init=False)
+    model: VisionTransformer = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = Weights("pretrained" if self.name == EMBEDDED else "random")
+        model = load_backbone(self.name, weights, STAND_IN_CLASSES)
+        headless = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+        self.backbone = Backbone(
+            name=self.name,
+            source="pretrained" if self.name == EMBEDDED else "random",
+            sha256=fingerprint(headless),
+            depth=len(model.blocks),
+            embed_dim=model.embed_dim,
+        )
+        height, width = model.patch_embed.img_size
+        self.preprocess = Preprocess(size=(height, width))
+        folder = Store(self.root).backbone(self.backbone)
+        if not folder.exists():
+            wanted = Layout(self.backbone.depth, self.backbone.embed_dim)
+            trace_backbone(model, self.backbone.sha256, folder, wanted)
+        self.model = model
+        self.graph = PlainGraph.load(folder)
+
+    def make(
+        self, name: str, seed: int = 0, bottleneck: int = 4, method: str = "mosa", classes: int = CLASSES, turn: int = 0
+    ) -> Archive:
+        """A merged bundle; `linear` tasks have no adapter. `turn` renames the classes cyclically."""
+        adapter = {
+            "linear": None,
+            "mosa": AdapterConfig(bottleneck=bottleneck, experts=2),
+            "lora": AdapterConfig(bottleneck=bottleneck, experts=1, style="low-rank", targets=("q", "v")),
+        }[method]
+        labels = [f"class-{k}" for k in range(classes)]
+        record = Record.model_validate(
+            {
+                "task": name,
+                "dataset": "probe",
+                "backbone": self.backbone,
+                "method": method,
+                "form": "merged",
+                "adapter": adapter,
+                "classes": (*labels[turn:], *labels[:turn]),
+                "preprocess": self.preprocess,
+                "temperature": 1.5,
+                "metrics": {},
+                "seed": seed,
+                "versions": {},
+                "git_commit": None,
+            }
+        )
+        folder = Store(self.root).backbone(self.backbone)
+        if layout(record).file not in read_index(folder).files:
+            trace_layout(self.model, folder, layout(record))
+        generator = np.random.default_rng(seed)
+        shapes = expected_shapes(record)
+        tensors: dict[str, np.typing.NDArray[np.generic]] = {
+            tensor: (0.5 * generator.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+            for tensor, shape in shapes.items()
+        }
+        features = self.features(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))))
+        wanted = np.zeros((len(self.images), classes))
+        wanted[np.arange(len(self.images)), (np.arange(len(self.images)) + seed) % classes] = SHARPNESS
+        tensors["head.weight"] = (np.linalg.pinv(features.astype(np.float64)) @ wanted).T.astype(np.float32)
+        tensors["head.bias"] = np.zeros(classes, dtype=np.float32)
+        logits = features @ np.asarray(tensors["head.weight"], dtype=np.float32).T
+        canary = Canary(tuple(self.images[:CANARIES]), probabilities(logits, record.temperature)[:CANARIES])
+        return packed(Bundle(record, tensors, canary))
+
+    def features(self, bundle: Bundle) -> Array:
+        """What the folded graph says of the probe images before the head (n, C)."""
+        width = self.backbone.embed_dim
+        eye = {"head.weight": np.eye(width, dtype=np.float32), "head.bias": np.zeros(width, dtype=np.float32)}
+        return self.run(Bundle(bundle.record, {**bundle.tensors, **eye}, bundle.canary), self.images)
+
+    def offline(self, archive: Archive, images: Sequence[bytes] | None = None) -> Array:
+        """The reference: probabilities (n, K) of the probe images, or of others, by the folded graph alone."""
+        bundle = archive.bundle()
+        return probabilities(self.run(bundle, self.images if images is None else images), bundle.record.temperature)
+
+    def run(self, bundle: Bundle, images: Sequence[bytes]) -> Array:
+        """What the task's folded graph says."""
+        model = fold_graph.fold(self.graph, bundle)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        pixels = np.stack([self.preprocess.pixels(decode(content)) for content in images])
+        given = {session.get_inputs()[0].name: self.preprocess.normalise(pixels)}
+        return np.asarray(session.run(None, given)[0], dtype=np.float32)
+
+    def store(self, archive: Archive) -> Path:
+        """Write a task into the store as an export does."""
+        folder = Store(self.root).task(archive.bundle().record.task)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_bytes(archive.record)
+        (folder / TENSORS).write_bytes(archive.tensors)
+        return folder
+
+
+def packed(bundle: Bundle) -> Archive:
+    """A bundle in memory as its two files."""
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle.save(Path(scratch))
+        return Archive.of(Path(scratch))
+
+
+def renamed(archive: Archive, name: str) -> Archive:
+    """The same tensors under another name."""
+    record = archive.bundle().record.model_copy(update={"task": name})
+    return Archive(record.model_dump_json(indent=2).encode() + b"\n", archive.tensors)

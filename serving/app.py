@@ -1,0 +1,207 @@
+"""The HTTP routes: one FastAPI app at `/`.
+
+`create_app` knows nothing of BentoML: `serving.service` mounts the app and gives it its backend.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import Body, Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+
+from mosa_deploy import __version__
+from mosa_deploy.bundle import TASK_NAME
+from serving import metrics
+from serving.auth import may_ask, may_change
+from serving.backend import Backend
+from serving.classify import Classifier, Sent, Trace, result
+from serving.guard import Guard, answer
+from serving.refusal import RefusedError
+from serving.schema import Answer, Answers, Fault, Pin, TaskInfo, Tasks
+from serving.settings import Settings
+
+WHY: dict[int, str] = {
+    400: "The image or the bundle is damaged or too large, or the request has too many.",
+    401: "A key is needed.",
+    403: "The service takes no changes.",
+    404: "No such task; the nearest names are given.",
+    408: "The body did not arrive in time.",
+    409: "The change contradicts what is served.",
+    413: "The body is larger than the limit.",
+    415: "Not an image by its content, or a pickle.",
+    422: "A field is missing or impossible, or the bundle does not fit what is served.",
+    503: "Too much is asked at once (see Retry-After), or the task's canary failed.",
+    504: "The deadline passed.",
+}
+
+
+def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of the description of a route."""
+    return {status: {"model": Fault, "description": WHY[status]} for status in statuses}
+
+
+Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.")]
+Upload = Annotated[bytes, Body(media_type="application/zip", description="A `.mosa` file.")]
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The app; `app.state.backend` and `app.state.classifier` are set by `attach`."""
+    app = FastAPI(
+        title="mosa-deploy",
+        version=__version__,
+        summary="One frozen vision transformer, one adapter a task, switched on each request.",
+    )
+    app.state.settings = settings
+    app.add_middleware(Guard, settings=settings)
+    app.add_exception_handler(RefusedError, _refused)
+    add_routes(app)
+    return app
+
+
+def attach(app: FastAPI, backend: Backend) -> None:
+    """Give the app its inference side."""
+    app.state.backend = backend
+    app.state.classifier = Classifier(backend, app.state.settings)
+
+
+async def _refused(_: Request, refusal: Exception) -> JSONResponse:
+    assert isinstance(refusal, RefusedError)
+    return answer(refusal)
+
+
+def backend_of(request: Request) -> Backend:
+    """The inference side."""
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+TheBackend = Annotated[Backend, Depends(backend_of)]
+
+
+def add_routes(app: FastAPI) -> None:
+    """All routes but BentoML's own `/livez` and `/readyz`."""
+    ask, change = [Depends(may_ask)], [Depends(may_change)]
+    asked = faults(400, 401, 404, 408, 413, 415, 503, 504)
+    listed, changed = faults(401, 404), faults(401, 403, 404, 409, 503, 504)
+    app.post("/classify", dependencies=ask, responses=asked)(classify)
+    app.get("/v1/tasks", dependencies=ask, responses=faults(401))(list_tasks)
+    app.get("/v1/tasks/{name}", dependencies=ask, responses=listed)(read_task)
+    app.put("/v1/tasks/{name}", dependencies=change, responses={**changed, **faults(400, 408, 413, 415)})(put_task)
+    app.delete("/v1/tasks/{name}", dependencies=change, responses=changed, status_code=204)(delete_task)
+    app.post("/v1/tasks/{name}/pin", dependencies=change, responses={**changed, **faults(400, 408, 413)})(pin_task)
+    app.post("/v1/tasks/{name}/rollback", dependencies=change, responses=changed)(roll_back_task)
+    app.get("/metrics", include_in_schema=False)(read_metrics)
+
+
+async def classify(
+    request: Request,
+    image: Annotated[list[UploadFile], File(description="PNG, JPEG, WebP or another format that Pillow reads.")],
+    task: Annotated[
+        list[str], Form(description="The task of each image, or one task for all; names from `GET /v1/tasks`.")
+    ] = [],  # noqa: B006 - FastAPI copies it
+    tasks: Annotated[str, Form(description="Several tasks for every image, between commas.")] = "",
+    top_k: Annotated[int, Form(ge=1, le=1_000_000, description="How many classes to answer.")] = 5,
+) -> Answer | Answers:
+    """Classify images, each by its task.
+
+    One image by one `task` is answered alone, with the status of what went wrong. Several images, or `tasks`, are
+    answered by a list of results, each an answer or a failure of its own.
+    """
+    settings: Settings = request.app.state.settings
+    wanted = [name.strip() for name in tasks.split(",") if name.strip()]
+    sent = assign([(file.filename or "image", await file.read()) for file in image], task, wanted, settings.max_images)
+    classifier: Classifier = request.app.state.classifier
+    trace = Trace()
+    results = await classifier.classify(sent, top_k, trace)
+    _note(request, sent, results, trace)
+    if len(results) == 1 and not tasks:
+        if isinstance(results[0], RefusedError):
+            raise results[0]
+        return results[0]
+    names = [name for one in sent for name in one.tasks]
+    return Answers(results=[result(name, each) for name, each in zip(names, results, strict=True)])
+
+
+def assign(files: Sequence[tuple[str, bytes]], task: Sequence[str], tasks: Sequence[str], limit: int) -> list[Sent]:
+    """Which file is answered by which tasks.
+
+    Raises:
+        RefusedError: 400 if there are too many, 422 if it cannot be told.
+    """
+    if bool(task) == bool(tasks):
+        raise RefusedError(422, "send `task`, once or for each image, or `tasks=a,b` for several tasks of every image")
+    if tasks:
+        by_file = [tuple(dict.fromkeys(tasks))] * len(files)
+    elif len(task) in (1, len(files)):
+        by_file = [(name,) for name in (task if len(task) == len(files) else [*task] * len(files))]
+    else:
+        raise RefusedError(
+            422, f"{len(files)} images and {len(task)} times `task`: send one for each image, or one for all"
+        )
+    count = sum(map(len, by_file))
+    if count > limit:
+        raise RefusedError(400, f"{count} answers are asked for at once, {limit} are given: send less at once")
+    return [Sent(name, content, names) for (name, content), names in zip(files, by_file, strict=True)]
+
+
+def _note(request: Request, sent: Sequence[Sent], results: Sequence[Answer | RefusedError], trace: Trace) -> None:
+    """What the log line says: known tasks, digests, times."""
+    good = [each for each in results if isinstance(each, Answer)]
+    request.state.note.update(
+        task=sorted({each.task for each in good}),
+        lane=sorted(trace.lanes),
+        digest=sorted({each.bundle[:12] for each in good}),
+        images=len(sent),
+        failed=len(results) - len(good),
+        **{f"{name}_ms": value for name, value in trace.parts.items()},
+    )
+
+
+async def list_tasks(backend: TheBackend) -> Tasks:
+    """List the tasks of the store."""
+    return Tasks(tasks=await backend.tasks())
+
+
+async def read_task(name: Name, backend: TheBackend) -> TaskInfo:
+    """What a task is, and how it is served."""
+    return await backend.task(name)
+
+
+async def put_task(
+    request: Request,
+    name: Name,
+    backend: TheBackend,
+    new_classes: Annotated[bool, Query(description="Serve other class names than before.")] = False,
+    lane: Annotated[Literal["shared", "folded"] | None, Query(description="How it is served from now on.")] = None,
+) -> TaskInfo:
+    """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
+
+    Requests in flight finish on the version they began with.
+    """
+    content = await request.body()
+    if not content:
+        raise RefusedError(400, "the body is empty: send a .mosa file")
+    info = await backend.put(name, content, new_classes, lane)
+    request.state.note.update(task=name, digest=info.bundle[:12], lane=info.lane)
+    return info
+
+
+async def delete_task(name: Name, backend: TheBackend) -> Response:
+    """Stop serving a task; a rollback brings it back."""
+    await backend.remove(name)
+    return Response(status_code=204)
+
+
+async def pin_task(name: Name, backend: TheBackend, pin: Pin | None = None) -> TaskInfo:
+    """Load a task and keep it loaded; `{"pinned": false}` lets it go again."""
+    return await backend.pin(name, True if pin is None else pin.pinned)
+
+
+async def roll_back_task(name: Name, backend: TheBackend) -> TaskInfo:
+    """Serve the version before this one; a second rollback takes the first one back."""
+    return await backend.rollback(name)
+
+
+async def read_metrics() -> Response:
+    """All counts, as Prometheus reads them."""
+    return Response(metrics.page(), media_type=metrics.CONTENT_TYPE)

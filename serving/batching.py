@@ -1,0 +1,219 @@
+"""The batcher: images of many requests and tasks become few passes through few graphs.
+
+One thread runs everything that touches a graph or a bank. Between two batches it runs what `call` was given, so that a
+slot is never written while a batch reads it, and whoever waits for the write knows that later batches see it.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from mosa_deploy.preprocess import Array, Pixels, Preprocess
+from serving.refusal import RefusedError, busy, late
+
+log = logging.getLogger("mosa_deploy.serving")
+
+T = TypeVar("T")
+
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Sizes of batches: each at most half larger than the one before, so that padding wastes little."""
+
+
+class Lane(Protocol):
+    """One graph."""
+
+    def run(self, items: Sequence["Item"], size: int) -> Array:
+        """At most `size` items as a batch of `size` -> what the graph says of each (n, ...)."""
+        ...
+
+
+@dataclass(eq=False)
+class Item:
+    """An image (H, W, 3) on its way through a lane, and what became of it."""
+
+    lane: Lane
+    pixels: Pixels
+    preprocess: Preprocess
+    slot: int
+    deadline: float
+    """By `time.monotonic`."""
+    future: "Future[Array]" = field(default_factory=Future)
+    entered: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+    """Seconds in the queue."""
+    ran: float = 0.0
+    """Seconds in the graph."""
+    size: int = 0
+    """Items of its batch."""
+
+
+def sizes_up_to(largest: int) -> tuple[int, ...]:
+    """The sizes of batches of at most `largest`, that one included."""
+    return (*(step for step in STEPS if step < largest), largest)
+
+
+def fit(waiting: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """How many of the waiting items go now, and the size their batch is padded to.
+
+    Padding up computes for nothing, taking fewer makes the rest wait: up where a quarter at most is padding.
+    """
+    above = min((size for size in sizes if size >= waiting), default=None)
+    if above is not None and waiting >= 0.75 * above:
+        return waiting, above
+    below = max(size for size in sizes if size <= waiting)
+    return below, below
+
+
+class Batcher:
+    """Runs items by lane, oldest first, in batches of a few sizes."""
+
+    def __init__(
+        self,
+        max_batch: int = 32,
+        max_wait: float = 0.002,
+        bound: int = 512,
+        deadline: float = 30.0,
+        observe: Callable[[Sequence[Item]], None] | None = None,
+    ) -> None:
+        """`observe` is told of every batch that ran; `deadline` is only for messages."""
+        self.sizes, self.max_wait, self.bound, self.deadline = sizes_up_to(max_batch), max_wait, bound, deadline
+        self.observe = observe
+        self.broken: str | None = None
+        self._queues: dict[Lane, deque[Item]] = {}
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._waiting = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="mosa-inference", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Items in the queues."""
+        return self._waiting
+
+    def submit(self, items: Sequence[Item], bounded: bool = True) -> None:
+        """Queue items; each one's future becomes its row of the lane's answer, or why there is none.
+
+        What a change waits for is not `bounded`: a full queue must not keep a repaired version out.
+
+        Raises:
+            RefusedError: 503 if they do not fit into the queue; then none is queued.
+        """
+        with self._changed:
+            if self._closing:
+                raise busy("the service is stopping")
+            if bounded and self._waiting + len(items) > self.bound:
+                raise busy(f"{self._waiting} images are waiting")
+            for item in items:
+                self._queues.setdefault(item.lane, deque()).append(item)
+            self._waiting += len(items)
+            self._changed.notify()
+
+    def call(self, action: Callable[[], T]) -> "Future[T]":
+        """Run something on the inference thread, between two batches and in the order of the calls."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closing:
+                raise busy("the service is stopping")
+            self._calls.append((future, action))
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Finish what is queued, then stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            task()
+
+    def _next(self) -> Callable[[], None] | None:
+        """What to do now; waits until there is something, None at the end."""
+        with self._changed:
+            while True:
+                if self._calls:
+                    future, action = self._calls.popleft()
+                    return lambda: _settle(future, action)
+                lane = min(self._queues, key=lambda lane: self._queues[lane][0].entered, default=None)
+                if lane is not None:
+                    queue = self._queues[lane]
+                    left = queue[0].entered + self.max_wait - time.monotonic()
+                    if left <= 0 or len(queue) >= self.sizes[-1] or self._closing:
+                        items, size = self._take(lane)
+                        return lambda: self._run(lane, items, size)
+                    self._changed.wait(left)
+                elif self._closing:
+                    return None
+                else:
+                    self._changed.wait()
+
+    def _take(self, lane: Lane) -> tuple[list[Item], int]:
+        queue = self._queues[lane]
+        count, size = fit(len(queue), self.sizes)
+        items = [queue.popleft() for _ in range(count)]
+        if not queue:
+            del self._queues[lane]
+        self._waiting -= count
+        return items, size
+
+    def _run(self, lane: Lane, items: list[Item], size: int) -> None:
+        start = time.monotonic()
+        live = [item for item in items if item.future.set_running_or_notify_cancel()]
+        for item in live:
+            if item.deadline < start:
+                item.future.set_exception(late(self.deadline))
+        live = [item for item in live if not item.future.done()]
+        if not live:
+            return
+        try:
+            rows = lane.run(live, size)
+        except Exception as fault:  # Runtimes' exceptions share no base class of their own.
+            self._alone(lane, live, fault)
+            return
+        self._answer(live, rows, start)
+
+    def _alone(self, lane: Lane, items: list[Item], fault: Exception) -> None:
+        """After a batch failed: each item by itself, so that only the bad one fails."""
+        for item in items:
+            start = time.monotonic()
+            if len(items) > 1:
+                try:
+                    self._answer([item], lane.run([item], 1), start)
+                    continue
+                except Exception as own:  # As above.
+                    fault = own
+            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            log.error("inference failed: %s", reason)
+            if "CUDA" in str(fault):
+                # The context is lost with every session in it: only a new process helps.
+                self.broken = reason
+            item.future.set_exception(RefusedError(503, f"inference failed: {reason:.200}"))
+
+    def _answer(self, items: list[Item], rows: Array, start: float) -> None:
+        ran = time.monotonic() - start
+        for item in items:
+            item.waited, item.ran, item.size = start - item.entered, ran, len(items)
+        if self.observe:
+            self.observe(items)
+        for item, row in zip(items, rows, strict=True):
+            item.future.set_result(row)
+
+
+def _settle(future: "Future[Any]", action: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = action()
+    except BaseException as fault:
+        future.set_exception(fault)
+    else:
+        future.set_result(result)

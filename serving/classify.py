@@ -1,0 +1,165 @@
+"""`POST /classify`: images to answers, each for its tasks."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mosa_deploy.preprocess import Pixels, Preprocess
+from serving import metrics
+from serving.backend import Answered, Backend, Lease, Outcome
+from serving.images import read_pixels
+from serving.refusal import RefusedError, late
+from serving.schema import Answer, Failure, Prediction
+from serving.settings import Settings
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One file with the tasks that should answer it."""
+
+    name: str
+    content: bytes
+    tasks: tuple[str, ...]
+
+
+@dataclass
+class Trace:
+    """What the log line says of a request: its lanes, and the milliseconds of its parts."""
+
+    lanes: set[str] = field(default_factory=set)
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a part."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts[name] = round(1000 * (time.monotonic() - start), 2)
+
+    def add(self, lease: Lease, answered: Answered) -> None:
+        """Note the longest wait and run of the request's images."""
+        self.lanes.add(lease.lane)
+        for name, seconds in (("queue", answered.waited), ("run", answered.ran)):
+            self.parts[name] = max(self.parts.get(name, 0.0), round(1000 * seconds, 2))
+
+
+class Classifier:
+    """Leases versions, decodes off the event loop, and infers, all within one deadline."""
+
+    def __init__(self, backend: Backend, settings: Settings) -> None:
+        self.backend, self.settings = backend, settings
+        self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="mosa-decode")
+
+    async def classify(self, sent: Sequence[Sent], top_k: int, trace: Trace) -> list[Answer | RefusedError]:
+        """A result for each image and task, in their order."""
+        start = time.monotonic()
+        end = start + self.settings.deadline_s
+        pairs = [(i, task) for i, image in enumerate(sent) for task in image.tasks]
+        with trace.part("load"):
+            leases = await self.backend.lease([*dict.fromkeys(task for _, task in pairs)], end - time.monotonic())
+        held = [lease for lease in leases.values() if isinstance(lease, Lease)]
+        try:
+            with trace.part("decode"):
+                pixels = await self._decode(sent, leases, end)
+            with trace.part("infer"):
+                outcomes = await self._infer(pairs, leases, pixels, end)
+        finally:
+            if held:
+                await self.backend.release(held)
+        seconds = time.monotonic() - start
+        results: list[Answer | RefusedError] = []
+        for (_, task), outcome in zip(pairs, outcomes, strict=True):
+            lease = leases[task]
+            status = outcome.status if isinstance(outcome, RefusedError) else 200
+            known, lane = (task, lease.lane) if isinstance(lease, Lease) else ("", "")
+            metrics.answers.labels(known, lane, str(status)).inc()
+            if isinstance(outcome, RefusedError):
+                results.append(outcome)
+            else:
+                trace.add(_leased(lease), outcome)
+                results.append(ranked(_leased(lease), outcome, top_k, 1000 * seconds))
+        return results
+
+    async def _decode(
+        self, sent: Sequence[Sent], leases: Mapping[str, Lease | RefusedError], end: float
+    ) -> list[dict[Preprocess, Pixels] | RefusedError]:
+        """For each image its pixels (H, W, 3) by preprocess."""
+        loop = asyncio.get_running_loop()
+
+        async def one(image: Sent) -> dict[Preprocess, Pixels] | RefusedError:
+            found = [lease for lease in map(leases.__getitem__, image.tasks) if isinstance(lease, Lease)]
+            preprocesses = list(dict.fromkeys(lease.preprocess for lease in found))
+            if not preprocesses:
+                return {}
+            try:
+                made = loop.run_in_executor(
+                    self.decoders, read_pixels, image.content, preprocesses, self.settings.max_pixels
+                )
+                pixels = await asyncio.wait_for(made, max(0.0, end - time.monotonic()))
+            except RefusedError as refusal:
+                return RefusedError(refusal.status, f"{image.name}: {refusal.reason}")
+            except TimeoutError:
+                return late(self.settings.deadline_s)
+            return dict(zip(preprocesses, pixels, strict=True))
+
+        return list(await asyncio.gather(*map(one, sent)))
+
+    async def _infer(
+        self,
+        pairs: Sequence[tuple[int, str]],
+        leases: Mapping[str, Lease | RefusedError],
+        pixels: Sequence[dict[Preprocess, Pixels] | RefusedError],
+        end: float,
+    ) -> list[Outcome]:
+        """An outcome for each pair of an image and a task."""
+        outcomes: list[Outcome | None] = []
+        asked: list[tuple[Lease, Pixels]] = []
+        for i, task in pairs:
+            lease, image = leases[task], pixels[i]
+            if isinstance(lease, RefusedError) or isinstance(image, RefusedError):
+                outcomes.append(lease if isinstance(lease, RefusedError) else _refused(image))
+            else:
+                outcomes.append(None)
+                asked.append((lease, image[lease.preprocess]))
+        answered: Iterator[Outcome] = iter(())
+        if asked:
+            try:
+                answered = iter(await self.backend.infer(asked, end - time.monotonic()))
+            except RefusedError as refusal:
+                answered = iter([refusal] * len(asked))
+        return [next(answered) if outcome is None else outcome for outcome in outcomes]
+
+
+def ranked(lease: Lease, answered: Answered, top_k: int, milliseconds: float) -> Answer:
+    """The likeliest classes."""
+    order = np.argsort(-answered.probabilities, kind="stable")[:top_k]
+    return Answer(
+        task=lease.task,
+        predictions=[Prediction(label=lease.classes[k], score=float(answered.probabilities[k])) for k in order],
+        bundle=lease.digest,
+        milliseconds=round(milliseconds, 3),
+    )
+
+
+def result(task: str, answer: Answer | RefusedError) -> Answer | Failure:
+    """As one of several results."""
+    if isinstance(answer, Answer):
+        return answer
+    return Failure(task=task, status=answer.status, detail=answer.reason)
+
+
+def _leased(lease: Lease | RefusedError) -> Lease:
+    assert isinstance(lease, Lease)
+    return lease
+
+
+def _refused(image: dict[Preprocess, Pixels] | RefusedError) -> RefusedError:
+    assert isinstance(image, RefusedError)
+    return image

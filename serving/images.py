@@ -1,0 +1,56 @@
+"""From the bytes that a client sent to pixels, checked before they are decoded."""
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image, UnidentifiedImageError
+
+from mosa_deploy.errors import DataError
+from mosa_deploy.preprocess import FORMATS, Pixels, Preprocess, decode
+from serving.refusal import RefusedError
+
+
+def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: int) -> list[Pixels]:
+    """Decode once, and resize (H, W, 3) for each preprocess.
+
+    Raises:
+        RefusedError: 415 for what is no image by its content, 400 for one that is too large, too narrow or damaged.
+    """
+    for preprocess in preprocesses:
+        check_size(_size(content), preprocess, max_pixels)
+    try:
+        image = decode(content)
+        return [preprocess.pixels(image) for preprocess in preprocesses]
+    except DataError as fault:
+        raise RefusedError(400, str(fault)) from None
+    except (ValueError, MemoryError, OSError) as fault:
+        raise RefusedError(400, f"not a usable image ({type(fault).__name__}): send a PNG, JPEG or WebP file") from None
+
+
+def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -> None:
+    """Refuse what would take too much memory, as it comes or when its shorter side is brought to the input's.
+
+    Raises:
+        RefusedError: 400.
+    """
+    width, height = size
+    if width * height > max_pixels:
+        raise RefusedError(400, f"{width} x {height} pixels are more than {max_pixels}: send a smaller image")
+    target = max(preprocess.size) / preprocess.crop_pct
+    if preprocess.resize == "center" and target**2 * max(size) / max(1, min(size)) > max_pixels:
+        raise RefusedError(400, f"{width} x {height} pixels are too narrow: crop the image")
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """(W, H) as the file's head says; nothing is decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.size
+    except UnidentifiedImageError:
+        raise RefusedError(415, "not an image of a known type: send a PNG, JPEG or WebP file") from None
+    except Image.DecompressionBombError as fault:
+        raise RefusedError(400, f"{fault}: send a smaller image") from None
+    except Exception as fault:  # On damaged bytes Pillow lets out struct.error, TypeError and RuntimeError too.
+        raise RefusedError(
+            400, f"not a readable image ({type(fault).__name__}): send a PNG, JPEG or WebP file"
+        ) from None

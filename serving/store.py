@@ -1,0 +1,150 @@
+"""The tasks of a store, their versions, and what the operator decided about them.
+
+    backbones/<name>-<sha8>/      as exported
+    tasks/<task>/                 as exported: version one of a task
+    uploads/<key>.mosa            versions that came by HTTP, named by their content
+    decisions/<task>.json         which version is served, which one before, pin, lane
+
+A version is written before the decision that names it, and a decision is one small file: whenever a process is killed,
+the store says either the old or the new. A task whose export is newer than the last decision is served from the export.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mosa_deploy.archive import Archive
+from mosa_deploy.bundle import RECORD, TENSORS, Record, parse_record
+from mosa_deploy.errors import StoreError
+from serving.files import LocalFiles, RemoteFiles
+
+LaneName = Literal["shared", "folded"]
+
+UPLOADS, DECISIONS, TASKS, BACKBONES = "uploads", "decisions", "tasks", "backbones"
+
+
+class Decision(BaseModel):
+    """`decisions/<task>.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    current: str | None
+    """Key of the version that is served; None after a removal."""
+    previous: str | None = None
+    """What a rollback goes to."""
+    exported: str | None = None
+    """Key of what lay in `tasks/` when this was decided."""
+    pinned: bool = False
+    lane: LaneName | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a task; `key` is the sha256 of its record's bytes."""
+
+    key: str
+    record: Record
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its tensors, which answers carry."""
+        return self.record.sha256
+
+
+class TaskStore:
+    """Reads and writes versions and decisions."""
+
+    def __init__(self, files: LocalFiles | RemoteFiles, limit: int) -> None:
+        """`limit`: bytes of a bundle."""
+        self.files, self.limit = files, limit
+
+    def __str__(self) -> str:
+        return str(self.files)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left."""
+        if isinstance(self.files, LocalFiles):
+            for folder in (UPLOADS, DECISIONS):
+                self.files.sweep(folder)
+
+    def names(self) -> list[str]:
+        """Every task, exported or uploaded, sorted."""
+        decided = {name.removesuffix(".json") for name in self.files.names(DECISIONS) if name.endswith(".json")}
+        return sorted(decided | set(self.files.names(TASKS)))
+
+    def decision(self, name: str) -> Decision:
+        """What holds for a task now.
+
+        Raises:
+            StoreError: the decision is damaged.
+        """
+        exported = self.exported(name)
+        try:
+            decided = Decision.model_validate_json(self.files.read(f"{DECISIONS}/{name}.json"))
+        except FileNotFoundError:
+            return Decision(current=exported, exported=exported)
+        except ValidationError:
+            raise StoreError(
+                f"{self}/{DECISIONS}/{name}.json is damaged: remove it, and upload the task again"
+            ) from None
+        if exported not in (None, decided.exported, decided.current):
+            return decided.model_copy(update={"current": exported, "previous": decided.current, "exported": exported})
+        return decided
+
+    def decide(self, name: str, decision: Decision) -> None:
+        """Make it hold."""
+        self.files.write(f"{DECISIONS}/{name}.json", decision.model_dump_json(indent=2).encode() + b"\n")
+
+    def version(self, name: str, key: str) -> Version:
+        """A version's record.
+
+        Raises:
+            MosaError: it is missing or damaged.
+        """
+        if key == self.exported(name):
+            path = f"{TASKS}/{name}/{RECORD}"
+            return self._checked(name, key, parse_record(self.files.read(path), f"{self}/{path}"))
+        return self._checked(name, key, parse_record(self.archive(name, key).record, f"{self}/{UPLOADS}/{key}.mosa"))
+
+    def archive(self, name: str, key: str) -> Archive:
+        """A version's bytes.
+
+        Raises:
+            MosaError: it is missing or damaged.
+        """
+        if key == self.exported(name):
+            folder = f"{TASKS}/{name}"
+            try:
+                return Archive(self.files.read(f"{folder}/{RECORD}"), self.files.read(f"{folder}/{TENSORS}"))
+            except FileNotFoundError:
+                raise StoreError(f"{self}/{folder}/{TENSORS}: no such file; export the task again") from None
+        path = f"{UPLOADS}/{key}.mosa"
+        try:
+            archive = Archive.unpack(self.files.read(path), self.limit)
+        except FileNotFoundError:
+            raise StoreError(f"{self}/{path}: no such file; upload the task again") from None
+        if archive.key != key:
+            raise StoreError(f"{self}/{path} was altered: upload the task again")
+        return archive
+
+    def keep(self, archive: Archive) -> None:
+        """Write a version, under the name of its content."""
+        self.files.write(f"{UPLOADS}/{archive.key}.mosa", archive.pack())
+
+    def forget(self, key: str) -> None:
+        """Remove an uploaded version that no decision names."""
+        self.files.remove(f"{UPLOADS}/{key}.mosa")
+
+    def exported(self, name: str) -> str | None:
+        """Key of what `python -m export` wrote for a task, if anything."""
+        try:
+            return Archive(self.files.read(f"{TASKS}/{name}/{RECORD}"), b"").key
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _checked(self, name: str, key: str, record: Record) -> Version:
+        if record.task != name:
+            raise StoreError(f"{self}/{TASKS}/{name} holds the bundle of '{record.task}': name the folder so")
+        return Version(key, record)

@@ -1,0 +1,192 @@
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import wait
+from functools import partial
+
+import numpy as np
+import pytest
+
+from mosa_deploy.preprocess import Array, Preprocess
+from serving.batching import STEPS, Batcher, Item, fit, sizes_up_to
+from serving.refusal import RefusedError
+
+PREPROCESS = Preprocess(size=(1, 1))
+
+
+class Echo:
+    """A cheap lane: says of each item its pixel, its slot's value and the batch's size; fails on pixel 13."""
+
+    kind = "echo"
+
+    def __init__(self) -> None:
+        self.slots = np.zeros(1000, dtype=np.int64)
+        self.sizes: list[tuple[int, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, items: Sequence[Item], size: int) -> Array:
+        self.gate.wait()
+        self.sizes.append((len(items), size))
+        pixels = [int(item.pixels[0, 0, 0]) for item in items]
+        if 13 in pixels:
+            raise ValueError("thirteen")
+        slots = np.array([item.slot for item in items])
+        return np.stack([pixels, self.slots[slots]], axis=1).astype(np.float32)
+
+
+def item(lane: Echo, pixel: int, slot: int = 0, deadline: float = float("inf")) -> Item:
+    return Item(lane, np.full((1, 1, 3), pixel, dtype=np.uint8), PREPROCESS, slot, deadline)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        (1, (1, 1)),
+        (5, (5, 6)),
+        (7, (7, 8)),
+        (9, (9, 12)),
+        (13, (13, 16)),
+        (17, (16, 16)),
+        (20, (20, 24)),
+        (90, (32, 32)),
+    ],
+)
+def test_a_batch_is_padded_by_a_quarter_at_most(waiting: int, expected: tuple[int, int]) -> None:
+    assert fit(waiting, sizes_up_to(32)) == expected
+
+
+@pytest.mark.parametrize("largest", [1, 5, 8, 32, 40])
+def test_every_number_of_waiting_items_makes_a_batch_of_a_warm_size(largest: int) -> None:
+    sizes = sizes_up_to(largest)
+    assert sizes[-1] == largest
+    assert set(sizes) <= {*STEPS, largest}
+    for waiting in range(1, 3 * largest):
+        count, size = fit(waiting, sizes)
+        assert 1 <= count <= size
+        assert size in sizes
+        assert count >= 0.75 * size
+
+
+def test_items_that_wait_together_run_together() -> None:
+    lane, batcher = Echo(), Batcher(max_batch=8, max_wait=0.2)
+    items = [item(lane, i) for i in range(8)]
+    for each in items:
+        batcher.submit([each])
+    rows = [each.future.result(5) for each in items]
+    assert [row[0] for row in rows] == list(range(8))
+    assert lane.sizes == [(8, 8)]
+    assert {each.size for each in items} == {8}
+    batcher.close()
+
+
+def test_one_bad_item_fails_alone() -> None:
+    lane, batcher = Echo(), Batcher(max_batch=8, max_wait=0.1)
+    items = [item(lane, i) for i in (1, 13, 2, 3)]
+    batcher.submit(items)
+    wait([each.future for each in items], 5)
+    assert [each.future.exception() is None for each in items] == [True, False, True, True]
+    with pytest.raises(RefusedError, match=r"^inference failed: thirteen$"):
+        items[1].future.result()
+    assert batcher.broken is None
+    batcher.close()
+
+
+def test_a_lost_gpu_is_remembered() -> None:
+    class Lost(Echo):
+        def run(self, items: Sequence[Item], size: int) -> Array:
+            raise RuntimeError("CUDA error 719: unspecified launch failure")
+
+    lane, batcher = Lost(), Batcher()
+    one = item(lane, 1)
+    batcher.submit([one])
+    assert isinstance(one.future.exception(5), RefusedError)
+    assert batcher.broken == "CUDA error 719: unspecified launch failure"
+    batcher.close()
+
+
+def test_more_than_the_bound_is_refused_as_a_whole() -> None:
+    lane = Echo()
+    lane.gate.clear()
+    batcher = Batcher(max_batch=1, max_wait=0, bound=3)
+    first = item(lane, 1)
+    batcher.submit([first])
+    while batcher.waiting:
+        time.sleep(0.001)
+    waiting = [item(lane, 2), item(lane, 3)]
+    batcher.submit(waiting)
+    late = [item(lane, 4), item(lane, 5)]
+    with pytest.raises(RefusedError, match="2 images are waiting; ask again in a second") as caught:
+        batcher.submit(late)
+    assert (caught.value.status, caught.value.retry_after) == (503, 1)
+    lane.gate.set()
+    assert [int(each.future.result(5)[0]) for each in (first, *waiting)] == [1, 2, 3]
+    assert not any(each.future.done() for each in late)
+    batcher.close()
+
+
+def test_what_is_late_or_given_up_is_not_computed() -> None:
+    lane = Echo()
+    lane.gate.clear()
+    batcher = Batcher(max_batch=1, max_wait=0, deadline=0.01)
+    first, late, gone = item(lane, 1), item(lane, 2, deadline=time.monotonic() + 0.01), item(lane, 3)
+    batcher.submit([first, late, gone])
+    assert gone.future.cancel()
+    time.sleep(0.05)
+    lane.gate.set()
+    first.future.result(5)
+    with pytest.raises(RefusedError, match="no answer within") as caught:
+        late.future.result(5)
+    assert caught.value.status == 504
+    batcher.close()
+    assert lane.sizes == [(1, 1)]
+
+
+def test_a_call_runs_between_batches_and_before_what_is_queued_after_it() -> None:
+    lane, batcher = Echo(), Batcher(max_batch=4, max_wait=0)
+    for value in range(1, 200):
+        batcher.call(partial(lane.slots.__setitem__, 7, value)).result(5)
+        one = item(lane, 1, slot=7)
+        batcher.submit([one])
+        assert one.future.result(5)[1] == value
+    batcher.close()
+
+
+def test_a_call_that_fails_tells_its_caller_and_stops_nothing() -> None:
+    lane, batcher = Echo(), Batcher()
+    with pytest.raises(ZeroDivisionError):
+        batcher.call(lambda: 1 / 0).result(5)
+    one = item(lane, 1)
+    batcher.submit([one])
+    assert one.future.result(5)[0] == 1
+    batcher.close()
+
+
+def test_closing_finishes_what_is_queued_and_takes_nothing_more() -> None:
+    lane = Echo()
+    lane.gate.clear()
+    batcher = Batcher(max_batch=2, max_wait=5)
+    items = [item(lane, i) for i in range(5)]
+    batcher.submit(items)
+    closer = threading.Thread(target=batcher.close)
+    closer.start()
+    lane.gate.set()
+    closer.join(5)
+    assert [int(each.future.result(0)[0]) for each in items] == list(range(5))
+    with pytest.raises(RefusedError, match="stopping"):
+        batcher.submit([item(lane, 1)])
+
+
+def test_lanes_take_turns_by_age() -> None:
+    first, second = Echo(), Echo()
+    first.gate.clear()
+    batcher = Batcher(max_batch=1, max_wait=0)
+    order: list[Echo] = []
+    batcher.observe = lambda items: order.append(items[0].lane)  # type: ignore[arg-type]
+    items = [item(first, 0), item(second, 1), item(first, 2), item(second, 3)]
+    for each in items:
+        batcher.submit([each])
+    first.gate.set()
+    wait([each.future for each in items], 5)
+    batcher.close()
+    assert order == [first, second, first, second]

@@ -1,0 +1,273 @@
+"""Hot add, replace, roll back, remove, pin, evict: by HTTP, while others ask."""
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from benchmarks.serving_tasks import TaskMaker, packed
+from mosa_deploy.archive import Archive
+from mosa_deploy.bundle import Bundle
+from mosa_deploy.canary import Canary
+from mosa_deploy.preprocess import decode
+from tests.serving.conftest import ADMIN, engine_of, picture, running, scores
+
+
+def put(client: TestClient, name: str, archive: Archive | bytes, **query: str) -> Any:
+    content = archive if isinstance(archive, bytes) else archive.pack()
+    return client.put(f"/v1/tasks/{name}", content=content, params=query)
+
+
+def top(client: TestClient, task: str, image: bytes) -> tuple[str, str]:
+    """The likeliest label and the digest of the bundle that said so."""
+    answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "1"})
+    (label,) = scores(answer)
+    return label, answer.json()["bundle"]
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def newer(maker: TaskMaker) -> Archive:
+    """Another version of `birds`: it says class i + 9 of image i."""
+    return maker.make("birds", 9)
+
+
+def test_a_new_task_answers_at_once_and_after_a_restart(admin: TestClient, copied: Path, maker: TaskMaker) -> None:
+    archive = maker.make("moths", 20)
+    assert admin.post("/classify", files={"image": picture()}, data={"task": "moths"}).status_code == 404
+    info = put(admin, "moths", archive).json()
+    assert (info["state"], info["bundle"]) == ("active", archive.bundle().digest)
+    assert top(admin, "moths", maker.images[2]) == ("class-22", archive.bundle().digest)
+    with running(copied) as again:
+        assert top(again, "moths", maker.images[2]) == ("class-22", archive.bundle().digest)
+
+
+def test_a_replaced_task_rolls_back_and_forth(
+    admin: TestClient, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive
+) -> None:
+    old = archives["birds"].bundle().digest
+    assert top(admin, "birds", maker.images[0]) == ("class-0", old)
+    assert put(admin, "birds", newer).json()["can_roll_back"]
+    for _ in range(2):
+        assert top(admin, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
+        assert admin.post("/v1/tasks/birds/rollback").json()["bundle"] == old
+        assert top(admin, "birds", maker.images[0]) == ("class-0", old)
+        assert admin.post("/v1/tasks/birds/rollback").json()["bundle"] == newer.bundle().digest
+
+
+def test_a_rollback_outlives_the_export_it_goes_back_to(
+    admin: TestClient, copied: Path, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive
+) -> None:
+    put(admin, "birds", newer)
+    third = maker.make("birds", 11)
+    TaskMaker.store(maker_on(copied, maker), third)
+    with running(copied, admin_keys="root-key") as again:
+        again.headers.update(ADMIN)
+        assert top(again, "birds", maker.images[0]) == ("class-11", third.bundle().digest)
+        again.post("/v1/tasks/birds/rollback")
+        assert top(again, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
+
+
+def maker_on(root: Path, maker: TaskMaker) -> TaskMaker:
+    """The same maker, writing elsewhere."""
+    return TaskMaker(root, maker.name, maker.images)
+
+
+def test_a_removed_task_is_gone_also_after_a_restart_until_it_is_rolled_back(
+    admin: TestClient, copied: Path, maker: TaskMaker
+) -> None:
+    assert admin.delete("/v1/tasks/birds").status_code == 204
+    assert admin.delete("/v1/tasks/birds").status_code == 404
+    assert admin.post("/classify", files={"image": picture()}, data={"task": "birds"}).status_code == 404
+    assert "birds" not in [entry["task"] for entry in admin.get("/v1/tasks").json()["tasks"]]
+    with running(copied, admin_keys="root-key") as again:
+        again.headers.update(ADMIN)
+        assert again.get("/v1/tasks/birds").status_code == 404
+        assert again.post("/v1/tasks/birds/rollback").status_code == 200
+        assert top(again, "birds", maker.images[3])[0] == "class-3"
+
+
+def test_a_bundle_whose_canary_fails_leaves_the_old_version_and_says_why(
+    admin: TestClient, copied: Path, maker: TaskMaker, newer: Archive
+) -> None:
+    bundle = newer.bundle()
+    canary = Canary(bundle.canary.images, np.roll(bundle.canary.probabilities, 1, axis=1))
+    before = files_of(copied)
+    response = put(admin, "birds", packed(Bundle(bundle.record, bundle.tensors, canary)))
+    assert response.status_code == 422
+    assert response.json()["detail"].startswith("'birds': the shared graph misses its canary's probabilities by ")
+    assert top(admin, "birds", maker.images[0])[0] == "class-0"
+    assert files_of(copied) == before
+
+
+def test_a_bundle_of_another_backbone_is_refused(admin: TestClient, newer: Archive) -> None:
+    bundle = newer.bundle()
+    backbone = bundle.record.backbone.model_copy(update={"sha256": "ab" * 32})
+    other = packed(Bundle(bundle.record.model_copy(update={"backbone": backbone}), bundle.tensors, bundle.canary))
+    response = put(admin, "birds", other)
+    assert response.status_code == 422
+    assert "-abababab, which is not in the store" in response.json()["detail"]
+
+
+def test_other_classes_are_a_conflict_unless_they_are_asked_for(admin: TestClient, maker: TaskMaker) -> None:
+    other = maker.make("birds", 3, turn=5)
+    response = put(admin, "birds", other)
+    assert response.status_code == 409
+    assert "send ?new_classes=true" in response.json()["detail"]
+    assert put(admin, "birds", other, new_classes="true").status_code == 200
+    assert top(admin, "birds", maker.images[0]) == ("class-8", other.bundle().digest)
+
+
+def test_a_kind_of_task_that_the_backbone_has_no_graph_for_can_only_be_folded(
+    admin: TestClient, copied: Path, archives: Mapping[str, Archive], maker: TaskMaker
+) -> None:
+    (folder,) = (copied / "backbones").iterdir()
+    index = json.loads((folder / "graph.json").read_text())
+    assert sorted(index["files"]) == ["plain.onnx", "shared-qkv.onnx", "shared.onnx"]
+    del index["files"]["shared-qkv.onnx"]
+    (folder / "graph.json").write_text(json.dumps(index))
+    with running(copied, admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        assert client.get("/v1/tasks/grains").json()["state"] == "refused"
+        response = put(client, "grains", archives["grains"])
+        assert response.status_code == 422
+        assert "has no shared-qkv.onnx in the store" in response.json()["detail"]
+        assert put(client, "grains", archives["grains"], lane="folded").status_code == 200
+        assert top(client, "grains", maker.images[0])[0] == "class-4"
+
+
+def test_a_bundle_goes_to_its_own_name_only(admin: TestClient, newer: Archive) -> None:
+    response = put(admin, "cracks", newer)
+    assert (response.status_code, response.json()["detail"]) == (
+        422,
+        "the bundle is of task 'birds': send it to /v1/tasks/birds",
+    )
+
+
+@pytest.mark.parametrize("name", ["Birds", "-x", "a" * 65, "a b", "%2e%2e", "..%2Fx"])
+def test_a_name_that_no_task_may_have_is_refused(admin: TestClient, newer: Archive, name: str) -> None:
+    assert put(admin, name, newer).status_code in (404, 422)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-100],
+        lambda content: content[: len(content) // 2] + b"\0" + content[len(content) // 2 + 1 :],
+        lambda content: b"no zip",
+    ],
+)
+def test_a_damaged_archive_changes_nothing(
+    admin: TestClient, copied: Path, newer: Archive, damage: Callable[[bytes], bytes]
+) -> None:
+    before = files_of(copied)
+    response = put(admin, "birds", damage(newer.pack()))
+    assert response.status_code == 400
+    assert files_of(copied) == before
+
+
+def test_a_lane_is_chosen_with_the_upload_and_stays(admin: TestClient, copied: Path, newer: Archive) -> None:
+    assert put(admin, "birds", newer, lane="folded").json()["lane"] == "folded"
+    assert scores(admin.post("/classify", files={"image": picture()}, data={"task": "birds"}))
+    with running(copied) as again:
+        assert again.get("/v1/tasks/birds").json()["lane"] == "folded"
+
+
+def test_the_least_recently_asked_goes_and_comes_back_and_a_pinned_one_stays(copied: Path, maker: TaskMaker) -> None:
+    with running(copied, admin_keys="root-key", active=2, prefetch=0) as client:
+        client.headers.update(ADMIN)
+
+        def active() -> list[str]:
+            return [entry["task"] for entry in client.get("/v1/tasks").json()["tasks"] if entry["state"] == "active"]
+
+        assert active() == []
+        assert client.post("/v1/tasks/birds/pin").json()["pinned"]
+        for task in ("cracks", "fields", "cracks", "birds", "fields.b"):
+            top(client, task, maker.images[0])
+        assert active() == ["birds", "fields.b"]
+        assert top(client, "cracks", maker.images[4])[0] == "class-5"
+        client.post("/v1/tasks/birds/pin", json={"pinned": False})
+        top(client, "fields", maker.images[0])
+        assert active() == ["cracks", "fields"]
+        client.post("/v1/tasks/cracks/pin")
+        client.post("/v1/tasks/fields/pin")
+        full = client.post("/classify", files={"image": picture()}, data={"task": "birds"})
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        assert "pinned or in use" in full.json()["detail"]
+    with running(copied, active=2, prefetch=1) as again:
+        states = {entry["task"]: entry["state"] for entry in again.get("/v1/tasks").json()["tasks"]}
+        assert states["cracks"] == "active"
+        assert list(states.values()).count("active") == 1
+
+
+def test_a_request_in_flight_finishes_on_the_version_it_began_with(
+    admin: TestClient, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive
+) -> None:
+    registry = engine_of(admin).registry
+    held = registry.acquire("birds")
+    put(admin, "birds", newer)
+    put(admin, "moths", maker.make("moths", 1))
+    assert held.retired
+    item = held.item(held.version.record.preprocess.pixels(decode(maker.images[6])), deadline=float("inf"))
+    engine_of(admin).batcher.submit([item])
+    (row,) = held.probabilities(item.future.result(5)[None])
+    assert row.argmax() == 6
+    residents = registry.residents
+    before = len(residents)
+    registry.release(held)
+    assert len(residents) == before - 1
+    assert top(admin, "birds", maker.images[6]) == ("class-15", newer.bundle().digest)
+
+
+def test_many_who_ask_for_a_task_that_is_not_loaded_wait_for_one_load(copied: Path) -> None:
+    with running(copied, prefetch=0) as client:
+        registry = engine_of(client).registry
+        loads: list[str] = []
+        registry.count = loads.append
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(registry.acquire("birds"))) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(found) == 16
+        assert len(set(map(id, found))) == 1
+        assert loads == ["load"]
+
+
+def test_a_damaged_task_is_refused_by_name_and_the_others_are_served(copied: Path) -> None:
+    record = copied / "tasks" / "birds" / "adapter.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "temperature": 9.0}))
+    tensors = copied / "tasks" / "cracks" / "adapter.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-20])
+    (copied / "tasks" / "fields" / "adapter.json").write_text("{")
+    with running(copied) as client:
+        answers = {
+            task: client.post("/classify", files={"image": picture()}, data={"task": task})
+            for task in ("birds", "cracks", "fields", "fields.b")
+        }
+        assert [answer.status_code for answer in answers.values()] == [503, 503, 503, 200]
+        assert "misses its canary's probabilities" in answers["birds"].json()["detail"]
+        assert "altered or cut short" in answers["cracks"].json()["detail"]
+        assert "adapter.json" in answers["fields"].json()["detail"]
+        states = [entry["state"] for entry in client.get("/v1/tasks").json()["tasks"]]
+        assert states == ["refused", "refused", "refused", "active", "active"]
+
+
+def test_a_damaged_task_is_mended_by_an_upload(copied: Path, maker: TaskMaker, newer: Archive) -> None:
+    (copied / "tasks" / "birds" / "adapter.json").write_text("{")
+    with running(copied, admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        assert put(client, "birds", newer).status_code == 200
+        assert top(client, "birds", maker.images[0])[0] == "class-9"
+    with running(copied) as again:
+        assert top(again, "birds", maker.images[0])[0] == "class-9"

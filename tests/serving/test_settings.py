@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from mosa_deploy.errors import ConfigError, ProviderError, StoreError
+from serving.engine import Engine
+from serving.settings import Settings, variable
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the service is set."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(variable(name), raising=False)
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.from_environment() == Settings()
+    for name, value in {"ARTIFACTS": "else/where", "THREADS": "3", "FOLDED": "a, b", "RUNTIME": "openvino"}.items():
+        monkeypatch.setenv(f"MOSA_{name}", value)
+    expected = Settings(artifacts="else/where", threads=3, folded=("a", "b"), runtime="openvino")
+    assert Settings.from_environment() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("THREADS", "two", "valid integer"),
+        ("THREADS", "-1", "greater than or equal to 0"),
+        ("MAX_BATCH", "0", "greater than or equal to 1"),
+        ("DEADLINE_S", "0", "greater than 0"),
+        ("RUNTIME", "tpu", "'onnxruntime-cpu'"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(f"MOSA_{name}", value)
+    with pytest.raises(ConfigError, match=rf"^MOSA_{name}={value}: .*{reason}") as caught:
+        Settings.from_environment()
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSA_THREADS", "x")
+    monkeypatch.setenv("MOSA_QUEUE", "y")
+    with pytest.raises(ConfigError, match=r"MOSA_THREADS=x: .*; MOSA_QUEUE=y: "):
+        Settings.from_environment()
+
+
+def test_keys_come_from_files_too_and_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("second\nthird\n")
+    monkeypatch.setenv("MOSA_ADMIN_KEYS", "first")
+    monkeypatch.setenv("MOSA_ADMIN_KEYS_FILE", str(tmp_path / "keys"))
+    settings = Settings.from_environment()
+    assert settings.admin_keys == ("first", "second", "third")
+    assert "MOSA_ADMIN_KEYS=3 given" in settings.shown()
+    assert "first" not in settings.shown()
+    assert all(variable(name) in settings.shown() for name in Settings.model_fields)
+
+
+def test_a_file_of_keys_that_is_not_there_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MOSA_API_KEYS_FILE", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"^MOSA_API_KEYS_FILE=.*none: No such file"):
+        Settings.from_environment()
+
+
+def test_a_runtime_that_is_not_here_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match="MOSA_RUNTIME=tensorrt"):
+        Engine(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
+
+
+def test_an_empty_store_names_the_command_that_fills_it_unless_tasks_may_be_added(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    with pytest.raises(StoreError) as caught:
+        Engine(Settings(artifacts=str(tmp_path)))
+    assert str(caught.value) == f"no task in {tmp_path}/tasks: write one with `python -m export --out {tmp_path}`"
+    Engine(Settings(artifacts=str(tmp_path), admin_keys=("a",))).stop()
