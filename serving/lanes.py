@@ -88,7 +88,7 @@ def chosen_runner(runtime: Runtime) -> RunnerName:
         ProviderError: the runtime, or what it needs, is not here.
     """
     if runtime == "tensorrt":
-        raise ProviderError("MOSA_RUNTIME=tensorrt: this release has no TensorRT runner; use onnxruntime-cuda")
+        raise ProviderError("MOSA_RUNTIME=tensorrt: the service opens no engines yet; use onnxruntime-cuda")
     if runtime == "auto":
         return "onnxruntime-cuda" if _has_nvidia_driver() and _has_cuda() else "onnxruntime-cpu"
     check_runner(runtime)
