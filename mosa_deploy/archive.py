@@ -93,7 +93,7 @@ class Archive:
 
 def _check(members: list[zipfile.ZipInfo], limit: int) -> None:
     """Raises BundleError for what the zip's directory says, before a member is opened."""
-    names = sorted(member.filename for member in members)
+    names = sorted(member.orig_filename for member in members)
     if names != sorted((RECORD, TENSORS)):
         shown = ", ".join(repr(name)[:80] for name in names[:5])
         raise BundleError(f"a .mosa file holds {RECORD} and {TENSORS} and nothing else, not {shown or 'nothing'}")

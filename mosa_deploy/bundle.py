@@ -41,8 +41,9 @@ class Backbone(BaseModel):
     source: Literal["pretrained", "file", "random"]
     sha256: str
     """Of the headless state dict, see `mosa_deploy.backbone.fingerprint`."""
-    depth: int
-    embed_dim: int
+    # Bounded, since a record from a stranger is looped over before it is compared with anything.
+    depth: Annotated[int, Field(ge=1, le=1000)]
+    embed_dim: Annotated[int, Field(ge=1, le=65536)]
     hidden: int | None = None
     """M, the inner width of the FFNs, for updates of theirs."""
 
@@ -70,7 +71,7 @@ class Record(BaseModel):
     """None for `linear`, which has a head only, and for `full`, which has every parameter of the backbone."""
     classes: tuple[str, ...]
     preprocess: Preprocess
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     metrics: dict[str, float]
     seed: int
     versions: dict[str, str]

@@ -5,15 +5,16 @@ Only numpy and Pillow. The steps and their constants are timm's evaluation trans
 
 import io
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mosa_deploy.errors import DataError
 
+Side = Annotated[int, Field(ge=1, le=4096)]
 Pixels = NDArray[np.uint8]
 Array = NDArray[np.float32]
 
@@ -80,11 +81,11 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     """(H, W) in pixels."""
     resize: Literal["center", "squash"] = "center"
     """`center` keeps the aspect ratio and crops the middle; `squash` resizes both sides."""
-    crop_pct: float = 1.0
+    crop_pct: Annotated[float, Field(gt=0.01, le=1)] = 1.0
     """The share of the resized image that the crop keeps."""
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)

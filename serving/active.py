@@ -10,15 +10,17 @@ import numpy as np
 
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import TOLERANCE
-from mosa_deploy.errors import ParityError
+from mosa_deploy.errors import BundleError, ParityError
 from mosa_deploy.preprocess import Array, Pixels, probabilities
 from mosa_deploy.rows import task_rows
 from serving.batching import Batcher, Item
+from serving.images import read_pixels
 from serving.lanes import AnyLane, Lanes, SharedLane
-from serving.refusal import busy
+from serving.refusal import RefusedError, busy
 from serving.store import BACKBONES, LaneName, TaskStore, Version
 
 CANARY_SECONDS = 60.0
+CANARY_PIXELS = 50_000_000
 
 
 @dataclass(eq=False)
@@ -43,7 +45,9 @@ class Active:
         logits = rows
         if self.head is not None:
             weight, bias = self.head
-            logits = rows @ weight.T + bias
+            # What is not finite fails its canary.
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits = rows @ weight.T + bias
         return probabilities(logits, self.version.record.temperature)
 
 
@@ -147,10 +151,15 @@ def prove(active: Active, bundle: Bundle, batcher: Batcher) -> None:
     """Send the canary the way of every request, and compare.
 
     Raises:
+        BundleError: the canary is not made of images.
         ParityError: other probabilities.
     """
     record, deadline = bundle.record, time.monotonic() + CANARY_SECONDS
-    items = [active.item(pixels, deadline) for pixels in bundle.canary.pixels(record.preprocess)]
+    try:
+        pixels = [read_pixels(content, [record.preprocess], CANARY_PIXELS)[0] for content in bundle.canary.images]
+    except RefusedError as refused:
+        raise BundleError(f"the canary of '{record.task}' is {refused}") from None
+    items = [active.item(each, deadline) for each in pixels]
     batcher.submit(items, bounded=False)
     error = bundle.canary.error(active.probabilities(rows_of(items)))
     if error > TOLERANCE["fp32"]:
