@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.errors import StoreError
@@ -143,11 +143,8 @@ class PlainGraph:
         The shapes between the nodes are inferred anew.
         """
         kept = [tensor for name, tensor in self._initializers().items() if name not in parameters]
-        graph = onnx.GraphProto()
-        graph.name = self.model.graph.name
-        graph.node.extend(self.model.graph.node)
-        graph.input.extend(self.model.graph.input)
-        graph.output.extend(self.model.graph.output)
+        model = self._empty()
+        graph = model.graph
         graph.initializer.extend(kept)
         for name, value in parameters.items():
             layout = value.T if self.index.parameters[name].transposed else value
@@ -155,14 +152,35 @@ class PlainGraph:
         classes = parameters.get("head.bias")
         if classes is not None:
             graph.output[0].type.tensor_type.shape.dim[-1].dim_value = len(classes)
+        graph.value_info.extend(self._shapes(model))
+        return model
+
+    def _empty(self) -> onnx.ModelProto:
+        """The graph's nodes, inputs and outputs, without any values."""
+        own = self.model
         model = onnx.ModelProto(
-            ir_version=self.model.ir_version,
-            producer_name=self.model.producer_name,
-            opset_import=self.model.opset_import,
-            functions=self.model.functions,
-            graph=graph,
+            ir_version=own.ir_version,
+            producer_name=own.producer_name,
+            opset_import=own.opset_import,
+            functions=own.functions,
         )
-        return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        model.graph.name = own.graph.name
+        model.graph.node.extend(own.graph.node)
+        model.graph.input.extend(own.graph.input)
+        model.graph.output.extend(own.graph.output)
+        return model
+
+    def _shapes(self, model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+        """The shapes between the nodes; the weights enter by their shapes alone, since inference copies the model."""
+        skeleton = self._empty()
+        graph = skeleton.graph
+        for tensor in model.graph.initializer:
+            if tensor.name in self.index.parameters:
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            else:
+                graph.initializer.append(tensor)
+        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True)
+        return list(inferred.graph.value_info)
 
     def _initializers(self) -> dict[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
