@@ -8,7 +8,7 @@ Only numpy and onnx: whoever folds tasks needs no torch.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -143,20 +143,18 @@ class PlainGraph:
         The shapes between the nodes are inferred anew.
         """
         kept = [tensor for name, tensor in self._initializers().items() if name not in parameters]
-        model = self._empty()
+        model = self._empty(classes=len(parameters["head.bias"]) if "head.bias" in parameters else None)
         graph = model.graph
         graph.initializer.extend(kept)
         for name, value in parameters.items():
             layout = value.T if self.index.parameters[name].transposed else value
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(layout, dtype=np.float32), name))
-        classes = parameters.get("head.bias")
-        if classes is not None:
-            graph.output[0].type.tensor_type.shape.dim[-1].dim_value = len(classes)
-        graph.value_info.extend(self._shapes(model))
+        skeleton = self._empty(classes=graph.output[0].type.tensor_type.shape.dim[-1].dim_value)
+        graph.value_info.extend(self._shapes(skeleton, graph.initializer))
         return model
 
-    def _empty(self) -> onnx.ModelProto:
-        """The graph's nodes, inputs and outputs, without any values."""
+    def _empty(self, classes: int | None) -> onnx.ModelProto:
+        """The graph's nodes, inputs and outputs, with a head of another width if that is given, without any values."""
         own = self.model
         model = onnx.ModelProto(
             ir_version=own.ir_version,
@@ -168,17 +166,18 @@ class PlainGraph:
         model.graph.node.extend(own.graph.node)
         model.graph.input.extend(own.graph.input)
         model.graph.output.extend(own.graph.output)
+        if classes is not None:
+            model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = classes
         return model
 
-    def _shapes(self, model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-        """The shapes between the nodes; the weights enter by their shapes alone, since inference copies the model."""
-        skeleton = self._empty()
-        graph = skeleton.graph
-        for tensor in model.graph.initializer:
+    def _shapes(self, skeleton: onnx.ModelProto, initializers: Iterable[onnx.TensorProto]) -> list[onnx.ValueInfoProto]:
+        """The shapes between the nodes; the weights enter by their shapes alone, since inference copies what it reads."""
+        for tensor in initializers:
             if tensor.name in self.index.parameters:
-                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+                weight = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                skeleton.graph.input.append(weight)
             else:
-                graph.initializer.append(tensor)
+                skeleton.graph.initializer.append(tensor)
         inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True)
         return list(inferred.graph.value_info)
 
