@@ -171,7 +171,7 @@ class PlainGraph:
         return model
 
     def _shapes(self, skeleton: onnx.ModelProto, initializers: Iterable[onnx.TensorProto]) -> list[onnx.ValueInfoProto]:
-        """The shapes between the nodes; the weights enter by their shapes alone, since inference copies what it reads."""
+        """The shapes between the nodes; weights enter by their shapes alone, since inference copies what it reads."""
         for tensor in initializers:
             if tensor.name in self.index.parameters:
                 weight = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
