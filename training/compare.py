@@ -50,6 +50,8 @@ class CompareConfig:
     """As in training.tune."""
     jobs: int = 1
     """Runs at a time."""
+    beside: Path | None = None
+    """The compare.csv of an earlier comparison, whose other methods stand in the tables too."""
     out: Path = Path("runs/compare")
 
 
@@ -75,6 +77,7 @@ def compare(config: CompareConfig) -> list[Result]:
     """
     tasks, methods = names(config.tasks), names(config.methods)
     check(config, tasks, methods)
+    earlier = [] if config.beside is None else comparison.read(config.beside)
     pairs = [(task, method) for task in tasks for method in methods]
     first = [
         Cell(task, method, setting, 0)
@@ -91,6 +94,7 @@ def compare(config: CompareConfig) -> list[Result]:
     ]
     carry_out(config, [cell for cell in cells if cell not in first], "seeds")
     results = [result(config, cell, test=cell in cells) for cell in dict.fromkeys([*first, *cells])]
+    results = comparison.beside(results, earlier)
     comparison.write(config.out, results)
     return results
 

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 from scipy.stats import t as student_t
 
+from mosa_deploy.errors import DataError
 from mosa_deploy.files import write_text
 from mosa_deploy.versions import git_commit, library_versions, machine
 from training.plots import drawn, quiet
@@ -86,6 +87,38 @@ def _points(values: Sequence[float]) -> str:
     return f"{mean:+.2f}" if np.isnan(low) else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
+def read(path: Path) -> list[Result]:
+    """The results in the `compare.csv` of an earlier comparison.
+
+    Raises:
+        DataError: it is missing, or not such a file.
+    """
+    try:
+        with path.open(newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        return [
+            Result(
+                task=row["task"],
+                method=row["method"],
+                setting=row["setting"],
+                seed=int(row["seed"]),
+                parameters=int(row["parameters"]),
+                validation=float(row["validation"]),
+                test=float(row["test"]) if row["test"] else None,
+            )
+            for row in rows
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"--beside {path} cannot be read ({type(error).__name__}): give a compare.csv") from None
+
+
+def beside(results: Sequence[Result], earlier: Sequence[Result]) -> list[Result]:
+    """The results, and of an earlier comparison what they lack: methods that were not run on their tasks now."""
+    own = {(result.task, result.method) for result in results}
+    tasks = {result.task for result in results}
+    return [*[r for r in earlier if r.task in tasks and (r.task, r.method) not in own], *results]
+
+
 def write(out: Path, results: Sequence[Result]) -> None:
     """`compare.csv`, `compare.md` and `compare.png`."""
     buffer = io.StringIO()
@@ -118,7 +151,7 @@ def draw(path: Path, results: Sequence[Result]) -> None:
                 mark = {"fmt": "o", "color": f"C{color}", "capsize": 4, "label": method}
                 each.errorbar(parameters, np.mean(values), yerr=spread, **mark)
             sizes = [r.parameters for r in results if r.task == task]
-            limits = 10 ** np.floor(np.log10(min(sizes))), 10 ** np.ceil(np.log10(max(sizes)))
+            limits = 10 ** np.floor(np.log10(min(sizes))), 10 ** (np.floor(np.log10(max(sizes))) + 1)
             each.set(title=task, xscale="log", xlabel="trained parameters", xlim=limits)
             each.xaxis.set_minor_formatter(NullFormatter())
             each.margins(y=0.15)

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from mosa_deploy.errors import DataError
 from tests.training.conftest import Few
+from training import comparison
 from training.compare import CompareConfig, compare, main, source
-from training.comparison import Result, differences, interval, tables
+from training.comparison import Result, accuracies, differences, interval, tables
 from training.config import Recipe, TuneConfig
 from training.evaluate import EvaluateConfig, evaluate
 from training.run import METRICS
@@ -71,6 +73,29 @@ def test_interval_is_students_t_of_the_paired_differences() -> None:
     expected = stats.ttest_rel(second, first).confidence_interval(0.95)
     found = interval([b - a for a, b in zip(first, second, strict=True)])
     np.testing.assert_allclose(found, [np.mean(second) - np.mean(first), expected.low, expected.high])
+
+
+def test_an_earlier_comparison_lends_the_methods_that_were_not_run_again(tmp_path: Path) -> None:
+    comparison.write(tmp_path, results())
+    earlier = comparison.read(tmp_path / "compare.csv")
+    assert earlier == results()
+    own = [Result("a", "mosa", "experts-2", seed, 1000, 0.5, value) for seed, value in enumerate((0.7, 0.8, 0.9))]
+    both = comparison.beside(own, earlier)
+    assert accuracies(both, "a", "mosa") == [0.7, 0.8, 0.9]
+    np.testing.assert_allclose(differences(both, "a", "mosa"), [0.1, 0.1, 0.1])
+    assert {result.task for result in both} == {"a"}
+
+
+@pytest.mark.parametrize("content", [None, "task,method\na,mosa\n", "task,method,setting,seed\na,b,c,d\n"])
+def test_an_earlier_comparison_that_is_none_is_refused_before_anything_runs(
+    tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "compare.csv"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(DataError, match=r"^--beside .*compare\.csv cannot be read \(\w+\): give a compare\.csv$"):
+        compare(CompareConfig(tasks="digits", methods="linear", beside=file, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_seed_has_no_interval() -> None:
