@@ -13,6 +13,7 @@ from mosa_deploy.canary import TOLERANCE
 from mosa_deploy.errors import BundleError, ParityError
 from mosa_deploy.preprocess import Array, Pixels, probabilities
 from mosa_deploy.rows import task_rows
+from serving import metrics
 from serving.batching import Batcher, Item
 from serving.images import read_pixels
 from serving.lanes import AnyLane, Lanes, SharedLane
@@ -88,6 +89,7 @@ class Residents:
                 raise
             with self.lock:
                 self._all[active] = None
+                metrics.loaded.set(len(self._all))
             return active
         finally:
             with self.lock:
@@ -139,6 +141,7 @@ class Residents:
 
     def _drop(self, active: Active) -> None:
         del self._all[active]
+        metrics.loaded.set(len(self._all))
         self._free(active)
 
     def _free(self, active: Active) -> None:

@@ -39,7 +39,7 @@ class Engine:
         runner = chosen_runner(settings.runtime)
         store = TaskStore(open_files(settings.artifacts), settings.max_upload)
         self.batcher = Batcher(
-            settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, metrics.batch
+            settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
         )
         lanes = Lanes(self.batcher, runner, settings.threads, settings.active + 1)
         limits: dict[LaneName, int] = {"shared": settings.active, "folded": settings.sessions}
@@ -48,6 +48,10 @@ class Engine:
         self.registry.open(settings.prefetch)
         if not settings.admin_keys:
             self._require_tasks()
+
+    def _observe(self, items: Sequence[Item]) -> None:
+        metrics.batch(items)
+        metrics.queue.set(self.batcher.waiting)
 
     def _require_tasks(self) -> None:
         entries = self.registry.list()

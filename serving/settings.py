@@ -52,8 +52,6 @@ class Settings(BaseModel):
     """After it a request is answered with 504."""
     body_s: Seconds = 30.0
     """How long a request's body may take to arrive; 408 after it."""
-    drain_s: Seconds = 30.0
-    """How long the process waits for requests in flight when it is told to stop."""
 
     active: Count = 256
     """Tasks that are loaded at once; the least recently asked goes when another comes."""

@@ -194,6 +194,9 @@ def test_a_stranger_s_paths_and_tasks_make_no_series(server: Server) -> None:
     assert "nowhere" not in text
     assert "unknown-" not in text
     assert 'mosa_requests_total{method="POST",route="/classify",status="404"}' in text
+    gauges = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(("mosa_tasks", "mosa_queue_d")))
+    assert float(gauges["mosa_tasks_active"]) >= 1
+    assert float(gauges["mosa_queue_depth"]) == 0
 
 
 @pytest.mark.skipif(not (PROC / "self" / "maps").exists(), reason="no /proc here to look into the server's memory")
