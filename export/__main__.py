@@ -5,6 +5,7 @@ nothing changed. The trace is made once for a backbone; folding takes numpy alon
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -20,19 +21,20 @@ from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone, trace_la
 from export.lanes import Lane, shared_lane
 from export.options import FileOptions
 from export.overview import overview
-from export.parity import Chain, table
+from export.parity import BY_RUNNER, Chain, table
 from mosa_deploy import fold_graph
 from mosa_deploy.attach import task_state
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bundle import Bundle, Record
 from mosa_deploy.config import SEQUENTIAL
-from mosa_deploy.errors import ConfigError, command
+from mosa_deploy.errors import ConfigError, command, one_of
 from mosa_deploy.files import replacing_folder, sha256, write_text
 from mosa_deploy.fold import fold
 from mosa_deploy.graph import PlainGraph, graph_file, read_index
 from mosa_deploy.merge import merge
 from mosa_deploy.restore import restore
 from mosa_deploy.rows import Layout, layout
+from mosa_deploy.runners import check_runner, open_runner
 from mosa_deploy.store import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, Store
 
 
@@ -49,12 +51,16 @@ class ExportConfig:
     parity_images: int = 24
     """How many of the run's calibration images the stages are compared on, beside the canary."""
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError if there can be no such number."""
-        if self.parity_images < 0:
-            raise ConfigError(f"--parity-images {self.parity_images}: at least 0")
-
+    runners: tuple[str, ...] = ("onnxruntime-cpu",)
+    """Those whose answers must agree too, of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16."""
     files: Annotated[FileOptions, tyro.conf.arg(name="")] = field(default_factory=FileOptions)
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = [f"--parity-images {self.parity_images}: at least 0"] if self.parity_images < 0 else []
+        faults += [one_of("runner", name, BY_RUNNER) for name in self.runners if name not in BY_RUNNER]
+        if faults:
+            raise ConfigError("; ".join(faults))
 
 
 def export(config: ExportConfig) -> Path:
@@ -65,6 +71,8 @@ def export(config: ExportConfig) -> Path:
             broken; the store stays as it was.
     """
     build = choose_build(config.files, config.out / TIMINGS)
+    for name in config.runners:
+        check_runner(name)
     bundle = Bundle.load(config.bundle)
     record = bundle.record
     calibration = read_calibration(config.bundle, record.preprocess.size)
@@ -83,6 +91,8 @@ def export(config: ExportConfig) -> Path:
             lanes = write_unfolded(chain, model, aside)
         else:
             lanes = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
+        for lane in lanes:
+            add_runners(chain, lane, config.runners)
         print(table(chain.links))
         chain.require()
         written = []
@@ -115,6 +125,14 @@ def write_folded(
         chain.add_shared("shared ONNX", lanes[-1].path)
     print(f"the plain graph has {len(graph.model.graph.node)} nodes")
     return lanes
+
+
+def add_runners(chain: Chain, lane: Lane, names: Sequence[str]) -> None:
+    """A lane's graph by other runners than ONNX Runtime's on the CPU, which proved it already."""
+    for name, tolerance in BY_RUNNER.items():
+        if name in names and name != "onnxruntime-cpu":
+            answer = lane.logits(open_runner(lane.path, name), chain.inputs)
+            chain.branch(lane.stage, f"{lane.name} by {name}", answer, tolerance)
 
 
 def write_unfolded(chain: Chain, model: VisionTransformer, folder: Path) -> list[Lane]:

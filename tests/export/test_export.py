@@ -18,7 +18,7 @@ from mosa_deploy.backbone import Weights, load_backbone, randomise
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
 from mosa_deploy.config import AdapterConfig, Style
-from mosa_deploy.errors import BackboneError, BundleError, ParityError
+from mosa_deploy.errors import BackboneError, BundleError, ConfigError, ParityError, ProviderError
 from mosa_deploy.preprocess import Array, probabilities
 from mosa_deploy.restore import restore
 from mosa_deploy.store import PLAIN
@@ -132,6 +132,27 @@ def test_a_fully_tuned_backbone_is_exported_folded_alone(copied: Path, tmp_path:
     report = json.loads((folder / "parity.json").read_text())
     assert report["links"][-1]["second"] == "folded ONNX"
     assert set(digests(folder)) == TASK_FILES
+
+
+def test_other_runners_must_answer_alike(parts_run: Path, tmp_path: Path, parts_store: Path) -> None:
+    pytest.importorskip("openvino")
+    store = Path(shutil.copytree(parts_store, tmp_path / "store"))
+    folder = export(ExportConfig(bundle=parts_run, out=store, runners=("openvino",)))
+    links = {link["second"]: link for link in json.loads((folder / "parity.json").read_text())["links"]}
+    for lane in ("folded", "shared"):
+        link = links[f"{lane} by openvino"]
+        assert link["first"] == f"{lane} ONNX"
+        assert 0 < link["max_error"] <= 1e-4
+
+
+def test_a_runner_that_is_not_here_stops_the_export_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"^unknown runner 'openwine'; did you mean openvino"):
+        ExportConfig(bundle=tmp_path / "nowhere", runners=("openwine",))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ProviderError, match=r"^OpenVINO is not installed: pip install"):
+        export(ExportConfig(bundle=tmp_path / "nowhere", runners=("openvino",)))
 
 
 def test_a_second_export_replaces_the_task_and_leaves_the_backbone(copied: Path, tmp_path: Path) -> None:
