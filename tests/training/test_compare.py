@@ -175,7 +175,7 @@ def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path, grid: Ca
     ("flags", "text"),
     [
         (["--tasks", "digit"], "unknown task 'digit'; did you mean digits?; or give --data-dir that holds"),
-        (["--methods", "moza"], "unknown method 'moza'; did you mean mosa?"),
+        (["--methods", "moza"], "unknown method 'moza'; did you mean mosa or "),
         (["--seeds", "0"], "--seeds 0: at least 1"),
         (["--tasks", ","], "--tasks and --methods need a name each"),
         (["--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
