@@ -155,8 +155,14 @@ def test_with_no_time_left_every_row_says_not_measured(tmp_path: Path) -> None:
 
 def test_what_is_finished_is_kept_when_the_command_is_interrupted(tmp_path: Path) -> None:
     flags = [*TINY.split(), "1", "2", "--modes", "eager", "--out", str(tmp_path), "--seconds", "5"]
+    # Where the tests are a background job of a shell they ignore the signal, and so would the command.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gpu", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", "benchmarks.gpu", *flags],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=listening,
     )
     end = time.monotonic() + 200
     while time.monotonic() < end and not ((tmp_path / "gpu.csv").exists() and any(r["ms"] for r in read(tmp_path))):
