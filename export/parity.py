@@ -64,7 +64,7 @@ BY_RUNNER: dict[GraphRunnerName, Tolerance] = {
 
 WAYS_OUT = {
     True: "Check that the bundle was tuned on these very weights",
-    False: "Leave this precision out of --precision, this runner out of --runners",
+    False: "Leave this precision out of --precision, or this runner out of --runners",
 }
 """By whether both stages are in fp32."""
 
