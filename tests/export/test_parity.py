@@ -85,7 +85,7 @@ def test_a_branch_is_compared_with_the_stage_that_it_names(chain: Chain) -> None
     # The way goes on from where it was.
     chain.add("shared ONNX", logits)
     assert (chain.links[-1].first, chain.links[-1].max_error) == ("ONNX", 0)
-    with pytest.raises(ParityError, match=r"^'parts': ONNX and wrong\.onnx differ by .*out of --precision, or this runner .*$"):
+    with pytest.raises(ParityError, match=r"^'parts': ONNX and wrong\.onnx differ by .*, or this runner .*$"):
         chain.branch("ONNX", "wrong.onnx", -logits, TOLERANCES["int8"])
 
 
