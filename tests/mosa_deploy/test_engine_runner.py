@@ -165,7 +165,7 @@ def runner(shared: bool = False, sizes: tuple[int, ...] = (2, 8)) -> tuple[Engin
     device = HostDevice()
     engine = HostEngine(device, shared)
     # Only what the runner asks for is there.
-    return EngineRunner(engine, device, record(*sizes), "an.engine"), device, engine  # type: ignore[arg-type]
+    return EngineRunner(engine, device, record(*sizes), "an.engine"), device, engine  # type: ignore[arg-type]  # a stand-in of numpy
 
 
 def images(batch: int, seed: int = 0) -> Array:

@@ -182,7 +182,7 @@ def test_lanes_take_turns_by_age() -> None:
     first.gate.clear()
     batcher = Batcher(max_batch=1, max_wait=0)
     order: list[Echo] = []
-    batcher.observe = lambda items: order.append(items[0].lane)  # type: ignore[arg-type]
+    batcher.observe = lambda items: order.append(items[0].lane)  # type: ignore[arg-type]  # toy lanes
     items = [item(first, 0), item(second, 1), item(first, 2), item(second, 3)]
     for each in items:
         batcher.submit([each])
