@@ -1,6 +1,6 @@
 """Export a bundle: `python -m export --bundle runs/digits --out artifacts`.
 
-Merges the task, folds it into the backbone's traced graph, and proves on the canary and on calibration images that
+Merges the task, folds it into the backbone's traced graph, and proves on the canary and on validation images that
 nothing changed. The trace is made once for a backbone; folding takes numpy alone.
 """
 
@@ -14,7 +14,7 @@ import onnx
 import tyro
 from timm.models.vision_transformer import VisionTransformer
 
-from export.calibration import read_calibration, require_enough
+from export.calibration import read_samples, require_enough
 from export.engine_files import choose_build
 from export.formats import fp32_file, write_formats
 from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
@@ -49,7 +49,7 @@ class ExportConfig:
     backbone_weights: Path | None = None
     """The file that the task was tuned on, if it was tuned on one."""
     parity_images: int = 24
-    """How many of the run's calibration images the stages are compared on, beside the canary."""
+    """How many of the run's validation images stages are compared on beside the canary, and accuracy is shown of."""
 
     runners: tuple[str, ...] = ("onnxruntime-cpu",)
     """Those whose answers must agree too, of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16."""
@@ -75,13 +75,13 @@ def export(config: ExportConfig) -> Path:
         check_runner(name)
     bundle = Bundle.load(config.bundle)
     record = bundle.record
-    calibration = read_calibration(config.bundle, record.preprocess.size)
+    samples = read_samples(config.bundle, record.preprocess.size)
     if "int8" in config.files.precisions:
-        require_enough(calibration, config.bundle)
+        require_enough(samples, config.bundle)
     weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
     model = restore(bundle, weights)
     store = Store(config.out)
-    chain = Chain(bundle, None if calibration is None else calibration[: config.parity_images])
+    chain = Chain(bundle, *(samples.compared(config.parity_images) if samples else ()))
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
     chain.require()
@@ -95,12 +95,12 @@ def export(config: ExportConfig) -> Path:
             add_runners(chain, lane, config.runners)
         print(table(chain.links))
         chain.require()
-        written = []
+        written, calibration = [], samples.images if samples else None
         for lane in lanes:
             written += [fp32_file(lane, chain), *write_formats(lane, config.files.precisions, chain, calibration)]
             if build is not None:
                 written += build.write(lane, config.files.precisions, chain)
-        print(overview(written, target))
+        print(overview(written, target, len(chain.labels)))
         file = lanes[0].path.name
         merged = merged_bundle(bundle, model).save(aside)
         report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}

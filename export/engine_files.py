@@ -104,9 +104,9 @@ def same(kept: EngineRecord, record: EngineRecord) -> bool:
 def prove(lane: Lane, file: Path, path: Path, record: EngineRecord, chain: Chain) -> Written:
     """Compare an engine, which is at `path` in the end, with the fp32 graph of its lane, if its GPU is here."""
     if device_capability() != record.capability:
-        return Written(path, None, None)
+        return Written(path, None, None, None)
     runner, most = load_engine(file, record), record.batch_sizes[-1]
     batches = [chain.inputs[i : i + most] for i in range(0, len(chain.inputs), most)]
     logits: Array = np.concatenate([lane.logits(runner, images) for images in batches])
     link = chain.branch(lane.stage, path.name, logits, TOLERANCES[record.precision])
-    return Written(path, link, milliseconds(lane, runner, chain.inputs))
+    return Written(path, link, chain.accuracy(logits), milliseconds(lane, runner, chain.inputs))

@@ -40,6 +40,8 @@ class Written:
     path: Path
     link: Link | None
     """None where nothing here could run it."""
+    accuracy: float | None
+    """On the validation images of the chain; None if there are none, or nothing could run it."""
     milliseconds: float | None
     """Median for one image, on the CPU."""
 
@@ -57,7 +59,8 @@ def format_file(graph: Path, name: str) -> Path:
 def fp32_file(lane: Lane, chain: Chain) -> Written:
     """The lane's own graph, which the chain has proved."""
     link = next(link for link in chain.links if link.second == lane.stage)
-    return Written(lane.path, link, milliseconds(lane, OnnxRunner(lane.path), chain.inputs))
+    accuracy = chain.accuracy(chain.outputs[lane.stage])
+    return Written(lane.path, link, accuracy, milliseconds(lane, OnnxRunner(lane.path), chain.inputs))
 
 
 def write_formats(
@@ -100,8 +103,9 @@ def prove(lane: Lane, file: Path, path: Path, precision: Precision, chain: Chain
     # An image at a time: all the values of one fit into memory.
     require_finite(path.name, file, (lane.feed(image[None]) for image in chain.inputs[: chain.canaries]))
     runner = OnnxRunner(file)
-    link = chain.branch(lane.stage, path.name, lane.logits(runner, chain.inputs), TOLERANCES[precision])
-    return Written(path, link, milliseconds(lane, runner, chain.inputs))
+    logits = lane.logits(runner, chain.inputs)
+    link = chain.branch(lane.stage, path.name, logits, TOLERANCES[precision])
+    return Written(path, link, chain.accuracy(logits), milliseconds(lane, runner, chain.inputs))
 
 
 def milliseconds(lane: Lane, runner: Runner, images: Array) -> float:

@@ -1,4 +1,4 @@
-"""Parity: neighbouring stages of the way give the same logits on the canary and on calibration images.
+"""Parity: neighbouring stages of the way give the same logits on the canary and on validation images.
 
 canary -> expectation -> merged -> folded -> folded ONNX -> shared ONNX
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from export.calibration import Labels
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import ParityError
@@ -116,14 +117,13 @@ def compare(first: str, a: Array, second: str, b: Array, tolerance: Tolerance = 
 class Chain:
     """The stages so far, each compared with the one before."""
 
-    def __init__(self, bundle: Bundle, calibration: Pixels | None = None) -> None:
-        """`calibration` (n, H, W, 3) are images on which the stages after the canary are compared too."""
+    def __init__(self, bundle: Bundle, others: Pixels | None = None, labels: Labels | None = None) -> None:
+        """`others` (n, H, W, 3) are images on which the stages after the canary are compared too."""
         self.bundle, self.preprocess = bundle, bundle.record.preprocess
+        self.labels: Labels = np.empty(0, dtype=np.int64) if labels is None else labels
         pixels = bundle.canary.pixels(self.preprocess)
         self.canaries = len(pixels)
-        self.inputs = self.preprocess.normalise(
-            pixels if calibration is None else np.concatenate([pixels, calibration])
-        )
+        self.inputs = self.preprocess.normalise(pixels if others is None else np.concatenate([pixels, others]))
         self.links: list[Link] = []
         self.stage = "canary"
         self.output = bundle.canary.probabilities
@@ -167,6 +167,12 @@ class Chain:
         head, bias = (self.bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
         self.add(stage, features @ head.T + bias)
 
+    def accuracy(self, logits: Array) -> float | None:
+        """The share of the labelled images that a stage's logits put into their class; None if there are none."""
+        if not len(self.labels):
+            return None
+        return float((logits[self.canaries :].argmax(1) == self.labels).mean())
+
     def require(self) -> None:
         """Raises ParityError, naming the first pair of stages that disagree."""
         for link in self.links:
@@ -180,7 +186,8 @@ class Chain:
         """What `parity.json` says of the chain."""
         return {
             "canary_images": self.canaries,
-            "calibration_images": len(self.inputs) - self.canaries,
+            "validation_images": len(self.labels),
+            "other_images": len(self.inputs) - self.canaries - len(self.labels),
             "links": [asdict(link) for link in self.links],
         }
 

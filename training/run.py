@@ -2,7 +2,7 @@
 
 config.json         what decides the result
 adapter.safetensors adapter.json      the bundle, its adapters still split
-calibration.npz     256 training images, uint8
+calibration.npz     256 training images, and 256 of validation with their labels, uint8
 metrics.json        figures on validation
 history.csv         a row an epoch
 report.md           and its pictures: curves.png confusion.png calibration.png

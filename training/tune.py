@@ -184,7 +184,7 @@ def write_results(
             return probabilities(model(torch.from_numpy(images)).numpy(), temperature)
 
     canary = Canary.record([e.read() for e in validation.examples[:SIZE]], record.preprocess, answer)
-    write_calibration(out, train, record.seed)
+    write_calibration(out, train, validation, record.seed)
     run.write_history(out, rows)
     write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
     record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
@@ -198,12 +198,21 @@ def write_results(
     )
 
 
-def write_calibration(out: Path, train: Images, seed: int) -> None:
-    """`calibration.npz`: up to 256 random training images, (n, H, W, 3) uint8."""
-    generator = torch.Generator().manual_seed(derive(seed, "calibration"))
-    chosen = torch.randperm(len(train), generator=generator)[:CALIBRATION_IMAGES]
+def write_calibration(out: Path, train: Images, validation: Images, seed: int) -> None:
+    """`calibration.npz`: up to 256 random images (n, H, W, 3) uint8 of training, and of validation with labels."""
+
+    def some(images: Images, use: str) -> list[int]:
+        generator = torch.Generator().manual_seed(derive(seed, use))
+        return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
+
+    calibrating, compared = some(train, "calibration"), some(validation, "parity")
     with replacing(out / run.CALIBRATION) as aside, aside.open("wb") as handle:
-        np.savez_compressed(handle, images=train.pixels[chosen].numpy())
+        np.savez_compressed(
+            handle,
+            images=train.pixels[calibrating].numpy(),
+            validation=validation.pixels[compared].numpy(),
+            labels=validation.labels[compared].numpy(),
+        )
 
 
 @command

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from export.__main__ import ExportConfig, export
-from export.calibration import read_calibration, require_enough
+from export.calibration import Samples, read_samples, require_enough
 from mosa_deploy.errors import ConfigError, DataError
 from mosa_deploy.preprocess import Pixels
 from tests.export.conftest import make_run
@@ -24,13 +24,33 @@ def images(n: int = 3, side: int = 4) -> Pixels:
 
 def test_the_images_of_a_run_are_read_as_they_are(tmp_path: Path) -> None:
     save(tmp_path, images=images())
-    found = read_calibration(tmp_path, (4, 4))
+    found = read_samples(tmp_path, (4, 4))
     assert found is not None
-    np.testing.assert_array_equal(found, images())
+    np.testing.assert_array_equal(found.images, images())
+    assert len(found.validation) == len(found.labels) == 0
+
+
+def test_stages_are_compared_on_validation_images_with_their_labels(tmp_path: Path) -> None:
+    held_out = images(5)[::-1]
+    save(tmp_path, images=images(), validation=held_out, labels=np.arange(5))
+    found = read_samples(tmp_path, (4, 4))
+    assert found is not None
+    pixels, labels = found.compared(2)
+    np.testing.assert_array_equal(pixels, held_out[:2])
+    np.testing.assert_array_equal(labels, [0, 1])
+
+
+def test_without_labels_stages_are_compared_on_the_calibration_images(tmp_path: Path) -> None:
+    save(tmp_path, images=images())
+    found = read_samples(tmp_path, (4, 4))
+    assert found is not None
+    pixels, labels = found.compared(2)
+    np.testing.assert_array_equal(pixels, images()[:2])
+    assert len(labels) == 0
 
 
 def test_a_run_without_any_has_none(tmp_path: Path) -> None:
-    assert read_calibration(tmp_path, (4, 4)) is None
+    assert read_samples(tmp_path, (4, 4)) is None
 
 
 def truncated(path: Path) -> None:
@@ -59,6 +79,18 @@ def pickled(path: Path) -> None:
             "images of (5, 5, 3) uint8, the task reads (4, 4, 3)",
         ),
         (lambda path: save(path.parent, images=images().astype(np.float32)), "holds images of (4, 4, 3) float32"),
+        (
+            lambda path: save(path.parent, images=images(), validation=images(side=5), labels=np.arange(3)),
+            "images of (5, 5, 3) uint8, the task reads (4, 4, 3)",
+        ),
+        (
+            lambda path: save(path.parent, images=images(), validation=images(), labels=np.arange(2)),
+            "holds 3 validation images and labels of (2,)",
+        ),
+        (
+            lambda path: save(path.parent, images=images(), validation=images(), labels=np.ones(3)),
+            "holds 3 validation images and labels of (3,)",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line_with_the_way_out(
@@ -66,7 +98,7 @@ def test_what_cannot_be_used_is_said_in_one_line_with_the_way_out(
 ) -> None:
     write(tmp_path / "calibration.npz")
     with pytest.raises(DataError) as caught:
-        read_calibration(tmp_path, (4, 4))
+        read_samples(tmp_path, (4, 4))
     assert text in str(caught.value)
     assert str(caught.value).endswith("remove it, or copy the run again with its calibration.npz")
     assert "\n" not in str(caught.value)
@@ -94,5 +126,9 @@ def test_fewer_than_no_parity_images_are_refused() -> None:
 )
 def test_int8_needs_enough_images_and_says_the_way_out(tmp_path: Path, found: Pixels | None, line: str) -> None:
     with pytest.raises(DataError, match=rf"{line}: tune the task again, or leave int8 out of --precision$"):
-        require_enough(found, tmp_path)
-    assert len(require_enough(images(32), tmp_path)) == 32
+        require_enough(None if found is None else unlabelled(found), tmp_path)
+    require_enough(unlabelled(images(32)), tmp_path)
+
+
+def unlabelled(pixels: Pixels) -> Samples:
+    return Samples(pixels, pixels[:0], np.empty(0, dtype=np.int64))

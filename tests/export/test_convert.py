@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from export.__main__ import ExportConfig, export
-from export.calibration import read_calibration
+from export.calibration import read_samples
 from export.convert import ConvertConfig, convert
 from mosa_deploy.backbone import Weights, load_backbone, randomise
 from mosa_deploy.bank import Bank
@@ -226,9 +226,9 @@ def test_the_first_images_are_the_canary_and_all_of_them_calibrate(tmp_path: Pat
     with torch.inference_mode():
         expected = model(inputs).softmax(-1).numpy()
     np.testing.assert_allclose(bundle.canary.probabilities, expected, rtol=0, atol=EQUAL)
-    calibration = read_calibration(tmp_path / "run", (160, 160))
-    assert calibration is not None
-    assert len({image.tobytes() for image in calibration}) == len(calibration) == 11
+    samples = read_samples(tmp_path / "run", (160, 160))
+    assert samples is not None
+    assert len({image.tobytes() for image in samples.images}) == len(samples.images) == 11
 
 
 def test_without_images_the_canary_is_noise_and_the_console_says_so(

@@ -77,7 +77,7 @@ def test_parity_links_every_stage_and_names_the_files_that_it_holds_for(store: P
     assert all(link["max_error"] <= link["tolerance"]["max_error"] == 1e-4 for link in report["links"])
     assert all(link["tolerance"]["reason"] for link in report["links"])
     assert all(link["top1_agreement"] == 1 for link in report["links"])
-    assert (report["canary_images"], report["calibration_images"]) == (8, 24)
+    assert (report["canary_images"], report["validation_images"], report["other_images"]) == (8, 24, 0)
     found = digests(folder)
     assert (report["bundle"], report["folded_sha256"]) == (found["adapter.safetensors"], found["folded.onnx"])
 
@@ -89,7 +89,7 @@ def test_a_low_rank_task_joins_the_store_with_a_shared_graph_of_its_own(copied: 
     folder = export(ExportConfig(bundle=tmp_path / "run", out=copied))
     report = json.loads((folder / "parity.json").read_text())
     assert report["links"][-1]["second"] == "shared ONNX"
-    assert (report["canary_images"], report["calibration_images"]) == (3, 0)
+    assert (report["canary_images"], report["validation_images"], report["other_images"]) == (3, 0, 0)
     found = digests(copied)
     (backbone,) = (copied / "backbones").iterdir()
     assert {name.rpartition("/")[2] for name in found.keys() - before.keys()} == {"shared-qkv.onnx", *TASK_FILES}

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export.__main__ import ExportConfig, export
 from export.formats import Written
 from export.options import FileOptions
 from export.overview import overview
+from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import ConfigError, DataError, ParityError
 from mosa_deploy.files import sha256
 from mosa_deploy.graph import read_index
+from mosa_deploy.restore import restore
 
 FORMATS = ("fp16", "int8", "int8-tensorrt")
 
@@ -134,17 +137,36 @@ def test_engines_lie_beside_their_graphs_with_a_record_and_say_that_nothing_ran_
     assert (backbone(root) / "shared.fp16.sm86.engine").stat().st_ino == kept
 
 
+def test_the_overview_shows_the_accuracy_of_every_file_on_the_validation_images(
+    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, labelled = shutil.copytree(exported, tmp_path / "store"), shutil.copytree(run, tmp_path / "run")
+    bundle = Bundle.load(run)
+    validation = np.random.default_rng(2).integers(0, 256, (4, 160, 160, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        logits = restore(bundle)(torch.from_numpy(bundle.record.preprocess.normalise(validation)))
+    # Three of the four labels are what the task says, the last is another.
+    labels = (logits.argmax(1).numpy() + np.array([0, 0, 0, 1])) % logits.shape[1]
+    np.savez_compressed(labelled / "calibration.npz", images=validation, validation=validation, labels=labels)
+    export(ExportConfig(bundle=labelled, out=root, files=FileOptions(precision="fp16")))
+    shown = [
+        line.split() for line in capsys.readouterr().out.splitlines() if ".onnx  " in line and "parity" not in line
+    ]
+    assert [(cells[0], cells[-2]) for cells in shown] == [
+        (f"{lane}.{name}", "0.750") for lane in ("folded", "shared") for name in ("onnx", "fp16.onnx")
+    ]
+
+
 def test_the_overview_has_a_line_a_file_and_names_what_was_not_measured(exported: Path) -> None:
     folder = exported / "tasks" / "parts"
-    text = overview([Written(folder / "folded.onnx", None, None)], folder)
+    text = overview([Written(folder / "folded.onnx", None, None, None)], folder, images=0)
     first, second, third, last = text.splitlines()
     assert first.split()[:2] == ["file", "MB"]
     assert second.split() == [
         "folded.onnx",
         f"{(folder / 'folded.onnx').stat().st_size / 1e6:.1f}",
         "deferred",
-        "not",
-        "measured",
+        *("not", "measured") * 2,
     ]
     assert third.startswith("parity: deferred for folded.onnx: no GPU here")
     assert f"training.evaluate --onnx FILE, and --bundle {folder}" in last

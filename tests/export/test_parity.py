@@ -74,6 +74,16 @@ def test_every_tolerance_says_why_and_none_lets_an_unrelated_answer_pass() -> No
     assert TOLERANCES["fp16"].cosine == 0.999
 
 
+def test_accuracy_is_that_of_the_labelled_images_alone(parts_run: Path) -> None:
+    bundle = Bundle.load(parts_run)
+    height, width = bundle.record.preprocess.size
+    chain = Chain(bundle, np.zeros((4, height, width, 3), dtype=np.uint8), np.array([2, 0, 1, 1]))
+    canary = np.eye(3, dtype=np.float32)[: chain.canaries]
+    logits = np.concatenate([canary, np.eye(3, dtype=np.float32)[[2, 0, 1, 2]]])
+    assert chain.accuracy(logits) == 0.75
+    assert Chain(bundle).accuracy(canary) is None
+
+
 def test_a_branch_is_compared_with_the_stage_that_it_names(chain: Chain) -> None:
     logits: Array = np.log(chain.bundle.canary.probabilities) * np.float32(chain.bundle.record.temperature)
     for stage in ("expectation", "ONNX"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.calibration import read_calibration, write_calibration
+from export.calibration import read_samples, write_calibration
 from export.sample_images import list_images, read_images, smooth_noise
 from mosa_deploy.errors import DataError
 from mosa_deploy.preprocess import Preprocess, decode
@@ -32,9 +32,9 @@ def test_up_to_256_of_more_images_are_drawn_over_all_of_them(tmp_path: Path) -> 
     assert len(set(numbers)) == 256
     assert numbers.max() > 270
     write_calibration(tmp_path, drawn)
-    kept = read_calibration(tmp_path, (8, 12))
+    kept = read_samples(tmp_path, (8, 12))
     assert kept is not None
-    assert np.array_equal(kept, drawn)
+    assert np.array_equal(kept.images, drawn)
 
 
 def test_an_unreadable_image_and_a_folder_of_none_are_named(tmp_path: Path) -> None:

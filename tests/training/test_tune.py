@@ -76,10 +76,21 @@ def test_calibration_images_are_training_images(few_run: Path, few: str) -> None
 
 
 def test_calibration_takes_256_different_images_at_most(tmp_path: Path) -> None:
-    write_calibration(tmp_path, random_images(300, 2), seed=0)
-    images = np.load(tmp_path / "calibration.npz")["images"]
-    assert images.shape == (256, 16, 16, 3)
-    assert len(np.unique(images.reshape(256, -1), axis=0)) == 256
+    write_calibration(tmp_path, random_images(300, 2), random_images(270, 3), seed=0)
+    arrays = np.load(tmp_path / "calibration.npz")
+    for name in ("images", "validation"):
+        assert arrays[name].shape == (256, 16, 16, 3)
+        assert len(np.unique(arrays[name].reshape(256, -1), axis=0)) == 256
+
+
+def test_validation_images_lie_beside_them_with_their_own_labels(few_run: Path, few: str) -> None:
+    arrays = np.load(few_run / "calibration.npz")
+    validation = decode_all(Few().splits(None, None).validation, read_record(few_run).preprocess, "validation")
+    labels = {
+        image.numpy().tobytes(): int(label) for image, label in zip(validation.pixels, validation.labels, strict=True)
+    }
+    assert len(arrays["validation"]) == len(validation)
+    assert [labels[image.tobytes()] for image in arrays["validation"]] == arrays["labels"].tolist()
 
 
 def test_same_seed_same_digest_and_another_seed_another(few_run: Path, few: str, tmp_path: Path) -> None:
