@@ -2,7 +2,7 @@
 
 Accuracy, calibration error and size of every ONNX file of each run, on its test set; then the time of fp32, fp16 and
 int8 on a larger backbone with random weights, since time depends on shapes alone, in turn and opened anew several times
-(`export.timing`).
+(`export.timing`); then what building its engines takes, where a library is here that needs no GPU for it.
 """
 
 import csv
@@ -10,6 +10,7 @@ import io
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ import onnx
 import tyro
 
 from export.__main__ import ExportConfig, export
-from export.formats import FORMATS, format_file
+from export.engines import BankLimits, Request, TensorRtRtx
+from export.formats import ENGINE_FORMATS, FORMATS, format_file
 from export.graphs import STAND_IN_CLASSES, trace_plain
 from export.options import FileOptions
 from export.precision import to_fp16
@@ -32,6 +34,7 @@ from mosa_deploy.files import write_text
 from mosa_deploy.rows import layout
 from mosa_deploy.runners import OnnxRunner
 from mosa_deploy.store import FOLDED, Store
+from mosa_deploy.tensorrt import installed
 from mosa_deploy.versions import git_commit, library_versions, machine
 from training.evaluate import EvaluateConfig, evaluate, settings
 
@@ -40,6 +43,8 @@ TIMED = ("fp32", "control", "fp16", "int8")
 
 CALIBRATION = 8
 """Noise images from which the timed int8 graph takes its ranges."""
+
+CAPABILITY = "sm86"
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,17 @@ class Speed:
     megabytes: float
 
 
+@dataclass(frozen=True)
+class Built:
+    """One engine of the larger backbone, built on this machine's CPU and not run."""
+
+    library: str
+    precision: str
+    capability: str
+    seconds: float
+    megabytes: float
+
+
 def qualities(run: Path, root: Path) -> Iterator[Quality]:
     """Export a run in every precision and evaluate each file."""
     task = export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp32,fp16,int8")))
@@ -104,8 +120,8 @@ def qualities(run: Path, root: Path) -> Iterator[Quality]:
             yield Quality(record.task, path.name, size, found["accuracy"], change, found["nll"], found["ece"])
 
 
-def speeds(config: Config, folder: Path) -> list[Speed]:
-    """Trace the backbone, convert it, and time the files."""
+def write_files(config: Config, folder: Path) -> dict[str, Path]:
+    """The backbone's plain graph by the name of every format."""
     model = load_backbone(config.backbone, Weights("random"), STAND_IN_CLASSES)
     randomise(model)
     height, width = model.patch_embed.img_size
@@ -113,16 +129,24 @@ def speeds(config: Config, folder: Path) -> list[Speed]:
     images = rng.standard_normal((CALIBRATION, 3, height, width), dtype=np.float32)
     graph = trace_plain(model, sha256="").model
     del model
-    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
+    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8", "int8-tensorrt")}
     onnx.save(graph, files["fp32"])
     onnx.save(to_fp16(graph), files["fp16"])
     onnx.save(to_int8(graph, ({"images": image[None]} for image in images), "cpu"), files["int8"])
-    files["control"] = files["fp32"]
+    onnx.save(to_int8(graph, ({"images": image[None]} for image in images), "tensorrt"), files["int8-tensorrt"])
+    return files
+
+
+def speeds(config: Config, files: dict[str, Path]) -> list[Speed]:
+    """Time the files on the CPU."""
+    files = files | {"control": files["fp32"]}
+    shape = [dim.dim_value for dim in onnx.load(files["fp32"]).graph.input[0].type.tensor_type.shape.dim[1:]]
+    rng = np.random.default_rng(0)
 
     def opener(path: Path) -> Callable[[], Answer]:
         return lambda: OnnxRunner(path, threads=config.threads, spinning=False).run
 
-    batches = [rng.standard_normal((size, 3, height, width), dtype=np.float32) for size in config.batch_sizes]
+    batches = [rng.standard_normal((size, *shape), dtype=np.float32) for size in config.batch_sizes]
     opens = {name: opener(files[name]) for name in TIMED}
     rows = []
     for size, times in zip(
@@ -133,6 +157,18 @@ def speeds(config: Config, folder: Path) -> list[Speed]:
             ratios = [float(np.median(opened["fp32"] / opened[name])) for opened in times]
             speedup = (1.0, 1.0, 1.0) if name == "fp32" else ratio_interval(ratios)
             rows.append(Speed(name, size, float(np.median(own)), *speedup, len(own), files[name].stat().st_size / 1e6))
+    return rows
+
+
+def builds(config: Config, files: dict[str, Path]) -> list[Built]:
+    """Build an engine of each precision, with a profile for each batch size."""
+    backend, rows = TensorRtRtx(), []
+    for precision, name in ENGINE_FORMATS.items():
+        request = Request(files[name], precision, config.batch_sizes, CAPABILITY, BankLimits())
+        start = time.perf_counter()
+        engine = backend.build(request)
+        seconds, library = time.perf_counter() - start, f"{backend.library} {backend.version}"
+        rows.append(Built(library, precision, CAPABILITY, seconds, len(engine) / 1e6))
     return rows
 
 
@@ -159,7 +195,17 @@ def speed_table(rows: list[Speed]) -> str:
     return "\n".join(lines)
 
 
-def as_csv(rows: list[Quality] | list[Speed]) -> str:
+def build_table(rows: list[Built]) -> str:
+    """A Markdown table."""
+    lines = ["| library | precision | built for | seconds | MB |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row.library} | {row.precision} | {row.capability} | {row.seconds:.1f} | {row.megabytes:.1f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def as_csv(rows: list[Quality] | list[Speed] | list[Built]) -> str:
     """The same for machines."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, asdict(rows[0]))
@@ -182,13 +228,18 @@ def main() -> None:
             write_text(config.out / "quality.csv", as_csv(quality))
             parts.append(f"On the test sets, by ONNX Runtime on the CPU:\n\n{quality_table(quality)}")
         if config.seconds:
-            speed = speeds(config, Path(scratch))
+            files = write_files(config, Path(scratch))
+            speed = speeds(config, files)
             write_text(config.out / "latency.csv", as_csv(speed))
             words = (
                 f"{config.backbone}, random weights, ONNX Runtime on the CPU; every file opened anew {config.sessions}"
                 " times, ratios round by round, Student's interval over the openings. `control` is the fp32 file again."
             )
             parts.append(f"{words}\n\n{speed_table(speed)}")
+            if "tensorrt_rtx" in installed():
+                built = builds(config, files)
+                write_text(config.out / "builds.csv", as_csv(built))
+                parts.append(f"Engines of the same graph, built on the CPU:\n\n{build_table(built)}")
     parts.append("On an NVIDIA GPU: not measured.")
     text = "\n\n".join(parts)
     write_text(config.out / "precision.md", text + "\n")
