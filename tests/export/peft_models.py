@@ -1,5 +1,8 @@
-"""Adapters made by the real peft, on a small ViT of timm and on the same of transformers."""
+"""Adapters made by the real peft, on a small ViT of timm and on the same of transformers, and their conversion."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
+from export.convert import ConvertConfig, convert
 from mosa_deploy.backbone import Weights, load_backbone, randomise
+from mosa_deploy.bundle import Bundle
+from mosa_deploy.restore import restore
+from tests.walker import ROOT
 
 NAME = "test_vit"
 """timm's own small ViT for tests: embed_dim 64, depth 6, hidden width 192, 160 px."""
@@ -23,6 +30,8 @@ SHAPE: dict[str, Any] = {
 }
 
 CLASSES = 5
+
+EQUAL = 1e-5
 
 
 def images() -> Tensor:
@@ -67,3 +76,28 @@ def of_transformers(folder: Path, weights: Path, **settings: Any) -> PeftModel:
     randomise(model.classifier)
     model.save_pretrained(weights)
     return adapted(model, folder, **{"modules_to_save": ["classifier"], **settings})
+
+
+def config(path: Path, out: Path, **settings: Any) -> ConvertConfig:
+    settings = {"source": "peft", "name": "parts", "backbone": NAME, "random_weights": True, **settings}
+    return ConvertConfig(path=path, out=out, **settings)
+
+
+def converted(path: Path, out: Path, **settings: Any) -> tuple[Bundle, Tensor]:
+    """The bundle and what it answers."""
+    given = config(path, out, **settings)
+    bundle = Bundle.load(convert(given))
+    return bundle, answers(restore(bundle, Weights.choose(given.backbone_weights, given.random_weights)))
+
+
+def difference(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().max())
+
+
+def run_module(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A module of the project with its arguments, run in a folder of the user's."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", *line]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )

@@ -1,11 +1,9 @@
 """Converted bundles answer as the source library does, and go the whole way to the store."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,33 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from export.__main__ import ExportConfig, export
 from export.calibration import read_samples
-from export.convert import ConvertConfig, convert
+from export.convert import convert
 from mosa_deploy.backbone import Weights, load_backbone, randomise
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle
-from mosa_deploy.errors import BackboneError, BundleError, ConfigError
+from mosa_deploy.errors import BackboneError
 from mosa_deploy.graph import graph_file, read_index
-from mosa_deploy.restore import restore
 from mosa_deploy.rows import layout, task_rows
 from mosa_deploy.runners import SharedRunner
-from tests.export.peft_models import CLASSES, NAME, adapted, answers, images, of_timm, of_transformers, vit
+from tests.export.peft_models import (
+    CLASSES,
+    EQUAL,
+    NAME,
+    adapted,
+    answers,
+    config,
+    converted,
+    difference,
+    images,
+    of_timm,
+    of_transformers,
+    run_module,
+    vit,
+)
 from tests.walker import ROOT
-
-EQUAL = 1e-5
 
 OLD_NAMES = {
     "layers.": "encoder.layer.",
@@ -41,22 +49,6 @@ OLD_NAMES = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-
-
-def config(path: Path, out: Path, **settings: Any) -> ConvertConfig:
-    settings = {"source": "peft", "name": "parts", "backbone": NAME, "random_weights": True, **settings}
-    return ConvertConfig(path=path, out=out, **settings)
-
-
-def converted(path: Path, out: Path, **settings: Any) -> tuple[Bundle, Tensor]:
-    """The bundle and what it answers."""
-    given = config(path, out, **settings)
-    bundle = Bundle.load(convert(given))
-    return bundle, answers(restore(bundle, Weights.choose(given.backbone_weights, given.random_weights)))
-
-
-def difference(first: Tensor, second: Tensor) -> float:
-    return float((first - second).abs().max())
 
 
 @pytest.mark.parametrize(
@@ -293,26 +285,6 @@ def test_the_command_lines_of_the_readme_take_an_adapter_on_transformers_to_the_
     assert list(tmp_path.glob("artifacts/backbones/*/shared-qkv.onnx"))
 
 
-def run_module(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A module of the project with its arguments, run in a folder of the user's."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-m", *line]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_a_fault_is_one_line_on_the_command_line(tmp_path: Path) -> None:
-    line = ["export.convert", "--from", "peft", "none", "--name", "parts", "--backbone", NAME, "--random-weights"]
-    done = run_module(line, tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: none/adapter_config.json: No such file or directory;"
-        " give the folder that peft's save_pretrained wrote\n"
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_mixed_batch_of_converted_tasks_answers_each_sample_by_its_own(tmp_path: Path) -> None:
     """Of one backbone of transformers: updates of q and v, of q, k and v with other ranks, and none."""
     weights = tmp_path / "vit" / "model.safetensors"
@@ -347,75 +319,3 @@ def test_neither_peft_nor_transformers_is_loaded() -> None:
     loaded = set(done.stdout.split())
     assert "timm" in loaded
     assert not loaded & {"peft", "transformers", "accelerate", "tokenizers"}
-
-
-def nothing(tmp_path: Path) -> None:
-    """Leave the folder as it is."""
-
-
-def not_empty(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "theirs").touch()
-
-
-@pytest.mark.parametrize(
-    ("settings", "prepare", "fault"),
-    [
-        ({}, not_empty, r"--out .*run is not empty: choose another --out"),
-        ({"name": "Parts!"}, nothing, r"--name Parts!: lower-case letters"),
-        ({"image_size": 0}, nothing, r"--image-size 0: at least 1"),
-        (
-            {"image_size": 32, "preprocess": Path("p.json")},
-            nothing,
-            r"--image-size and --preprocess exclude each other",
-        ),
-        ({"classes": "a,b"}, nothing, r"--classes a,b: 2 names for the head's 5 outputs; give --classes"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(
-    tmp_path: Path, settings: dict[str, Any], prepare: Callable[[Path], None], fault: str
-) -> None:
-    of_timm(tmp_path / "peft", target_modules=["qkv"])
-    prepare(tmp_path)
-    with pytest.raises(ConfigError, match=fault):
-        convert(config(tmp_path / "peft", tmp_path / "run", **settings))
-    assert not (tmp_path / "run" / "adapter.json").exists()
-
-
-def test_an_adapter_that_cannot_be_mapped_is_refused_before_weights_are_asked_for(tmp_path: Path) -> None:
-    of_timm(tmp_path / "peft", target_modules=["qkv"], use_dora=True)
-    with pytest.raises(BundleError, match=r"use_dora True cannot be mapped"):
-        convert(config(tmp_path / "peft", tmp_path / "run", backbone_weights=tmp_path / "none", random_weights=False))
-
-
-def test_a_head_that_lies_transposed_in_memory_is_written_as_it_reads(tmp_path: Path) -> None:
-    model = load_backbone(NAME, Weights("random"), CLASSES)
-    randomise(model.get_classifier())
-    state = dict(model.state_dict())
-    state["head.weight"] = state["head.weight"].T.contiguous().T
-    torch.save(state, tmp_path / "w.pth")
-    _, given = converted(tmp_path / "w.pth", tmp_path / "run", source="timm")
-    assert difference(given, answers(model)) < EQUAL
-
-
-def test_updates_of_another_depth_and_width_are_listed(tmp_path: Path) -> None:
-    deep = load_backbone("test_vit", Weights("random"), CLASSES, depth=7, mlp_ratio=2.0)
-    adapted(deep, tmp_path / "peft", target_modules=["fc2"], modules_to_save=["head"])
-    with pytest.raises(
-        BundleError, match=r"do not fit its record: .*blocks\.0\.mlp\.fc2\.adapter\.fc2\.down\.weight is "
-    ) as caught:
-        convert(config(tmp_path / "peft", tmp_path / "run"))
-    assert "unexpected blocks.6.mlp.fc2.adapter.fc2.down.weight" in str(caught.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_checkpoint_without_a_head_and_one_of_googles_are_refused(tmp_path: Path) -> None:
-    model = load_backbone(NAME, Weights("random"))
-    torch.save(model.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(BackboneError, match=r"^--from timm .*w\.pth has no head\.weight and no head\.bias: give one"):
-        convert(config(tmp_path / "w.pth", tmp_path / "run", source="timm"))
-    with pytest.raises(BackboneError, match=r"^--from timm .*w\.npz: of \.npz files only the backbone is read"):
-        convert(config(tmp_path / "w.npz", tmp_path / "run", source="timm"))
-    torch.save(load_backbone(NAME, Weights("random"), CLASSES, depth=2).state_dict(), tmp_path / "short.pth")
-    with pytest.raises(BackboneError, match=r"^--from timm .*short\.pth does not fit test_vit: missing blocks\.2\."):
-        convert(config(tmp_path / "short.pth", tmp_path / "run", source="timm"))
