@@ -21,6 +21,8 @@ from training.tune import tune
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 """Of the toy transformer; three different means and deviations, so that a mixed-up channel shows."""
 
+PRETRAINED_CLASSES = ("bird", "cat", "ship")
+
 
 class Few:
     """60 of the digits, 0 to 2."""
@@ -83,3 +85,12 @@ def random_images(count: int, classes: int, seed: int = 0) -> Images:
 
 
 Toy = Callable[..., VisionTransformer]
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 training and 9 test images."""
+    folder = tmp_path_factory.mktemp("images")
+    write_jpegs(folder / "train", dict.fromkeys(PRETRAINED_CLASSES, 8), size=32)
+    write_jpegs(folder / "test", dict.fromkeys(PRETRAINED_CLASSES, 3), size=32)
+    return folder
