@@ -75,6 +75,8 @@ class Residents:
     def load(self, version: Version, bundle: Bundle, lane: LaneName, pinned: bool = False) -> Active:
         """Give a version a place and prove it there: its canary's bytes must become the recorded probabilities.
 
+        It is held until `release`, so that no other load takes its place before a request can reach it.
+
         Raises:
             MosaError: the backbone's graph is missing, the canary fails, or there is no room.
         """
@@ -88,6 +90,7 @@ class Residents:
                 self._free(active)
                 raise
             with self.lock:
+                active.users = 1
                 self._all[active] = None
                 metrics.loaded.set(len(self._all))
             return active

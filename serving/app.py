@@ -153,6 +153,7 @@ def _note(request: Request, sent: Sequence[Sent], results: Sequence[Answer | Ref
         digest=sorted({each.bundle[:12] for each in good}),
         images=len(sent),
         failed=len(results) - len(good),
+        batch=trace.batch,
         **{f"{name}_ms": value for name, value in trace.parts.items()},
     )
 

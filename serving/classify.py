@@ -29,9 +29,10 @@ class Sent:
 
 @dataclass
 class Trace:
-    """What the log line says of a request: its lanes, and the milliseconds of its parts."""
+    """What the log line says of a request: its lanes, its largest batch, and the milliseconds of its parts."""
 
     lanes: set[str] = field(default_factory=set)
+    batch: int = 0
     parts: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -46,6 +47,7 @@ class Trace:
     def add(self, lease: Lease, answered: Answered) -> None:
         """Note the longest wait and run of the request's images."""
         self.lanes.add(lease.lane)
+        self.batch = max(self.batch, answered.batch)
         for name, seconds in (("queue", answered.waited), ("run", answered.ran)):
             self.parts[name] = max(self.parts.get(name, 0.0), round(1000 * seconds, 2))
 

@@ -265,6 +265,7 @@ class Registry:
                 entry.active = active
             else:
                 self.residents.retire(active)
+            self.residents.release(active)
 
     def _switch(
         self, entry: Entry, version: Version, bundle: Bundle, decision: Decision, keep: Archive | None = None
@@ -279,11 +280,13 @@ class Registry:
             self.store.decide(name, decision)
         except BaseException as fault:
             self.residents.retire(active)
+            self.residents.release(active)
             if isinstance(fault, OSError):
                 raise StoreError(f"{self.store} cannot be written: {fault.strerror}") from fault
             raise
         self.count("load")
         self._swap(entry, version, active, decision)
+        self.residents.release(active)
         self._forget(before, decision)
         log.info("serving %s, bundle %s, %s", name, version.digest[:12], active.lane.kind)
 

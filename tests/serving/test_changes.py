@@ -15,6 +15,7 @@ from mosa_deploy.archive import Archive
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
 from mosa_deploy.preprocess import decode
+from serving.refusal import RefusedError
 from tests.serving.conftest import ADMIN, engine_of, picture, running, scores
 
 
@@ -207,6 +208,24 @@ def test_the_least_recently_asked_goes_and_comes_back_and_a_pinned_one_stays(cop
         states = {entry["task"]: entry["state"] for entry in again.get("/v1/tasks").json()["tasks"]}
         assert states["cracks"] == "active"
         assert list(states.values()).count("active") == 1
+
+
+def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach_it(copied: Path) -> None:
+    with running(copied, active=1, prefetch=0) as client:
+        registry = engine_of(client).registry
+        residents, store = registry.residents, registry.store
+        birds, cracks = (
+            (
+                store.version(name, registry.entry(name).decision.current or ""),
+                store.archive(name, store.exported(name) or ""),
+            )
+            for name in ("birds", "cracks")
+        )
+        proved = residents.load(birds[0], birds[1].bundle(), "shared")
+        with pytest.raises(RefusedError, match="pinned or in use"):
+            residents.load(cracks[0], cracks[1].bundle(), "shared")
+        residents.release(proved)
+        residents.release(residents.load(cracks[0], cracks[1].bundle(), "shared"))
 
 
 def test_a_request_in_flight_finishes_on_the_version_it_began_with(

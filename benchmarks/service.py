@@ -1,0 +1,100 @@
+"""`bentoml serve` in a process of its own, for tests, the demo and measurements."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_SECONDS = 120
+WORKER = "_bentoml_impl.worker.service"
+KEY = "root-key"
+"""Of those who may change tasks, where a service is started with it."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `bentoml serve`."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    log: Path
+
+    def ready(self) -> bool:
+        """Whether it answers /readyz with success now."""
+        try:
+            return httpx.get(f"{self.address}/readyz", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    def classify(self, task: str, content: bytes) -> httpx.Response:
+        """Ask a task about one image."""
+        files = {"image": ("some.png", content)}
+        return httpx.post(f"{self.address}/classify", files=files, data={"task": task}, timeout=60)
+
+    def wait_until(self, condition: str) -> None:
+        """Wait for a text in the log, or for /readyz where `condition` is `ready`.
+
+        Raises:
+            RuntimeError: it does not come, with the end of the log.
+        """
+        end = time.monotonic() + READY_SECONDS
+        while time.monotonic() < end:
+            if self.ready() if condition == "ready" else condition in self.log.read_text():
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.2)
+        if condition not in self.log.read_text():
+            raise RuntimeError(f"no '{condition}' within {READY_SECONDS} s:\n{self.log.read_text()[-3000:]}")
+
+    def lines(self) -> list[dict[str, object]]:
+        """The structured lines of the log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def family(self) -> list[psutil.Process]:
+        """All its processes."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that speak HTTP, oldest first."""
+        found = [each for each in self.family() if any(WORKER in part for part in each.cmdline())]
+        return sorted(found, key=lambda each: each.create_time())
+
+    def memory(self) -> int:
+        """Bytes that only its workers hold."""
+        return sum(each.memory_full_info().uss for each in self.workers())
+
+
+@contextmanager
+def serve(artifacts: Path | str, folder: Path, **settings: object) -> Iterator[Server]:
+    """Start a server on a free port, its log and BentoML's own home below `folder`; stop it afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "bentoml", "serve", ".", "--port", str(port), "--host", "127.0.0.1"]
+    own = {"MOSA_ARTIFACTS": str(artifacts), "BENTOML_HOME": str(folder / "home"), "BENTOML_DO_NOT_TRACK": "True"}
+    given = {f"MOSA_{name.upper()}": str(value) for name, value in settings.items()}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **own, **given}, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield Server(process, f"http://127.0.0.1:{port}", folder / "log")
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,210 @@
+"""Measure the service: `python -m benchmarks.serving`, or `--quick` to see that it works.
+
+Each part writes `<part>.json` below `--out` when it ends, with its date, machine and versions; `serving.md` is made of
+all that lie there. So parts can be measured at different times (`--only slots,soak`), and nothing is lost where one is
+cut off. Speed is measured on ViT-B/16 with random weights, correctness and memory on the embedded backbone, quick runs
+on that alone.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.serving_capacity import hot_add, memory, workers
+from benchmarks.serving_slots import slots
+from benchmarks.serving_soak import endurance, soak
+from benchmarks.serving_speed import Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
+from mosa_deploy.embedded import NAME as EMBEDDED
+from mosa_deploy.errors import ConfigError, command, one_of
+from mosa_deploy.files import write_text
+from mosa_deploy.versions import git_commit, library_versions, machine
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which parts, and how large."""
+
+    only: str = ""
+    """Names of parts, with commas; all if left out."""
+    quick: bool = False
+    """Small numbers on the embedded backbone: whether it works, not how fast it is."""
+    minutes: float = 20
+    """Of the endurance run."""
+    out: Path = Path("benchmarks/results/serving")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What one figure of a part should be."""
+
+    part: str
+    figure: str
+    most: float | None = None
+    least: float | None = None
+
+    def verdict(self, value: float) -> str:
+        """Met, or missed by how much."""
+        if self.least is not None and value < self.least:
+            return f"missed by {self.least - value:.3g}"
+        if self.most is not None and value > self.most:
+            return f"missed by {value - self.most:.3g}"
+        return "met"
+
+    @property
+    def words(self) -> str:
+        """The aim as it is read."""
+        return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
+
+
+AIMS = (
+    Aim("bare", "ratio", least=0.90),
+    Aim("bare", "wrong", most=0),
+    Aim("load", "Poisson p99/p50", most=2.5),
+    Aim("load", "steady p99/p50", most=2.5),
+    Aim("mixed", "ratio", least=0.95),
+    Aim("alternating", "ratio", most=1.02),
+    Aim("memory-16", "ratio", most=1.2),
+    Aim("memory-64", "ratio", most=1.2),
+    Aim("hot-add", "p99 ms", most=300),
+    Aim("workers", "not of the new version", most=0),
+    Aim("soak", "wrong answers", most=0),
+    Aim("soak", "other failures", most=0),
+    Aim("slots", "wrong answers", most=0),
+    Aim("slots", "failed", most=0),
+    Aim("endurance", "growth %", most=2),
+)
+
+
+def speed_parts(config: Config) -> dict[str, Callable[[Path], Iterator[tuple[str, Figures]]]]:
+    """Parts that share one running service."""
+    large = Scale("vit_base_patch16_224", 64, tasks=8, images=16, leg=48, rounds=4, arrivals=240)
+    small = Scale(EMBEDDED, 16, tasks=8, images=64, leg=2000, rounds=4, arrivals=2000)
+    if config.quick:
+        large = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
+        small = large
+
+    def on(scale: Scale, parts: dict[str, Callable[[Any], Figures]]) -> Callable[[Path], Iterator[tuple[str, Figures]]]:
+        def measure(folder: Path) -> Iterator[tuple[str, Figures]]:
+            with bench(scale, folder) as made:
+                for name, part in parts.items():
+                    yield name, {"backbone": scale.backbone, "r": scale.bottleneck} | part(made)
+
+        return measure
+
+    return {
+        "speed": on(large, {"bare": against_bare, "mixed": mixed, "alternating": alternating, "load": loaded}),
+        "embedded": on(small, {"embedded": profile}),
+    }
+
+
+def other_parts(config: Config) -> dict[str, Callable[[Path], Figures]]:
+    """Parts with a service of their own."""
+    quick = config.quick
+
+    def of(bottleneck: int) -> Callable[[Path], Figures]:
+        counts = (12, 6, 2) if quick else (2000, 100, 10)
+        return lambda folder: memory(folder, bottleneck, *counts)
+
+    return {
+        "memory-16": of(16),
+        "memory-64": of(64),
+        "hot-add": lambda folder: hot_add(folder, *((10, 3) if quick else (2000, 100))),
+        "workers": lambda folder: workers(folder, *((1, 20) if quick else (10, 200))),
+        "soak": lambda folder: soak(folder, *((400, 20, 4, 16) if quick else (10_000, 500, 32, 64))),
+        "slots": lambda folder: slots(folder, *((5_000, 8, 6) if quick else (1_000_000, 32, 24))),
+        "endurance": lambda folder: endurance(folder, 6 if quick else 60 * config.minutes),
+    }
+
+
+def measure(config: Config) -> list[str]:
+    """Run the chosen parts, each in a folder of its own, and write what each found; returns the names of all written.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    speed, others = speed_parts(config), other_parts(config)
+    chosen = [name for name in config.only.split(",") if name] or [*speed, *others]
+    unknown = [one_of("part", name, (*speed, *others)) for name in chosen if name not in {*speed, *others}]
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    written = []
+    with tempfile.TemporaryDirectory(prefix="mosa-serving-") as scratch:
+        for name in chosen:
+            start, folder = time.monotonic(), with_backbones(Path(scratch), name)
+            for part, figures in speed[name](folder) if name in speed else iter([(name, others[name](folder))]):
+                write_text(config.out / f"{part}.json", json.dumps(described(figures), indent=2) + "\n")
+                print(f"{part}: {shown(figures)}", flush=True)
+                written.append(part)
+            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+    write_text(config.out / "serving.md", report(config.out))
+    return written
+
+
+def with_backbones(scratch: Path, name: str) -> Path:
+    """A part's folder, whose store has the backbones that parts before it have traced."""
+    store = scratch / name / "store"
+    traced = next(scratch.glob("*/store/backbones"), None)
+    if traced is not None:
+        shutil.copytree(traced, store / "backbones", copy_function=os.link)
+    store.mkdir(parents=True, exist_ok=True)
+    return scratch / name
+
+
+def described(figures: Figures) -> dict[str, Any]:
+    """Figures with what they were measured with."""
+    line = shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]])
+    made = {"date": time.strftime("%Y-%m-%d"), "command": line, "machine": machine(), "commit": git_commit()}
+    return {"figures": figures, **made, "versions": library_versions()}
+
+
+def shown(figures: Figures) -> str:
+    """Figures in a line."""
+    return ", ".join(f"{name} {number(value)}" for name, value in figures.items())
+
+
+def number(value: Any) -> str:
+    """A figure with four digits that count."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def report(out: Path) -> str:
+    """`serving.md` of all parts that lie in a folder."""
+    parts = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+    lines = ["# The service", "", "| part | figure | aim | measured | |", "|---|---|---|---|---|"]
+    for aim in AIMS:
+        value = parts[aim.part]["figures"].get(aim.figure) if aim.part in parts else None
+        measured = ("not measured", "") if value is None else (number(value), aim.verdict(value))
+        lines.append(f"| {aim.part} | {aim.figure} | {aim.words} | {measured[0]} | {measured[1]} |")
+    for name, part in parts.items():
+        versions = ", ".join(f"{library} {version}" for library, version in part["versions"].items())
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"`{part['command']}`; {part['date']}; {part['machine']}; commit {part['commit']}",
+        ]
+        lines += [versions, "", "| figure | |", "|---|---|"]
+        lines += [f"| {figure} | {number(value)} |" for figure, value in part["figures"].items()]
+    return "\n".join(lines) + "\n"
+
+
+@command
+def main() -> None:
+    """Measure, print and write."""
+    config = tyro.cli(Config, prog="python -m benchmarks.serving", config=(tyro.conf.FlagCreatePairsOff,))
+    measure(config)
+    print((config.out / "serving.md").read_text().split("\n## ")[0])
+
+
+if __name__ == "__main__":
+    main()

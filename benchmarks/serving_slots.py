@@ -1,0 +1,137 @@
+"""A great many items through registry, slots and batcher by a runner that costs nothing; part of `benchmarks.serving`.
+
+Everything is the service's own but the graph. In its place stands a runner that reads from the bank, by the slot, the
+number that a version wrote there, and from the image its number; the answer's top class is their sum. A slot that is
+written too early, or read by an item of another version, shows.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.serving_speed import Figures
+from benchmarks.serving_tasks import CLASSES, TaskMaker, packed
+from mosa_deploy.archive import Archive
+from mosa_deploy.bank import Bank
+from mosa_deploy.bundle import Bundle, expected_shapes
+from mosa_deploy.canary import Canary
+from mosa_deploy.preprocess import Array, Pixels, encode, probabilities
+from serving.backend import Answered, Lease
+from serving.engine import Engine
+from serving.refusal import RefusedError
+from serving.settings import Settings
+
+SHARPNESS = 8.0
+NUMBER = "blocks.0.adapter.up.bias"
+"""The tensor in which a version carries its number."""
+
+
+class CheapRunner:
+    """In place of `SharedRunner`: features that name the sum of the slot's number and the image's."""
+
+    def __init__(self, graph: Path, bank: Bank, name: str, threads: int = 0, spinning: bool = True) -> None:
+        self.bank = bank
+
+    def run(self, images: Array, slots: NDArray[np.int64]) -> Array:
+        """Images (B, 3, H, W), slots (B,) -> features (B, C)."""
+        numbers = np.rint(self.bank.tensors["blocks.0.up_bias"][slots, 0]).astype(int)
+        codes = np.rint(images[:, 0, 0, 0]).astype(int)
+        features = np.zeros((len(slots), self.bank.layout.width), dtype=np.float32)
+        features[np.arange(len(slots)), (numbers + codes) % CLASSES] = SHARPNESS
+        return features
+
+
+def version(maker: TaskMaker, name: str, number: int) -> Archive:
+    """A version of a task that carries a number."""
+    made = maker.make(name, number, bottleneck=1).bundle()
+    adapter = made.record.adapter
+    assert adapter is not None
+    tensors = {n: np.zeros(shape, dtype=np.float32) for n, shape in expected_shapes(made.record).items()}
+    tensors[NUMBER][:] = number / adapter.scale
+    tensors["head.weight"][np.arange(CLASSES), np.arange(CLASSES)] = 1
+    # One value in all of an image: the number 0 after the normalisation.
+    preprocess = made.record.preprocess.model_copy(update={"mean": (0.0,) * 3, "std": (1 / 255,) * 3})
+    record = made.record.model_copy(update={"preprocess": preprocess})
+    logits = np.zeros((1, CLASSES), dtype=np.float32)
+    logits[0, number % CLASSES] = SHARPNESS
+    canary = Canary((encode(image(maker, 0)),), probabilities(logits, record.temperature))
+    return packed(Bundle(record, dict(tensors), canary))
+
+
+def image(maker: TaskMaker, number: int) -> Pixels:
+    """An image that carries a number."""
+    return np.full((*maker.preprocess.size, 3), number, dtype=np.uint8)
+
+
+def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
+    """Ask random tasks, of which only some fit into the slots, while their versions are replaced; check each answer."""
+    maker = TaskMaker(folder / "store")
+    versions = {f"task-{t}": [version(maker, f"task-{t}", t + 7 * v) for v in range(3)] for t in range(tasks)}
+    numbers = {v.bundle().digest: t + 7 * k for t, found in enumerate(versions.values()) for k, v in enumerate(found)}
+    for found in versions.values():
+        maker.store(found[0])
+    settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
+    with patch("serving.lanes.SharedRunner", CheapRunner):
+        engine = Engine(settings)
+        try:
+            return asyncio.run(asked(engine, versions, numbers, [image(maker, c) for c in range(16)], items))
+        finally:
+            engine.stop()
+
+
+async def asked(
+    engine: Engine,
+    versions: Mapping[str, list[Archive]],
+    numbers: Mapping[str, int],
+    images: list[Pixels],
+    items: int,
+    askers: int = 6,
+    at_once: int = 64,
+) -> Figures:
+    """Some askers, and one who replaces versions."""
+    names, counts, start = list(versions), Counter[str](), time.monotonic()
+
+    async def asker(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        while counts["items"] < items:
+            few = [names[i] for i in rng.choice(len(names), 4, replace=False)]
+            leases = await engine.lease(few, 30)
+            held = [lease for lease in leases.values() if isinstance(lease, Lease)]
+            counts["busy"] += len(few) - len(held)
+            if held:
+                codes, which = rng.integers(len(images), size=at_once), rng.integers(len(held), size=at_once)
+                pairs = [(held[w], images[c]) for w, c in zip(which, codes, strict=True)]
+                for (lease, _), code, outcome in zip(pairs, codes, await engine.infer(pairs, 30), strict=True):
+                    expected = (numbers[lease.digest] + int(code)) % CLASSES
+                    counts[verdict(outcome, expected)] += 1
+                counts["items"] += at_once
+                await engine.release(held)
+
+    async def replacer() -> None:
+        rng = np.random.default_rng(99)
+        while counts["items"] < items:
+            name = names[int(rng.integers(len(names)))]
+            try:
+                await engine.put(name, versions[name][int(rng.integers(3))].pack(), False, None)
+                counts["replaced"] += 1
+            except RefusedError as refused:
+                if refused.status != 503:
+                    raise
+                counts["busy"] += 1
+
+    await asyncio.gather(replacer(), *(asker(seed) for seed in range(askers)))
+    shown = {name: counts[name] for name in ("items", "right", "wrong answers", "failed", "replaced", "busy")}
+    return shown | {"tasks": len(names), "seconds": time.monotonic() - start}
+
+
+def verdict(outcome: Answered | RefusedError, expected: int) -> str:
+    """What an outcome is."""
+    if isinstance(outcome, RefusedError):
+        return "failed"
+    return "right" if int(outcome.probabilities.argmax()) == expected else "wrong answers"

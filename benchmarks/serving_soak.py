@@ -1,0 +1,233 @@
+"""Whether every answer is of the right task and version, whatever changes meanwhile; parts of `benchmarks.serving`."""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.load import Ask, Reply, arriving, classify, closed, connect, even, send, throughput, wrong
+from benchmarks.service import KEY, Server, serve
+from benchmarks.serving_speed import Figures
+from benchmarks.serving_tasks import CLASSES, TaskMaker
+from mosa_deploy.archive import Archive
+
+TOLERANCE = 1e-4
+"""Of a probability, against the task's folded graph alone."""
+
+VERSIONS = 3
+UPLOAD = 64 << 10
+"""The limit on a body, above what a bundle takes here."""
+
+GONE = "gone"
+
+
+@dataclass
+class History:
+    """Which versions of a task may have answered, and when; `GONE` is none."""
+
+    changes: list[tuple[float, float, str]]
+    """Begin and end of a change, and the digest from then on."""
+
+    def possible(self, start: float, end: float) -> set[str]:
+        """The versions that a request may have begun with: each from the begin of its change to the end of the next."""
+        spans = pairwise([*self.changes, (math.inf, math.inf, "")])
+        return {digest for (begin, _, digest), (_, last, _) in spans if begin <= end and start <= last}
+
+
+@dataclass
+class Known:
+    """Every version of every task: what it answers to each probe image."""
+
+    versions: dict[str, list[Archive]]
+    answers: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Digest -> probabilities (n, K)."""
+
+    @classmethod
+    def make(cls, maker: TaskMaker, tasks: int, bottleneck: int = 4) -> "Known":
+        """Tasks whose top classes differ for each image; the versions of a task too."""
+        known = cls({})
+        for t in range(tasks):
+            name = f"task-{t}"
+            known.versions[name] = [maker.make(name, t + 11 * v, bottleneck) for v in range(VERSIONS)]
+            for archive in known.versions[name]:
+                known.answers[archive.bundle().digest] = maker.offline(archive)
+        return known
+
+    def error(self, reply: Reply) -> float:
+        """The largest difference of a probability from the offline answer of the digest that the reply names."""
+        expected = self.answers[reply.fields["bundle"]][reply.ask.image]
+        scores = {each["label"]: each["score"] for each in reply.fields["predictions"]}
+        given = np.array([scores[f"class-{k}"] for k in range(len(expected))])
+        if int(given.argmax()) != int(expected.argmax()):
+            return math.inf
+        return float(np.abs(given - expected).max())
+
+
+def soak(folder: Path, requests: int, changes: int, tasks: int, in_flight: int) -> Figures:
+    """Interleaved requests, a twentieth of them bad, while tasks are replaced, rolled back, removed and pinned."""
+    maker = TaskMaker(folder / "store")
+    known = Known.make(maker, tasks)
+    for versions in known.versions.values():
+        maker.store(versions[0])
+    limit = UPLOAD + max(len(version.pack()) for versions in known.versions.values() for version in versions)
+    asks = list(requests_of(known, maker.images, requests, limit))
+    with serve(maker.root, folder, admin_keys=KEY, max_upload=limit) as server:
+        server.wait_until("ready")
+        replies, histories = asyncio.run(under_changes(server, asks, known, changes, in_flight))
+    counts: Counter[str] = Counter()
+    largest = 0.0
+    for reply in replies:
+        verdict = judge(reply, known, histories)
+        counts[verdict] += 1
+        if verdict == "right":
+            largest = max(largest, known.error(reply))
+    return {
+        "requests": len(replies),
+        "changes": sum(len(history.changes) - 1 for history in histories.values()),
+        **{name: counts[name] for name in ("right", "wrong answers", "bad ones refused", "busy", "while removed")},
+        "other failures": counts["other failures"],
+        "largest error": largest,
+    }
+
+
+def requests_of(known: Known, images: Sequence[bytes], count: int, limit: int) -> Iterator[Ask]:
+    """Requests in random order; every twentieth is bad, each in its own way."""
+    rng = np.random.default_rng(0)
+    names = list(known.versions)
+    good = {(n, i): classify(n, i, content, CLASSES) for n in names for i, content in enumerate(images)}
+    bad = [
+        classify("no-such-task", 0, images[0], status=404),
+        classify(names[0], 0, b"text", status=415),
+        classify(names[0], 0, images[0][: len(images[0]) // 2], status=400),
+        classify(names[0], 0, images[0] + bytes(limit), status=413),
+        Ask(b"--x--\r\n", "multipart/form-data; boundary=x", names[0], 0, 422),
+        Ask(b"pickle", "application/x-pickle", names[0], 0, 415),
+    ]
+    for n in range(count):
+        yield bad[n // 20 % len(bad)] if n % 20 == 0 else good[str(rng.choice(names)), int(rng.integers(len(images)))]
+
+
+async def under_changes(
+    server: Server, asks: Sequence[Ask], known: Known, changes: int, in_flight: int
+) -> tuple[list[Reply], dict[str, History]]:
+    """Send everything while an operator changes tasks, spread over the whole time."""
+    histories = {n: History([(-math.inf, -math.inf, v[0].bundle().digest)]) for n, v in known.versions.items()}
+    waiting, replies = iter(asks), list[Reply]()
+
+    async def sender(session: aiohttp.ClientSession) -> None:
+        for ask in waiting:
+            replies.append(await send(session, ask))
+
+    async with connect(server.address) as session:
+        operator = Operator(session, known, histories, np.random.default_rng(1))
+
+        async def change() -> None:
+            for n in range(changes):
+                while len(replies) < n * len(asks) // changes:
+                    await asyncio.sleep(0.01)
+                await operator.step()
+
+        await asyncio.gather(change(), *(sender(session) for _ in range(in_flight)))
+    return replies, histories
+
+
+@dataclass
+class Operator:
+    """Changes one task after the other, and keeps its history."""
+
+    session: aiohttp.ClientSession
+    known: Known
+    histories: Mapping[str, History]
+    rng: np.random.Generator
+    before: dict[str, str] = field(default_factory=dict)
+    """Where a rollback leads."""
+
+    async def step(self) -> None:
+        """One change of one task: another version, the one before, none for a moment, or a pin and its end."""
+        name = str(self.rng.choice(list(self.known.versions)))
+        now = self.histories[name].changes[-1][2]
+        kind = int(self.rng.integers(4))
+        if now == GONE or kind == 0 or (kind == 1 and name not in self.before):
+            others = [v for v in self.known.versions[name] if v.bundle().digest != now]
+            version = others[int(self.rng.integers(len(others)))]
+            await self.change(name, version.bundle().digest, "PUT", "", version.pack())
+            self.before.pop(name, None) if now == GONE else self.before.update({name: now})
+        elif kind == 1:
+            await self.change(name, self.before[name], "POST", "/rollback")
+            self.before[name] = now
+        elif kind == 2:
+            await self.change(name, GONE, "DELETE", "")
+            self.before.pop(name, None)
+        else:
+            for pinned in (b'{"pinned": true}', b'{"pinned": false}'):
+                await self.change(name, now, "POST", "/pin", pinned, "application/json")
+
+    async def change(
+        self, name: str, digest: str, method: str, path: str, content: bytes = b"", kind: str = "application/zip"
+    ) -> None:
+        """Ask for one change; what it leads to may answer from before it is sent."""
+        changes = self.histories[name].changes
+        begin = time.monotonic()
+        changes.append((begin, math.inf, digest))
+        headers = {"authorization": f"Bearer {KEY}", "content-type": kind}
+        async with self.session.request(method, f"/v1/tasks/{name}{path}", data=content, headers=headers) as response:
+            if response.status >= 300:
+                raise RuntimeError(f"{method} {name}{path}: {response.status} {await response.text()}")
+        changes[-1] = (begin, time.monotonic(), digest)
+
+
+def judge(reply: Reply, known: Known, histories: Mapping[str, History]) -> str:
+    """What a reply is."""
+    if reply.ask.status != 200:
+        return "bad ones refused" if reply.status == reply.ask.status else "other failures"
+    possible = histories[reply.ask.task].possible(reply.start, reply.end)
+    if reply.status == 200:
+        right = reply.fields["bundle"] in possible and known.error(reply) <= TOLERANCE
+        return "right" if right and reply.fields["task"] == reply.ask.task else "wrong answers"
+    if reply.status == 404 and GONE in possible:
+        return "while removed"
+    return "busy" if reply.status == 503 else "other failures"
+
+
+def endurance(folder: Path, seconds: float, share: float = 0.7) -> Figures:
+    """How the memory of a service grows under a steady load of a share of its throughput."""
+    maker = TaskMaker(folder / "store")
+    names = [f"task-{t}" for t in range(8)]
+    for seed, name in enumerate(names):
+        maker.store(maker.make(name, seed))
+    asks = [classify(names[i % 8], i // 8, maker.images[i // 8]) for i in range(128)]
+    shift = {name: seed for seed, name in enumerate(names)}
+    part = min(10.0, seconds / 6)
+    with serve(maker.root, folder) as server:
+        server.wait_until("ready")
+        asyncio.run(closed(server.address, asks, in_flight=16))
+        rate = share * throughput(asyncio.run(closed(server.address, asks * 4, in_flight=16)))
+        sent = [asks[i % len(asks)] for i in range(max(1, int(rate * part)))]
+        # The allocators' pools are as large as they get after some seconds under this very load.
+        asyncio.run(arriving(server.address, sent, even(len(sent), rate)))
+        points, faults, count, begin = [(0.0, server.memory())], 0, 0, time.monotonic()
+        while points[-1][0] < seconds:
+            replies = asyncio.run(arriving(server.address, sent, even(len(sent), rate)))
+            faults, count = faults + wrong(replies, shift, CLASSES), count + len(replies)
+            points.append((time.monotonic() - begin, server.memory()))
+    times, held = np.array(points).T
+    return {
+        "minutes": times[-1] / 60,
+        "requests": count,
+        "requests/s": rate,
+        "wrong": faults,
+        "MB at the start": held[0] / 1e6,
+        "MB at the end": held[-1] / 1e6,
+        "largest MB": held.max() / 1e6,
+        "growth %": 100 * (held[-1] / held[0] - 1),
+        "trend, % of the start": 100 * float(stats.linregress(times, held).slope) * times[-1] / held[0],
+    }

@@ -1,0 +1,217 @@
+"""How fast the service is beside the bare session, by itself and with many tasks; parts of `benchmarks.serving`."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.load import Ask, arriving, classify, closed, even, poisson, throughput, wrong
+from benchmarks.service import Server, serve
+from benchmarks.serving_tasks import CLASSES, TaskMaker, picture
+from export.timing import ratio_interval
+from mosa_deploy.bank import Bank
+from mosa_deploy.preprocess import decode
+from mosa_deploy.rows import layout, task_rows
+from mosa_deploy.runners import SharedRunner
+from mosa_deploy.store import Store
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    backbone: str
+    bottleneck: int
+    tasks: int
+    images: int
+    """In flight, at the most."""
+    leg: int
+    """Requests between two changes of what is measured."""
+    rounds: int
+    arrivals: int
+    """Requests of an open load."""
+
+
+@dataclass
+class Bench:
+    """A running service with its tasks, all in fp32 and the shared lane."""
+
+    scale: Scale
+    maker: TaskMaker
+    server: Server
+    asks: dict[str, list[Ask]]
+    """Of each task, one for each probe image."""
+    shift: dict[str, int]
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks."""
+        return list(self.asks)
+
+    def mix(self, count: int, names: Sequence[str]) -> list[Ask]:
+        """Requests that go round the tasks and the images."""
+        images = len(self.asks[names[0]])
+        return [self.asks[name][i % images] for i, name in enumerate(islice(cycle(names), count))]
+
+    def leg(self, names: Sequence[str], in_flight: int) -> tuple[float, int]:
+        """Answers a second of a closed load, and how many are wrong."""
+        replies = asyncio.run(closed(self.server.address, self.mix(self.scale.leg, names), in_flight))
+        return throughput(replies), wrong(replies, self.shift, CLASSES)
+
+
+@contextmanager
+def bench(scale: Scale, folder: Path) -> Iterator[Bench]:
+    """Make the tasks, start the service and warm it up."""
+    height, width = 240, 320
+    images = tuple(picture(seed, (width, height)) for seed in range(16))
+    maker = TaskMaker(folder / "store", scale.backbone, images)
+    names = [f"task-{t}" for t in range(scale.tasks)]
+    for seed, name in enumerate(names):
+        maker.store(maker.make(name, seed, scale.bottleneck))
+    asks = {name: [classify(name, i, content) for i, content in enumerate(images)] for name in names}
+    with serve(maker.root, folder, max_batch=scale.images, deadline_s=120) as server:
+        server.wait_until("ready")
+        made = Bench(scale, maker, server, asks, {name: seed for seed, name in enumerate(names)})
+        made.leg(names, scale.images)
+        yield made
+
+
+def compare(sides: Mapping[str, Callable[[], float]], rounds: int) -> Figures:
+    """Measure two sides in turn, and the ratio of the first to the second with its 95 % interval."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds):
+        for name in list(sides)[:: 1 if i % 2 else -1]:
+            found[name].append(sides[name]())
+    first, second = found.values()
+    ratio, low, high = ratio_interval(np.array(first) / np.array(second))
+    return {name: float(np.median(values)) for name, values in found.items()} | {
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+        "rounds": rounds,
+    }
+
+
+def against_bare(made: Bench) -> Figures:
+    """HTTP's throughput over that of a bare session with the same graph, banks, threads and sizes of batches."""
+    maker, scale = made.maker, made.scale
+    bundles = [maker.make(name, seed, scale.bottleneck).bundle() for seed, name in enumerate(made.names)]
+    bank = Bank(layout(bundles[0].record), scale.bottleneck, len(bundles))
+    slots = [bank.write(task_rows(bundle)) for bundle in bundles]
+    graph = Store(maker.root).backbone(maker.backbone) / layout(bundles[0].record).file
+    runner = SharedRunner(graph, bank, "onnxruntime-cpu", 0, spinning=False)
+    pixels = np.stack([maker.preprocess.pixels(decode(content)) for content in maker.images])
+    images = np.resize(maker.preprocess.normalise(pixels), (scale.images, *pixels.transpose(0, 3, 1, 2).shape[1:]))
+    of_images = np.resize(slots, scale.images).astype(np.int64)
+    batches: list[int] = []
+    faults = 0
+
+    def http() -> float:
+        nonlocal faults
+        before = len(answered(made.server))
+        rate, bad = made.leg(made.names, scale.images)
+        faults += bad
+        batches[:] = batch_sizes(answered(made.server)[before:])
+        return rate
+
+    def bare() -> float:
+        start = time.monotonic()
+        for size in batches:
+            runner.run(images[:size], of_images[:size])
+        return sum(batches) / (time.monotonic() - start)
+
+    http()
+    for size in set(batches):
+        runner.run(images[:size], of_images[:size])
+    found = compare({"http images/s": http, "bare images/s": bare}, scale.rounds)
+    return found | {"in flight": scale.images, "wrong": faults, "batch": float(np.mean(batches))}
+
+
+def answered(server: Server) -> list[dict[str, Any]]:
+    """The log lines of images that were answered."""
+    return [line for line in server.lines() if line.get("route") == "/classify" and line["status"] == 200]
+
+
+def batch_sizes(lines: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The batches that requests of one image each say they were in."""
+    counts = Counter(int(line["batch"]) for line in lines)
+    return [size for size, count in counts.items() for _ in range(max(1, round(count / size)))]
+
+
+def mixed(made: Bench) -> Figures:
+    """The throughput of all tasks mixed over that of one."""
+    faults = 0
+
+    def of(names: Sequence[str]) -> float:
+        nonlocal faults
+        rate, bad = made.leg(names, made.scale.images)
+        faults += bad
+        return rate
+
+    sides = {"mixed images/s": lambda: of(made.names), "one task images/s": lambda: of(made.names[:1])}
+    return compare(sides, made.scale.rounds) | {"tasks": len(made.names), "wrong": faults}
+
+
+def alternating(made: Bench) -> Figures:
+    """The median time of requests that change the task each time over that of requests that keep it, one in flight."""
+
+    def of(names: Sequence[str]) -> float:
+        asks = made.mix(max(10, made.scale.leg // 4), names)
+        replies = asyncio.run(closed(made.server.address, asks, in_flight=1))
+        return 1000 * float(np.median([reply.seconds for reply in replies]))
+
+    sides = {"alternating p50 ms": lambda: of(made.names[:2]), "same task p50 ms": lambda: of(made.names[:1])}
+    return compare(sides, 2 * made.scale.rounds)
+
+
+def loaded(made: Bench, share: float = 0.7) -> Figures:
+    """Percentiles at a share of the service's throughput, of requests that come independently and of a steady beat."""
+    rate = share * made.leg(made.names, made.scale.images)[0]
+    found: Figures = {"requests/s": rate, "requests": made.scale.arrivals}
+    for name, arrivals in (("Poisson", poisson), ("steady", even)):
+        asks = made.mix(made.scale.arrivals, made.names)
+        replies = asyncio.run(arriving(made.server.address, asks, arrivals(len(asks), rate)))
+        p50, p99 = (1000 * float(np.percentile([reply.seconds for reply in replies], p)) for p in (50, 99))
+        found |= {f"{name} p50 ms": p50, f"{name} p99 ms": p99, f"{name} p99/p50": p99 / p50}
+        found[f"{name} wrong"] = wrong(replies, made.shift, CLASSES)
+    return found
+
+
+def profile(made: Bench) -> Figures:
+    """Images a second, and what bounds them: processor time an image, and the medians that the log lines tell."""
+    (worker,) = made.server.workers()
+    before, client, start = cpu_seconds(worker.pid), time.process_time(), time.monotonic()
+    rate, bad = made.leg(made.names, made.scale.images)
+    seconds, count = time.monotonic() - start, made.scale.leg
+    loop, others = (after - then for after, then in zip(cpu_seconds(worker.pid), before, strict=True))
+    lines = answered(made.server)[-count:]
+    found: Figures = {
+        "images/s": rate,
+        "wrong": bad,
+        "in flight": made.scale.images,
+        "batch": float(np.mean(batch_sizes(lines))),
+        "busy cores": (loop + others) / seconds,
+        "CPU ms an image, event loop (HTTP, multipart, routes, JSON, log)": 1000 * loop / count,
+        "CPU ms an image, other threads (decoding, batches, graph)": 1000 * others / count,
+        "CPU ms an image, this client": 1000 * (time.process_time() - client) / count,
+        "graph ms an image": float(np.mean([line["run_ms"] / line["batch"] for line in lines])),
+    }
+    for part in ("load", "decode", "queue", "run"):
+        found[f"median ms, {part}"] = float(np.median([line[f"{part}_ms"] for line in lines]))
+    return found
+
+
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Seconds of processor time of a process's main thread, and of all its others."""
+    times = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
+    return times[pid], sum(times.values()) - times[pid]
