@@ -3,26 +3,21 @@
 Every step is a command that the reader can type too; it is shown before it runs.
 """
 
-import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from benchmarks.service import serve
 from training.tasks import find
 
 FOLDER = Path("build/demo")
 STORE = FOLDER / "artifacts"
 TASKS = ("digits", "sprites-location")
-READY_SECONDS = 60
 
 
 def run(*arguments: str) -> str:
@@ -37,47 +32,6 @@ def run(*arguments: str) -> str:
     if process.returncode:
         raise SystemExit(f"the demo stopped: the command above ended with {process.returncode}")
     return last
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def served(store: Path) -> Iterator[str]:
-    """Run `bentoml serve` on `store` and yield its address once it is ready."""
-    port = free_port()
-    command = [sys.executable, "-m", "bentoml", "serve", ".", "--host", "127.0.0.1", "--port", str(port)]
-    print(f"\n$ MOSA_ARTIFACTS={store} bentoml serve . --port {port}", flush=True)
-    environment = {**os.environ, "MOSA_ARTIFACTS": str(store)}
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_until_ready(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        except BaseException:
-            log.seek(0)
-            print(log.read()[-3000:], file=sys.stderr)
-            raise
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
-    """Ask /readyz until it answers."""
-    end = time.monotonic() + READY_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/readyz").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.3)
-    raise SystemExit("the service did not start; its log is above")
 
 
 def ask(address: str, task: str) -> str:
@@ -107,8 +61,10 @@ def main() -> None:
         run("-m", "export", "--bundle", str(FOLDER / "runs" / f"{task}-mosa"), "--out", str(STORE))
     latency = ("--seconds", "5", "--out", str(FOLDER / "latency"))
     run("-m", "export.latency", "--bundle", str(FOLDER / "runs" / "digits-mosa"), *latency)
-    with served(STORE) as address:
-        answers = [ask(address, task) for task in TASKS]
+    with serve(STORE.resolve(), FOLDER) as server:
+        print(f"\n$ MOSA_ARTIFACTS={STORE} bentoml serve .   # at {server.address}", flush=True)
+        server.wait_until("ready")
+        answers = [ask(server.address, task) for task in TASKS]
 
     print("\nTest accuracy, one seed (benchmarks/results has more)")
     for task in TASKS:

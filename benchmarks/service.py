@@ -16,6 +16,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 120
+PROC = Path("/proc")
 WORKER = "_bentoml_impl.worker.service"
 KEY = "root-key"
 """Of those who may change tasks, where a service is started with it."""

@@ -1,103 +1,20 @@
 """The service as it is deployed: `bentoml serve` in a process of its own, asked over HTTP."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
+from benchmarks.service import PROC, Server, serve
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.archive import Archive
 from tests.serving.conftest import ADMIN, picture, scores
-from tests.walker import ROOT
-
-READY_SECONDS = 60
-PROC = Path("/proc")
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running `bentoml serve`."""
-
-    process: subprocess.Popen[bytes]
-    address: str
-    log: Path
-
-    def ready(self) -> bool:
-        """Whether it answers /readyz with success now."""
-        try:
-            return httpx.get(f"{self.address}/readyz", timeout=5).is_success
-        except httpx.TransportError:
-            return False
-
-    def classify(self, task: str, content: bytes | None = None) -> httpx.Response:
-        files = {"image": ("some.png", picture() if content is None else content)}
-        return httpx.post(f"{self.address}/classify", files=files, data={"task": task}, timeout=30)
-
-    def wait_until(self, condition: str) -> None:
-        """Wait for a text in the log, or for /readyz where `condition` is `ready`."""
-        end = time.monotonic() + READY_SECONDS
-        while time.monotonic() < end:
-            if self.ready() if condition == "ready" else condition in self.log.read_text():
-                return
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.2)
-        if condition not in self.log.read_text():
-            pytest.fail(f"no '{condition}' within {READY_SECONDS} s:\n{self.log.read_text()[-3000:]}")
-
-    def lines(self) -> list[dict[str, object]]:
-        """The structured lines of the log."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-
-
-@contextmanager
-def serve(artifacts: Path | str, folder: Path, **settings: str) -> Iterator[Server]:
-    """Start a server on a free port, its log and BentoML's own home below `folder`; stop it afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bentoml", "serve", ".", "--port", str(port), "--host", "127.0.0.1"]
-    own = {"MOSA_ARTIFACTS": str(artifacts), "BENTOML_HOME": str(folder / "home"), "BENTOML_DO_NOT_TRACK": "True"}
-    environment = {**os.environ, **own, **{f"MOSA_{name.upper()}": value for name, value in settings.items()}}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        yield Server(process, f"http://127.0.0.1:{port}", folder / "log")
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def family(pid: int) -> set[int]:
-    """A process and all that descend from it."""
-    parents = {}
-    for path in PROC.glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found: set[int] = set()
-    new = {pid}
-    while new:
-        found |= new
-        new = {child for child, parent in parents.items() if parent in found} - found
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +33,7 @@ def server(
 
 def test_one_server_answers_two_tasks_each_by_its_own_bundle(server: Server, archives: Mapping[str, Archive]) -> None:
     for task in ("birds", "fields"):
-        response, bundle = server.classify(task), archives[task].bundle()
+        response, bundle = server.classify(task, picture()), archives[task].bundle()
         assert response.json()["bundle"] == bundle.digest
         assert set(scores(response)) <= set(bundle.record.classes)
         assert len(scores(response)) == 5
@@ -150,7 +67,7 @@ def test_32_requests_at_once_are_all_answered_by_their_own_task(server: Server, 
 
 
 def test_faults_reach_the_sender_with_their_reason(server: Server) -> None:
-    refused, unknown = server.classify("fields.b"), server.classify("429")
+    refused, unknown = server.classify("fields.b", picture()), server.classify("429", picture())
     assert (refused.status_code, unknown.status_code) == (503, 404)
     assert refused.json()["detail"].startswith("'fields.b': the shared graph misses its canary's probabilities")
     assert unknown.json()["detail"].startswith("unknown task '429'; known: birds")
@@ -167,7 +84,7 @@ def test_a_task_is_added_replaced_and_removed_while_it_runs(server: Server, make
         assert answer.json()["bundle"] == archive.bundle().digest
     assert httpx.put(url, content=first.pack(), timeout=30).status_code == 401
     assert httpx.delete(url, headers=ADMIN, timeout=30).status_code == 204
-    assert server.classify("moths").status_code == 404
+    assert server.classify("moths", picture()).status_code == 404
 
 
 def test_the_log_says_what_was_set_and_which_task_is_not_served_and_has_a_line_a_request(server: Server) -> None:
@@ -189,7 +106,7 @@ def test_the_log_says_what_was_set_and_which_task_is_not_served_and_has_a_line_a
 def test_a_stranger_s_paths_and_tasks_make_no_series(server: Server) -> None:
     for i in range(5):
         httpx.get(f"{server.address}/nowhere/{i}", timeout=10)
-        server.classify(f"unknown-{i}")
+        server.classify(f"unknown-{i}", picture())
     text = httpx.get(f"{server.address}/metrics", timeout=10).text
     assert "nowhere" not in text
     assert "unknown-" not in text
@@ -201,7 +118,7 @@ def test_a_stranger_s_paths_and_tasks_make_no_series(server: Server) -> None:
 
 @pytest.mark.skipif(not (PROC / "self" / "maps").exists(), reason="no /proc here to look into the server's memory")
 def test_no_process_of_the_server_has_loaded_torch(server: Server) -> None:
-    maps = [(PROC / str(pid) / "maps").read_text() for pid in family(server.process.pid)]
+    maps = [(PROC / str(each.pid) / "maps").read_text() for each in server.family()]
     assert any("onnxruntime" in text for text in maps)
     assert not any("libtorch" in text for text in maps)
 

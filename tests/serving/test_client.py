@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.service import Server, serve
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.archive import Archive
 from mosa_deploy.client import Answer, AsyncClient, Client, Failure
 from mosa_deploy.errors import ServiceError
-from tests.serving.test_bentoml import Server, serve
 from tests.walker import ROOT
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from benchmarks.service import Server, serve
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.archive import Archive
-from tests.serving.conftest import ADMIN, running
+from tests.serving.conftest import ADMIN, picture, running
 from tests.serving.hostile import bundles, images
-from tests.serving.test_bentoml import Server, serve
 from tests.serving.test_changes import files_of, put, top
 
 GROWTH = 300 << 20
@@ -142,4 +142,4 @@ def raw(server: Server, content: bytes) -> bytes:
 def test_raw_requests_that_no_client_would_send(server: Server, content: bytes, statuses: tuple[bytes, ...]) -> None:
     answer = raw(server, content)
     assert (answer.split(b" ", 2)[1] if answer else b"") in statuses, answer[:300]
-    assert server.classify("birds").status_code == 200
+    assert server.classify("birds", picture()).status_code == 200

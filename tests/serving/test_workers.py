@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.service import PROC, Server, serve
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.archive import Archive
 from mosa_deploy.errors import ConfigError
 from serving.owner import Place
 from tests.serving.conftest import ADMIN
-from tests.serving.test_bentoml import PROC, Server, family, serve
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +31,12 @@ def server(
         yield server
 
 
-def workers(server: Server) -> list[int]:
-    """The processes that speak HTTP."""
-    others = family(server.process.pid) - {server.process.pid}
-    return [pid for pid in others if b"_bentoml_impl.worker.service" in (PROC / str(pid) / "cmdline").read_bytes()]
-
-
 def owner(server: Server) -> int:
     """The worker that holds the lock."""
-    for pid in workers(server):
-        for link in (PROC / str(pid) / "fd").iterdir():
+    for worker in server.workers():
+        for link in (PROC / str(worker.pid) / "fd").iterdir():
             if str(link.readlink()).endswith("owner.lock"):
-                return pid
+                return int(worker.pid)
     raise AssertionError("no worker has the lock")
 
 
@@ -62,8 +56,9 @@ def test_every_answer_after_an_upload_is_the_new_version_s_whatever_worker_gives
 
 
 def test_two_workers_share_the_requests_and_one_has_the_lock(server: Server, maker: TaskMaker) -> None:
-    assert len(workers(server)) == 2
-    assert owner(server) in workers(server)
+    workers = [worker.pid for worker in server.workers()]
+    assert len(workers) == 2
+    assert owner(server) in workers
 
 
 def test_several_tasks_of_one_image_and_faults_come_through(server: Server, maker: TaskMaker) -> None:
@@ -82,7 +77,7 @@ def test_several_tasks_of_one_image_and_faults_come_through(server: Server, make
             "class-6",
         ]
         assert server.classify("cracks", b"text").status_code == 415
-        assert server.classify("dogs").status_code == 404
+        assert server.classify("dogs", maker.images[0]).status_code == 404
         assert httpx.delete(f"{server.address}/v1/tasks/dogs", headers=ADMIN, timeout=30).status_code == 404
 
 
