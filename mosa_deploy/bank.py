@@ -4,6 +4,10 @@ A task of a smaller bottleneck is padded with zeros: act(0) * 0 adds nothing, wh
 empty slot is all zeros, which is the plain backbone.
 """
 
+import mmap
+import sys
+from math import prod
+
 import numpy as np
 
 from mosa_deploy.errors import ConfigError
@@ -27,7 +31,7 @@ class Bank:
 
     def _zeros(self) -> dict[str, Array]:
         shapes = self.layout.shapes(self.bottleneck)
-        return {name: np.zeros((self.capacity, *shape), dtype=np.float32) for name, shape in shapes.items()}
+        return {name: untouched((self.capacity, *shape)) for name, shape in shapes.items()}
 
     def write(self, rows: Rows) -> int:
         """Put a task into a free slot, growing if there is none or if its bottleneck is larger; returns the slot.
@@ -69,6 +73,18 @@ class Bank:
         for name, value in before.items():
             _corner(self.tensors[name], value)[...] = value
         self.growths += 1
+
+
+def untouched(shape: tuple[int, ...]) -> Array:
+    """Zeros that take memory only where they are written, by the page.
+
+    numpy asks the kernel for huge pages: the first slot of each tensor would then take 2 MB, room for a hundred tasks.
+    """
+    size = prod(shape) * np.dtype(np.float32).itemsize
+    if sys.platform != "linux" or not size:
+        return np.zeros(shape, dtype=np.float32)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype=np.float32).reshape(shape)
 
 
 def _corner(whole: Array, part: Array) -> Array:

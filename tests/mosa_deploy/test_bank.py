@@ -1,4 +1,7 @@
+import sys
+
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -105,3 +108,16 @@ def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() 
     }
     with pytest.raises(ConfigError, match=r"^the rows are not of 1 blocks of width 6 with updates of attn"):
         bank.write(rows(4, depth=1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems give memory in their own way")
+def test_a_large_bank_takes_memory_only_for_the_slots_that_are_written() -> None:
+    process = psutil.Process()
+    bank, given = Bank(Layout(6, 64), bottleneck=16, capacity=5000), rows(16, depth=6, width=64)
+    before = process.memory_full_info().uss
+    for _ in range(10):
+        bank.write(given)
+    grown = process.memory_full_info().uss - before
+    needed = 10 * sum(value.nbytes for value in given.values())
+    assert needed <= grown < needed + 40 * 4096 + 1_000_000
+    assert sum(tensor.nbytes for tensor in bank.tensors.values()) > 200_000_000
