@@ -152,24 +152,25 @@ class Operator:
     """Where a rollback leads."""
 
     async def step(self) -> None:
-        """One change of one task: another version, the one before, none for a moment, or a pin and its end."""
+        """One change of one task: another version, the one before, gone and there again, or a pin or its end."""
         name = str(self.rng.choice(list(self.known.versions)))
         now = self.histories[name].changes[-1][2]
         kind = int(self.rng.integers(4))
-        if now == GONE or kind == 0 or (kind == 1 and name not in self.before):
+        if kind == 1 and name in self.before:
+            await self.change(name, self.before[name], "POST", "/rollback")
+            self.before[name] = now
+        elif kind == 3:
+            pinned = b'{"pinned": true}' if self.rng.integers(2) else b'{"pinned": false}'
+            await self.change(name, now, "POST", "/pin", pinned, "application/json")
+        else:
+            if kind == 2:
+                await self.change(name, GONE, "DELETE", "")
             others = [v for v in self.known.versions[name] if v.bundle().digest != now]
             version = others[int(self.rng.integers(len(others)))]
             await self.change(name, version.bundle().digest, "PUT", "", version.pack())
-            self.before.pop(name, None) if now == GONE else self.before.update({name: now})
-        elif kind == 1:
-            await self.change(name, self.before[name], "POST", "/rollback")
             self.before[name] = now
-        elif kind == 2:
-            await self.change(name, GONE, "DELETE", "")
-            self.before.pop(name, None)
-        else:
-            for pinned in (b'{"pinned": true}', b'{"pinned": false}'):
-                await self.change(name, now, "POST", "/pin", pinned, "application/json")
+            if kind == 2:
+                del self.before[name]
 
     async def change(
         self, name: str, digest: str, method: str, path: str, content: bytes = b"", kind: str = "application/zip"
@@ -187,14 +188,15 @@ class Operator:
 
 def judge(reply: Reply, known: Known, histories: Mapping[str, History]) -> str:
     """What a reply is."""
+    history = histories.get(reply.ask.task)
+    possible = history.possible(reply.start, reply.end) if history else set()
+    if reply.status == 404 and GONE in possible:
+        return "while removed"
     if reply.ask.status != 200:
         return "bad ones refused" if reply.status == reply.ask.status else "other failures"
-    possible = histories[reply.ask.task].possible(reply.start, reply.end)
     if reply.status == 200:
         right = reply.fields["bundle"] in possible and known.error(reply) <= TOLERANCE
         return "right" if right and reply.fields["task"] == reply.ask.task else "wrong answers"
-    if reply.status == 404 and GONE in possible:
-        return "while removed"
     return "busy" if reply.status == 503 else "other failures"
 
 

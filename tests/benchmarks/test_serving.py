@@ -33,9 +33,10 @@ def figures(out: Path, part: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_no_answer_is_of_another_task_or_version(out: Path) -> None:
     soak, slots = figures(out, "soak"), figures(out, "slots")
-    assert (soak["wrong answers"], soak["other failures"], soak["bad ones refused"]) == (0, 0, 20)
-    assert soak["right"] + soak["while removed"] + soak["busy"] == 380
-    assert soak["right"] > 200
+    assert (soak["wrong answers"], soak["other failures"]) == (0, 0)
+    assert sum(soak[name] for name in ("right", "bad ones refused", "while removed", "busy")) == 400
+    assert soak["right"] > 300
+    assert soak["bad ones refused"] > 10
     assert 0 < soak["largest error"] < 1e-5
     assert slots["right"] == slots["items"] >= 5000
     assert slots["replaced"] > 0
