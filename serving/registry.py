@@ -143,7 +143,7 @@ class Registry:
                 422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
             )
         with self._turn(name):
-            entry = self._entry_for_change(name)
+            entry = self.entries.get(name) or Entry(name, Decision(current=None))
             now, old = entry.decision, entry.version
             if now.current == DAMAGED:
                 now = now.model_copy(update={"current": None})
@@ -185,10 +185,10 @@ class Registry:
         with self._turn(name):
             entry = self.entry(name)
             now = entry.decision
-            self._keep_export(name, now)
+            self.store.keep_export(name, now)
             decision = now.model_copy(update={"current": None, "previous": now.current, "pinned": False})
             self.store.decide(name, decision)
-            self._forget(now, decision)
+            self.store.forget_between(now, decision)
             self._swap(entry, None, None, decision)
 
     def pin(self, name: str, pinned: bool) -> Entry:
@@ -219,9 +219,6 @@ class Registry:
             turn = self._turns.setdefault(name, threading.Lock())
         with turn:
             yield
-
-    def _entry_for_change(self, name: str) -> Entry:
-        return self.entries.get(name) or Entry(name, Decision(current=None))
 
     def _read(self, name: str) -> Entry:
         """A task as the store has it."""
@@ -257,8 +254,7 @@ class Registry:
                 if isinstance(fault, BundleError | ParityError | StoreError) and entry.version is version:
                     entry.refused = str(fault)
             raise
-        self.count("load")
-        log.info("serving %s, bundle %s, %s", entry.name, version.digest[:12], active.lane.kind)
+        self._say(active)
         with self.lock:
             entry.loading = None
             if entry.version is version and entry.active is None:
@@ -273,7 +269,7 @@ class Registry:
         name, before = entry.name, entry.decision
         active = self.residents.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
         try:
-            self._keep_export(name, before)
+            self.store.keep_export(name, before)
             if keep:
                 self.store.keep(keep)
             self.store.decide(name, decision)
@@ -282,10 +278,14 @@ class Registry:
             if isinstance(fault, OSError):
                 raise StoreError(f"{self.store} cannot be written: {fault.strerror}") from fault
             raise
-        self.count("load")
         self._swap(entry, version, active, decision)
-        self._forget(before, decision)
-        log.info("serving %s, bundle %s, %s", name, version.digest[:12], active.lane.kind)
+        self.store.forget_between(before, decision)
+        self._say(active)
+
+    def _say(self, active: Active) -> None:
+        version, lane = active.version, active.lane
+        self.count("load")
+        log.info("serving %s, bundle %s, %s by %s", version.record.task, version.digest[:12], lane.kind, lane.way)
 
     def _swap(self, entry: Entry, version: Version | None, active: Active | None, decision: Decision) -> None:
         with self.lock:
@@ -294,17 +294,6 @@ class Registry:
             self.entries[entry.name] = entry
             if old:
                 self.residents.retire(old)
-
-    def _keep_export(self, name: str, decision: Decision) -> None:
-        """A copy of the exported version, which the next export replaces."""
-        if decision.current and decision.current == decision.exported:
-            self.store.keep(self.store.archive(name, decision.current))
-
-    def _forget(self, before: Decision, now: Decision) -> None:
-        """Remove versions that neither an answer nor a rollback needs any more."""
-        for key in {before.current, before.previous} - {now.current, now.previous, None}:
-            if key:
-                self.store.forget(key)
 
     def _evicted(self, active: Active) -> None:
         entry = self.entries.get(active.version.record.task)
