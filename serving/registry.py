@@ -149,13 +149,9 @@ class Registry:
                 now = now.model_copy(update={"current": None})
             if old and now.current and old.record.classes != bundle.record.classes and not new_classes:
                 raise RefusedError(409, f"'{name}' has other classes now: send ?new_classes=true if that is meant")
-            decision = now.model_copy(
-                update={
-                    "current": archive.key,
-                    "previous": now.previous if now.current in (None, archive.key) else now.current,
-                    "lane": lane or now.lane,
-                }
-            )
+            previous = now.previous if now.current in (None, archive.key) else now.current
+            update = {"current": archive.key, "previous": previous, "lane": lane or now.lane}
+            decision = now.model_copy(update=update)
             self._switch(entry, Version(archive.key, bundle.record), bundle, decision, keep=archive)
             return entry
 
@@ -245,9 +241,8 @@ class Registry:
         assert version is not None
         try:
             bundle = self.store.archive(entry.name, version.key).bundle()
-            active = self.residents.load(
-                version, bundle, self.lane_of(entry.name, decision, version.record), decision.pinned
-            )
+            lane = self.lane_of(entry.name, decision, version.record)
+            active = self.residents.load(version, bundle, lane, decision.pinned)
         except BaseException as fault:
             with self.lock:
                 entry.loading = None
