@@ -124,7 +124,7 @@ class OnnxEngine:
         self.num_io_tensors = len(self.given) + 1
 
     def get_tensor_name(self, i: int) -> str:
-        return ([*self.given] + [str(self.output.name)])[i]
+        return str([*self.given, self.output.name][i])
 
     def get_tensor_mode(self, name: str) -> Any:
         return types.SimpleNamespace(name="INPUT" if name in self.given else "OUTPUT")
