@@ -54,6 +54,10 @@ class Buffer:
     address: int
     shape: tuple[int, ...]
 
+    def part(self, i: int, size: int) -> "Buffer":
+        """Place `i` of the first axis, of `size` bytes; it is memory of the whole, and does not keep it."""
+        return Buffer(self.address + i * size, self.shape[1:])
+
 
 class Device:
     """Memory and one stream of the first GPU."""

@@ -18,6 +18,9 @@ RECORDS = "engine.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 
+PREFERRED: tuple[Precision, ...] = ("fp16", "int8", "fp32")
+"""The engine to take where several fit: int8 may cost accuracy, which is to be weighed before; fp32 is the slowest."""
+
 AGAIN = "build it again with `python -m export --targets onnx,tensorrt`"
 
 
@@ -83,6 +86,19 @@ def read_record(path: Path) -> EngineRecord:
     if sha256(path) != record.sha256:
         raise StoreError(f"{path} was altered or cut short since it was built: {AGAIN}")
     return record
+
+
+def engines_of(folder: Path, graph: str, capability: str) -> list[Path]:
+    """A graph's engines for a GPU of that capability, the first choice first; one for another GPU if there are none.
+
+    Raises:
+        StoreError: the folder's `engine.json` is damaged.
+    """
+    records = read_records(folder)
+    of_graph = [name for name, record in records.items() if record.onnx.split(".")[0] == Path(graph).stem]
+    ranked = sorted(of_graph, key=lambda name: PREFERRED.index(records[name].precision))
+    here = [name for name in ranked if records[name].capability == capability]
+    return [folder / name for name in here or ranked[:1]]
 
 
 def check_engine(path: Path, record: EngineRecord, version: str, capability: str | None) -> None:

@@ -2,11 +2,11 @@
 
 An engine has one optimisation profile for each batch size. A batch is padded with zeros to the smallest that holds
 it; each size has its own context, buffers that stay, and one CUDA graph of copies and kernels. Banks are copied to the
-device when they are bound, never in a run.
+device when they are bound, and a slot when it has changed, never in a run.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,10 @@ def prove(runner: "EngineRunner", bundle: Bundle) -> None:
 class EngineRunner:
     """One engine; a run serves one thread at a time."""
 
-    in_place = False
-
     def __init__(self, engine: Any, device: Device, record: EngineRecord, name: str) -> None:
         """`engine` is TensorRT's, with a profile for each of the record's batch sizes."""
         self.engine, self.device, self.record, self.name = engine, device, record, name
-        self.sizes = record.batch_sizes
+        self.precision, self.sizes = record.precision, record.batch_sizes
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
         (self.output,) = (name for name in names if name not in self.inputs)
@@ -117,6 +115,19 @@ class EngineRunner:
             contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
             for name, tensor in contiguous.items():
                 self.device.upload(self.bound[name], tensor)
+            self.device.synchronize()
+
+    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
+        """Copy these slots of what is bound to the device again, and no others."""
+        with self.lock:
+            # Copies that are queued read them until `synchronize`.
+            sources = [
+                (self.bound[name].part(slot, tensor[slot].nbytes), np.ascontiguousarray(tensor[slot]))
+                for name, tensor in tensors.items()
+                for slot in slots
+            ]
+            for place, source in sources:
+                self.device.upload(place, source)
             self.device.synchronize()
 
     def _check_bank(self, name: str, shape: tuple[int, ...]) -> None:

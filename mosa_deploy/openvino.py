@@ -5,7 +5,7 @@ The extra `openvino` brings the library, which is imported when a runner is open
 
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ def load_openvino(precision: Precision = "fp32") -> Any:
 class OpenVinoRunner:
     """A graph by OpenVINO on the CPU; `threads` of 0 takes every core."""
 
-    in_place = True
+    sizes = None
 
     def __init__(self, path: Path, precision: Precision = "fp32", threads: int = 0) -> None:
         """Raises ProviderError as `load_openvino`, StoreError if the file is missing or not a graph."""
@@ -56,6 +56,7 @@ class OpenVinoRunner:
             self.compiled = self.openvino.Core().compile_model(path, "CPU", hints)
         except RuntimeError as error:
             raise StoreError(f"{path} cannot be loaded: {_reason(error)}; export it again") from error
+        self.precision = precision
         self.inputs = [port.any_name for port in self.compiled.inputs]
         self.bound: dict[str, Array] = {}
         self.request, self.lock = self.compiled.create_infer_request(), threading.Lock()
@@ -67,6 +68,9 @@ class OpenVinoRunner:
                 self._set(name, tensor)
             # What is bound must outlive the request.
             self.bound = dict(tensors)
+
+    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
+        """Nothing to do: they are read where they lie."""
 
     def run(self, *inputs: NDArray[Any]) -> Array:
         """The inputs that are not bound, in the graph's order -> its output."""

@@ -1,7 +1,7 @@
 """Runners: one way to run a graph of either lane, whatever the runtime behind it."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mosa_deploy.bank import Bank
+from mosa_deploy.canary import Arithmetic
 from mosa_deploy.engine_runner import check_engines, open_engine
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError, one_of
 from mosa_deploy.openvino import OpenVinoRunner, load_openvino
@@ -26,17 +27,29 @@ FOR_TENSORRT = "int8-tensorrt"
 
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+PROVIDER_PRECISIONS: dict[Provider, Arithmetic] = {"cpu": "fp32", "cuda": "tf32"}
+"""ONNX Runtime lets CUDA round the factors of products to TF32."""
+
 
 class Runner(Protocol):
     """Runs one graph, of a task or shared; several threads may call it."""
 
     @property
-    def in_place(self) -> bool:
-        """Whether what is bound is read where it lies; else it is a copy, to be bound anew after a change."""
+    def precision(self) -> Arithmetic:
+        """What it computes in, given a graph in fp32."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The batches that it was built for, ascending; it pads others. None for any."""
         ...
 
     def bind(self, tensors: Mapping[str, Array]) -> None:
         """Give inputs that stay from run to run, by name."""
+        ...
+
+    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
+        """Say that what is bound has changed in these places of its first axis."""
         ...
 
     def run(self, *inputs: NDArray[Any]) -> Array:
@@ -136,9 +149,11 @@ class OnnxRunner:
     On the CPU, inputs that are bound are read where they lie; on CUDA they are copied to the device.
     """
 
+    sizes = None
+
     def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0, spinning: bool = True) -> None:
         self.session = open_session(path, provider, threads, spinning)
-        self.provider, self.in_place = provider, provider == "cpu"
+        self.provider, self.precision = provider, PROVIDER_PRECISIONS[provider]
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
         self.bound: dict[str, onnxruntime.OrtValue] = {}
@@ -154,6 +169,11 @@ class OnnxRunner:
                 self.binding.bind_ortvalue_input(name, value)
             # What is bound must outlive the binding.
             self.bound = values
+
+    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
+        """Copy what is bound to the device again: an OrtValue is written as a whole."""
+        if self.provider == "cuda":
+            self.bind(tensors)
 
     def run(self, *inputs: NDArray[Any]) -> Array:
         """The inputs that are not bound, in the graph's order -> its output."""
@@ -172,7 +192,7 @@ class OnnxRunner:
 class SharedRunner:
     """The shared graph, its banks bound once instead of fed at each call.
 
-    A runner that reads them in place sees a slot at once that is written; others get them anew when they have changed.
+    A slot that was written or cleared is seen by the next run: a runner that holds a copy is told which.
     """
 
     def __init__(
@@ -187,15 +207,18 @@ class SharedRunner:
         self.runner, self.bank = open_runner(path, name, threads, spinning), bank
         self._bind()
 
-    def _stamp(self) -> int:
-        return self.bank.growths if self.runner.in_place else self.bank.changes
-
     def _bind(self) -> None:
-        self.stamp = self._stamp()
+        self.growths, self.changes = self.bank.growths, self.bank.changes
         self.runner.bind(self.bank.tensors)
+
+    def _refresh(self) -> None:
+        slots, self.changes = self.bank.changed_since(self.changes), self.bank.changes
+        self.runner.refresh(self.bank.tensors, slots)
 
     def run(self, images: Array, slots: NDArray[np.int64]) -> Array:
         """Images (B, 3, H, W), the slot of each (B,) -> features (B, C)."""
-        if self.stamp != self._stamp():
+        if self.growths != self.bank.growths:
             self._bind()
+        elif self.changes != self.bank.changes:
+            self._refresh()
         return self.runner.run(images, slots)

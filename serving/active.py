@@ -5,20 +5,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import TOLERANCE
-from mosa_deploy.errors import BundleError, ParityError
+from mosa_deploy.engine import AGAIN, RECORDS
+from mosa_deploy.errors import BundleError, MosaError, ParityError
 from mosa_deploy.preprocess import Array, Pixels, probabilities
-from mosa_deploy.rows import task_rows
+from mosa_deploy.rows import layout, task_rows
+from mosa_deploy.store import FOLDED
 from serving import metrics
 from serving.batching import Batcher, Item
 from serving.images import read_pixels
 from serving.lanes import AnyLane, Lanes, SharedLane
 from serving.refusal import RefusedError, busy
-from serving.store import BACKBONES, LaneName, TaskStore, Version
+from serving.store import BACKBONES, TASKS, LaneName, TaskStore, Version
 
 CANARY_SECONDS = 60.0
 CANARY_PIXELS = 50_000_000
@@ -82,13 +85,8 @@ class Residents:
         """
         self._make_room(lane)
         try:
-            active = self._place(version, bundle, lane)
+            active = self._proved(version, bundle, lane)
             active.pinned = pinned
-            try:
-                prove(active, bundle, self.batcher)
-            except BaseException:
-                self._free(active)
-                raise
             with self.lock:
                 active.users = 1
                 self._all[active] = None
@@ -132,12 +130,57 @@ class Residents:
                 self.retire(oldest)
             self._coming[lane] += 1
 
-    def _place(self, version: Version, bundle: Bundle, lane: LaneName) -> Active:
+    def _proved(self, version: Version, bundle: Bundle, lane: LaneName) -> Active:
+        """By the first engine that takes it and passes its canary, else by the ONNX file."""
+        faults: dict[Path, MosaError] = {}
+        for engine in self._engines(version, lane):
+            try:
+                active = self._tried(version, bundle, lane, engine)
+                break
+            except MosaError as fault:
+                faults[engine] = fault
+        else:
+            active = self._tried(version, bundle, lane, None)
+        # Only now is it known that the task itself is whole.
+        for engine, why in faults.items():
+            self.lanes.leave(engine, version.record.task, why)
+        return active
+
+    def _tried(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> Active:
+        active = self._place(version, bundle, lane, engine)
+        try:
+            prove(active, bundle, self.batcher)
+        except BaseException:
+            self._free(active)
+            raise
+        if isinstance(active.lane, SharedLane):
+            active.lane.proved = True
+        return active
+
+    def _engines(self, version: Version, lane: LaneName) -> list[Path]:
+        """The engines beside the backbone's shared graph, or beside the task."""
+        record = version.record
+        if self.lanes.runtimes.capability is None:
+            return []
+        if lane == "shared":
+            folder, graph = f"{BACKBONES}/{record.backbone.folder}", layout(record).file
+        elif version.key == self.store.exported(record.task):
+            folder, graph = f"{TASKS}/{record.task}", FOLDED
+        else:
+            # An upload has other weights than the engine beside the export.
+            return []
+        if RECORDS not in self.store.files.names(folder):
+            return []
+        return self.lanes.engines(self.store.files.local(folder), graph)
+
+    def _place(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> Active:
+        if lane == "folded" and engine:
+            return Active(version, self.lanes.by_engine(engine, bundle), 0, None)
         folder = self.store.files.local(f"{BACKBONES}/{version.record.backbone.folder}")
         if lane == "folded":
             return Active(version, self.lanes.folded(folder, bundle), 0, None)
         rows = task_rows(bundle)
-        shared = self.lanes.shared(folder, version.record, rows)
+        shared = self.lanes.shared(folder, version.record, rows, engine)
         slot = self.batcher.call(lambda: shared.write(rows)).result()
         weight, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
         return Active(version, shared, slot, (weight, bias))
@@ -154,7 +197,7 @@ class Residents:
 
 
 def prove(active: Active, bundle: Bundle, batcher: Batcher) -> None:
-    """Send the canary the way of every request, and compare.
+    """Send the canary the way of every request, and compare, by the tolerance of what the lane computes in.
 
     Raises:
         BundleError: the canary is not made of images.
@@ -167,11 +210,13 @@ def prove(active: Active, bundle: Bundle, batcher: Batcher) -> None:
         raise BundleError(f"the canary of '{record.task}' is {refused}") from None
     items = [active.item(each, deadline) for each in pixels]
     batcher.submit(items, bounded=False)
-    error = bundle.canary.error(active.probabilities(rows_of(items)))
-    if error > TOLERANCE["fp32"]:
+    error, way = bundle.canary.error(active.probabilities(rows_of(items))), active.lane.way
+    tolerance = TOLERANCE[way.precision]
+    if not error <= tolerance:
+        way_out = AGAIN if way.runtime == "tensorrt" else "export the task again with its own backbone"
         raise ParityError(
-            f"'{record.task}': the {active.lane.kind} graph misses its canary's probabilities by {error:.1e}:"
-            " export the task again with its own backbone"
+            f"'{record.task}': the {active.lane.kind} graph misses its canary's probabilities by {error:.1e}, above"
+            f" {tolerance:.0e} for {way}: {way_out}"
         )
 
 

@@ -27,6 +27,11 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 class Lane(Protocol):
     """One graph."""
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batches that it takes, ascending."""
+        ...
+
     def run(self, items: Sequence["Item"], size: int) -> Array:
         """At most `size` items as a batch of `size` -> what the graph says of each (n, ...)."""
         ...
@@ -60,13 +65,24 @@ def sizes_up_to(largest: int) -> tuple[int, ...]:
 def fit(waiting: int, sizes: Sequence[int]) -> tuple[int, int]:
     """How many of the waiting items go now, and the size their batch is padded to.
 
-    Padding up computes for nothing, taking fewer makes the rest wait: up where a quarter at most is padding.
+    Padding up computes for nothing, taking fewer makes the rest wait: up where a quarter at most is padding, or where
+    a second batch for the rest would compute as much.
     """
-    above = min((size for size in sizes if size >= waiting), default=None)
-    if above is not None and waiting >= 0.75 * above:
+    above, below = smallest(waiting, sizes), max((size for size in sizes if size <= waiting), default=None)
+    if below is None:
+        assert above is not None
         return waiting, above
-    below = max(size for size in sizes if size <= waiting)
+    if above is None:
+        return below, below
+    rest = smallest(waiting - below, sizes)
+    if waiting >= 0.75 * above or (rest is not None and below + rest >= above):
+        return waiting, above
     return below, below
+
+
+def smallest(waiting: int, sizes: Sequence[int]) -> int | None:
+    """The smallest size that holds so many, if one does."""
+    return min((size for size in sizes if size >= waiting), default=None)
 
 
 class Batcher:
@@ -81,7 +97,7 @@ class Batcher:
         observe: Callable[[Sequence[Item]], None] | None = None,
     ) -> None:
         """`observe` is told of every batch that ran; `deadline` is only for messages."""
-        self.sizes, self.max_wait, self.bound, self.deadline = sizes_up_to(max_batch), max_wait, bound, deadline
+        self.max_batch, self.max_wait, self.bound, self.deadline = max_batch, max_wait, bound, deadline
         self.observe = observe
         self.broken: str | None = None
         self._queues: dict[Lane, deque[Item]] = {}
@@ -147,7 +163,7 @@ class Batcher:
                 if lane is not None:
                     queue = self._queues[lane]
                     left = queue[0].entered + self.max_wait - time.monotonic()
-                    if left <= 0 or len(queue) >= self.sizes[-1] or self._closing:
+                    if left <= 0 or len(queue) >= min(self.max_batch, lane.sizes[-1]) or self._closing:
                         items, size = self._take(lane)
                         return lambda: self._run(lane, items, size)
                     self._changed.wait(left)
@@ -158,7 +174,7 @@ class Batcher:
 
     def _take(self, lane: Lane) -> tuple[list[Item], int]:
         queue = self._queues[lane]
-        count, size = fit(len(queue), self.sizes)
+        count, size = fit(min(len(queue), self.max_batch), lane.sizes)
         items = [queue.popleft() for _ in range(count)]
         if not queue:
             del self._queues[lane]
@@ -187,13 +203,13 @@ class Batcher:
             start = time.monotonic()
             if len(items) > 1:
                 try:
-                    self._answer([item], lane.run([item], 1), start)
+                    self._answer([item], lane.run([item], lane.sizes[0]), start)
                     continue
                 except Exception as own:  # As above.
                     fault = own
             reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
             log.error("inference failed: %s", reason)
-            if "CUDA" in str(fault):
+            if "cuda" in str(fault).lower():
                 # The context is lost with every session in it: only a new process helps.
                 self.broken = reason
             item.future.set_exception(RefusedError(503, f"inference failed: {reason:.200}"))

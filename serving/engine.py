@@ -1,6 +1,7 @@
 """The inference side in this process: registry, lanes and batcher behind `serving.backend.Backend`."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,15 @@ from serving.active import Active
 from serving.backend import Answered, Health, Lease, Outcome
 from serving.batching import Batcher, Item
 from serving.files import open_files
-from serving.lanes import Lanes, SharedLane, chosen_runner
+from serving.lanes import Lanes, SharedLane
 from serving.refusal import RefusedError, late
 from serving.registry import Entry, Registry
+from serving.runtime import choose
 from serving.schema import TaskInfo
 from serving.settings import Settings
 from serving.store import LaneName, TaskStore
+
+log = logging.getLogger("mosa_deploy.serving")
 
 T = TypeVar("T")
 
@@ -36,12 +40,13 @@ class Engine:
             MosaError: the runtime is not here, or there is nothing to serve and nobody who may add it.
         """
         self.settings = settings
-        runner = chosen_runner(settings.runtime)
+        runtimes = choose(settings.runtime)
+        log.info("runtime: %s", runtimes)
         store = TaskStore(open_files(settings.artifacts), settings.max_upload)
         self.batcher = Batcher(
             settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
         )
-        lanes = Lanes(self.batcher, runner, settings.threads, settings.active + 1)
+        lanes = Lanes(self.batcher, runtimes, settings.threads, settings.active + 1)
         limits: dict[LaneName, int] = {"shared": settings.active, "folded": settings.sessions}
         self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
@@ -157,6 +162,7 @@ class Engine:
 
     def _info(self, entry: Entry) -> TaskInfo:
         record = entry.version.record if entry.version else None
+        way = entry.active.lane.way if entry.active else None
         return TaskInfo(
             task=entry.name,
             classes=list(record.classes) if record else [],
@@ -164,6 +170,8 @@ class Engine:
             method=record.method if record else "",
             bundle=record.sha256 if record else "",
             lane=self.registry.lane_of(entry.name, entry.decision, record),
+            runtime=way.runtime if way else None,
+            precision=way.precision if way else None,
             state="refused" if entry.refused else "active" if entry.active else "registered",
             pinned=entry.decision.pinned,
             can_roll_back=entry.decision.previous is not None,

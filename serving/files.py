@@ -96,7 +96,7 @@ class RemoteFiles:
             self.system, self.root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:
             raise StoreError(f"{url} cannot be opened: {error}") from None
-        self._copies: dict[str, list[str]] = {}
+        self._copies: dict[str, list[Any]] = {}
         self._aside = tempfile.TemporaryDirectory(prefix="mosa-store-")
         self._lock = threading.Lock()
 
@@ -123,25 +123,29 @@ class RemoteFiles:
 
     def names(self, folder: str) -> list[str]:
         """See `Files`."""
+        return sorted(PurePosixPath(found["name"]).name for found in self._listed(folder))
+
+    def _listed(self, folder: str) -> list[Any]:
+        """What fsspec says of a folder's files: name, size, and mostly when they were written."""
         self.system.invalidate_cache()
         try:
-            found: list[Any] = self.system.ls(self._at(folder), detail=False)
+            found: list[Any] = self.system.ls(self._at(folder), detail=True)
         except FileNotFoundError:
             return []
-        return sorted(name for name in (PurePosixPath(path).name for path in found) if not name.startswith("."))
+        return [each for each in found if not PurePosixPath(each["name"]).name.startswith(".")]
 
     def local(self, folder: str) -> Path:
         """See `Files`."""
         with self._lock:
-            names, copy = self.names(folder), Path(self._aside.name) / folder
-            if not names:
+            listed, copy = self._listed(folder), Path(self._aside.name) / folder
+            if not listed:
                 raise StoreError(f"{self.url}/{folder}: no such folder; copy the exported backbone there")
-            # A graph for tasks of another kind may have come since.
-            if self._copies.get(folder) != names:
+            # A graph for tasks of another kind may have come since, or an engine.
+            if self._copies.get(folder) != listed:
                 with replacing_folder(copy) as aside:
-                    for name in names:
+                    for name in (PurePosixPath(each["name"]).name for each in listed):
                         (aside / name).write_bytes(self.read(f"{folder}/{name}"))
-                self._copies[folder] = names
+                self._copies[folder] = listed
             return copy
 
     def close(self) -> None:

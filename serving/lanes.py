@@ -6,24 +6,51 @@
 This is the one place that knows which graph file and which bank a task needs.
 """
 
-import ctypes
 import functools
+import logging
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle, Record
-from mosa_deploy.errors import BundleError, ProviderError, StoreError
+from mosa_deploy.canary import Arithmetic
+from mosa_deploy.engine import RECORDS, engines_of, read_records
+from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
 from mosa_deploy.preprocess import Array, Preprocess
 from mosa_deploy.rows import Layout, Rows, layout
-from mosa_deploy.runners import Runner, RunnerName, SharedRunner, check_runner, open_runner
-from serving.batching import Batcher, Item
-from serving.settings import Runtime
+from mosa_deploy.runners import Runner, RunnerName, SharedRunner, open_runner
+from serving.batching import Batcher, Item, sizes_up_to
+from serving.runtime import Runtimes
+
+log = logging.getLogger("mosa_deploy.serving")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a lane's graph is run."""
+
+    runtime: RunnerName
+    precision: Arithmetic
+    sizes: tuple[int, ...]
+    """The batches that it takes, ascending."""
+
+    @classmethod
+    def of(cls, runner: Runner, name: RunnerName, max_batch: int) -> Self:
+        """In batches of at most `max_batch`: a few sizes, or those that an engine was built for and needs."""
+        if runner.sizes is None:
+            return cls(name, runner.precision, sizes_up_to(max_batch))
+        smaller = tuple(size for size in runner.sizes if size < max_batch)
+        return cls(name, runner.precision, runner.sizes[: len(smaller) + 1])
+
+    def __str__(self) -> str:
+        return f"{self.runtime} in {self.precision}"
 
 
 class SharedLane:
@@ -31,11 +58,19 @@ class SharedLane:
 
     kind = "shared"
 
-    def __init__(self, graph: Path, bank: Bank, runner: RunnerName, threads: int) -> None:
+    def __init__(self, graph: Path, bank: Bank, runner: RunnerName, threads: int, max_batch: int) -> None:
         """Raises StoreError if there is no such graph."""
         self.bank = bank
         self.empty = bank.write({})
         self.runner = SharedRunner(graph, bank, runner, threads, spinning=False)
+        self.way = Way.of(self.runner.runner, runner, max_batch)
+        self.proved = False
+        """Whether a task has passed its canary here."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batches that it takes."""
+        return self.way.sizes
 
     def write(self, rows: Rows) -> int:
         """Put a task into a slot; a linear one into none."""
@@ -58,8 +93,13 @@ class FoldedLane:
 
     kind = "folded"
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, runner: Runner, name: RunnerName, max_batch: int) -> None:
+        self.runner, self.way = runner, Way.of(runner, name, max_batch)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batches that it takes."""
+        return self.way.sizes
 
     def run(self, items: Sequence[Item], size: int) -> Array:
         """-> logits (n, K)."""
@@ -81,65 +121,62 @@ def inputs(items: Sequence[Item], size: int) -> Array:
     return images
 
 
-def chosen_runner(runtime: Runtime) -> RunnerName:
-    """The runner that a setting means.
-
-    Raises:
-        ProviderError: the runtime, or what it needs, is not here.
-    """
-    if runtime == "tensorrt":
-        raise ProviderError("MOSA_RUNTIME=tensorrt: the service opens no engines yet; use onnxruntime-cuda")
-    if runtime == "auto":
-        return "onnxruntime-cuda" if _has_nvidia_driver() and _has_cuda() else "onnxruntime-cpu"
-    check_runner(runtime)
-    return runtime
-
-
-def _has_nvidia_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _has_cuda() -> bool:
-    try:
-        check_runner("onnxruntime-cuda")
-    except ProviderError:
-        return False
-    return True
-
-
 class Lanes:
     """Opens lanes, each shared one once, and warms them up."""
 
-    def __init__(self, batcher: Batcher, runner: RunnerName, threads: int, capacity: int) -> None:
+    def __init__(self, batcher: Batcher, runtimes: Runtimes, threads: int, capacity: int) -> None:
         """`capacity` is the number of slots that a bank starts with; none takes memory before it is written."""
-        self.batcher, self.runner, self.threads, self.capacity = batcher, runner, threads, capacity
+        self.batcher, self.runtimes, self.threads, self.capacity = batcher, runtimes, threads, capacity
         self._shared: dict[Path, SharedLane] = {}
+        self._left: set[Path] = set()
         self._lock = threading.Lock()
 
-    def shared(self, folder: Path, record: Record, rows: Rows) -> SharedLane:
-        """The shared lane of a task whose backbone lies in `folder`.
+    def engines(self, folder: Path, graph: str) -> list[Path]:
+        """The engines of a graph to try, the first choice first."""
+        if self.runtimes.capability is None:
+            return []
+        try:
+            found = engines_of(folder, graph, self.runtimes.capability)
+        except StoreError as fault:
+            self.leave(folder / RECORDS, graph, fault)
+            return []
+        return [engine for engine in found if engine not in self._left]
+
+    def leave(self, engine: Path, task: str, fault: MosaError) -> None:
+        """Say why an engine is not used: for one task where that is the task's, else for all and for good."""
+        with self._lock:
+            lane = self._shared.get(engine)
+            if not (isinstance(fault, ConfigError) or (lane and lane.proved)):
+                if engine in self._left:
+                    return
+                self._left.add(engine)
+                self._shared.pop(engine, None)
+        log.warning("%s without %s, by %s: %s", task, engine.name, self.runtimes.graphs, fault)
+
+    def shared(self, folder: Path, record: Record, rows: Rows, engine: Path | None) -> SharedLane:
+        """The shared lane of a task whose backbone lies in `folder`, by an engine or by the ONNX file.
 
         Raises:
             BundleError: the backbone has no shared graph for tasks of this kind.
-            StoreError: the graph is damaged.
+            StoreError: the graph or the engine is damaged.
+            ProviderError: the engine does not fit.
         """
         wanted = layout(record)
-        path = folder / wanted.file
+        path = engine or folder / wanted.file
         with self._lock:
             if path not in self._shared:
-                _whole(folder, wanted)
+                limits = read_records(folder)[path.name].bank if engine else None
+                if engine is None:
+                    _whole(folder, wanted)
                 bottleneck = max((rows[name].shape[0] for name in rows if name.endswith(".up")), default=1)
-                lane = SharedLane(path, Bank(wanted, bottleneck, self.capacity), self.runner, self.threads)
+                bank = Bank(wanted, bottleneck, self.capacity, limits)
+                lane = SharedLane(path, bank, self._runner(engine), self.threads, self.batcher.max_batch)
                 self._warm(lane, record.preprocess, lane.empty)
                 self._shared[path] = lane
             return self._shared[path]
 
     def folded(self, folder: Path, bundle: Bundle) -> FoldedLane:
-        """A new lane of one task.
+        """A new lane of one task, folded into its backbone, which lies in `folder`.
 
         Raises:
             StoreError: the backbone's graph is missing or damaged.
@@ -152,14 +189,31 @@ class Lanes:
         with tempfile.TemporaryDirectory(prefix="mosa-") as aside:
             path = Path(aside) / "folded.onnx"
             path.write_bytes(model.SerializeToString())
-            lane = FoldedLane(open_runner(path, self.runner, self.threads, spinning=False))
-        self._warm(lane, bundle.record.preprocess, 0)
+            return self._folded(path, self.runtimes.graphs, bundle.record.preprocess)
+
+    def by_engine(self, engine: Path, bundle: Bundle) -> FoldedLane:
+        """A new lane of one task, by its own engine.
+
+        Raises:
+            StoreError: the engine is damaged.
+            ProviderError: it does not fit.
+            ParityError: it misses its canary.
+        """
+        return self._folded(engine, "tensorrt", bundle.record.preprocess)
+
+    def _folded(self, path: Path, name: RunnerName, preprocess: Preprocess) -> FoldedLane:
+        runner = open_runner(path, name, self.threads, spinning=False)
+        lane = FoldedLane(runner, name, self.batcher.max_batch)
+        self._warm(lane, preprocess, 0)
         return lane
+
+    def _runner(self, engine: Path | None) -> RunnerName:
+        return self.runtimes.graphs if engine is None else "tensorrt"
 
     def _warm(self, lane: AnyLane, preprocess: Preprocess, slot: int) -> None:
         """Run every size of batch once, between the batches of others."""
         blank: NDArray[np.uint8] = np.zeros((*preprocess.size, 3), dtype=np.uint8)
-        for size in self.batcher.sizes:
+        for size in lane.sizes:
             items = [Item(lane, blank, preprocess, slot, deadline=float("inf"))]
             try:
                 self.batcher.call(functools.partial(lane.run, items, size)).result()

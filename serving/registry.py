@@ -143,19 +143,15 @@ class Registry:
                 422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
             )
         with self._turn(name):
-            entry = self._entry_for_change(name)
+            entry = self.entries.get(name) or Entry(name, Decision(current=None))
             now, old = entry.decision, entry.version
             if now.current == DAMAGED:
                 now = now.model_copy(update={"current": None})
             if old and now.current and old.record.classes != bundle.record.classes and not new_classes:
                 raise RefusedError(409, f"'{name}' has other classes now: send ?new_classes=true if that is meant")
-            decision = now.model_copy(
-                update={
-                    "current": archive.key,
-                    "previous": now.previous if now.current in (None, archive.key) else now.current,
-                    "lane": lane or now.lane,
-                }
-            )
+            previous = now.previous if now.current in (None, archive.key) else now.current
+            update = {"current": archive.key, "previous": previous, "lane": lane or now.lane}
+            decision = now.model_copy(update=update)
             self._switch(entry, Version(archive.key, bundle.record), bundle, decision, keep=archive)
             return entry
 
@@ -185,10 +181,10 @@ class Registry:
         with self._turn(name):
             entry = self.entry(name)
             now = entry.decision
-            self._keep_export(name, now)
+            self.store.keep_export(name, now)
             decision = now.model_copy(update={"current": None, "previous": now.current, "pinned": False})
             self.store.decide(name, decision)
-            self._forget(now, decision)
+            self.store.forget_between(now, decision)
             self._swap(entry, None, None, decision)
 
     def pin(self, name: str, pinned: bool) -> Entry:
@@ -220,9 +216,6 @@ class Registry:
         with turn:
             yield
 
-    def _entry_for_change(self, name: str) -> Entry:
-        return self.entries.get(name) or Entry(name, Decision(current=None))
-
     def _read(self, name: str) -> Entry:
         """A task as the store has it."""
         try:
@@ -248,17 +241,15 @@ class Registry:
         assert version is not None
         try:
             bundle = self.store.archive(entry.name, version.key).bundle()
-            active = self.residents.load(
-                version, bundle, self.lane_of(entry.name, decision, version.record), decision.pinned
-            )
+            lane = self.lane_of(entry.name, decision, version.record)
+            active = self.residents.load(version, bundle, lane, decision.pinned)
         except BaseException as fault:
             with self.lock:
                 entry.loading = None
                 if isinstance(fault, BundleError | ParityError | StoreError) and entry.version is version:
                     entry.refused = str(fault)
             raise
-        self.count("load")
-        log.info("serving %s, bundle %s, %s", entry.name, version.digest[:12], active.lane.kind)
+        self._say(active)
         with self.lock:
             entry.loading = None
             if entry.version is version and entry.active is None:
@@ -274,7 +265,7 @@ class Registry:
         name, before = entry.name, entry.decision
         active = self.residents.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
         try:
-            self._keep_export(name, before)
+            self.store.keep_export(name, before)
             if keep:
                 self.store.keep(keep)
             self.store.decide(name, decision)
@@ -284,11 +275,15 @@ class Registry:
             if isinstance(fault, OSError):
                 raise StoreError(f"{self.store} cannot be written: {fault.strerror}") from fault
             raise
-        self.count("load")
         self._swap(entry, version, active, decision)
         self.residents.release(active)
-        self._forget(before, decision)
-        log.info("serving %s, bundle %s, %s", name, version.digest[:12], active.lane.kind)
+        self.store.forget_between(before, decision)
+        self._say(active)
+
+    def _say(self, active: Active) -> None:
+        version, lane = active.version, active.lane
+        self.count("load")
+        log.info("serving %s, bundle %s, %s by %s", version.record.task, version.digest[:12], lane.kind, lane.way)
 
     def _swap(self, entry: Entry, version: Version | None, active: Active | None, decision: Decision) -> None:
         with self.lock:
@@ -297,17 +292,6 @@ class Registry:
             self.entries[entry.name] = entry
             if old:
                 self.residents.retire(old)
-
-    def _keep_export(self, name: str, decision: Decision) -> None:
-        """A copy of the exported version, which the next export replaces."""
-        if decision.current and decision.current == decision.exported:
-            self.store.keep(self.store.archive(name, decision.current))
-
-    def _forget(self, before: Decision, now: Decision) -> None:
-        """Remove versions that neither an answer nor a rollback needs any more."""
-        for key in {before.current, before.previous} - {now.current, now.previous, None}:
-            if key:
-                self.store.forget(key)
 
     def _evicted(self, active: Active) -> None:
         entry = self.entries.get(active.version.record.task)

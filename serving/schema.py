@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mosa_deploy.canary import Arithmetic
+from mosa_deploy.runners import RunnerName
+
 Example = dict[str, Any]
 
 ANSWER: Example = {
@@ -20,6 +23,8 @@ TASK: Example = {
     "method": "mosa",
     "bundle": "3f0c8b5a9d21",
     "lane": "shared",
+    "runtime": "onnxruntime-cpu",
+    "precision": "fp32",
     "state": "active",
     "pinned": False,
     "can_roll_back": True,
@@ -79,6 +84,10 @@ class TaskInfo(BaseModel):
     method: str
     bundle: str
     lane: Literal["shared", "folded"]
+    runtime: RunnerName | None = None
+    """What runs its graph, once it is active."""
+    precision: Arithmetic | None = None
+    """What that computes in."""
     state: Literal["active", "registered", "refused"]
     """`registered` tasks are loaded when they are asked."""
     pinned: bool

@@ -32,7 +32,8 @@ class Settings(BaseModel):
     artifacts: str = "artifacts"
     """The store: a folder, or a URL that fsspec opens."""
     runtime: Runtime = "auto"
-    """`auto` is CUDA where there is an NVIDIA driver, else ONNX Runtime on the CPU."""
+    """`tensorrt` is an engine for each graph that has one that fits, others run by ONNX Runtime. `auto` is that where
+    TensorRT and an NVIDIA GPU are here, else ONNX Runtime, with an NVIDIA driver on CUDA."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Cores for one inference; 0 takes all."""
     workers: Count = 1

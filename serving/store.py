@@ -133,9 +133,15 @@ class TaskStore:
         """Write a version, under the name of its content."""
         self.files.write(f"{UPLOADS}/{archive.key}.mosa", archive.pack())
 
-    def forget(self, key: str) -> None:
-        """Remove an uploaded version that no decision names."""
-        self.files.remove(f"{UPLOADS}/{key}.mosa")
+    def keep_export(self, name: str, decision: Decision) -> None:
+        """Write a copy of the exported version if it is served: the next export replaces it."""
+        if decision.current and decision.current == decision.exported:
+            self.keep(self.archive(name, decision.current))
+
+    def forget_between(self, before: Decision, now: Decision) -> None:
+        """Remove uploaded versions that neither an answer nor a rollback needs any more."""
+        for key in {before.current, before.previous} - {now.current, now.previous, None}:
+            self.files.remove(f"{UPLOADS}/{key}.mosa")
 
     def exported(self, name: str) -> str | None:
         """Key of what `python -m export` wrote for a task, if anything."""

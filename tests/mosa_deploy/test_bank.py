@@ -87,13 +87,41 @@ def test_rows_of_another_backbone_are_refused_and_take_no_slot(depth: int, width
 
 
 def test_a_bank_of_a_graph_built_for_a_bottleneck_grows_to_it_and_no_further() -> None:
-    bank = Bank(LAYOUT, bottleneck=4, limit=10)
+    bank = Bank(LAYOUT, bottleneck=4, limits=(9, 10))
     slot = bank.write(rows(9))
     assert bank.bottleneck == 10
-    with pytest.raises(ConfigError, match=r"^a bottleneck of 11 is above the 10 .*: build it for 11, or serve"):
+    with pytest.raises(ConfigError, match=r"^a bottleneck of 11 is above the 10 .* --bank-bottleneck 11, or serve"):
         bank.write(rows(11))
     assert slot not in bank.free
     assert bank.growths == 1
+
+
+def test_a_bank_of_a_graph_built_for_so_many_slots_grows_to_them_and_no_further() -> None:
+    bank = Bank(LAYOUT, bottleneck=4, capacity=2, limits=(3, 8))
+    slots = [bank.write(rows(2, seed)) for seed in range(3)]
+    assert (sorted(slots), bank.capacity) == ([0, 1, 2], 3)
+    with pytest.raises(ConfigError, match=r"^all 3 slots .* are taken: build it with --bank-slots 6, or serve"):
+        bank.write(rows(2))
+    bank.clear(slots[1])
+    assert bank.write(rows(3, seed=3)) == slots[1]
+
+
+def test_a_bank_starts_within_the_limits_of_its_graph() -> None:
+    bank = Bank(LAYOUT, bottleneck=16, capacity=200, limits=(64, 8))
+    assert (bank.capacity, bank.bottleneck) == (64, 8)
+
+
+def test_whoever_holds_a_copy_is_told_the_slots_that_changed_since() -> None:
+    bank = Bank(LAYOUT, bottleneck=4, capacity=3)
+    first, second = bank.write(rows(2)), bank.write(rows(3, seed=1))
+    copied = bank.changes
+    assert bank.changed_since(copied) == []
+    bank.clear(first)
+    assert bank.changed_since(copied) == [first]
+    third = bank.write(rows(2, seed=2))
+    assert set(bank.changed_since(copied)) == {first, third}
+    assert second not in (first, third)
+    assert bank.changed_since(bank.changes) == []
 
 
 def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() -> None:

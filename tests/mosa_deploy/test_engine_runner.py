@@ -1,83 +1,21 @@
 """The engine runner on a device of numpy; `tests/export/test_engines.py` has it on a GPU."""
 
-import ctypes
 import types
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import DTypeLike, NDArray
 
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
-from mosa_deploy.cuda import Buffer
 from mosa_deploy.engine import EngineRecord
 from mosa_deploy.engine_runner import EngineRunner, prove
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreError
 from mosa_deploy.preprocess import Array, encode
+from tests.host_gpu import HostDevice
 
 LIMITS = {"images": (8, 3, 2, 2), "slots": (8,), "bank": (4, 3, 5)}
-
-
-class HostDevice:
-    """As `mosa_deploy.cuda.Device`, in the host's memory; it counts what it is asked for."""
-
-    stream = 7
-
-    def __init__(self) -> None:
-        self.memory: dict[int, NDArray[Any]] = {}
-        self.uploads: list[int] = []
-        self.launches = self.captures = 0
-        self.queue: list[Callable[[], None]] | None = None
-
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
-        array = np.full(shape, 99, dtype=dtype)
-        self.memory[array.ctypes.data] = array
-        return Buffer(array.ctypes.data, shape)
-
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        return np.zeros(shape, dtype=dtype)
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Run it now, or when what is being captured is launched."""
-        if self.queue is None:
-            work()
-        else:
-            self.queue.append(work)
-
-    def upload(self, buffer: Buffer, source: NDArray[Any]) -> None:
-        assert source.flags.c_contiguous
-        assert source.shape == buffer.shape
-
-        def copy() -> None:
-            self.uploads.append(buffer.address)
-            ctypes.memmove(buffer.address, source.ctypes.data, source.nbytes)
-
-        self.do(copy)
-
-    def download(self, target: NDArray[Any], buffer: Buffer) -> None:
-        def copy() -> None:
-            ctypes.memmove(target.ctypes.data, buffer.address, target.nbytes)
-
-        self.do(copy)
-
-    def synchronize(self) -> None:
-        assert self.queue is None
-
-    def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        self.queue = []
-        queue()
-        recorded, self.queue = self.queue, None
-
-        def launch() -> None:
-            self.launches += 1
-            for work in recorded:
-                work()
-
-        return launch
 
 
 class HostEngine:
@@ -248,6 +186,22 @@ def test_a_bank_bound_anew_keeps_its_place_and_the_graphs_until_it_grows() -> No
     check(bank(4, 4, seed=2))
     assert device.captures == 2
     check({"bank": bank(4, 4, seed=3)["bank"][:, ::-1]})
+
+
+def test_a_slot_that_changed_is_copied_alone() -> None:
+    tried, device, _ = runner(shared=True)
+    own, slots = bank(3, 4), np.array([2, 1])
+    tried.bind(own)
+    tried.run(images(2), slots)
+    own["bank"][1:] = bank(3, 4, seed=1)["bank"][1:]
+    device.uploads.clear()
+    tried.refresh(own, [2])
+    assert device.uploads == [tried.bound["bank"].address + 2 * own["bank"][2].nbytes]
+    held = bank(3, 4)["bank"]
+    held[2] = own["bank"][2]
+    wanted = np.einsum("bc,bcr->br", images(2).mean(axis=(2, 3)), held[slots])
+    np.testing.assert_allclose(tried.run(images(2), slots), wanted, rtol=1e-5)
+    assert device.captures == 1
 
 
 def test_a_bank_beyond_the_profile_names_the_flags() -> None:

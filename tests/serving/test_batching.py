@@ -19,15 +19,15 @@ class Echo:
 
     kind = "echo"
 
-    def __init__(self) -> None:
-        self.slots = np.zeros(1000, dtype=np.int64)
-        self.sizes: list[tuple[int, int]] = []
+    def __init__(self, sizes: tuple[int, ...] = STEPS) -> None:
+        self.sizes, self.slots = sizes, np.zeros(1000, dtype=np.int64)
+        self.ran: list[tuple[int, int]] = []
         self.gate = threading.Event()
         self.gate.set()
 
     def run(self, items: Sequence[Item], size: int) -> Array:
         self.gate.wait()
-        self.sizes.append((len(items), size))
+        self.ran.append((len(items), size))
         pixels = [int(item.pixels[0, 0, 0]) for item in items]
         if 13 in pixels:
             raise ValueError("thirteen")
@@ -56,6 +56,20 @@ def test_a_batch_is_padded_by_a_quarter_at_most(waiting: int, expected: tuple[in
     assert fit(waiting, sizes_up_to(32)) == expected
 
 
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [(1, (1, 1)), (2, (1, 1)), (4, (4, 8)), (8, (8, 8)), (9, (8, 8)), (16, (8, 8)), (20, (20, 32)), (40, (32, 32))],
+)
+def test_a_few_sizes_are_padded_to_where_a_second_batch_would_compute_as_much(
+    waiting: int, expected: tuple[int, int]
+) -> None:
+    assert fit(waiting, (1, 8, 32)) == expected
+
+
+def test_fewer_items_than_the_smallest_size_are_padded_to_it() -> None:
+    assert fit(3, (8, 32)) == (3, 8)
+
+
 @pytest.mark.parametrize("largest", [1, 5, 8, 32, 40])
 def test_every_number_of_waiting_items_makes_a_batch_of_a_warm_size(largest: int) -> None:
     sizes = sizes_up_to(largest)
@@ -75,8 +89,21 @@ def test_items_that_wait_together_run_together() -> None:
         batcher.submit([each])
     rows = [each.future.result(5) for each in items]
     assert [row[0] for row in rows] == list(range(8))
-    assert lane.sizes == [(8, 8)]
+    assert lane.ran == [(8, 8)]
     assert {each.size for each in items} == {8}
+    batcher.close()
+
+
+def test_a_lane_of_few_sizes_gets_those_alone_and_no_more_items_than_the_most() -> None:
+    lane, batcher = Echo((8, 32)), Batcher(max_batch=20, max_wait=0.2)
+    items = [item(lane, i) for i in range(14, 44)]
+    batcher.submit(items)
+    assert [each.future.result(5)[0] for each in items] == list(range(14, 44))
+    assert lane.ran == [(20, 32), (8, 8), (2, 8)]
+    bad = [item(lane, i) for i in (1, 13)]
+    batcher.submit(bad)
+    assert bad[0].future.result(5)[0] == 1
+    assert lane.ran[3:] == [(2, 8), (1, 8), (1, 8)]
     batcher.close()
 
 
@@ -139,7 +166,7 @@ def test_what_is_late_or_given_up_is_not_computed() -> None:
         late.future.result(5)
     assert caught.value.status == 504
     batcher.close()
-    assert lane.sizes == [(1, 1)]
+    assert lane.ran == [(1, 1)]
 
 
 def test_a_call_runs_between_batches_and_before_what_is_queued_after_it() -> None:

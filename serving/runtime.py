@@ -1,0 +1,75 @@
+"""What runs the graphs: TensorRT's engines where one fits this machine, ONNX Runtime or OpenVINO for the ONNX files."""
+
+import ctypes
+import logging
+from dataclasses import dataclass
+
+from mosa_deploy.cuda import device_capability
+from mosa_deploy.engine_runner import check_engines
+from mosa_deploy.errors import ProviderError
+from mosa_deploy.runners import GraphRunnerName, check_runner
+from serving.settings import Runtime
+
+log = logging.getLogger("mosa_deploy.serving")
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """What a setting means on this machine."""
+
+    graphs: GraphRunnerName
+    """Runs ONNX files."""
+    capability: str | None = None
+    """Of the GPU that runs engines; None where none are looked for."""
+
+    def __str__(self) -> str:
+        engines = f"TensorRT engines of {self.capability} where they fit, else " if self.capability else ""
+        return f"{engines}{self.graphs}"
+
+
+def choose(setting: Runtime) -> Runtimes:
+    """Look for what a setting needs.
+
+    Raises:
+        ProviderError: it is not here.
+    """
+    if setting == "auto":
+        return _automatic()
+    try:
+        check_runner(setting)
+        if setting == "tensorrt":
+            return Runtimes(_for_graphs(), device_capability())
+    except ProviderError as missing:
+        raise ProviderError(f"MOSA_RUNTIME={setting}: {missing}") from None
+    return Runtimes(setting)
+
+
+def _automatic() -> Runtimes:
+    if not _has_nvidia_driver():
+        log.info("no engines are used: no NVIDIA GPU is here")
+        return Runtimes("onnxruntime-cpu")
+    try:
+        check_engines()
+    except ProviderError as missing:
+        log.info("no engines are used: %s", missing)
+        return Runtimes(_for_graphs())
+    return Runtimes(_for_graphs(), device_capability())
+
+
+def _for_graphs() -> GraphRunnerName:
+    """CUDA if it is there."""
+    if not _has_nvidia_driver():
+        return "onnxruntime-cpu"
+    try:
+        check_runner("onnxruntime-cuda")
+    except ProviderError:
+        return "onnxruntime-cpu"
+    return "onnxruntime-cuda"
+
+
+def _has_nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

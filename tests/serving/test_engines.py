@@ -1,0 +1,364 @@
+"""Engines in the service, on a GPU of numpy; the test at the end needs a real one."""
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import onnx
+import pytest
+from fastapi.testclient import TestClient
+
+from benchmarks.serving_tasks import TaskMaker
+from export.engines import BankLimits, Request, choose_backend
+from export.precision import to_fp16
+from mosa_deploy import fold_graph
+from mosa_deploy.archive import Archive
+from mosa_deploy.engine import EngineRecord, engines_of, write_record
+from mosa_deploy.errors import ConfigError, ProviderError
+from mosa_deploy.files import sha256
+from mosa_deploy.preprocess import Array
+from serving.engine import Engine
+from serving.runtime import Runtimes, choose
+from serving.settings import Settings
+from tests.host_gpu import HostGpu, write_engine
+from tests.serving.conftest import ADMIN, engine_of, named, running, scores
+
+LANES = {"birds": "shared", "cracks": "shared", "fields": "shared", "fields.b": "shared"}
+"""The tasks that read `shared.onnx`; `grains` reads a graph of its own kind."""
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
+    """A GPU of numpy with its TensorRT."""
+    made = HostGpu()
+    made.install(monkeypatch)
+    return made
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the service says."""
+    caplog.set_level(logging.INFO, "mosa_deploy.serving")
+    return caplog
+
+
+@pytest.fixture
+def shared(copied: Path) -> Path:
+    """The shared graph of the store."""
+    (folder,) = (copied / "backbones").iterdir()
+    return folder / "shared.onnx"
+
+
+def ways(client: TestClient) -> dict[str, tuple[str, str]]:
+    """Task -> runtime and precision."""
+    return {each["task"]: (each["runtime"], each["precision"]) for each in client.get("/v1/tasks").json()["tasks"]}
+
+
+def warnings(said: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
+
+
+def check(client: TestClient, maker: TaskMaker, task: str, archive: Archive, rows: Array, atol: float = 1e-5) -> None:
+    """Every image of the maker, against the reference."""
+    for image, row in zip(maker.images, rows, strict=True):
+        answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "99"})
+        assert scores(answer) == pytest.approx(named(archive, row), abs=atol)
+
+
+CPU = ("onnxruntime-cpu", "fp32")
+
+
+@pytest.mark.parametrize("runtime", ["auto", "tensorrt"])
+def test_an_engine_beside_the_backbone_answers_all_its_tasks_as_the_reference(
+    gpu: HostGpu,
+    said: pytest.LogCaptureFixture,
+    copied: Path,
+    shared: Path,
+    maker: TaskMaker,
+    archives: Mapping[str, Archive],
+    offline: Mapping[str, Array],
+    runtime: str,
+) -> None:
+    write_engine(shared, sizes=(1, 4))
+    with running(copied, runtime=runtime) as client:
+        assert ways(client) == {**dict.fromkeys(LANES, ("tensorrt", "fp16")), "grains": CPU}
+        gpu.ran.clear()
+        for task in archives:
+            check(client, maker, task, archives[task], offline[task])
+        assert len(gpu.ran) == len(LANES) * len(maker.images)
+        files = [("image", image) for image in maker.images[:7]]
+        assert client.post("/classify", files=files, data={"task": "birds"}).status_code == 200
+        assert set(gpu.ran) == {1, 4}
+    assert warnings(said) == []
+    assert "runtime: TensorRT engines of sm86 where they fit, else onnxruntime-cpu" in said.messages
+    digest = archives["birds"].bundle().digest[:12]
+    assert f"serving birds, bundle {digest}, shared by tensorrt in fp16" in said.messages
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ({"version": "1.6"}, r"was built with tensorrt_rtx 1\.6, here is 1\.7\.1: .* --engine-backend tensorrt_rtx$"),
+        ({"capability": "sm89"}, r"was built for sm89, this GPU is sm86: build .* --compute-capability sm86$"),
+        ({"sha256": "0" * 64}, r"was altered or cut short since it was built: build it again with `python -m export"),
+        ({"off": 0.5}, r"the shared graph misses its canary's .*, above 1e-02 for tensorrt in fp16: build it again"),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_one_line_and_onnx_runtime_takes_its_place(
+    gpu: HostGpu,
+    said: pytest.LogCaptureFixture,
+    copied: Path,
+    shared: Path,
+    maker: TaskMaker,
+    archives: Mapping[str, Archive],
+    offline: Mapping[str, Array],
+    fault: dict[str, Any],
+    line: str,
+) -> None:
+    engine = write_engine(shared, **fault)
+    with running(copied, runtime="tensorrt") as client:
+        assert set(ways(client).values()) == {CPU}
+        check(client, maker, "birds", archives["birds"], offline["birds"])
+        lanes = engine_of(client).registry.residents.lanes
+        assert engine not in lanes._shared
+    (told,) = warnings(said)
+    assert told.startswith(f"birds without {engine.name}, by onnxruntime-cpu: ")
+    assert re.search(line, told), told
+
+
+def test_a_damaged_engine_json_is_one_line(
+    gpu: HostGpu, said: pytest.LogCaptureFixture, copied: Path, shared: Path
+) -> None:
+    write_engine(shared)
+    (shared.parent / "engine.json").write_text("{")
+    with running(copied) as client:
+        assert set(ways(client).values()) == {CPU}
+    (told,) = warnings(said)
+    assert "engine.json is damaged" in told
+
+
+def test_the_canary_is_held_to_the_precision_that_the_engine_computes_in(
+    gpu: HostGpu, said: pytest.LogCaptureFixture, copied: Path, shared: Path
+) -> None:
+    write_engine(shared, "fp16", off=1e-3)
+    with running(copied) as client:
+        assert ways(client)["birds"] == ("tensorrt", "fp16")
+    (shared.parent / "engine.json").unlink()
+    write_engine(shared, "fp32", off=1e-3)
+    with running(copied) as client:
+        assert ways(client)["birds"] == CPU
+    (told,) = warnings(said)
+    assert "above 1e-04 for tensorrt in fp32" in told
+
+
+def test_fp16_comes_before_int8_before_fp32_and_the_next_takes_the_place_of_one_that_fails(
+    gpu: HostGpu, said: pytest.LogCaptureFixture, copied: Path, shared: Path
+) -> None:
+    for precision in ("fp32", "int8", "fp16"):
+        write_engine(shared, precision, off=0.5 if precision == "fp16" else 0.0)
+    write_engine(shared, "fp16", capability="sm89")
+    names = [path.name for path in engines_of(shared.parent, "shared.onnx", "sm86")]
+    assert names == [f"shared.{precision}.sm86.engine" for precision in ("fp16", "int8", "fp32")]
+    assert engines_of(shared.parent, "shared-qkv.onnx", "sm86") == []
+    with running(copied) as client:
+        assert {ways(client)[task] for task in LANES} == {("tensorrt", "int8")}
+    assert len(warnings(said)) == 1
+
+
+def test_a_task_above_the_engine_s_limits_runs_without_it_and_the_others_by_it(
+    gpu: HostGpu, said: pytest.LogCaptureFixture, copied: Path, shared: Path, maker: TaskMaker
+) -> None:
+    write_engine(shared, bank=(4, 8))
+    with running(copied, admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        wide = maker.make("moths", 20, bottleneck=9)
+        assert client.put("/v1/tasks/moths", content=wide.pack()).json()["runtime"] == "onnxruntime-cpu"
+        assert warnings(said)[0].startswith(
+            "moths without shared.fp16.sm86.engine, by onnxruntime-cpu: a bottleneck of 9 "
+        )
+        check(client, maker, "moths", wide, maker.offline(wide))
+        third, fourth = maker.make("newts", 21), maker.make("owls", 22)
+        assert client.put("/v1/tasks/newts", content=third.pack()).json()["runtime"] == "tensorrt"
+        # Slot 0 is the plain backbone's.
+        assert client.put("/v1/tasks/owls", content=fourth.pack()).json()["runtime"] == "onnxruntime-cpu"
+        assert "all 4 slots that the shared graph was built for are taken" in warnings(said)[1]
+        check(client, maker, "newts", third, maker.offline(third))
+        check(client, maker, "owls", fourth, maker.offline(fourth))
+        assert ways(client)["birds"] == ("tensorrt", "fp16")
+        client.delete("/v1/tasks/birds")
+        assert client.put("/v1/tasks/owls", content=maker.make("owls", 23).pack()).json()["runtime"] == "tensorrt"
+
+
+def test_a_bundle_whose_own_canary_fails_does_not_cost_the_engine(
+    gpu: HostGpu, said: pytest.LogCaptureFixture, copied: Path, shared: Path, maker: TaskMaker
+) -> None:
+    write_engine(shared)
+    shutil.rmtree(copied / "tasks")
+    bundle = maker.make("birds", 0).bundle()
+    with running(copied, admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        bad = maker.make("moths", 20)
+        record = bad.bundle().record.model_copy(update={"temperature": 9.0})
+        wrong = Archive(record.model_dump_json(indent=2).encode() + b"\n", bad.tensors)
+        response = client.put("/v1/tasks/moths", content=wrong.pack())
+        assert response.status_code == 422
+        assert "for onnxruntime-cpu in fp32: export the task again" in response.json()["detail"]
+        good = maker.make("birds", 0)
+        assert good.bundle().digest == bundle.digest
+        assert client.put("/v1/tasks/birds", content=good.pack()).json()["runtime"] == "tensorrt"
+    assert warnings(said) == []
+
+
+def test_a_new_task_uploads_its_own_slot_and_a_request_none(
+    gpu: HostGpu, copied: Path, shared: Path, maker: TaskMaker
+) -> None:
+    write_engine(shared)
+    with running(copied, admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        lane = engine_of(client).registry.acquire("birds").lane
+        banks: dict[str, Any] = lane.runner.runner.bound  # type: ignore[union-attr]  # a shared lane by an engine
+        gpu.device.uploads.clear()
+        archive = maker.make("moths", 20)
+        client.put("/v1/tasks/moths", content=archive.pack())
+        inside = {
+            name: [at for at in gpu.device.uploads if 0 <= at - buffer.address < 4 * np.prod(buffer.shape)]
+            for name, buffer in banks.items()
+        }
+        assert {len(places) for places in inside.values()} == {1}
+        gpu.device.uploads.clear()
+        check(client, maker, "moths", archive, maker.offline(archive))
+        assert not {at for places in inside.values() for at in places} & set(gpu.device.uploads)
+
+
+def folded_engine(store: Path, maker: TaskMaker, archive: Archive, **how: Any) -> Path:
+    """The task's own engine, beside its export."""
+    graph = store / "tasks" / archive.bundle().record.task / "folded.onnx"
+    onnx.save(fold_graph.fold(maker.graph, archive.bundle()), graph)
+    return write_engine(graph, bank=None, **how)
+
+
+def test_a_task_s_own_engine_is_for_the_exported_version_alone(
+    gpu: HostGpu,
+    said: pytest.LogCaptureFixture,
+    copied: Path,
+    maker: TaskMaker,
+    archives: Mapping[str, Archive],
+    offline: Mapping[str, Array],
+) -> None:
+    folded_engine(copied, maker, archives["birds"])
+    with running(copied, admin_keys="root-key", folded="birds,cracks") as client:
+        client.headers.update(ADMIN)
+        assert ways(client)["birds"] == ("tensorrt", "fp16")
+        assert ways(client)["cracks"] == CPU
+        check(client, maker, "birds", archives["birds"], offline["birds"])
+        newer = maker.make("birds", 9)
+        assert client.put("/v1/tasks/birds", content=newer.pack()).json()["runtime"] == "onnxruntime-cpu"
+        check(client, maker, "birds", newer, maker.offline(newer))
+        assert client.post("/v1/tasks/birds/rollback").json()["runtime"] == "tensorrt"
+    assert warnings(said) == []
+
+
+def test_a_deferred_engine_of_a_task_is_proved_before_it_answers(
+    gpu: HostGpu,
+    said: pytest.LogCaptureFixture,
+    copied: Path,
+    maker: TaskMaker,
+    archives: Mapping[str, Archive],
+    offline: Mapping[str, Array],
+) -> None:
+    folded_engine(copied, maker, archives["birds"], off=0.5)
+    with running(copied, folded="birds") as client:
+        assert ways(client)["birds"] == CPU
+        check(client, maker, "birds", archives["birds"], offline["birds"])
+    (told,) = warnings(said)
+    assert "misses its canary's probabilities" in told
+
+
+def test_engines_come_along_from_a_remote_store(
+    gpu: HostGpu,
+    copied: Path,
+    shared: Path,
+    maker: TaskMaker,
+    archives: Mapping[str, Archive],
+    offline: Mapping[str, Array],
+) -> None:
+    write_engine(shared)
+    folded_engine(copied, maker, archives["cracks"], precision="fp32")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(copied), "/engines", recursive=True)
+    try:
+        with running("memory://engines", folded="cracks") as client:
+            assert ways(client)["birds"] == ("tensorrt", "fp16")
+            assert ways(client)["cracks"] == ("tensorrt", "fp32")
+            check(client, maker, "cracks", archives["cracks"], offline["cracks"])
+    finally:
+        memory.rm("/engines", recursive=True)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-cpu", "openvino"])
+def test_a_runtime_that_is_named_looks_for_no_engines(gpu: HostGpu, copied: Path, shared: Path, runtime: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    write_engine(shared)
+    with running(copied, runtime=runtime) as client:
+        assert set(ways(client).values()) == {(runtime, "fp32")}
+    assert gpu.ran == []
+
+
+def test_without_a_gpu_tensorrt_stops_the_start_and_auto_says_that_it_uses_no_engines(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    HostGpu().install(monkeypatch, capability=None)
+    with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=tensorrt: no NVIDIA GPU is here"):
+        Engine(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
+    assert choose("auto") == Runtimes("onnxruntime-cpu")
+    assert said.messages == ["no engines are used: no NVIDIA GPU is here"]
+
+
+def test_auto_without_tensorrt_names_the_extra(
+    gpu: HostGpu, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mosa_deploy.engine_runner.installed", list)
+    assert choose("auto") == Runtimes("onnxruntime-cpu")
+    assert said.messages[0].startswith("no engines are used: no TensorRT is installed: pip install 'mosa-deploy[tens")
+
+
+@pytest.mark.gpu
+def test_a_real_engine_answers_in_the_service(
+    copied: Path, shared: Path, maker: TaskMaker, archives: Mapping[str, Archive], offline: Mapping[str, Array]
+) -> None:
+    try:
+        backend = choose_backend(None, copied / "timings.cache")
+        capability = backend.target(None)
+    except (ConfigError, ProviderError) as missing:
+        pytest.skip(str(missing))
+    graph = shared.with_suffix(".fp16.onnx")
+    onnx.save(to_fp16(onnx.load(shared)), graph)
+    engine = shared.with_suffix(f".fp16.{capability}.engine")
+    engine.write_bytes(backend.build(Request(graph, "fp16", (1, 8), capability, BankLimits(16, 16))))
+    record = EngineRecord(
+        library=backend.library,
+        version=backend.version,
+        precision="fp16",
+        capability=capability,
+        batch_sizes=(1, 8),
+        bank=(16, 16),
+        onnx=graph.name,
+        onnx_sha256=sha256(graph),
+        sha256=sha256(engine),
+        parity="deferred",
+    )
+    write_record(engine, record)
+    with running(copied, runtime="tensorrt", admin_keys="root-key") as client:
+        client.headers.update(ADMIN)
+        assert ways(client)["birds"] == ("tensorrt", "fp16")
+        for task in LANES:
+            check(client, maker, task, archives[task], offline[task], atol=2e-2)
+        newer = maker.make("moths", 20)
+        assert client.put("/v1/tasks/moths", content=newer.pack()).json()["runtime"] == "tensorrt"
+        check(client, maker, "moths", newer, maker.offline(newer), atol=2e-2)
