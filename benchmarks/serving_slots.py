@@ -8,8 +8,9 @@ written too early, or read by an item of another version, shows.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 from benchmarks.serving_speed import Figures
 from benchmarks.serving_tasks import CLASSES, TaskMaker, packed
 from mosa_deploy.archive import Archive
-from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle, expected_shapes
-from mosa_deploy.canary import Canary
+from mosa_deploy.canary import Arithmetic, Canary
 from mosa_deploy.preprocess import Array, Pixels, encode, probabilities
 from serving.backend import Answered, Lease
 from serving.engine import Engine
@@ -33,17 +33,29 @@ NUMBER = "blocks.0.adapter.up.bias"
 
 
 class CheapRunner:
-    """In place of `SharedRunner`: features that name the sum of the slot's number and the image's."""
+    """A runner of no graph: features that name the sum of the slot's number and the image's."""
 
-    def __init__(self, graph: Path, bank: Bank, name: str, threads: int = 0, spinning: bool = True) -> None:
-        self.bank = bank
+    precision: Arithmetic = "fp32"
+    sizes = None
 
-    def run(self, images: Array, slots: NDArray[np.int64]) -> Array:
+    def __init__(self, *_: object, **__: object) -> None:
+        """Takes what `open_runner` does."""
+        self.bank: Mapping[str, Array] = {}
+
+    def bind(self, tensors: Mapping[str, Array]) -> None:
+        """See `Runner`."""
+        self.bank = tensors
+
+    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
+        """See `Runner`: they are read where they lie."""
+
+    def run(self, *inputs: NDArray[Any]) -> Array:
         """Images (B, 3, H, W), slots (B,) -> features (B, C)."""
-        numbers = np.rint(self.bank.tensors["blocks.0.up_bias"][slots, 0]).astype(int)
-        codes = np.rint(images[:, 0, 0, 0]).astype(int)
-        features = np.zeros((len(slots), self.bank.layout.width), dtype=np.float32)
-        features[np.arange(len(slots)), (numbers + codes) % CLASSES] = SHARPNESS
+        images, slots = inputs
+        of_slots = self.bank["blocks.0.up_bias"][slots]
+        codes = np.rint(of_slots[:, 0]).astype(int) + np.rint(images[:, 0, 0, 0]).astype(int)
+        features: Array = np.zeros_like(of_slots)
+        features[np.arange(len(slots)), codes % CLASSES] = SHARPNESS
         return features
 
 
@@ -77,7 +89,7 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
     for found in versions.values():
         maker.store(found[0])
     settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
-    with patch("serving.lanes.SharedRunner", CheapRunner):
+    with patch("mosa_deploy.runners.open_runner", CheapRunner):
         engine = Engine(settings)
         try:
             return asyncio.run(asked(engine, versions, numbers, [image(maker, c) for c in range(16)], items))
