@@ -77,6 +77,17 @@ def test_files_of_both_kinds_behave_alike(tmp_path: Path) -> None:
         files.close()
 
 
+def test_a_folder_in_which_a_file_was_replaced_is_copied_again() -> None:
+    files = RemoteFiles("memory://replaced")
+    files.write("a/b", b"first")
+    copy = files.local("a") / "b"
+    kept = copy.stat().st_ino
+    assert (files.local("a") / "b").stat().st_ino == kept
+    files.write("a/b", b"other")
+    assert (files.local("a") / "b").read_bytes() == b"other"
+    files.close()
+
+
 def test_a_version_is_read_only_if_it_is_the_one_that_was_named(copied: Path, maker: TaskMaker) -> None:
     store, archive = TaskStore(LocalFiles(copied), LIMIT), maker.make("birds", 9)
     store.keep(archive)
