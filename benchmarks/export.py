@@ -21,14 +21,16 @@ import tyro
 from export.__main__ import ExportConfig, export
 from mosa_deploy import fold_graph
 from mosa_deploy.attach import adapters, attach, task_state
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone, randomise
-from mosa_deploy.bundle import Backbone, Bundle, Record
+from mosa_deploy.backbone import Weights, load_backbone, randomise
+from mosa_deploy.bundle import Bundle, Record
 from mosa_deploy.canary import SIZE, Canary
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.errors import command
 from mosa_deploy.files import write_text
 from mosa_deploy.graph import PlainGraph
+from mosa_deploy.plain import image_size
 from mosa_deploy.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.restore import describe_backbone
 from mosa_deploy.store import Store
 from mosa_deploy.versions import git_commit, library_versions, machine
 
@@ -49,8 +51,8 @@ class Config:
 def write_task(folder: Path, config: Config, name: str, seed: int) -> Record:
     """A run of a random task: its merged bundle and calibration images."""
     model = load_backbone(config.backbone, Weights("random"))
-    height, width = model.patch_embed.img_size
-    sha256 = fingerprint(model.state_dict())
+    height, width = image_size(model)
+    backbone = describe_backbone(config.backbone, "random", model)
     adapter = AdapterConfig(config.bottleneck, experts=1)
     model.reset_classifier(CLASSES)
     attach(model, adapter, split=False)
@@ -66,9 +68,7 @@ def write_task(folder: Path, config: Config, name: str, seed: int) -> Record:
     record = Record(
         task=name,
         dataset="noise",
-        backbone=Backbone(
-            name=config.backbone, source="random", sha256=sha256, depth=len(model.blocks), embed_dim=model.embed_dim
-        ),
+        backbone=backbone,
         method="adapter",
         form="merged",
         adapter=adapter,

@@ -37,6 +37,7 @@ from benchmarks.gpu_timing import (
 )
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.errors import ConfigError, command
+from mosa_deploy.plain import image_size
 from mosa_deploy.versions import git_commit
 
 SHARES = {EAGER: 1, GRAPHS: 1, TRAINING: 1, COMPILE: 4}
@@ -151,7 +152,7 @@ class Bench:
     def eager(self, variant: Variant, batch: int) -> partial[Tensor]:
         """The model, with images and arguments that lie on the device."""
         generator = torch.Generator().manual_seed(batch)
-        size = self.backbone.patch_embed.img_size
+        size = image_size(self.backbone)
         images = torch.randn(batch, 3, *size, generator=generator).to(self.config.device, torch.bfloat16)
         arguments = {name: to_device(value, self.config.device) for name, value in variant.arguments(batch).items()}
         return partial(variant.model, images, **arguments)

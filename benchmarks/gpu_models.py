@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +21,7 @@ from mosa_deploy.attach import adapters, attach, freeze, set_passes
 from mosa_deploy.backbone import randomise
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.fold import absorb_norm, fold
+from mosa_deploy.plain import Transformer, frame_of, image_size
 from mosa_deploy.rows import Layout
 
 PLAIN, CONTROL, FOLDED, LOW_RANK = "plain", "control", "folded", "merged low-rank"
@@ -45,7 +45,7 @@ class Variant:
     arguments: Callable[[int], dict[str, Any]] = lambda batch: {}
 
 
-def inference_variants(backbone: VisionTransformer, bottleneck: int) -> dict[str, Callable[[], Variant]]:
+def inference_variants(backbone: Transformer, bottleneck: int) -> dict[str, Callable[[], Variant]]:
     """How each variant is made, in fp32 on the CPU; all are to be made before one is moved."""
     plain = copy.deepcopy(backbone).requires_grad_(False)
     unfolded = adapted(plain, bottleneck, 0)
@@ -62,7 +62,7 @@ def inference_variants(backbone: VisionTransformer, bottleneck: int) -> dict[str
     }
 
 
-def adapted(plain: VisionTransformer, bottleneck: int, task: int) -> VisionTransformer:
+def adapted(plain: Transformer, bottleneck: int, task: int) -> Transformer:
     """A copy with a task's merged adapters, of random values."""
     model = attach(copy.deepcopy(plain), AdapterConfig(bottleneck), split=False).eval().requires_grad_(False)
     for i, adapter in enumerate(adapters(model)):
@@ -70,7 +70,7 @@ def adapted(plain: VisionTransformer, bottleneck: int, task: int) -> VisionTrans
     return model
 
 
-def stack(models: list[VisionTransformer]) -> list[Tensor]:
+def stack(models: list[Transformer]) -> list[Tensor]:
     """The banks of some tasks, in the order of the parallel `mosa_deploy.rows.Layout`."""
     tasks = [
         [row for part in model.modules() if isinstance(part, ParallelAdapter) for row in rows(part)] for model in models
@@ -89,11 +89,11 @@ def rows(adapter: ParallelAdapter) -> list[Tensor]:
 class Shared(nn.Module):
     """The shared graph with its banks at hand."""
 
-    def __init__(self, plain: VisionTransformer, banks: list[Tensor]) -> None:
+    def __init__(self, plain: Transformer, banks: list[Tensor]) -> None:
         super().__init__()
         from export.shared import SharedBackbone
 
-        self.backbone = SharedBackbone(plain, Layout(len(plain.blocks), plain.embed_dim))
+        self.backbone = SharedBackbone(plain, Layout(frame_of(plain)))
         for i, bank in enumerate(banks):
             self.register_buffer(f"bank{i}", bank)
 
@@ -104,7 +104,7 @@ class Shared(nn.Module):
 
 
 @torch.no_grad()
-def low_rank(plain: VisionTransformer) -> VisionTransformer:
+def low_rank(plain: Transformer) -> Transformer:
     """LoRA of rank 16 on qkv, merged: the plain backbone's shapes with W + B A, B (3C, 16) and A (16, C)."""
     model = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +117,7 @@ def low_rank(plain: VisionTransformer) -> VisionTransformer:
     return model
 
 
-def peft_model(plain: VisionTransformer) -> nn.Module:
+def peft_model(plain: Transformer) -> nn.Module:
     """PEFT's LoRA of rank 16 on qkv, one adapter a task; a forward pass may name one for each sample."""
     peft: Any = importlib.import_module("peft")
     config = peft.LoraConfig(r=RANK, target_modules=["qkv"], init_lora_weights=False)
@@ -136,9 +136,7 @@ def peft_names(batch: int) -> list[str]:
 class TrainingStep:
     """`training.loop.Trainer.step` on a batch of normalised images, without the folder of images that it trains on."""
 
-    def __init__(
-        self, model: VisionTransformer, images: Tensor, labels: Tensor, forwards: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: Transformer, images: Tensor, labels: Tensor, forwards: int, dtype: torch.dtype) -> None:
         """Images (B, 3, H, W); two passes in 2 / `forwards` copies of the batch; fp32 needs no autocast."""
         self.model, self.images, self.labels, self.forwards = model, images, labels, forwards
         self.autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
@@ -167,10 +165,10 @@ def two_pass_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(parts[0], labels) + (forth + back) / 2
 
 
-def training_steps(plain: VisionTransformer, bottleneck: int, batch: int, device: str) -> dict[str, TrainingStep]:
+def training_steps(plain: Transformer, bottleneck: int, batch: int, device: str) -> dict[str, TrainingStep]:
     """A step of each kind, bf16 under autocast, each on a backbone of its own."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, *plain.patch_embed.img_size, generator=generator).to(device)
+    images = torch.randn(batch, 3, *image_size(plain), generator=generator).to(device)
     labels = torch.randint(0, CLASSES, (batch,), generator=generator).to(device)
     config = AdapterConfig(bottleneck)
     found = {}

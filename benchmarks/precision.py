@@ -31,6 +31,7 @@ from mosa_deploy.backbone import Weights, load_backbone, randomise
 from mosa_deploy.bundle import read_record
 from mosa_deploy.errors import command
 from mosa_deploy.files import write_text
+from mosa_deploy.plain import image_size
 from mosa_deploy.rows import layout
 from mosa_deploy.runners import OnnxRunner
 from mosa_deploy.store import FOLDED, Store
@@ -124,7 +125,7 @@ def write_files(config: Config, folder: Path) -> dict[str, Path]:
     """The backbone's plain graph by the name of every format."""
     model = load_backbone(config.backbone, Weights("random"), STAND_IN_CLASSES)
     randomise(model)
-    height, width = model.patch_embed.img_size
+    height, width = image_size(model)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((CALIBRATION, 3, height, width), dtype=np.float32)
     graph = trace_plain(model, sha256="").model

@@ -13,18 +13,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image
-from timm.models.vision_transformer import VisionTransformer
 
 from export.graphs import STAND_IN_CLASSES, trace_backbone, trace_layout
 from mosa_deploy import fold_graph
 from mosa_deploy.archive import Archive
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone
+from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bundle import RECORD, TENSORS, Backbone, Bundle, Record, expected_shapes
 from mosa_deploy.canary import Canary
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.embedded import NAME as EMBEDDED
 from mosa_deploy.graph import PlainGraph, read_index
+from mosa_deploy.plain import Transformer, image_size
 from mosa_deploy.preprocess import Array, Preprocess, decode, probabilities
+from mosa_deploy.restore import describe_backbone
 from mosa_deploy.rows import Layout, layout
 from mosa_deploy.store import Store
 
@@ -52,25 +53,17 @@ class TaskMaker:
     graph: PlainGraph = field(init=False)
     backbone: Backbone = field(init=False)
     preprocess: Preprocess = field(init=False)
-    model: VisionTransformer = field(init=False)
+    model: Transformer = field(init=False)
 
     def __post_init__(self) -> None:
         weights = Weights("pretrained" if self.name == EMBEDDED else "random")
         model = load_backbone(self.name, weights, STAND_IN_CLASSES)
-        headless = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-        self.backbone = Backbone(
-            name=self.name,
-            source="pretrained" if self.name == EMBEDDED else "random",
-            sha256=fingerprint(headless),
-            depth=len(model.blocks),
-            embed_dim=model.embed_dim,
-        )
-        height, width = model.patch_embed.img_size
+        self.backbone = describe_backbone(self.name, weights.source, model)
+        height, width = image_size(model)
         self.preprocess = Preprocess(size=(height, width))
         folder = Store(self.root).backbone(self.backbone)
         if not folder.exists():
-            wanted = Layout(self.backbone.depth, self.backbone.embed_dim)
-            trace_backbone(model, self.backbone.sha256, folder, wanted)
+            trace_backbone(model, self.backbone.sha256, folder, Layout(self.backbone.frame))
         self.model = model
         self.graph = PlainGraph.load(folder)
 
@@ -113,16 +106,16 @@ class TaskMaker:
         features = self.features(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))))
         wanted = np.zeros((len(self.images), classes))
         wanted[np.arange(len(self.images)), (np.arange(len(self.images)) + seed) % classes] = SHARPNESS
-        tensors["head.weight"] = (np.linalg.pinv(features.astype(np.float64)) @ wanted).T.astype(np.float32)
-        tensors["head.bias"] = np.zeros(classes, dtype=np.float32)
-        logits = features @ np.asarray(tensors["head.weight"], dtype=np.float32).T
+        weight = (np.linalg.pinv(features.astype(np.float64)) @ wanted).T.astype(np.float32)
+        tensors |= fold_graph.head(self.graph, weight, np.zeros(classes, dtype=np.float32))
+        logits = features @ weight.T
         canary = Canary(tuple(self.images[:CANARIES]), probabilities(logits, record.temperature)[:CANARIES])
         return packed(Bundle(record, tensors, canary))
 
     def features(self, bundle: Bundle) -> Array:
         """What the folded graph says of the probe images before the head (n, C)."""
-        width = self.backbone.embed_dim
-        eye = {"head.weight": np.eye(width, dtype=np.float32), "head.bias": np.zeros(width, dtype=np.float32)}
+        width = self.backbone.frame.features
+        eye = fold_graph.head(self.graph, np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32))
         return self.run(Bundle(bundle.record, {**bundle.tensors, **eye}, bundle.canary), self.images)
 
     def offline(self, archive: Archive, images: Sequence[bytes] | None = None) -> Array:

@@ -23,6 +23,7 @@ from mosa_deploy import embedded
 from mosa_deploy.attach import attach, set_passes
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.files import write_text
+from mosa_deploy.plain import image_size
 from mosa_deploy.preprocess import Preprocess
 from mosa_deploy.versions import git_commit, library_versions, machine
 from training.config import Recipe, adapter_config
@@ -121,7 +122,7 @@ def main() -> None:
     """Measure, print and write the table."""
     config = tyro.cli(Config, prog="python -m benchmarks.step")
     device = choose_device(config.device)
-    size = load_backbone(config.backbone, Weights("random")).patch_embed.img_size
+    size = image_size(load_backbone(config.backbone, Weights("random")))
     assert size is not None
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (config.batch_size, *size, 3), generator=generator, dtype=torch.uint8)

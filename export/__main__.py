@@ -12,7 +12,6 @@ from typing import Annotated
 
 import onnx
 import tyro
-from timm.models.vision_transformer import VisionTransformer
 
 from export.calibration import read_samples, require_enough
 from export.engine_files import choose_build
@@ -32,6 +31,7 @@ from mosa_deploy.files import replacing_folder, sha256, write_text
 from mosa_deploy.fold import fold
 from mosa_deploy.graph import PlainGraph, graph_file, read_index
 from mosa_deploy.merge import merge
+from mosa_deploy.plain import Transformer
 from mosa_deploy.restore import restore
 from mosa_deploy.rows import Layout, layout
 from mosa_deploy.runners import check_runner, open_runner
@@ -109,9 +109,7 @@ def export(config: ExportConfig) -> Path:
     return target
 
 
-def write_folded(
-    chain: Chain, model: VisionTransformer, folder: Path, backbone: Path, weights: Weights | None
-) -> list[Lane]:
+def write_folded(chain: Chain, model: Transformer, folder: Path, backbone: Path, weights: Weights | None) -> list[Lane]:
     """The task in the plain graph's weights; the chain grows by what is folded, and by the shared graph."""
     bundle = chain.bundle
     chain.add_model("folded", fold(model))
@@ -135,7 +133,7 @@ def add_runners(chain: Chain, lane: Lane, names: Sequence[str]) -> None:
             chain.branch(lane.stage, f"{lane.name} by {name}", answer, tolerance)
 
 
-def write_unfolded(chain: Chain, model: VisionTransformer, folder: Path) -> list[Lane]:
+def write_unfolded(chain: Chain, model: Transformer, folder: Path) -> list[Lane]:
     """The task with its adapters as nodes of their own."""
     adapter = chain.bundle.record.adapter
     assert adapter is not None
@@ -145,7 +143,7 @@ def write_unfolded(chain: Chain, model: VisionTransformer, folder: Path) -> list
     return [Lane("unfolded", folder / UNFOLDED)]
 
 
-def merged_bundle(bundle: Bundle, model: VisionTransformer) -> Bundle:
+def merged_bundle(bundle: Bundle, model: Transformer) -> Bundle:
     """The bundle with the tensors of the merged model; a fully tuned one stays as it is."""
     if bundle.record.method == "full":
         return bundle
@@ -160,7 +158,7 @@ def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainG
         StoreError: it was altered since.
     """
     # A fully tuned task has no rows, but the folder is for the others too.
-    wanted = Layout(record.backbone.depth, record.backbone.embed_dim) if record.method == "full" else layout(record)
+    wanted = Layout(record.backbone.frame) if record.method == "full" else layout(record)
     known = read_index(folder).files if (folder / GRAPH).is_file() else {}
     if wanted.file not in known:
         print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)

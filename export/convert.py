@@ -26,15 +26,14 @@ from export.peft_adapter import PeftAdapter, read_peft
 from export.processor import read_processor
 from export.sample_images import list_images, read_images, smooth_noise
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
-from mosa_deploy.bundle import TASK_NAME, Backbone, Bundle, Record, Tensors, check_tensors, expected_shapes
+from mosa_deploy.bundle import TASK_NAME, Bundle, Record, Tensors, check_tensors, expected_shapes
 from mosa_deploy.canary import Canary
 from mosa_deploy.checkpoints import load_weights, read_head
 from mosa_deploy.config import PLACES, AdapterConfig, Method
 from mosa_deploy.errors import BackboneError, ConfigError, command
 from mosa_deploy.files import replacing_folder
-from mosa_deploy.plain import feed_forward
 from mosa_deploy.preprocess import Array, Pixels, Preprocess, probabilities
-from mosa_deploy.restore import restore
+from mosa_deploy.restore import describe_backbone, restore
 from mosa_deploy.transformers_config import EPS, eps_of
 from mosa_deploy.versions import git_commit, library_versions
 
@@ -108,12 +107,14 @@ def convert(config: ConvertConfig) -> Path:
     # The adapter before the backbone: what cannot be mapped is refused before any weights are fetched.
     adapter = read_peft(config.path) if config.source == "peft" else None
     model = load_backbone(config.backbone, weights, img_size=given.size if given else config.image_size)
+    if not isinstance(model, VisionTransformer):
+        raise BackboneError(f"--backbone {config.backbone}: only tasks of ViTs can be brought; tune one on this Swin")
     preprocess = given or Preprocess.from_timm(timm.data.resolve_model_data_config(model))
     task = of_timm(config, model) if adapter is None else of_peft(config.path, adapter, model)
     record = Record(
         task=config.name,
         dataset=DATASET,
-        backbone=describe(config.backbone, weights, model),
+        backbone=describe_backbone(config.backbone, weights.source, model),
         method=task.method,
         form="merged",
         adapter=task.adapter,
@@ -184,18 +185,6 @@ def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
     if fingerprint(tuned.state_dict()) == fingerprint(model.state_dict()):
         return Task("linear", head)
     return Task("full", tuned.state_dict() | head)
-
-
-def describe(name: str, weights: Weights, model: VisionTransformer) -> Backbone:
-    """The backbone in words, for the record."""
-    return Backbone(
-        name=name,
-        source=weights.source,
-        sha256=fingerprint(model.state_dict()),
-        depth=len(model.blocks),
-        embed_dim=model.embed_dim,
-        hidden=feed_forward(model.blocks[0]).fc1.out_features,
-    )
 
 
 def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:

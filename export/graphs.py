@@ -11,15 +11,16 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from export.shared import SLOTS, SharedBackbone
+from export.windows import gathered
 from mosa_deploy.backbone import randomise
 from mosa_deploy.bank import Bank
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.files import replacing
 from mosa_deploy.graph import Index, Place, PlainGraph, add_graph, save_graphs
+from mosa_deploy.plain import Transformer, frame_of, image_size
 from mosa_deploy.rows import Layout
 from mosa_deploy.store import PLAIN
 
@@ -32,14 +33,14 @@ STAND_IN_CLASSES = 10
 INPUT, OUTPUT, FEATURES = "images", "logits", "features"
 
 
-def write_onnx(model: VisionTransformer, path: Path) -> None:
+def write_onnx(model: Transformer, path: Path) -> None:
     """Trace `model` in fp32 to `path`: images (B, 3, H, W) -> logits (B, K), and check the file."""
     write_graph(model, path, [INPUT], OUTPUT, (example_images(model),), ({0: torch.export.Dim("batch")},))
 
 
-def example_images(model: VisionTransformer) -> Tensor:
+def example_images(model: Transformer) -> Tensor:
     """What a model is traced with: torch takes a batch of one for a constant."""
-    return torch.zeros(2, 3, *model.patch_embed.img_size)
+    return torch.zeros(2, 3, *image_size(model))
 
 
 def write_graph(
@@ -64,7 +65,7 @@ def write_graph(
         onnx.checker.check_model(aside, full_check=True)
 
 
-def trace_backbone(model: VisionTransformer, sha256: str, folder: Path, layout: Layout) -> None:
+def trace_backbone(model: Transformer, sha256: str, folder: Path, layout: Layout) -> None:
     """Write the graphs of a backbone into `folder`, the shared one of a layout, and where the parameters lie.
 
     `sha256` is that of the headless state dict; `model` has a stand-in head.
@@ -73,19 +74,22 @@ def trace_backbone(model: VisionTransformer, sha256: str, folder: Path, layout: 
     save_graphs(folder, plain.index, {PLAIN: plain.model, layout.file: trace_shared(model, layout)})
 
 
-def trace_layout(model: VisionTransformer, folder: Path, layout: Layout) -> None:
+def trace_layout(model: Transformer, folder: Path, layout: Layout) -> None:
     """Add the shared graph of another layout to a backbone's folder."""
     add_graph(folder, layout.file, trace_shared(model, layout))
 
 
-def trace_plain(model: VisionTransformer, sha256: str) -> PlainGraph:
+def trace_plain(model: Transformer, sha256: str) -> PlainGraph:
     """The graph that tasks are folded into."""
     graph, places = trace(model, [INPUT], OUTPUT, (example_images(model),), ({0: torch.export.Dim("batch")},))
-    index = Index(backbone=sha256, depth=len(model.blocks), embed_dim=model.embed_dim, parameters=places, files={})
+    frame = frame_of(model)
+    index = Index(
+        backbone=sha256, depth=frame.depth, embed_dim=frame.width, stages=frame.stages, parameters=places, files={}
+    )
     return PlainGraph(graph, index)
 
 
-def trace_shared(model: VisionTransformer, layout: Layout) -> onnx.ModelProto:
+def trace_shared(model: Transformer, layout: Layout) -> onnx.ModelProto:
     """The graph that reads tasks from the banks of a layout."""
     batch, bank = torch.export.Dim("batch"), Bank(layout, capacity=2)
     arguments = (example_images(model), torch.tensor([0, 1]), [torch.from_numpy(v) for v in bank.tensors.values()])
@@ -111,6 +115,7 @@ def trace(
     Raises:
         BackboneError: a parameter does not enter the graph as it is.
     """
+    model = gathered(model)
     stand_in = copy.deepcopy(model)
     randomise(stand_in)
     with tempfile.TemporaryDirectory() as scratch:

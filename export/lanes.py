@@ -76,7 +76,7 @@ def shared_lane(path: Path, bundle: Bundle) -> Lane:
     """The backbone's shared graph with this task alone in its banks, and the task's head behind it."""
     bank = Bank(layout(bundle.record))
     slot = bank.write(task_rows(bundle))
-    head, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
+    head, bias = bundle.head
 
     def finish(features: Array) -> Array:
         return np.asarray(features @ head.T + bias, dtype=np.float32)

@@ -18,7 +18,6 @@ from typing import cast, get_args
 import numpy as np
 import torch
 import tyro
-from timm.models.vision_transformer import VisionTransformer
 
 from export.graphs import STAND_IN_CLASSES
 from export.plots import draw_ratios
@@ -28,6 +27,7 @@ from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import ConfigError, ProviderError, command, one_of
 from mosa_deploy.files import write_text
+from mosa_deploy.plain import Transformer, frame_of, image_size
 from mosa_deploy.restore import restore
 from mosa_deploy.rows import task_rows
 from mosa_deploy.runners import GraphRunnerName, RunnerName, check_runner
@@ -56,7 +56,7 @@ class LatencyConfig:
     bundle: Path | None = None
     """A run's folder; or give --backbone."""
     backbone: str | None = None
-    """A plain timm ViT, to time it with adapters of random values."""
+    """A plain timm ViT or Swin, to time it with adapters of random values."""
     backbone_weights: Path | None = None
     random_weights: bool = False
     """Random weights, every 1-D tensor perturbed: time depends on shapes alone."""
@@ -115,7 +115,7 @@ class LatencyConfig:
 class Subject:
     """What is timed: a backbone with a stand-in head, and tasks of each bottleneck."""
 
-    model: VisionTransformer
+    model: Transformer
     tasks: dict[int, list[Task]]
     words: str
 
@@ -137,8 +137,7 @@ def subject(config: LatencyConfig) -> Subject:
         restore(bundle, given)
         used, size = given or Weights(record.backbone.source), record.preprocess.size
         model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=size)
-        head, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
-        own = Task(task_rows(bundle), head, bias)
+        own = Task(record.backbone.frame, task_rows(bundle), *bundle.head)
         others = random_tasks(model, record.adapter.bottleneck)[1:]
         words = f"{record.task} on {record.backbone.name}, r = {record.adapter.bottleneck}"
         return Subject(model, {record.adapter.bottleneck: [own, *others]}, words)
@@ -150,10 +149,9 @@ def subject(config: LatencyConfig) -> Subject:
     return Subject(model, {r: random_tasks(model, r) for r in bottlenecks}, words)
 
 
-def random_tasks(model: VisionTransformer, bottleneck: int) -> list[Task]:
+def random_tasks(model: Transformer, bottleneck: int) -> list[Task]:
     """As many tasks as a mixed batch has."""
-    depth, width = len(model.blocks), model.embed_dim
-    return [random_task(depth, width, bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
+    return [random_task(frame_of(model), bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
 
 
 def choose_runners(names: Sequence[str] | None) -> list[RunnerName]:
@@ -180,7 +178,7 @@ def choose_runners(names: Sequence[str] | None) -> list[RunnerName]:
 
 def measure(config: LatencyConfig, given: Subject, runners: Sequence[RunnerName]) -> list[Row]:
     """Write the graphs and time them; one row a runner, batch size and variant."""
-    height, width = given.model.patch_embed.img_size
+    height, width = image_size(given.model)
     batches = [
         np.random.default_rng(size).standard_normal((size, 3, height, width), dtype=np.float32)
         for size in config.batch_sizes

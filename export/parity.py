@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from export.calibration import Labels
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.errors import ParityError
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Array, Pixels, probabilities
 from mosa_deploy.rows import layout, task_rows
 from mosa_deploy.runners import GraphRunnerName, OnnxRunner, SharedRunner
@@ -151,7 +151,7 @@ class Chain:
         return link
 
     @torch.inference_mode()
-    def add_model(self, stage: str, model: VisionTransformer) -> None:
+    def add_model(self, stage: str, model: Transformer) -> None:
         """A torch model as the next stage."""
         self.add(stage, model(torch.from_numpy(self.inputs)).numpy())
 
@@ -164,7 +164,7 @@ class Chain:
         bank = Bank(layout(self.bundle.record))
         slot = bank.write(task_rows(self.bundle))
         features = SharedRunner(path, bank).run(self.inputs, np.full(len(self.inputs), slot))
-        head, bias = (self.bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
+        head, bias = self.bundle.head
         self.add(stage, features @ head.T + bias)
 
     def accuracy(self, logits: Array) -> float | None:

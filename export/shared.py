@@ -9,11 +9,10 @@ See `mosa_deploy.bank`.
 import copy
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mosa_deploy.fold import absorb_norm, linear
-from mosa_deploy.plain import check_plain, feed_forward
+from mosa_deploy.plain import Transformer, blocks_of, check_plain, feed_forward
 from mosa_deploy.rows import PARTS, Layout
 
 Inputs = dict[str, Tensor]
@@ -57,19 +56,19 @@ class SharedLinear(nn.Module):
 
 
 class SharedBackbone(nn.Module):
-    """A headless copy of a plain ViT that reads the banks of a layout."""
+    """A headless copy of a plain ViT or Swin that reads the banks of a layout."""
 
-    def __init__(self, model: VisionTransformer, layout: Layout) -> None:
+    def __init__(self, model: Transformer, layout: Layout) -> None:
         super().__init__()
         self.inputs: Inputs = {}
         self.names = list(layout.shapes(1))
         self.backbone = check_plain(copy.deepcopy(model))
         self.backbone.reset_classifier(0)
-        for i, block in enumerate(self.backbone.blocks):
+        for name, block in blocks_of(self.backbone).items():
             if layout.modules:
-                share_layers(block, layout, self.inputs, f"blocks.{i}")
+                share_layers(block, layout, self.inputs, name)
             else:
-                share_mlp(block, self.inputs, f"blocks.{i}")
+                share_mlp(block, self.inputs, name)
 
     def forward(self, images: Tensor, slots: Tensor, banks: list[Tensor]) -> Tensor:
         """Images (B, 3, H, W), slots (B,) and banks in the order of the layout's rows -> features (B, C)."""
@@ -87,7 +86,8 @@ def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
     narrow = linear(ls2[:, None] * fc2.weight, ls2 * fc2.bias)
     block.mlp = SharedMlp(wide, act, narrow, inputs, name)
     block.norm2 = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
-    block.ls2 = nn.Identity()
+    if layer_scale is not None:
+        block.ls2 = nn.Identity()
 
 
 def share_layers(block: nn.Module, layout: Layout, inputs: Inputs, name: str) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.graphs import node_types, optimised_node_types, trace_plain, trace_shared
@@ -28,8 +27,10 @@ from export.timing import Answer
 from mosa_deploy.attach import attach
 from mosa_deploy.bank import Bank
 from mosa_deploy.config import AdapterConfig
-from mosa_deploy.fold_graph import Parameters, fold_rows
+from mosa_deploy.fold_graph import Parameters, fold_rows, head
+from mosa_deploy.frame import Frame
 from mosa_deploy.graph import PlainGraph
+from mosa_deploy.plain import Transformer, frame_of, image_size
 from mosa_deploy.preprocess import Array
 from mosa_deploy.rows import PARTS, Layout, Rows
 from mosa_deploy.runners import RunnerName, SharedRunner, open_runner
@@ -46,16 +47,12 @@ MIXED_TASKS = 8
 
 @dataclass(frozen=True)
 class Task:
-    """A merged task: its rows, and its head (K, C), (K,)."""
+    """A merged task: the frame of its backbone, its rows, and its head (K, C), (K,)."""
 
+    frame: Frame
     rows: Rows
     head: Array
     bias: Array
-
-    @property
-    def depth(self) -> int:
-        """The number of blocks."""
-        return len(self.rows) // len(PARTS)
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,7 @@ class Variant:
     @cached_property
     def bank(self) -> Bank:
         """The tasks' bank; they take the slots in their order."""
-        first = self.tasks[0]
-        bank = Bank(Layout(first.depth, first.head.shape[1]), self.bottleneck, len(self.tasks))
+        bank = Bank(Layout(self.tasks[0].frame), self.bottleneck, len(self.tasks))
         for task in self.tasks:
             bank.write(task.rows)
         return bank
@@ -106,7 +102,7 @@ class Variant:
         return answer
 
 
-def random_task(depth: int, width: int, bottleneck: int, classes: int, seed: int) -> Task:
+def random_task(frame: Frame, bottleneck: int, classes: int, seed: int) -> Task:
     """Rows and a head that keep the scale of what they read."""
     rng = np.random.default_rng([seed, bottleneck])
 
@@ -114,12 +110,12 @@ def random_task(depth: int, width: int, bottleneck: int, classes: int, seed: int
         deviation = shape[0] ** -0.5 if len(shape) > 1 else 0.1
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
 
-    rows = {name: draw(shape) for name, shape in Layout(depth, width).shapes(bottleneck).items()}
-    return Task(rows, draw((width, classes)).T.copy(), draw((classes,)))
+    rows = {name: draw(shape) for name, shape in Layout(frame).shapes(bottleneck).items()}
+    return Task(frame, rows, draw((frame.features, classes)).T.copy(), draw((classes,)))
 
 
 def write_variants(
-    folder: Path, model: VisionTransformer, tasks: Mapping[int, Sequence[Task]], names: Sequence[str]
+    folder: Path, model: Transformer, tasks: Mapping[int, Sequence[Task]], names: Sequence[str]
 ) -> list[Variant]:
     """Write the graph of each variant, and of each bottleneck where there is one.
 
@@ -141,7 +137,7 @@ def write_variants(
 
 
 def trace_variants(
-    model: VisionTransformer, tasks: Mapping[int, Task], names: Collection[str]
+    model: Transformer, tasks: Mapping[int, Task], names: Collection[str]
 ) -> Iterator[tuple[str, int, onnx.ModelProto]]:
     """Name, bottleneck and graph of what must be written for variants of these names."""
     plain = trace_plain(model, sha256="")
@@ -155,22 +151,22 @@ def trace_variants(
         config = AdapterConfig(min(tasks))
         beside = trace_plain(attach(copy.deepcopy(model), config, split=False), sha256="")
         for r, task in tasks.items():
-            yield "unfolded", r, beside.replaced(unfolded(task, config.scale))
+            yield "unfolded", r, beside.replaced(unfolded(beside, task, config.scale))
     if not set(SHARED).isdisjoint(names):
-        yield "shared", 0, trace_shared(model, Layout(len(model.blocks), model.embed_dim))
+        yield "shared", 0, trace_shared(model, Layout(frame_of(model)))
 
 
 def folded(graph: PlainGraph, task: Task) -> Parameters:
     """The parameters of a plain graph with the task in its FFNs."""
-    return {"head.weight": task.head, "head.bias": task.bias} | fold_rows(graph, task.rows)
+    return head(graph, task.head, task.bias) | fold_rows(graph, task.rows)
 
 
-def unfolded(task: Task, scale: float) -> Parameters:
+def unfolded(graph: PlainGraph, task: Task, scale: float) -> Parameters:
     """The parameters of adapters that were traced beside their blocks: the affine of their norm is in the rows."""
-    values: Parameters = {"head.weight": task.head, "head.bias": task.bias}
-    for i in range(task.depth):
-        down, down_bias, up, up_bias = (task.rows[f"blocks.{i}.{part}"] for part in PARTS)
-        adapter = f"blocks.{i}.adapter"
+    values = head(graph, task.head, task.bias)
+    for block in task.frame.blocks:
+        down, down_bias, up, up_bias = (task.rows[f"{block}.{part}"] for part in PARTS)
+        adapter = f"{block}.adapter"
         values |= {
             f"{adapter}.norm.weight": np.ones_like(up_bias),
             f"{adapter}.norm.bias": np.zeros_like(up_bias),
@@ -185,22 +181,22 @@ def unfolded(task: Task, scale: float) -> Parameters:
 def low_rank(graph: PlainGraph) -> Parameters:
     """W' = W + B A for the qkv of every block, with a random B (3 C, 16) and A (16, C)."""
     rng, values = np.random.default_rng(0), {}
-    for i in range(graph.index.depth):
-        weight = graph.parameter(f"blocks.{i}.attn.qkv.weight")
+    for block in graph.index.frame.blocks:
+        weight = graph.parameter(f"{block}.attn.qkv.weight")
         up, down = rng.standard_normal((len(weight), RANK)), rng.standard_normal((RANK, weight.shape[1]))
         update = up @ down / np.sqrt(RANK * weight.shape[1])
-        values[f"blocks.{i}.attn.qkv.weight"] = (weight + 0.1 * update).astype(np.float32)
+        values[f"{block}.attn.qkv.weight"] = (weight + 0.1 * update).astype(np.float32)
     return values
 
 
-def outline(model: VisionTransformer, bottleneck: int) -> VisionTransformer:
+def outline(model: Transformer, bottleneck: int) -> Transformer:
     """The model with adapters, without memory for its weights."""
     return attach(copy.deepcopy(model).to("meta"), AdapterConfig(bottleneck), split=False)
 
 
-def flops(model: VisionTransformer) -> int:
+def flops(model: Transformer) -> int:
     """Floating-point operations of matrix products for one image."""
-    height, width = model.patch_embed.img_size
+    height, width = image_size(model)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, height, width, device=next(model.parameters()).device))
     return int(counter.get_total_flops())

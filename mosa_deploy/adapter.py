@@ -109,6 +109,10 @@ class Bottleneck(nn.Module):
             self.up = self.up.merge()
         return self
 
+    def train_(self) -> Self:
+        """Let whatever of it is tuned be trained."""
+        return self.requires_grad_(True)
+
     def after_attention(self, h: Tensor) -> Tensor:
         """The residual stream after attention (B, N, C) -> what the FFN reads."""
         return h
@@ -122,8 +126,11 @@ class Bottleneck(nn.Module):
 class ParallelAdapter(Bottleneck):
     """scale * up(drop(act(down(norm(h))))), added beside the FFN of a block.
 
-    `down` is kaiming-uniform, `up` zero, so that a new adapter changes nothing. `norm` is a LayerNorm of its own.
+    `down` is kaiming-uniform, `up` zero, so that a new adapter changes nothing. `norm` is a LayerNorm of its own, or,
+    with `read_`, a copy of the block's that stays as it is.
     """
+
+    own_norm = True
 
     def __init__(
         self, embed_dim: int, config: AdapterConfig, act: nn.Module, eps: float, generator: torch.Generator
@@ -138,6 +145,17 @@ class ParallelAdapter(Bottleneck):
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
+
+    def read_(self, norm: nn.LayerNorm) -> Self:
+        """Read norm(h), as the FFN does: the copy makes the adapter whole without its block."""
+        self.norm.load_state_dict(norm.state_dict())
+        self.own_norm = False
+        return self
+
+    def train_(self) -> Self:
+        """See `Bottleneck.train_`."""
+        super().train_().norm.requires_grad_(self.own_norm)
+        return self
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""

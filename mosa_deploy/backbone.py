@@ -1,4 +1,4 @@
-"""Backbones: any plain timm ViT by name, its weights from the package, from timm's hub or from a file.
+"""Backbones: any plain timm ViT or Swin by name, its weights from the package, from timm's hub or from a file.
 
 Importing this module registers the embedded backbone with timm.
 """
@@ -14,13 +14,12 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mosa_deploy import embedded
 from mosa_deploy.checkpoints import load_weights
 from mosa_deploy.errors import BackboneError, one_of
-from mosa_deploy.plain import check_plain
+from mosa_deploy.plain import Transformer, check_class, check_plain
 from mosa_deploy.seeds import derive
 
 Source = Literal["pretrained", "file", "random"]
@@ -56,14 +55,14 @@ def load_backbone(
     classes: int = 0,
     img_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
-) -> VisionTransformer:
-    """A timm ViT in evaluation mode, its head of `classes` outputs freshly initialised (none for 0).
+) -> Transformer:
+    """A timm ViT or Swin in evaluation mode, its head of `classes` outputs freshly initialised (none for 0).
 
     `img_size` is the side, or (H, W), of its images in pixels: timm resamples the position embedding, and
     `timm.data.resolve_model_data_config` of the model gives that size. Other `kwargs` go to timm, e.g. `mlp_ratio`.
 
     Raises:
-        BackboneError: an unknown name, not a plain ViT, or weights that cannot be had or do not fit.
+        BackboneError: an unknown name, not a plain ViT or Swin, or weights that cannot be had or do not fit.
     """
     weights = weights or Weights()
     check_name(name)
@@ -95,7 +94,7 @@ def check_name(name: str) -> None:
     """Raises BackboneError, with the nearest names, if timm knows no such model."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        modules = ("vision_transformer", "deit", embedded.__name__.rpartition(".")[2])
+        modules = ("vision_transformer", "deit", "swin_transformer", embedded.__name__.rpartition(".")[2])
         plain = [known for module in modules for known in timm.list_models(module=module)]
         raise BackboneError(one_of("backbone", architecture, plain))
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
@@ -103,22 +102,19 @@ def check_name(name: str) -> None:
         raise BackboneError(one_of(f"weights of {architecture}:", tag, tags))
 
 
-def _create(name: str, pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+def _create(name: str, pretrained: bool = False, **kwargs: Any) -> Transformer:
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         way_on = f"; {WAYS_ON}" if pretrained else ""
         raise BackboneError(f"timm cannot make {name}: {_headline(error)}{way_on}") from error
-    if type(model) is not VisionTransformer:
-        raise BackboneError(
-            f"{name} is a {type(model).__name__}, not a plain ViT: choose one of timm's vit_* or deit*_patch* models"
-        )
-    return model
+    return check_class(model, name)
 
 
-def _check_size(model: VisionTransformer, height: int, width: int) -> None:
+def _check_size(model: Transformer, height: int, width: int) -> None:
     """Raises BackboneError unless whole patches fill an image: what is left over would be cut off without a word."""
-    patch = model.patch_embed.feat_ratio(as_scalar=False)
+    embed: Any = model.patch_embed
+    patch = embed.feat_ratio(as_scalar=False)
     if any(side % step for side, step in zip((height, width), patch, strict=True)):
         raise BackboneError(f"images of {height} x {width}: give multiples of the patch size, {patch[0]} x {patch[1]}")
 

@@ -8,19 +8,20 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mosa_deploy.canary import PREFIX, Canary
-from mosa_deploy.config import PLACES, AdapterConfig, Method
+from mosa_deploy.config import ON_SWIN, PLACES, AdapterConfig, Method
 from mosa_deploy.errors import BundleError, ConfigError
 from mosa_deploy.files import replacing
-from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.frame import Frame
+from mosa_deploy.preprocess import Array, Preprocess
 from mosa_deploy.rows import module_shape
 from mosa_deploy.shapes import Shapes, shape_faults, shapes_of
 
@@ -44,8 +45,21 @@ class Backbone(BaseModel):
     # Bounded, since a record from a stranger is looped over before it is compared with anything.
     depth: Annotated[int, Field(ge=1, le=1000)]
     embed_dim: Annotated[int, Field(ge=1, le=65536)]
+    stages: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=8)] = ()
+    """How many blocks each stage of a Swin has; empty for a ViT."""
     hidden: int | None = None
     """M, the inner width of the FFNs, for updates of theirs."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.stages and sum(self.stages) != self.depth:
+            raise ValueError(f"stages of {', '.join(map(str, self.stages))} blocks are not {self.depth} in all")
+        return self
+
+    @property
+    def frame(self) -> Frame:
+        """Where its blocks lie."""
+        return Frame(self.depth, self.embed_dim, self.stages)
 
     @property
     def folder(self) -> str:
@@ -78,6 +92,13 @@ class Record(BaseModel):
     git_commit: str | None
     sha256: str = ""
 
+    @model_validator(mode="after")
+    def _can_be_on_a_swin(self) -> Self:
+        beside = self.adapter is None or self.adapter.style == "parallel"
+        if self.backbone.stages and not (beside and self.method != "full"):
+            raise ValueError(f"{self.method} on {self.backbone.name}: {ON_SWIN}")
+        return self
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -91,6 +112,12 @@ class Bundle:
     def digest(self) -> str:
         """sha256 of `adapter.safetensors`."""
         return self.record.sha256
+
+    @property
+    def head(self) -> tuple[Array, Array]:
+        """Weight (K, C) and bias (K,) of the classifier, fp32."""
+        weight, bias = (self.tensors[f"{self.record.backbone.frame.head}.{part}"] for part in ("weight", "bias"))
+        return weight.astype(np.float32), bias.astype(np.float32)
 
     def save(self, folder: Path) -> "Bundle":
         """Write the two files and return the bundle with its digest.
@@ -184,15 +211,14 @@ def parse_record(content: bytes, where: str) -> Record:
 
 def expected_shapes(record: Record) -> Shapes:
     """Name and shape of every tensor that a bundle of this record holds, without the canary."""
-    width = record.backbone.embed_dim
+    frame, adapter = record.backbone.frame, record.adapter
     shapes: Shapes = {
-        "head.weight": (len(record.classes), width),
-        "head.bias": (len(record.classes),),
+        f"{frame.head}.weight": (len(record.classes), frame.features),
+        f"{frame.head}.bias": (len(record.classes),),
     }
-    adapter = record.adapter
-    for i in range(record.backbone.depth if adapter else 0):
-        assert adapter is not None
-        block = f"blocks.{i}"
+    if adapter is None:
+        return shapes
+    for block, width in frame.blocks.items():
         if adapter.style in ("parallel", "pfeiffer"):
             shapes |= {f"{block}.adapter.norm.{part}": (width,) for part in ("weight", "bias")}
             shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter", width, width, bias=True)

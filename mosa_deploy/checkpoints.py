@@ -13,11 +13,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from timm.models import load_state_dict
+from timm.models import load_state_dict, swin_transformer
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.plain import Transformer
 from mosa_deploy.shapes import shape_faults, shapes_of
 from mosa_deploy.transformers_config import fit_to_config
 from mosa_deploy.transformers_names import is_transformers, timm_state
@@ -39,7 +40,7 @@ OPTION = "--backbone-weights"
 
 
 @torch.no_grad()
-def load_weights(model: VisionTransformer, name: str, file: Path, option: str = OPTION) -> None:
+def load_weights(model: Transformer, name: str, file: Path, option: str = OPTION) -> None:
     """Put the weights of `file` into a headless model; timm resamples them to its patch and image size.
 
     `option` is what the user gave the file with.
@@ -48,11 +49,13 @@ def load_weights(model: VisionTransformer, name: str, file: Path, option: str = 
         BackboneError: the file is missing, damaged, holds code, or lists tensors that do not fit, all of them at once.
     """
     if file.is_file() and file.suffix == ".npz":
+        if not isinstance(model, VisionTransformer):
+            raise BackboneError(f"{option} {file}: .npz files hold ViTs; give {name} as .safetensors or of torch")
         faults = _load_npz(model, file, option)
     else:
         state = read_state(file, option)
         faults = _load_state(model, state)
-        if not faults and is_transformers(state):
+        if not faults and is_transformers(state) and isinstance(model, VisionTransformer):
             fit_to_config(model, file.parent)
     if faults:
         raise BackboneError(f"{option} {file} does not fit {name}: {faults}")
@@ -108,11 +111,14 @@ def _unreadable(file: Path, error: Exception, option: str) -> BackboneError:
     return BackboneError(f"{option} {file} cannot be read: {reason}; {way_on}")
 
 
-def _load_state(model: VisionTransformer, state: dict[str, Any]) -> str:
+def _load_state(model: Transformer, state: dict[str, Any]) -> str:
     """Load the backbone in a state dict; returns what does not fit, and loads nothing then."""
     state = _backbone_part(state)
     with contextlib.suppress(Exception):  # What timm cannot resample is named below, by its shape.
-        state = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+        if isinstance(model, VisionTransformer):
+            state = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+        else:
+            state = swin_transformer.checkpoint_filter_fn(dict(state), model)
     expected = model.state_dict()
     given = {
         key: value

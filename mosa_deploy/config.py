@@ -20,6 +20,8 @@ SEQUENTIAL: tuple[Style, ...] = ("pfeiffer", "houlsby")
 
 LOW_RANK: tuple[Method, ...] = ("lora", "mosl")
 
+ON_SWIN = "a Swin takes adapters beside its FFNs: choose method mosa, adapter or linear, style parallel"
+
 MAX_EXPERTS = 256
 """The owner map is uint8."""
 

@@ -9,21 +9,21 @@ to M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm, 
     fc2' = [ ls2 * W2 , s * U ]             b2' = ls2 * b2 + s * u
 
 No division, so a zero in g2 is harmless. Afterwards norm2 = (1, 0) and ls2 = 1, and the modules are kept: the state
-dict loads strictly into the unmodified timm class, created with `mlp_ratio=widened_ratio(...)`. (Where an attention
-pool takes its width from the same ratio, `global_pool="map"`, the logits are as exact, but the shapes are not timm's.)
+dict loads strictly into the unmodified timm class, created with `mlp_ratio=widened_ratio(...)`; a Swin, whose stages
+differ in width, takes a tuple of them, one a stage. (Where an attention pool takes its width from the same ratio,
+`global_pool="map"`, the logits are as exact, but the shapes are not timm's.)
 """
 
 import copy
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mosa_deploy.adapter import ParallelAdapter
-from mosa_deploy.attach import AdaptedBlock, adapters
+from mosa_deploy.attach import Adapted, adapters
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.low_rank import LowRankLinear
-from mosa_deploy.plain import check_plain, feed_forward
+from mosa_deploy.plain import Model, blocks_of, check_plain, feed_forward
 
 
 def widened_ratio(hidden: int, embed_dim: int) -> float:
@@ -32,30 +32,30 @@ def widened_ratio(hidden: int, embed_dim: int) -> float:
 
 
 @torch.no_grad()
-def fold(model: VisionTransformer) -> VisionTransformer:
+def fold(model: Model) -> Model:
     """A plain timm model with the same logits as the merged `model`, which stays as it is.
 
     Raises:
         BackboneError: an adapter that is not merged, or a block that does not meet the fold's conditions.
     """
-    for i, block in enumerate(model.blocks):
-        if isinstance(block, AdaptedBlock) and not isinstance(block.adapter, ParallelAdapter):
+    for name, block in blocks_of(model).items():
+        if isinstance(block, Adapted) and not isinstance(block.adapter, ParallelAdapter):
             raise BackboneError(
-                f"blocks.{i}: a {type(block.adapter).__name__} reads what the block wrote, so no weights take it in:"
+                f"{name}: a {type(block.adapter).__name__} reads what the block wrote, so no weights take it in:"
                 " export it unfolded"
             )
         if any(adapter.is_split for adapter in adapters(block)):
-            raise BackboneError(f"blocks.{i}: the adapter is still split: merge before folding")
+            raise BackboneError(f"{name}: the adapter is still split: merge before folding")
     folded = copy.deepcopy(model)
-    beside = {i: block for i, block in enumerate(folded.blocks) if isinstance(block, AdaptedBlock)}
-    for i, block in beside.items():
-        folded.blocks[i] = block.block
+    beside = {name: block for name, block in blocks_of(folded).items() if isinstance(block, Adapted)}
+    for name, block in beside.items():
+        folded.set_submodule(name, block.block)
     updated = {name: part for name, part in folded.named_modules() if isinstance(part, LowRankLinear)}
     for name, part in updated.items():
         folded.set_submodule(name, part.linear)
     check_plain(folded)
-    for i, block in beside.items():
-        _check(block, i)
+    for name, block in beside.items():
+        _check(block, name)
     for block in beside.values():
         _widen(block)
     for part in updated.values():
@@ -63,17 +63,17 @@ def fold(model: VisionTransformer) -> VisionTransformer:
     return folded
 
 
-def _check(adapted: AdaptedBlock, i: int) -> None:
+def _check(adapted: Adapted, name: str) -> None:
     adapter, part = adapted.adapter, feed_forward(adapted.block)
     assert isinstance(adapter, ParallelAdapter)
     # By identity: two modules of the same text may still compute different things.
     if adapter.act is not part.act:
-        raise BackboneError(f"blocks.{i}: the adapter's activation {adapter.act} is not the FFN's {part.act}")
+        raise BackboneError(f"{name}: the adapter's activation {adapter.act} is not the FFN's {part.act}")
     if adapter.norm.eps != part.norm.eps:
-        raise BackboneError(f"blocks.{i}: the adapter's eps {adapter.norm.eps} is not norm2's {part.norm.eps}")
+        raise BackboneError(f"{name}: the adapter's eps {adapter.norm.eps} is not norm2's {part.norm.eps}")
 
 
-def _widen(adapted: AdaptedBlock) -> None:
+def _widen(adapted: Adapted) -> None:
     block, adapter = adapted.block, adapted.adapter
     assert isinstance(adapter, ParallelAdapter)
     norm, fc1, _, fc2, layer_scale = feed_forward(block)
@@ -82,11 +82,13 @@ def _widen(adapted: AdaptedBlock) -> None:
     down_weight, down_bias = absorb_norm(adapter.down, adapter.norm)
     fc1_weight, fc1_bias = absorb_norm(fc1, norm)
     ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
-    block.mlp.fc1 = linear(torch.cat([fc1_weight, down_weight]), torch.cat([fc1_bias, down_bias]))
-    block.mlp.fc2 = linear(
+    wide = linear(torch.cat([fc1_weight, down_weight]), torch.cat([fc1_bias, down_bias]))
+    narrow = linear(
         torch.cat([ls2[:, None] * fc2.weight, adapter.scale * adapter.up.weight], dim=1),
         ls2 * fc2.bias + adapter.scale * adapter.up.bias,
     )
+    block.set_submodule("mlp.fc1", wide)
+    block.set_submodule("mlp.fc2", narrow)
     norm.weight.fill_(1.0)
     norm.bias.fill_(0.0)
     if layer_scale is not None:

@@ -37,11 +37,16 @@ def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
             f"'{record.task}' was tuned on {record.backbone.folder}, this graph is of {graph.index.backbone[:8]}:"
             " export the task with its own backbone"
         )
-    own: Parameters = {name: value.astype(np.float32) for name, value in bundle.tensors.items()}
     if record.method == "full":
+        own = {name: value.astype(np.float32) for name, value in bundle.tensors.items()}
         check_complete(graph, own)
         return own
-    return {name: own[name] for name in ("head.weight", "head.bias")} | fold_rows(graph, task_rows(bundle))
+    return head(graph, *bundle.head) | fold_rows(graph, task_rows(bundle))
+
+
+def head(graph: PlainGraph, weight: Array, bias: Array) -> Parameters:
+    """A classifier (K, C), (K,) by the names that the backbone's has."""
+    return {f"{graph.index.frame.head}.weight": weight, f"{graph.index.frame.head}.bias": bias}
 
 
 def check_complete(graph: PlainGraph, own: Parameters) -> None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.errors import StoreError
 from mosa_deploy.files import replacing, replacing_folder, sha256, write_text
+from mosa_deploy.frame import Frame
 from mosa_deploy.preprocess import Array
 from mosa_deploy.store import GRAPH, PLAIN
 
@@ -48,10 +49,16 @@ class Index(BaseModel):
     """sha256 of the backbone's headless state dict, as bundles name it."""
     depth: int
     embed_dim: int
+    stages: tuple[int, ...] = ()
     parameters: dict[str, Place]
     """Of plain.onnx, by timm's names."""
     files: dict[str, str]
     """Name -> sha256 of each graph."""
+
+    @property
+    def frame(self) -> Frame:
+        """Where the backbone's blocks lie."""
+        return Frame(self.depth, self.embed_dim, self.stages)
 
 
 def save_graphs(folder: Path, index: Index, graphs: Mapping[str, onnx.ModelProto]) -> None:
@@ -143,7 +150,8 @@ class PlainGraph:
         The shapes between the nodes are inferred anew.
         """
         kept = [tensor for name, tensor in self._initializers().items() if name not in parameters]
-        model = self._empty(classes=len(parameters["head.bias"]) if "head.bias" in parameters else None)
+        bias = parameters.get(f"{self.index.frame.head}.bias")
+        model = self._empty(classes=None if bias is None else len(bias))
         graph = model.graph
         graph.initializer.extend(kept)
         for name, value in parameters.items():

@@ -1,16 +1,28 @@
-"""What a plain ViT is: the conditions under which a parallel adapter folds exactly, checked in one place."""
+"""What a plain ViT or Swin is: the conditions under which a parallel adapter folds exactly, checked in one place."""
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import timm.layers
 import torch
 from timm.layers import LayerScale, Mlp
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from mosa_deploy.config import ON_SWIN, Style
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.frame import Frame
+
+Transformer = VisionTransformer | SwinTransformer
+"""The classes of timm that are taken; no subclass is."""
+
+Model = TypeVar("Model", bound=Transformer)
+
+BLOCKS: dict[type[nn.Module], type[nn.Module]] = {VisionTransformer: Block, SwinTransformer: SwinTransformerBlock}
+
+NORMED_AFTER = ("SwinTransformerV2", "SwinTransformerV2Cr")
 
 
 class FeedForward(NamedTuple):
@@ -25,8 +37,8 @@ class FeedForward(NamedTuple):
 
 def feed_forward(block: nn.Module) -> FeedForward:
     """The feed-forward part of a block that qualifies; `check_plain` says whether it does."""
-    assert isinstance(block, Block)
-    mlp, norm, scale = block.mlp, block.norm2, block.ls2
+    assert isinstance(block, Block | SwinTransformerBlock)
+    mlp, norm, scale = block.mlp, block.norm2, getattr(block, "ls2", None)
     assert isinstance(mlp, Mlp)
     assert isinstance(norm, nn.LayerNorm)
     assert isinstance(mlp.fc1, nn.Linear)
@@ -34,27 +46,73 @@ def feed_forward(block: nn.Module) -> FeedForward:
     return FeedForward(norm, mlp.fc1, mlp.act, mlp.fc2, scale if isinstance(scale, LayerScale) else None)
 
 
-def check_plain(model: nn.Module, name: str = "this model") -> VisionTransformer:
+def frame_of(model: Transformer) -> Frame:
+    """Where the blocks of a model lie, with adapters or without."""
+    if isinstance(model, VisionTransformer):
+        return Frame(len(model.blocks), model.embed_dim)
+    stages = tuple(len(list(stage.get_submodule("blocks").children())) for stage in model.layers.children())
+    return Frame(sum(stages), model.embed_dim, stages)
+
+
+def blocks_of(model: Transformer) -> dict[str, nn.Module]:
+    """The blocks of a model by name, with adapters or without."""
+    return {name: model.get_submodule(name) for name in frame_of(model).blocks}
+
+
+def image_size(model: Transformer) -> tuple[int, int]:
+    """(H, W) of its images in pixels."""
+    embed: Any = model.patch_embed
+    height, width = embed.img_size
+    return height, width
+
+
+def check_class(model: nn.Module, name: str = "this model") -> Transformer:
+    """The model itself, if it is of a class that is taken.
+
+    Raises:
+        BackboneError: it is of any other.
+    """
+    kind, taken = type(model).__name__, "choose one of timm's vit_*, deit*_patch* or swin_* models"
+    if kind in NORMED_AFTER:
+        raise BackboneError(
+            f"{name} is a {kind}, whose norm2 normalises what the FFN wrote: there is no input that FFN and adapter"
+            f" share; {taken}"
+        )
+    # By type: a subclass has parts that a task does not own, e.g. the second head of a distilled DeiT.
+    if type(model) not in BLOCKS:
+        raise BackboneError(f"{name} is a {kind}, not a plain ViT or Swin: {taken}")
+    assert isinstance(model, Transformer)
+    return model
+
+
+def check_plain(model: nn.Module, name: str = "this model") -> Transformer:
     """The model itself, if its blocks can take an adapter that folds exactly.
 
     Raises:
         BackboneError: names every block and part that does not qualify.
     """
-    # A subclass has parts that a task does not own, e.g. the second head of a distilled DeiT.
-    if type(model) is not VisionTransformer:
-        raise BackboneError(f"{type(model).__name__} is not a timm VisionTransformer: choose a plain ViT")
-    faults = [*_of_blocks([tuple(_faults(block)) for block in model.blocks]), *_of_statistics(model)]
-    if faults:
-        raise BackboneError(f"{name} cannot be folded exactly: {'; '.join(faults)}; choose a plain pre-norm ViT")
-    return model
+    plain = check_class(model, name)
+    faults = {block: tuple(_faults(part, BLOCKS[type(plain)])) for block, part in blocks_of(plain).items()}
+    found = [*_of_blocks(faults), *_of_statistics(plain)]
+    if found:
+        raise BackboneError(
+            f"{name} cannot be folded exactly: {'; '.join(found)}; choose a plain pre-norm ViT, or a Swin"
+        )
+    return plain
 
 
-def _of_blocks(faults: list[tuple[str, ...]]) -> Iterator[str]:
-    """The faults of each block with its number; one line for three or more in a row that share theirs."""
-    for _, same in groupby(range(len(faults)), key=faults.__getitem__):
-        run = list(same)
-        places = [f"blocks.{run[0]}-{run[-1]}"] if len(run) > 2 else [f"blocks.{i}" for i in run]
-        yield from (f"{place}: {fault}" for place in places for fault in faults[run[0]])
+def check_style(model: Transformer, style: Style) -> None:
+    """Raises BackboneError if adapters of this style do not go into blocks of this model."""
+    if isinstance(model, SwinTransformer) and style != "parallel":
+        raise BackboneError(f"{style} adapters: {ON_SWIN}")
+
+
+def _of_blocks(faults: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """The faults of each block by name; one line for three or more in a row of a stage that share theirs."""
+    for (stage, shared), same in groupby(faults, key=lambda name: (name.rpartition(".")[0], faults[name])):
+        run = [name.rpartition(".")[2] for name in same]
+        places = [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
+        yield from (f"{stage}.{place}: {fault}" for place in places for fault in shared)
 
 
 def _of_statistics(model: nn.Module) -> Iterator[str]:
@@ -63,11 +121,12 @@ def _of_statistics(model: nn.Module) -> Iterator[str]:
         yield f"{norms[0]} is a BatchNorm, whose statistics move in tuning and are not the task's"
 
 
-def _faults(block: nn.Module) -> Iterator[str]:
-    if type(block) is not Block:
-        yield f"{type(block).__name__} is not timm's pre-norm Block"
+def _faults(block: nn.Module, wanted: type[nn.Module]) -> Iterator[str]:
+    if type(block) is not wanted:
+        yield f"{type(block).__name__} is not timm's pre-norm {wanted.__name__}"
         return
-    mlp, norm = block.mlp, block.norm2
+    assert isinstance(block, Block | SwinTransformerBlock)
+    mlp, norm, scale = block.mlp, block.norm2, getattr(block, "ls2", None)
     if type(mlp) is not Mlp:
         yield f"mlp is {type(mlp).__name__}, not Mlp"
     elif not isinstance(mlp.norm, nn.Identity):
@@ -83,8 +142,8 @@ def _faults(block: nn.Module) -> Iterator[str]:
         yield f"norm2 is {type(norm).__name__}, not LayerNorm"
     elif norm.weight is None or norm.bias is None:
         yield "norm2 has no affine"
-    if type(block.ls2) not in (nn.Identity, LayerScale):
-        yield f"ls2 is {type(block.ls2).__name__}"
+    if type(scale) not in (type(None), nn.Identity, LayerScale):
+        yield f"ls2 is {type(scale).__name__}"
 
 
 def _faults_of_act(act: nn.Module) -> Iterator[str]:

@@ -1,16 +1,16 @@
-"""Restore: a bundle becomes the tuned torch model again."""
+"""Restore: a bundle becomes the tuned torch model again, since its record describes the backbone."""
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy.attach import attach, load_task_state
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.backbone import Source, Weights, fingerprint, load_backbone
+from mosa_deploy.bundle import Backbone, Bundle
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.plain import Transformer, blocks_of, feed_forward, frame_of
 from mosa_deploy.shapes import shape_faults, shapes_of
 
 
-def restore(bundle: Bundle, weights: Weights | None = None) -> VisionTransformer:
+def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
     """The backbone with the bundle's adapters, split or merged as they are stored, and its head, in evaluation mode.
 
     Raises:
@@ -39,3 +39,20 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> VisionTransformer
         attach(model, record.adapter, split=record.form == "split")
     load_task_state(model, state)
     return model.eval()
+
+
+def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:
+    """A backbone, with or without a head, as records have it."""
+    frame = frame_of(model)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{frame.head}.")}
+    # The FFNs of a Swin differ in width, and no task updates their weights.
+    hidden = None if frame.stages else feed_forward(blocks_of(model)["blocks.0"]).fc1.out_features
+    return Backbone(
+        name=name,
+        source=source,
+        sha256=fingerprint(state),
+        depth=frame.depth,
+        embed_dim=frame.width,
+        stages=frame.stages,
+        hidden=hidden,
+    )

@@ -1,13 +1,13 @@
 """A task's rows: what its merged adapter adds to every block, with numpy alone.
 
 The folded lane puts them into the weights (`mosa_deploy.fold_graph`), the shared lane keeps them in banks
-(`mosa_deploy.bank`). With s the scale and ga, bea the affine of the adapter's norm, for block i:
+(`mosa_deploy.bank`). With s the scale and ga, bea the affine of the adapter's norm, for a block by its name in timm:
 
-    parallel    blocks.<i>.down       (C, r)   [ D diag(ga) ]^T        blocks.<i>.up       (r, C)   [ s U ]^T
-                blocks.<i>.down_bias  (r,)     d + D bea               blocks.<i>.up_bias  (C,)     s u
+    parallel    <block>.down       (C, r)   [ D diag(ga) ]^T        <block>.up       (r, C)   [ s U ]^T
+                <block>.down_bias  (r,)     d + D bea               <block>.up_bias  (C,)     s u
 
-    low-rank    blocks.<i>.<module>.down  (in, R)   A^T of every target in the module, side by side
-                blocks.<i>.<module>.up    (R, out)  [ s B ]^T, each in the outputs of its target, zeros elsewhere
+    low-rank    <block>.<module>.down  (in, R)   A^T of every target in the module, side by side
+                <block>.<module>.up    (R, out)  [ s B ]^T, each in the outputs of its target, zeros elsewhere
 
 R is r for each target of the module that has the most; of other modules what is left of R is zero. Sums are
 carried in float64.
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mosa_deploy.config import PLACES, SEQUENTIAL, AdapterConfig
 from mosa_deploy.errors import BundleError
+from mosa_deploy.frame import Frame
 
 if TYPE_CHECKING:
     # Only named: the shared graph reads the layout where there is no pydantic.
@@ -41,9 +42,7 @@ Rows = Mapping[str, Array]
 class Layout:
     """Which rows the tasks of one shared graph have: those beside the FFN, or those of some linear layers."""
 
-    depth: int
-    width: int
-    """C, the backbone's embed_dim."""
+    frame: Frame
     modules: tuple[tuple[str, int, int], ...] = ()
     """The layers that low-rank tasks update: name in a block, inputs, outputs."""
 
@@ -54,17 +53,19 @@ class Layout:
 
     def shapes(self, bottleneck: int) -> dict[str, tuple[int, ...]]:
         """Name and shape of every row, in the order of the shared graph's inputs; a module's R is `bottleneck` too."""
-        r, c = bottleneck, self.width
-        if not self.modules:
-            block = {"down": (c, r), "down_bias": (r,), "up": (r, c), "up_bias": (c,)}
-        else:
-            block = {f"{name}.down": (inputs, r) for name, inputs, _ in self.modules}
-            block |= {f"{name}.up": (r, outputs) for name, _, outputs in self.modules}
-        return {f"blocks.{i}.{name}": shape for i in range(self.depth) for name, shape in block.items()}
+        r, shapes = bottleneck, dict[str, tuple[int, ...]]()
+        for block, c in self.frame.blocks.items():
+            if not self.modules:
+                own = {"down": (c, r), "down_bias": (r,), "up": (r, c), "up_bias": (c,)}
+            else:
+                own = {f"{name}.down": (inputs, r) for name, inputs, _ in self.modules}
+                own |= {f"{name}.up": (r, outputs) for name, _, outputs in self.modules}
+            shapes |= {f"{block}.{name}": shape for name, shape in own.items()}
+        return shapes
 
     def __str__(self) -> str:
         updates = f" with updates of {', '.join(name for name, _, _ in self.modules)}" if self.modules else ""
-        return f"{self.depth} blocks of width {self.width}{updates}"
+        return f"{self.frame}{updates}"
 
 
 def layout(record: Record) -> Layout:
@@ -82,13 +83,11 @@ def layout(record: Record) -> Layout:
     if record.method == "full":
         raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
     if adapter is None or adapter.style == "parallel":
-        return Layout(backbone.depth, backbone.embed_dim)
+        return Layout(backbone.frame)
     wanted = {PLACES[target].module for target in adapter.targets}
     modules = dict.fromkeys(place.module for place in PLACES.values() if place.module in wanted)
     shapes = {name: module_shape(record, name) for name in modules}
-    return Layout(
-        backbone.depth, backbone.embed_dim, tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items())
-    )
+    return Layout(backbone.frame, tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items()))
 
 
 def module_shape(record: Record, module: str) -> tuple[int, int]:
@@ -117,8 +116,8 @@ def task_rows(bundle: Bundle) -> dict[str, Array]:
     tensors = merged(bundle.tensors, record.adapter)
     of_block = _low_rank if names.modules else _parallel
     rows: dict[str, Double] = {}
-    for i in range(names.depth):
-        rows |= of_block(tensors, f"blocks.{i}", record.adapter, names)
+    for block in names.frame.blocks:
+        rows |= of_block(tensors, block, record.adapter, names)
     return {name: value.astype(np.float32) for name, value in rows.items()}
 
 

@@ -182,8 +182,7 @@ class Residents:
         rows = task_rows(bundle)
         shared = self.lanes.shared(folder, version.record, rows, engine)
         slot = self.batcher.call(lambda: shared.write(rows)).result()
-        weight, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
-        return Active(version, shared, slot, (weight, bias))
+        return Active(version, shared, slot, bundle.head)
 
     def _drop(self, active: Active) -> None:
         del self._all[active]

@@ -67,7 +67,7 @@ class TuneConfig:
     name: str | None = None
     """What the tuned task is called in its run and in the service; the task's own name if left out."""
     backbone: str | None = None
-    """Name of a plain timm ViT, e.g. vit_base_patch16_224.augreg_in21k."""
+    """Name of a plain timm ViT or Swin, e.g. vit_base_patch16_224.augreg_in21k."""
     backbone_weights: Path | None = None
     """A .safetensors, .npz or torch (.pth, .pt, .bin, .tar) file instead of timm's hub."""
     random_weights: bool = False

@@ -17,7 +17,6 @@ import numpy as np
 import timm
 import timm.data
 import tyro
-from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy import embedded
 from mosa_deploy.backbone import Weights, check_name
@@ -25,6 +24,7 @@ from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import RECORD, Bundle, Record, read_record
 from mosa_deploy.engine_runner import EngineRunner
 from mosa_deploy.errors import ConfigError, DataError, command
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.restore import restore
 from mosa_deploy.rows import layout, task_rows
@@ -115,7 +115,7 @@ def of_backbone(config: EvaluateConfig, name: str) -> Subject:
         raise ConfigError(f"--backbone {name}: its tag is no task; {embedded.NAME} has a head of its own")
     device = choose_device(config.device)
     model = timm.create_model(name, pretrained=True).to(device)
-    assert isinstance(model, VisionTransformer)
+    assert isinstance(model, Transformer)
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), find(known.tag).squash)
 
     def logits(images: Images) -> Array:
@@ -162,7 +162,7 @@ def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array],
     bank = Bank(layout(bundle.record))
     slot = bank.write(task_rows(bundle))
     shared = SharedRunner(path, bank, name)
-    head, bias = (bundle.tensors[f"head.{part}"].astype(np.float32) for part in ("weight", "bias"))
+    head, bias = bundle.head
 
     def answer(images: Array) -> Array:
         return np.asarray(shared.run(images, np.full(len(images), slot)) @ head.T + bias)

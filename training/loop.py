@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from mosa_deploy.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.files import write_bytes
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Preprocess
 from mosa_deploy.seeds import derive
 from training.config import Recipe
@@ -57,7 +57,7 @@ def task_loss(logits: Tensor, labels: Tensor, passes: int) -> tuple[Tensor, Tens
 
 
 @torch.inference_mode()
-def predict(model: VisionTransformer, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
+def predict(model: Transformer, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
     """Logits (N, K) on the CPU of the model in evaluation mode, in fp32: the merged adapters', split or not."""
     model.eval()
     batches = images.pixels.split(batch)
@@ -69,7 +69,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: VisionTransformer,
+        model: Transformer,
         train: Images,
         validation: Images,
         preprocess: Preprocess,

@@ -7,10 +7,10 @@ Which m fits the merged adapter best is one number, found on validation as the t
 import math
 
 from scipy.optimize import minimize_scalar
-from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
 from mosa_deploy.attach import set_merge_scale, split_layers
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Preprocess
 from training.data import Images
 from training.loop import predict
@@ -19,7 +19,7 @@ TOLERANCE = 0.02
 """Of log m."""
 
 
-def fit_merge_scale(model: VisionTransformer, validation: Images, preprocess: Preprocess, device: str) -> float:
+def fit_merge_scale(model: Transformer, validation: Images, preprocess: Preprocess, device: str) -> float:
     """The m in 1 / (2 E) .. 2 of the least cross entropy on validation, set in every split projection of `model`."""
     experts = split_layers(model)[0].experts
 

@@ -7,8 +7,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from timm.models.vision_transformer import VisionTransformer
 
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Preprocess
 from training.data import Images
 from training.loop import Row, predict
@@ -19,9 +19,7 @@ MAX_ITERATIONS, TOLERANCE = 20_000, 1e-6
 
 
 @torch.no_grad()
-def fit_probe(
-    model: VisionTransformer, train: Images, validation: Images, preprocess: Preprocess, device: str
-) -> list[Row]:
+def fit_probe(model: Transformer, train: Images, validation: Images, preprocess: Preprocess, device: str) -> list[Row]:
     """Fit one probe for each C, put the best into the head of `model`, and return a row for each C.
 
     The features are standardised for the fit, and the head takes the scaling in: W / sd and b - W mean / sd.

@@ -12,17 +12,17 @@ import numpy as np
 import timm.data
 import torch
 import tyro
-from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy.attach import attach, freeze, task_state
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone
-from mosa_deploy.bundle import TASK_NAME, Backbone, Bundle, Record
+from mosa_deploy.backbone import Weights, load_backbone
+from mosa_deploy.bundle import TASK_NAME, Bundle, Record
 from mosa_deploy.canary import SIZE, Canary
 from mosa_deploy.config import SPLIT
 from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.files import replacing, write_text
-from mosa_deploy.plain import feed_forward
+from mosa_deploy.plain import Transformer, check_style
 from mosa_deploy.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.restore import describe_backbone
 from mosa_deploy.seeds import derive
 from mosa_deploy.versions import git_commit, library_versions
 from training import run
@@ -57,14 +57,9 @@ def tune(config: TuneConfig) -> Path:
     # Data before weights: whoever lacks both hears of the data first.
     splits = task.splits(config.data_dir, config.split)
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
-    backbone = Backbone(
-        name=recipe.backbone,
-        source=weights.source,
-        sha256=fingerprint(model.state_dict()),
-        depth=len(model.blocks),
-        embed_dim=model.embed_dim,
-        hidden=feed_forward(model.blocks[0]).fc1.out_features,
-    )
+    if method != "linear":
+        check_style(model, recipe.style)
+    backbone = describe_backbone(recipe.backbone, weights.source, model)
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
     out = config.out or Path("runs") / name
     if run.open_run(out, describe(config, recipe, precision), config.resume):
@@ -161,7 +156,7 @@ def write_results(
     out: Path,
     record: Record,
     recipe: Recipe,
-    model: VisionTransformer,
+    model: Transformer,
     train: Images,
     validation: Images,
     rows: list[Row],

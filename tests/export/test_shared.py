@@ -8,13 +8,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from export.graphs import trace_backbone, trace_layout
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bank import Bank
 from mosa_deploy.config import AdapterConfig, Target
+from mosa_deploy.frame import Frame
 from mosa_deploy.graph import graph_file, read_index
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Array
 from mosa_deploy.rows import Layout, layout, task_rows
 from mosa_deploy.runners import SharedRunner
@@ -23,10 +24,10 @@ from tests.mosa_deploy.test_fold_graph import make_task, noise
 NAME, KWARGS = "vit_small_patch14_reg4_dinov2", {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 28}
 """LayerScale, registers, a class token."""
 
-LAYOUT = Layout(2, 24)
+LAYOUT = Layout(Frame(2, 24))
 
 
-def features(model: VisionTransformer, images: Array) -> Array:
+def features(model: Transformer, images: Array) -> Array:
     """In float64, before the head."""
     model = model.double().eval()
     with torch.inference_mode():
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def task(bottleneck: int, seed: int) -> tuple[dict[str, Array], VisionTransformer]:
+def task(bottleneck: int, seed: int) -> tuple[dict[str, Array], Transformer]:
     """The rows of a task and its model."""
     config = AdapterConfig(bottleneck=bottleneck, experts=3, share="none", scale=0.7)
     bundle, model = make_task(NAME, config, seed, img_size=28)

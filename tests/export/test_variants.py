@@ -16,6 +16,8 @@ from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.errors import ProviderError
 from mosa_deploy.fold import fold, widened_ratio
+from mosa_deploy.frame import Frame
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Array
 from mosa_deploy.runners import RunnerName, check_runner
 
@@ -23,7 +25,7 @@ SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 TOLERANCE: dict[RunnerName, float] = {"onnxruntime-cpu": 1e-5, "openvino": 1e-5, "openvino-bf16": 5e-2}
 
 
-def backbone() -> VisionTransformer:
+def backbone() -> Transformer:
     """LayerScale, registers, a class token; timm draws the head's weights from the global generator."""
     torch.manual_seed(0)
     return load_backbone("vit_small_patch14_reg4_dinov2", Weights("random"), 10, 28, **SMALL)
@@ -32,7 +34,7 @@ def backbone() -> VisionTransformer:
 @pytest.fixture(scope="module")
 def tasks() -> dict[int, list[Task]]:
     """Three of each bottleneck."""
-    return {r: [random_task(2, 24, r, 10, seed) for seed in range(3)] for r in (3, 7)}
+    return {r: [random_task(Frame(2, 24), r, 10, seed) for seed in range(3)] for r in (3, 7)}
 
 
 @pytest.fixture(scope="module")

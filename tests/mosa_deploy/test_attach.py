@@ -62,13 +62,17 @@ def test_attaching_twice_is_refused(toy: Toy) -> None:
 )
 def test_blocks_that_cannot_fold_are_refused_by_name(toy: Toy, kwargs: dict[str, object], fault: str) -> None:
     model = toy(**kwargs)
-    with pytest.raises(BackboneError, match=f"blocks.0: {fault}; blocks.1: {fault}; choose a plain pre-norm ViT$"):
+    with pytest.raises(
+        BackboneError, match=f"blocks.0: {fault}; blocks.1: {fault}; choose a plain pre-norm ViT, or a Swin$"
+    ):
         attach(model, CONFIG)
     assert not adapters(model)
 
 
 def test_a_model_that_is_no_vit_is_refused_by_its_class() -> None:
-    with pytest.raises(BackboneError, match=r"^ResNet is not a timm VisionTransformer: choose a plain ViT$"):
+    with pytest.raises(
+        BackboneError, match=r"^this model is a ResNet, not a plain ViT or Swin: choose one of timm's vit_"
+    ):
         attach(timm.create_model("test_resnet"), CONFIG)
 
 

@@ -168,7 +168,7 @@ def test_both_flags_of_weights_are_refused() -> None:
     ("name", "kind"), [("test_resnet", "ResNet"), ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled")]
 )
 def test_a_model_that_is_no_plain_vit_is_refused_by_its_class(name: str, kind: str) -> None:
-    with pytest.raises(BackboneError, match=f"^{name} is a {kind}, not a plain ViT: choose one of timm's vit_"):
+    with pytest.raises(BackboneError, match=f"^{name} is a {kind}, not a plain ViT or Swin: choose one of timm's vit_"):
         load_backbone(name, Weights("random"))
 
 

@@ -12,12 +12,12 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
 from mosa_deploy.backbone import Weights, fingerprint, load_backbone
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.plain import Transformer, blocks_of
 
 NAME = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 12, "num_heads": 3, "img_size": 32}
@@ -26,12 +26,12 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture
-def model() -> VisionTransformer:
+def model() -> Transformer:
     """What the files hold: a small random ViT with a head."""
     return load_backbone(NAME, Weights("random"), classes=4, **SMALL)
 
 
-def load(file: Path) -> VisionTransformer:
+def load(file: Path) -> Transformer:
     return load_backbone(NAME, Weights("file", file), **SMALL)
 
 
@@ -43,7 +43,7 @@ def refusal(file: Path) -> str:
     return str(caught.value)
 
 
-def google(model: VisionTransformer) -> dict[str, NDArray[np.float32]]:
+def google(model: Transformer) -> dict[str, NDArray[np.float32]]:
     """The state of `model` by the names and in the layout of Google's ViT checkpoints, head and all."""
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     width, heads = model.embed_dim, 3
@@ -57,7 +57,7 @@ def google(model: VisionTransformer) -> dict[str, NDArray[np.float32]]:
         "head/kernel": state["head.weight"].T,
         "head/bias": state["head.bias"],
     }
-    for i in range(len(model.blocks)):
+    for i in range(len(blocks_of(model))):
         ours, theirs = f"blocks.{i}", f"Transformer/encoderblock_{i}"
         for norm, number in (("norm1", 0), ("norm2", 2)):
             npz[f"{theirs}/LayerNorm_{number}/scale"] = state[f"{ours}.{norm}.weight"]
@@ -75,7 +75,7 @@ def google(model: VisionTransformer) -> dict[str, NDArray[np.float32]]:
     return npz
 
 
-def test_safetensors_come_back_without_their_head(model: VisionTransformer, tmp_path: Path) -> None:
+def test_safetensors_come_back_without_their_head(model: Transformer, tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     loaded = load(tmp_path / "w.safetensors")
     x = torch.randn(2, 3, 32, 32)
@@ -131,7 +131,7 @@ def compiled(state: State) -> dict[str, Any]:
 @pytest.mark.parametrize(("suffix", "legacy"), [(".pth", False), (".pth.tar", True), (".pt", False), (".bin", True)])
 @pytest.mark.parametrize("kind", [moco, dino, flat, mae, deit, timms, compiled, dict])
 def test_a_checkpoint_of_torch_gives_the_backbone_that_its_authors_evaluate(
-    model: VisionTransformer, tmp_path: Path, kind: Callable[[State], dict[str, Any]], suffix: str, legacy: bool
+    model: Transformer, tmp_path: Path, kind: Callable[[State], dict[str, Any]], suffix: str, legacy: bool
 ) -> None:
     model.reset_classifier(0)
     file = tmp_path / f"w{suffix}"
@@ -166,7 +166,7 @@ def test_registers_by_the_names_of_dinov2_are_read(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=1e-5)
 
 
-def test_half_precision_is_read_as_single(model: VisionTransformer, tmp_path: Path) -> None:
+def test_half_precision_is_read_as_single(model: Transformer, tmp_path: Path) -> None:
     torch.save(model.bfloat16().state_dict(), tmp_path / "w.pth")
     loaded, x = load(tmp_path / "w.pth"), torch.randn(2, 3, 32, 32)
     model.float()
@@ -176,7 +176,7 @@ def test_half_precision_is_read_as_single(model: VisionTransformer, tmp_path: Pa
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".npz"])
 def test_at_another_image_size_the_position_embedding_is_resampled(
-    model: VisionTransformer, tmp_path: Path, suffix: str
+    model: Transformer, tmp_path: Path, suffix: str
 ) -> None:
     state, file = dict(model.state_dict()), tmp_path / f"w{suffix}"
     if suffix == ".npz":
@@ -209,7 +209,7 @@ class Code:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_code_in_a_checkpoint_is_named_and_not_run(model: VisionTransformer, tmp_path: Path, legacy: bool) -> None:
+def test_code_in_a_checkpoint_is_named_and_not_run(model: Transformer, tmp_path: Path, legacy: bool) -> None:
     file, made = tmp_path / "w.pth", tmp_path / "made"
     content = {"model": model.state_dict(), "args": Code(made)}
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
@@ -256,14 +256,14 @@ def test_a_pool_that_the_model_lacks_is_left_out(tmp_path: Path) -> None:
     torch.testing.assert_close(averaged(x), tokens.mean(1))
 
 
-def test_googles_npz_gives_the_same_backbone(model: VisionTransformer, tmp_path: Path) -> None:
+def test_googles_npz_gives_the_same_backbone(model: Transformer, tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", allow_pickle=False, **google(model))
     loaded = load(tmp_path / "w.npz")
     model.reset_classifier(0)
     assert fingerprint(loaded.state_dict()) == fingerprint(model.state_dict())
 
 
-def test_all_wrong_names_and_shapes_are_listed(model: VisionTransformer, tmp_path: Path) -> None:
+def test_all_wrong_names_and_shapes_are_listed(model: Transformer, tmp_path: Path) -> None:
     state = model.state_dict() | {"extra": torch.zeros(1), "blocks.1.mlp.fc2.weight": torch.zeros(2, 3)}
     del state["norm.bias"]
     save_file(state, tmp_path / "w.safetensors")
@@ -279,7 +279,7 @@ def test_all_wrong_names_and_shapes_are_listed(model: VisionTransformer, tmp_pat
     [("patch_embed.proj.weight", (10, 3)), ("pos_embed", (1, 7, 5)), ("patch_embed.proj.weight", (3,))],
 )
 def test_embeddings_that_timm_cannot_resample_are_refused(
-    model: VisionTransformer, tmp_path: Path, name: str, shape: tuple[int, ...]
+    model: Transformer, tmp_path: Path, name: str, shape: tuple[int, ...]
 ) -> None:
     save_file(model.state_dict() | {name: torch.zeros(shape)}, tmp_path / "w.safetensors")
     assert refusal(tmp_path / "w.safetensors").startswith(f"--backbone-weights {tmp_path}/w.safetensors ")
@@ -300,7 +300,7 @@ def test_an_npz_of_more_or_fewer_blocks_is_refused(tmp_path: Path, blocks: int, 
     assert refusal(tmp_path / "w.npz") == said
 
 
-def test_what_an_npz_does_not_hold_is_listed(model: VisionTransformer, tmp_path: Path) -> None:
+def test_what_an_npz_does_not_hold_is_listed(model: Transformer, tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", allow_pickle=False, **google(model))
     with pytest.raises(BackboneError) as caught:
         load_backbone(NAME, Weights("file", tmp_path / "w.npz"), **SMALL, global_pool="avg", init_values=1.0)
@@ -309,7 +309,7 @@ def test_what_an_npz_does_not_hold_is_listed(model: VisionTransformer, tmp_path:
 
 
 @pytest.mark.parametrize("change", ["missing", "misshapen"])
-def test_an_npz_that_does_not_fit_is_refused(model: VisionTransformer, tmp_path: Path, change: str) -> None:
+def test_an_npz_that_does_not_fit_is_refused(model: Transformer, tmp_path: Path, change: str) -> None:
     npz = google(model)
     weight = npz.pop("Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel")
     if change == "misshapen":

@@ -7,16 +7,17 @@ from numpy.typing import NDArray
 
 from mosa_deploy.bank import Bank
 from mosa_deploy.errors import ConfigError
+from mosa_deploy.frame import Frame
 from mosa_deploy.preprocess import Array
 from mosa_deploy.rows import Layout
 
 DEPTH, WIDTH = 2, 6
-LAYOUT = Layout(DEPTH, WIDTH)
+LAYOUT = Layout(Frame(DEPTH, WIDTH))
 
 
 def rows(bottleneck: int, seed: int = 0, depth: int = DEPTH, width: int = WIDTH) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    shapes = Layout(depth, width).shapes(bottleneck)
+    shapes = Layout(Frame(depth, width)).shapes(bottleneck)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -125,7 +126,7 @@ def test_whoever_holds_a_copy_is_told_the_slots_that_changed_since() -> None:
 
 
 def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() -> None:
-    layout = Layout(1, 6, (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)))
+    layout = Layout(Frame(1, 6), (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)))
     assert layout.file == "shared-qkv-fc2.onnx"
     bank = Bank(layout, bottleneck=5)
     assert {name: tensor.shape for name, tensor in bank.tensors.items()} == {

@@ -1,4 +1,4 @@
-"""Every kind of plain timm ViT, small and random, goes the whole way; every other kind is refused by name."""
+"""Every kind of plain timm ViT and Swin, small and random, goes the whole way; every other kind is refused by name."""
 
 import copy
 from functools import partial
@@ -19,10 +19,11 @@ from mosa_deploy.config import AdapterConfig
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.fold import fold, widened_ratio
 from mosa_deploy.merge import merge
-from mosa_deploy.plain import feed_forward
+from mosa_deploy.plain import Transformer, blocks_of, feed_forward, frame_of
 
-WIDTH, BOTTLENECK, CLASSES = 24, 5, 4
-SMALL: dict[str, Any] = {"depth": 2, "embed_dim": WIDTH, "num_heads": 3}
+BOTTLENECK, CLASSES = 5, 4
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3}
+SMALL_SWIN: dict[str, Any] = {"img_size": 32, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 
 PLAIN: list[tuple[str, dict[str, Any]]] = [
     (embedded.NAME.partition(".")[0], {"img_size": 8}),
@@ -59,6 +60,20 @@ PLAIN: list[tuple[str, dict[str, Any]]] = [
     ("vit_tiny_r_s16_p8_224", {"img_size": 64}),
 ]
 
+SWIN: list[tuple[str, dict[str, Any]]] = [
+    ("swin_tiny_patch4_window7_224", {"patch_size": 2, "window_size": 4}),
+    (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": (32, 48), "window_size": 3, "depths": (1, 3, 2), "num_heads": (2, 2, 4)},
+    ),
+    ("swin_base_patch4_window12_384", {"drop_path_rate": 0.3, "proj_drop_rate": 0.2}),
+    ("swin_s3_tiny_224", {"window_size": (4, 2)}),
+    ("swin_small_patch4_window7_224", {"patch_size": 2, "window_size": 4, "dynamic_img_size": True}),
+]
+"""Windows that fill the image, that need padding, and that are larger; those of every second block are shifted."""
+
+CASES = [(name, SMALL | kwargs) for name, kwargs in PLAIN] + [(name, SMALL_SWIN | kwargs) for name, kwargs in SWIN]
+
 OTHER: list[tuple[str, dict[str, Any], str]] = [
     ("vit_giant_patch14_dinov2", {"depth": 3}, "blocks.0-2: mlp is GluMlp, not Mlp"),
     ("vit_giant_patch14_reg4_dinov2", SMALL, "blocks.0: mlp is GluMlp, not Mlp; blocks.1: mlp is GluMlp, not Mlp"),
@@ -75,13 +90,15 @@ OTHER: list[tuple[str, dict[str, Any], str]] = [
     ("vit_tiny_patch16_224", SMALL | {"act_layer": partial(nn.Softmax, dim=-1)}, "blocks.0: act Softmax(dim=-1) does"),
     ("vit_tiny_patch16_224", SMALL | {"norm_layer": LayerNormFp32}, "blocks.0: norm2 is LayerNormFp32, not LayerNorm"),
     ("vit_tiny_patch16_224", SMALL | {"proj_bias": False}, "blocks.0: mlp has no bias"),
-    ("deit_tiny_distilled_patch16_224", SMALL, "is a VisionTransformerDistilled, not a plain ViT"),
+    ("deit_tiny_distilled_patch16_224", SMALL, "is a VisionTransformerDistilled, not a plain ViT or Swin"),
     ("beit_base_patch16_224", {"depth": 2}, "is a Beit, not a plain ViT"),
     ("eva02_tiny_patch14_224", {"depth": 2}, "is a Eva, not a plain ViT"),
     ("vit_relpos_small_patch16_224", SMALL, "is a VisionTransformerRelPos, not a plain ViT"),
     ("samvit_base_patch16_224", {}, "is a VisionTransformerSAM, not a plain ViT"),
     ("naflexvit_base_patch16_gap", {}, "is a NaFlexVit, not a plain ViT"),
-    ("swin_tiny_patch4_window7_224", {}, "is a SwinTransformer, not a plain ViT"),
+    ("swin_tiny_patch4_window7_224", {"norm_layer": LayerNormFp32}, "layers.2.blocks.0-5: norm2 is LayerNormFp32, not"),
+    ("swinv2_tiny_window8_256", {}, "is a SwinTransformerV2, whose norm2 normalises what the FFN wrote: there is no"),
+    ("swinv2_cr_tiny_224", {}, "is a SwinTransformerV2Cr, whose norm2 normalises what the FFN wrote: there is no"),
     ("test_resnet", {}, "is a ResNet, not a plain ViT"),
 ]
 
@@ -94,7 +111,7 @@ def images(size: int | tuple[int, int], dynamic: bool, pad: bool) -> Tensor:
     return torch.randn(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
-def tune(model: VisionTransformer, x: Tensor) -> None:
+def tune(model: Transformer, x: Tensor) -> None:
     """Two steps of AdamW: after the first `up` has left zero, after the second `down` its start."""
     freeze(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
@@ -113,12 +130,18 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
     return answer
 
 
-@pytest.mark.parametrize(("name", "kwargs"), PLAIN, ids=[f"{name}-{i}" for i, (name, _) in enumerate(PLAIN)])
-def test_a_plain_vit_goes_the_whole_way_and_ends_in_timms_own_class(name: str, kwargs: dict[str, Any]) -> None:
-    kwargs = SMALL | kwargs
+def widened(model: Transformer) -> float | tuple[float, ...]:
+    """timm's `mlp_ratio` of the folded model: one number, or of a Swin one a stage."""
+    widths, parts = frame_of(model).blocks, blocks_of(model)
+    hidden = {width: feed_forward(parts[name]).fc1.out_features for name, width in widths.items()}
+    ratios = tuple(widened_ratio(inner + BOTTLENECK, width) for width, inner in hidden.items())
+    return ratios if frame_of(model).stages else ratios[0]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), CASES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CASES)])
+def test_a_plain_model_goes_the_whole_way_and_ends_in_timms_own_class(name: str, kwargs: dict[str, Any]) -> None:
     x = images(kwargs["img_size"], kwargs.get("dynamic_img_size", False), kwargs.get("dynamic_img_pad", False))
     plain = load_backbone(name, Weights("random"), CLASSES, **kwargs).double()
-    hidden = feed_forward(plain.blocks[0]).fc1.out_features
 
     model = attach(copy.deepcopy(plain), AdapterConfig(bottleneck=BOTTLENECK, experts=3, share="none")).double()
     torch.testing.assert_close(logits(model, x), logits(plain, x), rtol=0, atol=1e-12)
@@ -128,18 +151,17 @@ def test_a_plain_vit_goes_the_whole_way_and_ends_in_timms_own_class(name: str, k
     expected = logits(model, x)
     plain.head = model.head
     assert (expected - logits(plain, x)).abs().max() > 1e-4
-    assert len(adapters(model)) == 2
+    assert len(adapters(model)) == frame_of(plain).depth
 
     merged = merge(copy.deepcopy(model))
     folded = fold(merged)
-    wider = timm.create_model(
-        name, num_classes=CLASSES, mlp_ratio=widened_ratio(hidden + BOTTLENECK, WIDTH), **kwargs
-    ).double()
-    # timm gives an attention pool the ratio of the blocks, but no task widens it.
-    wider.attn_pool = plain.attn_pool
+    wider = timm.create_model(name, num_classes=CLASSES, mlp_ratio=widened(plain), **kwargs).double()
+    if isinstance(plain, VisionTransformer):
+        # timm gives an attention pool the ratio of the blocks, but no task widens it.
+        wider.attn_pool = plain.attn_pool
     wider.load_state_dict(folded.state_dict(), strict=True)
     for stage in (merged, folded, wider):
-        torch.testing.assert_close(logits(stage, x), expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(logits(stage, x), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "kwargs", "fault"), OTHER)

@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from timm.models.vision_transformer import VisionTransformer
 
 from export.graphs import node_types, trace_plain
 from mosa_deploy.attach import attach, task_state
@@ -23,7 +22,7 @@ from mosa_deploy.config import PLACES, AdapterConfig
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.fold_graph import fold, fold_parameters
 from mosa_deploy.graph import PlainGraph, save_graphs
-from mosa_deploy.plain import feed_forward
+from mosa_deploy.plain import Transformer, feed_forward
 from mosa_deploy.preprocess import Array, Preprocess
 from mosa_deploy.store import PLAIN
 from tests.conftest import perturb
@@ -45,12 +44,10 @@ LOW_RANK = [
 ]
 
 
-def make_task(
-    name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any
-) -> tuple[Bundle, VisionTransformer]:
+def make_task(name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any) -> tuple[Bundle, Transformer]:
     """A task whose experts are still apart, and its torch model."""
     model = load_backbone(name, Weights("random"), **SMALL, **kwargs)
-    sha256, hidden = fingerprint(model.state_dict()), feed_forward(model.blocks[0]).fc1.out_features
+    sha256, hidden = fingerprint(model.state_dict()), feed_forward(model.get_submodule("blocks.0")).fc1.out_features
     torch.manual_seed(seed)
     model.reset_classifier(4)
     if adapter:
@@ -75,7 +72,7 @@ def make_task(
     return Bundle(record, tensors, Canary((), np.empty((0, 4), np.float32))), model
 
 
-def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[PlainGraph, Bundle, VisionTransformer]:
+def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[PlainGraph, Bundle, Transformer]:
     """The traced backbone and a task on it."""
     bundle, model = make_task(name, adapter, **kwargs)
     plain = load_backbone(name, Weights("random"), 10, **SMALL, **kwargs)
@@ -92,7 +89,7 @@ def noise(side: int) -> Array:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[PlainGraph, Bundle, VisionTransformer]:
+def tiny() -> tuple[PlainGraph, Bundle, Transformer]:
     return make("vit_tiny_patch16_224", ADAPTER, img_size=32)
 
 
@@ -131,7 +128,7 @@ def test_a_low_rank_task_folded_with_numpy_keeps_every_shape_and_is_the_split_mo
     assert np.abs(answers(plain, images) - wanted).max() > 1e-2 * np.abs(wanted).max()
 
 
-def full_task() -> tuple[PlainGraph, Bundle, VisionTransformer]:
+def full_task() -> tuple[PlainGraph, Bundle, Transformer]:
     """A backbone that was tuned in all its parameters, beside the graph of the one before."""
     graph, bundle, _ = make("vit_tiny_patch16_224", None, img_size=32)
     model = load_backbone("vit_tiny_patch16_224", Weights("random"), 4, img_size=32, **SMALL)
@@ -183,7 +180,7 @@ def test_equal_tensors_of_a_backbone_are_kept_apart() -> None:
     assert (values["blocks.0.norm2.bias"] == 0).all()
 
 
-def test_folding_leaves_the_plain_graph_as_it_is(tiny: tuple[PlainGraph, Bundle, VisionTransformer]) -> None:
+def test_folding_leaves_the_plain_graph_as_it_is(tiny: tuple[PlainGraph, Bundle, Transformer]) -> None:
     graph, bundle, _ = tiny
     before = graph.model.SerializeToString(deterministic=True)
     fold(graph, bundle)
@@ -191,7 +188,7 @@ def test_folding_leaves_the_plain_graph_as_it_is(tiny: tuple[PlainGraph, Bundle,
 
 
 def test_shapes_between_the_nodes_are_those_of_the_folded_widths(
-    tiny: tuple[PlainGraph, Bundle, VisionTransformer],
+    tiny: tuple[PlainGraph, Bundle, Transformer],
 ) -> None:
     graph, bundle, _ = tiny
     folded = fold(graph, bundle).graph
@@ -209,7 +206,7 @@ def test_a_linear_task_changes_the_head_alone() -> None:
     np.testing.assert_allclose(answers(fold(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, VisionTransformer]) -> None:
+def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, Transformer]) -> None:
     graph, bundle, _ = tiny
     adapter = dataclasses.replace(ADAPTER, merge_scale=1 / 3)
     alike = Bundle(bundle.record.model_copy(update={"adapter": adapter}), bundle.tensors, bundle.canary)
@@ -220,7 +217,7 @@ def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, VisionTrans
     np.testing.assert_allclose(more, 2.7 * one, rtol=1e-5)
 
 
-def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, VisionTransformer]) -> None:
+def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, Transformer]) -> None:
     graph, bundle, _ = tiny
     other = bundle.record.backbone.model_copy(update={"sha256": "f" * 64})
     stranger = Bundle(bundle.record.model_copy(update={"backbone": other}), bundle.tensors, bundle.canary)
@@ -228,7 +225,7 @@ def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, V
         fold(graph, stranger)
 
 
-def test_a_saved_graph_loads_as_it_was(tiny: tuple[PlainGraph, Bundle, VisionTransformer], tmp_path: Path) -> None:
+def test_a_saved_graph_loads_as_it_was(tiny: tuple[PlainGraph, Bundle, Transformer], tmp_path: Path) -> None:
     save_graphs(tmp_path, tiny[0].index, {PLAIN: tiny[0].model})
     loaded = PlainGraph.load(tmp_path)
     assert loaded.model == tiny[0].model
@@ -256,7 +253,7 @@ def newer(folder: Path) -> None:
     ],
 )
 def test_a_graph_that_is_not_what_was_traced_is_refused_in_one_line(
-    tiny: tuple[PlainGraph, Bundle, VisionTransformer], tmp_path: Path, break_it: Callable[[Path], None], text: str
+    tiny: tuple[PlainGraph, Bundle, Transformer], tmp_path: Path, break_it: Callable[[Path], None], text: str
 ) -> None:
     save_graphs(tmp_path, tiny[0].index, {PLAIN: tiny[0].model})
     break_it(tmp_path)
@@ -266,7 +263,7 @@ def test_a_graph_that_is_not_what_was_traced_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_nodes_are_counted_as_in_the_file(tiny: tuple[PlainGraph, Bundle, VisionTransformer], tmp_path: Path) -> None:
+def test_nodes_are_counted_as_in_the_file(tiny: tuple[PlainGraph, Bundle, Transformer], tmp_path: Path) -> None:
     graph, bundle, _ = tiny
     save_graphs(tmp_path, graph.index, {PLAIN: graph.model})
     onnx.save(fold(graph, bundle), tmp_path / "folded.onnx")

@@ -89,7 +89,9 @@ def test_a_subclass_of_timms_vit_is_refused(toy: Toy) -> None:
     class Other(VisionTransformer):
         pass
 
-    with pytest.raises(BackboneError, match=r"^Other is not a timm VisionTransformer: choose a plain ViT$"):
+    with pytest.raises(
+        BackboneError, match=r"^this model is a Other, not a plain ViT or Swin: choose one of timm's vit_"
+    ):
         check_plain(Other(img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3))
 
 

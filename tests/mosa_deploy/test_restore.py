@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mosa_deploy import embedded
@@ -14,6 +13,7 @@ from mosa_deploy.bundle import Backbone, Bundle
 from mosa_deploy.config import AdapterConfig
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.merge import merge
+from mosa_deploy.plain import Transformer
 from mosa_deploy.preprocess import Preprocess
 from mosa_deploy.restore import restore
 from tests.conftest import perturb
@@ -25,14 +25,14 @@ def images() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def tuned(source: Source) -> VisionTransformer:
+def tuned(source: Source) -> Transformer:
     model = load_backbone(embedded.NAME, Weights(source), classes=2)
     attach(model, CONFIG, seed=8)
     perturb(model)
     return model.eval()
 
 
-def bundle_of(model: VisionTransformer, like: Bundle, source: Source) -> Bundle:
+def bundle_of(model: Transformer, like: Bundle, source: Source) -> Bundle:
     """What tuning `model` would have left, by the example of another bundle."""
     plain = load_backbone(embedded.NAME, Weights("random" if source == "random" else "pretrained"))
     backbone = Backbone(

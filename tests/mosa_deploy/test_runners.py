@@ -15,12 +15,13 @@ from export.graphs import trace_plain, trace_shared
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bank import Bank
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
+from mosa_deploy.frame import Frame
 from mosa_deploy.openvino import OpenVinoRunner
 from mosa_deploy.preprocess import Array
 from mosa_deploy.rows import Layout
 from mosa_deploy.runners import GraphRunnerName, OnnxRunner, RunnerName, SharedRunner, check_runner, open_runner
 
-LAYOUT = Layout(2, 24)
+LAYOUT = Layout(Frame(2, 24))
 TOLERANCE: dict[RunnerName, float] = {
     "onnxruntime-cpu": 1e-5,
     "onnxruntime-cuda": 1e-3,
