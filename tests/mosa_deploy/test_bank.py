@@ -142,7 +142,7 @@ def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems give memory in their own way")
 def test_a_large_bank_takes_memory_only_for_the_slots_that_are_written() -> None:
     process = psutil.Process()
-    bank, given = Bank(Layout(6, 64), bottleneck=16, capacity=5000), rows(16, depth=6, width=64)
+    bank, given = Bank(Layout(Frame(6, 64)), bottleneck=16, capacity=5000), rows(16, depth=6, width=64)
     before = process.memory_full_info().uss
     for _ in range(10):
         bank.write(given)
