@@ -1,0 +1,45 @@
+"""Tasks of a Swin in both lanes of the service."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from benchmarks.serving_tasks import TaskMaker
+from mosa_deploy.archive import Archive
+from tests import swin
+from tests.serving.conftest import named, running, scores
+
+METHODS = {"leaves": ("mosa", 3), "bark": ("mosa", 6), "moss": ("linear", 4)}
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
+    """Makes tasks on a Swin."""
+    return TaskMaker(tmp_path_factory.mktemp("made"), swin.NAME)
+
+
+@pytest.fixture(scope="module")
+def archives(maker: TaskMaker) -> Mapping[str, Archive]:
+    """Of two bottlenecks, and one that is linear."""
+    made = {
+        name: maker.make(name, seed, bottleneck, method)
+        for seed, (name, (method, bottleneck)) in enumerate(METHODS.items())
+    }
+    for archive in made.values():
+        maker.store(archive)
+    return made
+
+
+@pytest.mark.parametrize("lane", ["shared", "folded"])
+def test_both_lanes_give_every_task_its_own_probabilities(
+    maker: TaskMaker, archives: Mapping[str, Archive], lane: str
+) -> None:
+    image = maker.images[5]
+    with running(maker.root, folded="*" if lane == "folded" else "") as client:
+        for name, archive in archives.items():
+            answer = client.post("/classify", files={"image": image}, data={"task": name, "top_k": "32"})
+            assert client.get(f"/v1/tasks/{name}").json()["lane"] == lane
+            (wanted,) = maker.offline(archive, [image])
+            assert scores(answer) == pytest.approx(named(archive, wanted), abs=1e-5)
+            assert np.ptp(wanted) > 0.1
