@@ -29,6 +29,8 @@ UPLOAD = 64 << 10
 
 GONE = "gone"
 
+WARM_UP_SECONDS = 60.0
+
 
 @dataclass
 class History:
@@ -214,20 +216,23 @@ def endurance(folder: Path, seconds: float, share: float = 0.7) -> Figures:
         asyncio.run(closed(server.address, asks, in_flight=16))
         rate = share * throughput(asyncio.run(closed(server.address, asks * 4, in_flight=16)))
         sent = [asks[i % len(asks)] for i in range(max(1, int(rate * part)))]
-        # The allocators' pools are as large as they get after some seconds under this very load.
-        asyncio.run(arriving(server.address, sent, even(len(sent), rate)))
+        # The allocators' pools are as large as they get after a while under this very load.
+        for _ in range(round(min(WARM_UP_SECONDS, seconds / 4) / part) or 1):
+            asyncio.run(arriving(server.address, sent, even(len(sent), rate)))
         points, faults, count, begin = [(0.0, server.memory())], 0, 0, time.monotonic()
         while points[-1][0] < seconds:
             replies = asyncio.run(arriving(server.address, sent, even(len(sent), rate)))
             faults, count = faults + wrong(replies, shift, CLASSES), count + len(replies)
             points.append((time.monotonic() - begin, server.memory()))
     times, held = np.array(points).T
+    quarters = [float(part[-1]) / 1e6 for part in np.array_split(held, 4)]
     return {
         "minutes": times[-1] / 60,
         "requests": count,
         "requests/s": rate,
         "wrong": faults,
         "MB at the start": held[0] / 1e6,
+        "MB after each quarter": ", ".join(f"{megabytes:.1f}" for megabytes in quarters),
         "MB at the end": held[-1] / 1e6,
         "largest MB": held.max() / 1e6,
         "growth %": 100 * (held[-1] / held[0] - 1),
