@@ -58,6 +58,20 @@ class Server:
         if condition not in self.log.read_text():
             raise RuntimeError(f"no '{condition}' within {READY_SECONDS} s:\n{self.log.read_text()[-3000:]}")
 
+    def wait_until_refused(self) -> None:
+        """Wait until a connection is refused; one that is made and then not answered is a fault.
+
+        Raises:
+            RuntimeError: connections are accepted.
+        """
+        end = time.monotonic() + READY_SECONDS
+        while time.monotonic() < end:
+            try:
+                httpx.get(f"{self.address}/v1/tasks", timeout=2)
+            except httpx.ConnectError:
+                return
+        raise RuntimeError(f"connections are accepted for {READY_SECONDS} s")
+
     def lines(self) -> list[dict[str, object]]:
         """The structured lines of the log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
@@ -77,18 +91,30 @@ class Server:
         return sum(each.memory_full_info().uss for each in self.workers())
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which Python serves what from where."""
+
+    python: str | Path
+    service: str
+    cwd: Path
+
+
+HERE = Place(sys.executable, ".", ROOT)
+
+
 @contextmanager
-def serve(artifacts: Path | str, folder: Path, **settings: object) -> Iterator[Server]:
+def serve(artifacts: Path | str, folder: Path, place: Place = HERE, **settings: object) -> Iterator[Server]:
     """Start a server on a free port, its log and BentoML's own home below `folder`; stop it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bentoml", "serve", ".", "--port", str(port), "--host", "127.0.0.1"]
+    command = [place.python, "-m", "bentoml", "serve", place.service, "--port", str(port), "--host", "127.0.0.1"]
     own = {"MOSA_ARTIFACTS": str(artifacts), "BENTOML_HOME": str(folder / "home"), "BENTOML_DO_NOT_TRACK": "True"}
     given = {f"MOSA_{name.upper()}": str(value) for name, value in settings.items()}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **own, **given}, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=place.cwd, env={**os.environ, **own, **given}, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         yield Server(process, f"http://127.0.0.1:{port}", folder / "log")

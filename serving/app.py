@@ -6,8 +6,10 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import Body, Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.routing import Match, Route
 
 from mosa_deploy import __version__
 from mosa_deploy.bundle import TASK_NAME
@@ -40,8 +42,15 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Fault, "description": WHY[status]} for status in statuses}
 
 
-Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.")]
-Upload = Annotated[bytes, Body(media_type="application/zip", description="A `.mosa` file.")]
+NAMED = 5
+"""Faults of one request that are told; a form may have a thousand."""
+
+Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.", examples=["digits"])]
+UPLOAD = {
+    "required": True,
+    "description": "A `.mosa` file.",
+    "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -54,6 +63,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(405, _not_allowed)
     add_routes(app)
     return app
 
@@ -69,6 +80,22 @@ async def _refused(_: Request, refusal: Exception) -> JSONResponse:
     return answer(refusal)
 
 
+async def _invalid(_: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, RequestValidationError)
+    found = [f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in fault.errors()]
+    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return answer(RefusedError(422, "; ".join(found[:NAMED]) + more))
+
+
+async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
+    # Starlette names the methods of the first route of a path, and a task's path has three.
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
+    refusal = RefusedError(405, f"{request.method} is not for {request.url.path}: send {allowed}")
+    return answer(refusal, {"allow": allowed})
+
+
 def backend_of(request: Request) -> Backend:
     """The inference side."""
     backend: Backend = request.app.state.backend
@@ -81,12 +108,13 @@ TheBackend = Annotated[Backend, Depends(backend_of)]
 def add_routes(app: FastAPI) -> None:
     """All routes but BentoML's own `/livez` and `/readyz`."""
     ask, change = [Depends(may_ask)], [Depends(may_change)]
-    asked = faults(400, 401, 404, 408, 413, 415, 503, 504)
-    listed, changed = faults(401, 404), faults(401, 403, 404, 409, 503, 504)
+    asked = faults(400, 401, 404, 408, 413, 415, 422, 503, 504)
+    listed, changed = faults(401, 404, 422), faults(401, 403, 404, 409, 422, 503, 504)
+    put = {**changed, **faults(400, 408, 413, 415)}
     app.post("/classify", dependencies=ask, responses=asked)(classify)
     app.get("/v1/tasks", dependencies=ask, responses=faults(401))(list_tasks)
     app.get("/v1/tasks/{name}", dependencies=ask, responses=listed)(read_task)
-    app.put("/v1/tasks/{name}", dependencies=change, responses={**changed, **faults(400, 408, 413, 415)})(put_task)
+    app.put("/v1/tasks/{name}", dependencies=change, responses=put, openapi_extra={"requestBody": UPLOAD})(put_task)
     app.delete("/v1/tasks/{name}", dependencies=change, responses=changed, status_code=204)(delete_task)
     app.post("/v1/tasks/{name}/pin", dependencies=change, responses={**changed, **faults(400, 408, 413)})(pin_task)
     app.post("/v1/tasks/{name}/rollback", dependencies=change, responses=changed)(roll_back_task)
@@ -95,9 +123,15 @@ def add_routes(app: FastAPI) -> None:
 
 async def classify(
     request: Request,
-    image: Annotated[list[UploadFile], File(description="PNG, JPEG, WebP or another format that Pillow reads.")],
+    image: Annotated[
+        list[UploadFile], File(min_length=1, description="PNG, JPEG, WebP or another format that Pillow reads.")
+    ],
     task: Annotated[
-        list[str], Form(description="The task of each image, or one task for all; names from `GET /v1/tasks`.")
+        list[str],
+        Form(
+            description="The task of each image, or one task for all; names from `GET /v1/tasks`.",
+            examples=[["digits"]],
+        ),
     ] = [],  # noqa: B006 - FastAPI copies it
     tasks: Annotated[str, Form(description="Several tasks for every image, between commas.")] = "",
     top_k: Annotated[int, Form(ge=1, le=1_000_000, description="How many classes to answer.")] = 5,

@@ -3,32 +3,39 @@
 import hashlib
 import hmac
 from collections.abc import Sequence
+from typing import Annotated
 
+from fastapi import Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
 from serving.refusal import RefusedError
 from serving.settings import Settings
 
+NEEDED = "For changes an admin's key; to ask, one of the API keys, if the service has any."
 
-def may_ask(request: Request) -> None:
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False, description=NEEDED))]
+Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False, description=NEEDED))]
+
+
+def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
     """Raises RefusedError 401 where keys are set and the request has none of them; an admin's key will do."""
     settings: Settings = request.app.state.settings
-    if settings.api_keys and not _known(_key(request), (*settings.api_keys, *settings.admin_keys)):
+    if settings.api_keys and not _known(_key(bearer, header), (*settings.api_keys, *settings.admin_keys)):
         raise RefusedError(401, "send one of the service's API keys as `Authorization: Bearer ...`")
 
 
-def may_change(request: Request) -> None:
+def may_change(request: Request, bearer: Bearer, header: Header) -> None:
     """Raises RefusedError 403 where no admin's key is set, 401 where the request has none of them."""
     settings: Settings = request.app.state.settings
     if not settings.admin_keys:
         raise RefusedError(403, "changes are refused: the service was started without MOSA_ADMIN_KEYS")
-    if not _known(_key(request), settings.admin_keys):
+    if not _known(_key(bearer, header), settings.admin_keys):
         raise RefusedError(401, "send one of the service's admin keys as `Authorization: Bearer ...`")
 
 
-def _key(request: Request) -> str:
-    kind, _, value = request.headers.get("authorization", "").partition(" ")
-    return value.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
+def _key(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> str:
+    return bearer.credentials.strip() if bearer else header or ""
 
 
 def _known(given: str, keys: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import bentoml
 
 from mosa_deploy.errors import USAGE_EXIT, MosaError
-from serving import log
+from serving import drain, log
 from serving.app import attach, create_app
 from serving.backend import Backend
 from serving.engine import Engine
@@ -75,7 +75,8 @@ class Classifier:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator] # bentoml leaves it without types
     async def offer(self) -> None:
-        """Let the other workers ask this one's engine."""
+        """Let the other workers ask this one's engine, and know what to do at the end."""
+        drain.prepare(settings.drain_s)
         if self.offered:
             await self.offered.start()
 

@@ -53,6 +53,8 @@ class Settings(BaseModel):
     """After it a request is answered with 504."""
     body_s: Seconds = 30.0
     """How long a request's body may take to arrive; 408 after it."""
+    drain_s: Seconds = 30.0
+    """How long what has begun may take after SIGTERM; what is left then fails."""
 
     active: Count = 256
     """Tasks that are loaded at once; the least recently asked goes when another comes."""

@@ -139,12 +139,28 @@ def test_an_impossible_setting_stops_the_start_in_one_line(tmp_path: Path) -> No
 def test_told_to_stop_it_answers_what_it_has_begun(
     maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path
 ) -> None:
-    with serve(maker.root, tmp_path, threads="1", max_wait_ms="1500", max_batch="64") as server:
+    with serve(maker.root, tmp_path, threads="1", max_wait_ms="4000", max_batch="64") as server:
         server.wait_until("ready")
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(server.classify, "birds", maker.images[i]) for i in range(8)]
             time.sleep(0.7)
             server.process.send_signal(signal.SIGTERM)
+            server.wait_until_refused()
+            assert not any(each.done() for each in asked)
             answers = [each.result() for each in asked]
         assert [next(iter(scores(answer))) for answer in answers] == [f"class-{i}" for i in range(8)]
         assert server.process.wait(30) == 0
+
+
+def test_told_to_stop_it_waits_no_longer_than_it_was_told(
+    maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path
+) -> None:
+    with serve(maker.root, tmp_path, prefetch="0", max_wait_ms="20000", deadline_s="60", drain_s="1.5") as server:
+        server.wait_until("ready")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(server.classify, "birds", maker.images[0])
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(15)
+            with pytest.raises(httpx.TransportError):
+                asked.result()

@@ -25,8 +25,7 @@ def server(
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("workers")
     shutil.copytree(maker.root, folder / "artifacts")
-    settings = {"admin_keys": "root-key", "threads": "1", "workers": "2", "max_batch": "8"}
-    with serve(folder / "artifacts", folder, **settings) as server:
+    with serve(folder / "artifacts", folder, admin_keys="root-key", threads=1, workers=2, max_batch=8) as server:
         server.wait_until("ready")
         yield server
 

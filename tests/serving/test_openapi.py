@@ -1,0 +1,122 @@
+"""What the OpenAPI description promises is kept, for requests made from it: valid ones, those at the edges, wrong ones.
+
+Schemathesis checks each answer: its status and its content are described, nothing is a 5xx, what is invalid is refused,
+and nothing is done without a key.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from benchmarks.serving_tasks import TaskMaker
+from mosa_deploy.archive import Archive
+from serving.app import create_app
+from serving.settings import Settings
+from tests.serving.conftest import ADMIN, picture, running
+from tests.serving.test_changes import files_of, top
+from tests.serving.test_hostile import GROWTH, memory
+
+CONFIG = {
+    "auth": {"openapi": {"HTTPBearer": {"bearer": "root-key"}}},
+    # Names that are there: of a thousand made-up ones none would be.
+    "dictionaries": {"tasks": {"values": ["birds", "cracks"]}},
+    "parameters": {
+        "path.name": {"dictionary": "tasks", "probability": 0.8},
+        "body.task[*]": {"dictionary": "tasks", "probability": 0.8},
+        "body.tasks": {"dictionary": "tasks", "probability": 0.5},
+    },
+    # A schema cannot say which bytes are an image or a bundle, nor that `task` and `tasks` exclude each other.
+    "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "409", "415", "422"]}},
+}
+Case = schemathesis.Case[Any]
+
+schemathesis.openapi.media_type("application/zip", st.binary())
+api = schemathesis.openapi.from_asgi(
+    "/openapi.json", create_app(Settings()), config=schemathesis.Config.from_dict(CONFIG)
+)
+REACHED = {
+    ("POST /classify", 200),
+    ("GET /v1/tasks", 200),
+    ("GET /v1/tasks/{name}", 200),
+    ("PUT /v1/tasks/{name}", 200),
+    ("DELETE /v1/tasks/{name}", 204),
+    ("POST /v1/tasks/{name}/pin", 200),
+    ("POST /v1/tasks/{name}/rollback", 200),
+}
+
+
+def state_of(store: Path) -> dict[str, tuple[int, int, int]]:
+    """Every file's number, size and time of change."""
+    found = {path: path.stat() for path in store.rglob("*") if path.is_file()}
+    return {str(path): (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+@dataclass
+class Watch:
+    """A running service, its store, and the statuses that each route has answered."""
+
+    client: TestClient
+    store: Path
+    bundles: Mapping[str, bytes]
+    """By the path of their task."""
+    seen: set[tuple[str, int]] = field(default_factory=set)
+
+    def send(self, case: Case) -> None:
+        """Check an answer by the description, and what it left in the store."""
+        sent = self.real(case)
+        before = state_of(self.store)
+        answer = case.call_and_validate(app=self.client.app, **sent)
+        self.seen.add((f"{case.method} {case.path}", answer.status_code))
+        if answer.status_code >= 400:
+            assert "\n" not in answer.json()["detail"]
+        if answer.status_code >= 400 or case.method == "GET" or case.path == "/classify":
+            assert state_of(self.store) == before
+        if answer.status_code == 204:
+            # What is removed comes back, for the requests after this one.
+            again = self.client.put(case.formatted_path, content=self.bundles[case.formatted_path], headers=ADMIN)
+            assert again.status_code == 200
+
+    def real(self, case: Case) -> dict[str, Any]:
+        """Put images in the place of valid ones that were made up, and say what bundle to send for most valid ones."""
+        body: Any = case.body
+        if case.meta and case.meta.generation.mode is schemathesis.GenerationMode.POSITIVE:
+            if isinstance(body, dict) and isinstance(body.get("image"), list):
+                body["image"] = [*map(picture, range(len(body["image"][:3]))), *body["image"][3:]]
+            elif case.method == "PUT" and len(body) % 4:
+                return {"data": self.bundles.get(case.formatted_path, next(iter(self.bundles.values())))}
+        return {}
+
+
+@pytest.fixture(scope="module")
+def watch(
+    maker: TaskMaker, archives: Mapping[str, Archive], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Watch]:
+    """The service before and after all requests."""
+    store = Path(shutil.copytree(maker.root, tmp_path_factory.mktemp("described") / "store"))
+    exported = files_of(store)
+    bundles = {f"/v1/tasks/{name}": maker.make(name, 9).pack() for name in ("birds", "cracks")}
+    with running(store, api_keys="a-key", admin_keys="root-key") as client:
+        watch, used = Watch(client, store, bundles), memory()
+        yield watch
+        assert memory() - used < GROWTH
+        client.headers.update(ADMIN)
+        assert top(client, "fields", maker.images[3])[0] == "class-5"
+    assert files_of(store).items() >= exported.items()
+
+
+@api.parametrize()
+@settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_one_that_the_description_promises(case: Case, watch: Watch) -> None:
+    watch.send(case)
+
+
+def test_every_route_was_reached(watch: Watch) -> None:
+    assert watch.seen >= REACHED
