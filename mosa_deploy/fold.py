@@ -3,8 +3,8 @@
 A low-rank adapter is added to the weights of its layers, W' = W + s B A.
 
 A parallel adapter and the FFN read the same normalised h, so norm2 is made affine-free and the FFN is widened from M
-to M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm (in a Swin the same), ls2 the LayerScale, 1
-where there is none, and s the scale:
+to M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm (in a Swin the same), ls2 the LayerScale,
+1 where there is none, and s the scale:
 
     fc1' = [ W1 diag(g2) ; D diag(ga) ]     b1' = [ b1 + W1 be2 ; d + D bea ]
     fc2' = [ ls2 * W2 , s * U ]             b2' = ls2 * b2 + s * u
