@@ -2,6 +2,7 @@
 
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
-from mosa_deploy.engine import EngineRecord
-from mosa_deploy.engine_runner import EngineRunner, prove
+from mosa_deploy.engine import EngineRecord, write_record
+from mosa_deploy.engine_runner import EngineRunner, open_engine, prove
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreError
+from mosa_deploy.files import sha256
 from mosa_deploy.preprocess import Array, encode
 from tests.host_gpu import HostDevice
 
@@ -232,7 +234,8 @@ def test_threads_get_their_own_answers() -> None:
             np.testing.assert_allclose(found, images(batch).mean(axis=(2, 3)), rtol=1e-6)
 
 
-def test_the_canary_is_answered_in_batches_that_fit_and_a_wrong_answer_is_refused(bundle: Bundle) -> None:
+def with_canary(bundle: Bundle) -> tuple[Bundle, Bundle]:
+    """The bundle with what the stand-in answers as its canary, and with other probabilities."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), dtype=np.uint8)
     preprocess = bundle.record.preprocess.model_copy(update={"size": (2, 2)})
     task = bundle.record.model_copy(update={"preprocess": preprocess, "temperature": 1.0})
@@ -242,8 +245,31 @@ def test_the_canary_is_answered_in_batches_that_fit_and_a_wrong_answer_is_refuse
         return np.asarray(exponent / exponent.sum(axis=1, keepdims=True), dtype=np.float32)
 
     canary = Canary.record([encode(image) for image in pixels], preprocess, softmax)
-    tried = runner(sizes=(2,))[0]
-    prove(tried, Bundle(task, bundle.tensors, canary))
     wrong = Canary(canary.images, canary.probabilities[:, ::-1].copy())
+    return Bundle(task, bundle.tensors, canary), Bundle(task, bundle.tensors, wrong)
+
+
+def test_the_canary_is_answered_in_batches_that_fit_and_a_wrong_answer_is_refused(bundle: Bundle) -> None:
+    right, wrong = with_canary(bundle)
+    tried = runner(sizes=(2,))[0]
+    prove(tried, right)
     with pytest.raises(ParityError, match=r"^an\.engine misses its canary's probabilities by .*folded\.fp16\.onnx$"):
-        prove(tried, Bundle(task, bundle.tensors, wrong))
+        prove(tried, wrong)
+
+
+def test_an_engine_that_no_gpu_has_run_is_proved_when_it_is_opened(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, path = runner(sizes=(2,))[0], tmp_path / "folded.engine"
+    monkeypatch.setattr("mosa_deploy.engine_runner.load_engine", lambda *_: tried)
+    path.write_bytes(b"an engine")
+    deferred = record(2).model_copy(update={"sha256": sha256(path)})
+    right, wrong = with_canary(bundle)
+    for given, parity, holds in ((right, "deferred", True), (wrong, "deferred", False), (wrong, 1e-3, True)):
+        given.save(tmp_path)
+        write_record(path, deferred.model_copy(update={"parity": parity}))
+        if holds:
+            assert open_engine(path) is tried
+        else:
+            with pytest.raises(ParityError, match="misses its canary's probabilities"):
+                open_engine(path)
