@@ -19,8 +19,7 @@ def prepare(seconds: float) -> None:
     server = getattr(stop, "__self__", None)
     if not isinstance(server, uvicorn.Server):
         return
-    # uvicorn waits for a number of seconds, whole or not.
-    server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
+    server.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment] # parts of a second will do too
 
     def refuse(number: int, frame: FrameType | None) -> None:
         for listening in server.servers:

@@ -1,6 +1,7 @@
 """A store of tasks that need no tuning, the app on it in this process, and pictures to ask about."""
 
 import io
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,7 @@ from mosa_deploy.archive import Archive
 from serving.app import attach, create_app
 from serving.engine import Engine
 from serving.settings import Settings
+from tests.host_gpu import HostGpu
 
 Ask = Callable[..., Any]
 Scores = dict[str, float]
@@ -119,3 +121,18 @@ def scores(response: Any) -> Scores:
 def named(archive: Archive, row: "np.typing.NDArray[np.float32]") -> Scores:
     """Label -> probability of one row of a reference."""
     return dict(zip(archive.bundle().record.classes, map(float, row), strict=True))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
+    """A GPU of numpy with its TensorRT."""
+    made = HostGpu()
+    made.install(monkeypatch)
+    return made
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the service says."""
+    caplog.set_level(logging.INFO, "mosa_deploy.serving")
+    return caplog

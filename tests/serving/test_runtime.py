@@ -1,0 +1,29 @@
+"""What MOSA_RUNTIME means on a machine, and what is said where engines cannot be used."""
+
+from pathlib import Path
+
+import pytest
+
+from mosa_deploy.errors import ProviderError
+from serving.engine import Engine
+from serving.runtime import Runtimes, choose
+from serving.settings import Settings
+from tests.host_gpu import HostGpu
+
+
+def test_without_a_gpu_tensorrt_stops_the_start_and_auto_says_that_it_uses_no_engines(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    HostGpu().install(monkeypatch, capability=None)
+    with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=tensorrt: no NVIDIA GPU is here"):
+        Engine(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
+    assert choose("auto") == Runtimes("onnxruntime-cpu")
+    assert said.messages == ["no engines are used: no NVIDIA GPU is here"]
+
+
+def test_auto_without_tensorrt_names_the_extra(
+    gpu: HostGpu, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mosa_deploy.engine_runner.installed", list)
+    assert choose("auto") == Runtimes("onnxruntime-cpu")
+    assert said.messages[0].startswith("no engines are used: no TensorRT is installed: pip install 'mosa-deploy[tens")
