@@ -100,14 +100,23 @@ def open_runner(path: Path, name: RunnerName = "onnxruntime-cpu", threads: int =
 
 
 def execution_provider(provider: Provider) -> str:
-    """ONNX Runtime's name of a provider.
+    """ONNX Runtime's name of a provider, which starts.
 
     Raises:
-        ProviderError: the installed onnxruntime was built without it.
+        ProviderError: the installed onnxruntime was built without it, or it does not start.
     """
     wanted = EXECUTION_PROVIDERS[provider]
     if wanted not in onnxruntime.get_available_providers():
         raise ProviderError(f"{wanted} is not in this onnxruntime: install onnxruntime-gpu, or run on the CPU")
+    if provider == "cuda":
+        onnxruntime.preload_dlls()
+        try:
+            # It is listed wherever onnxruntime-gpu is installed; only memory on the device shows that it is there.
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, dtype=np.float32), "cuda", 0)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
+            raise ProviderError(
+                f"{wanted} did not start, CUDA's libraries or a GPU are missing: run on the CPU"
+            ) from error
     return wanted
 
 
@@ -125,8 +134,6 @@ def open_session(
     if not path.is_file():
         raise StoreError(f"{path}: no such file; write it with `python -m export`")
     wanted = execution_provider(provider)
-    if provider == "cuda":
-        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))

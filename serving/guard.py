@@ -1,4 +1,4 @@
-"""The outermost layer of the app: bounds on what is read, and one log line and one count for each request.
+"""The outermost layer of the app: bounds on what is read and on the time, and one log line and one count a request.
 
 A body is read here, whole and bounded, before a route sees it: a parser never waits for a slow sender, and what is too
 large is refused when the limit is passed, whatever its head said.
@@ -22,6 +22,9 @@ from serving.settings import Settings
 
 log = logging.getLogger("mosa_deploy.requests")
 
+CHANGE_SECONDS = 30.0
+"""What a change of tasks may take beyond the deadline, by which every classification ends by itself."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -41,13 +44,13 @@ class Guard:
         self.in_flight += 1
         metrics.in_flight.inc()
         try:
-            await self._serve(scope, receive, note.listening(send))
+            await self._serve(scope, receive, note.listening(send), note)
         finally:
             self.in_flight -= 1
             metrics.in_flight.dec()
             note.write()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, note: "_Note") -> None:
         try:
             if self.in_flight > self.settings.requests:
                 raise busy(f"{self.settings.requests} requests are in work")
@@ -56,8 +59,17 @@ class Guard:
             # Whatever of the body has not come yet is not worth waiting for.
             await answer(refusal, {"connection": "close"})(scope, receive, send)
             return
-        if body is not None:
-            await self.app(scope, _replay(body, receive), send)
+        if body is None:
+            return
+        seconds = self.settings.deadline_s + CHANGE_SECONDS
+        try:
+            async with asyncio.timeout(seconds):
+                await self.app(scope, _replay(body, receive), send)
+        except TimeoutError:
+            # An answer that has begun, and whose reader does not read, is given up.
+            if not note.status:
+                reason = f"no answer within {seconds:g} s; a change that has begun goes on: see GET /v1/tasks"
+                await answer(RefusedError(504, reason))(scope, receive, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if the sender left."""

@@ -162,6 +162,22 @@ def test_a_slow_body_is_given_up() -> None:
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_takes_longer_than_a_change_may_is_given_up(monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    monkeypatch.setattr("serving.guard.CHANGE_SECONDS", 0.1)
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
+
+    start = time.monotonic()
+    answer = through(Guard(endless, Settings(deadline_s=0.2)), [part(b"", more=False)], {})
+    assert [message.get("status") for message in answer] == ([200] if begun else [504, None])
+    assert begun or b"no answer within 0.3 s; a change that has begun goes on" in answer[1]["body"]
+    assert time.monotonic() - start < 2
+
+
 def test_a_sender_who_leaves_gets_nothing() -> None:
     assert through(Guard(_app, Settings()), [part(b"x"), {"type": "http.disconnect"}], {}) == []
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from mosa_deploy.errors import ProviderError
@@ -19,6 +20,22 @@ def test_without_a_gpu_tensorrt_stops_the_start_and_auto_says_that_it_uses_no_en
         Engine(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
     assert choose("auto") == Runtimes("onnxruntime-cpu")
     assert said.messages == ["no engines are used: no NVIDIA GPU is here"]
+
+
+def test_cuda_that_does_not_start_stops_the_start_and_auto_takes_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # onnxruntime-gpu names the provider wherever it is installed.
+    assert "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", _no_library)
+    monkeypatch.setattr("serving.runtime._has_nvidia_driver", lambda: True)
+    with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=onnxruntime-cuda: CUDAExecutionProvider did not start"):
+        Engine(Settings(artifacts=str(tmp_path), runtime="onnxruntime-cuda", admin_keys=("key",)))
+    assert choose("auto").graphs == "onnxruntime-cpu"
+
+
+def _no_library(*_: object) -> None:
+    raise RuntimeError("CUDA Provider not available, can't get interface for it")
 
 
 def test_auto_without_tensorrt_names_the_extra(
