@@ -87,7 +87,7 @@ AIMS = (
 
 def speed_parts(config: Config) -> dict[str, Callable[[Path], Iterator[tuple[str, Figures]]]]:
     """Parts that share one running service."""
-    large = Scale("vit_base_patch16_224", 64, tasks=8, images=16, leg=48, rounds=4, arrivals=240)
+    large = Scale("vit_base_patch16_224", 64, tasks=8, images=16, leg=32, rounds=10, arrivals=240)
     small = Scale(EMBEDDED, 16, tasks=8, images=64, leg=2000, rounds=4, arrivals=2000)
     if config.quick:
         large = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
