@@ -25,9 +25,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m benchmarks.demo
 
-# A test file is one process's, so that few make the same fixtures, and torch leaves the other cores to the others.
+# A test file is one process's, so that few make the same fixtures, and torch leaves the other cores to the others. In
+# their own order: files of few tests, which would come last, are the long ones.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --ignore $(ROUTES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder --ignore $(ROUTES)
 	$(BIN)/python -m pytest $(ROUTES)
 
 check: setup

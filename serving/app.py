@@ -23,7 +23,7 @@ from serving.schema import Answer, Answers, Fault, Pin, TaskInfo, Tasks
 from serving.settings import Settings
 
 WHY: dict[int, str] = {
-    400: "The image or the bundle is damaged or too large, or the request has too many.",
+    400: "The image, the bundle or the request is damaged, or there are too many at once.",
     401: "A key is needed.",
     403: "The service takes no changes.",
     404: "No such task; the nearest names are given.",
@@ -108,15 +108,16 @@ TheBackend = Annotated[Backend, Depends(backend_of)]
 def add_routes(app: FastAPI) -> None:
     """All routes but BentoML's own `/livez` and `/readyz`."""
     ask, change = [Depends(may_ask)], [Depends(may_change)]
-    asked = faults(400, 401, 404, 408, 413, 415, 422, 503, 504)
-    listed, changed = faults(401, 404, 422), faults(401, 403, 404, 409, 422, 503, 504)
-    put = {**changed, **faults(400, 408, 413, 415)}
-    app.post("/classify", dependencies=ask, responses=asked)(classify)
-    app.get("/v1/tasks", dependencies=ask, responses=faults(401))(list_tasks)
-    app.get("/v1/tasks/{name}", dependencies=ask, responses=listed)(read_task)
-    app.put("/v1/tasks/{name}", dependencies=change, responses=put, openapi_extra={"requestBody": UPLOAD})(put_task)
+    anywhere = faults(400, 401, 408, 413, 415, 503, 504)
+    named = anywhere | faults(404, 422)
+    changed = named | faults(403, 409)
+    app.post("/classify", dependencies=ask, responses=named)(classify)
+    app.get("/v1/tasks", dependencies=ask, responses=anywhere)(list_tasks)
+    app.get("/v1/tasks/{name}", dependencies=ask, responses=named)(read_task)
+    body = {"requestBody": UPLOAD}
+    app.put("/v1/tasks/{name}", dependencies=change, responses=changed, openapi_extra=body)(put_task)
     app.delete("/v1/tasks/{name}", dependencies=change, responses=changed, status_code=204)(delete_task)
-    app.post("/v1/tasks/{name}/pin", dependencies=change, responses={**changed, **faults(400, 408, 413)})(pin_task)
+    app.post("/v1/tasks/{name}/pin", dependencies=change, responses=changed)(pin_task)
     app.post("/v1/tasks/{name}/rollback", dependencies=change, responses=changed)(roll_back_task)
     app.get("/metrics", include_in_schema=False)(read_metrics)
 

@@ -50,7 +50,7 @@ class Settings(BaseModel):
     requests: Count = 256
     """Requests in flight in a process; more are refused with 503."""
     deadline_s: Seconds = 30.0
-    """After it a request is answered with 504."""
+    """After it a request is answered with 504; a change of tasks has 30 seconds more."""
     body_s: Seconds = 30.0
     """How long a request's body may take to arrive; 408 after it."""
     drain_s: Seconds = 30.0

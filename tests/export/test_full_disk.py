@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.export.test_export import digests
+from tests.training.conftest import write_jpegs
 from tests.walker import ROOT
 
 LIMITED = """
@@ -47,7 +48,8 @@ def test_an_export_that_runs_out_of_room_leaves_the_earlier_task_as_it_was(
 
 
 def test_a_run_that_finds_no_room_for_a_checkpoint_ends_in_one_line(tmp_path: Path) -> None:
-    arguments = ("--task", "digits", "--epochs", "1", "--batch-size", "512", "--device", "cpu")
+    images = write_jpegs(tmp_path / "images", {"dark": 20, "light": 20}, size=32)
+    arguments = ("--task", "folder", "--name", "greys", "--data-dir", str(images), "--epochs", "1", "--device", "cpu")
     text = limited(50_000, "training.tune", *arguments, "--out", str(tmp_path / "run"))
     assert "/run/checkpoint.pt cannot be written: " in text
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]

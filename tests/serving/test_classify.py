@@ -245,6 +245,10 @@ def test_the_api_s_description_names_every_fault_of_a_route(client: TestClient) 
     document = client.get("/openapi.json").json()
     responses = document["paths"]["/classify"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "404", "408", "413", "415", "422", "503", "504"}
+    # What the guard may say of any request.
+    for path in document["paths"].values():
+        for method in path.values():
+            assert set(method["responses"]) >= {"400", "401", "408", "413", "415", "503", "504"}
     for status in set(responses) - {"200"}:
         assert responses[status]["content"]["application/json"]["schema"]["$ref"].endswith("/Fault")
     form = document["paths"]["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"]

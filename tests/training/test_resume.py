@@ -27,7 +27,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def test_run_killed_within_an_epoch_and_resumed_equals_an_unbroken_one(tmp_path: Path) -> None:
-    write_jpegs(tmp_path / "2750", {"Forest": 60, "River": 60}, size=32)
+    write_jpegs(tmp_path / "2750", {"Forest": 40, "River": 40}, size=32)
     command = [sys.executable, "-m", "training.tune", "--task", "eurosat", "--data-dir", str(tmp_path)]
     command += ["--backbone", embedded.NAME, "--bottleneck", "2", "--epochs", "3", "--batch-size", "4"]
     command += ["--device", "cpu", "--lr", "1e-3"]
