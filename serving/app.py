@@ -96,8 +96,8 @@ async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
     return answer(refusal, {"allow": allowed})
 
 
-def backend_of(request: Request) -> Backend:
-    """The inference side."""
+async def backend_of(request: Request) -> Backend:
+    """The inference side; async for the same reason as `serving.auth`."""
     backend: Backend = request.app.state.backend
     return backend
 

@@ -1,4 +1,7 @@
-"""Who may ask and who may change: keys in `Authorization: Bearer` or `X-API-Key`."""
+"""Who may ask and who may change: keys in `Authorization: Bearer` or `X-API-Key`.
+
+Async, since FastAPI would call plain functions in threads, as many as there are requests, each with memory of its own.
+"""
 
 import hashlib
 import hmac
@@ -18,14 +21,14 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto
 Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False, description=NEEDED))]
 
 
-def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
+async def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
     """Raises RefusedError 401 where keys are set and the request has none of them; an admin's key will do."""
     settings: Settings = request.app.state.settings
     if settings.api_keys and not _known(_key(bearer, header), (*settings.api_keys, *settings.admin_keys)):
         raise RefusedError(401, "send one of the service's API keys as `Authorization: Bearer ...`")
 
 
-def may_change(request: Request, bearer: Bearer, header: Header) -> None:
+async def may_change(request: Request, bearer: Bearer, header: Header) -> None:
     """Raises RefusedError 403 where no admin's key is set, 401 where the request has none of them."""
     settings: Settings = request.app.state.settings
     if not settings.admin_keys:
