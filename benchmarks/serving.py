@@ -13,8 +13,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import tyro
 from benchmarks.serving_capacity import hot_add, memory, workers
 from benchmarks.serving_slots import slots
 from benchmarks.serving_soak import endurance, soak
-from benchmarks.serving_speed import Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
+from benchmarks.serving_speed import Bench, Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
 from mosa_deploy.embedded import NAME as EMBEDDED
 from mosa_deploy.errors import ConfigError, command, one_of
 from mosa_deploy.files import write_text
@@ -85,26 +87,42 @@ AIMS = (
 )
 
 
-def speed_parts(config: Config) -> dict[str, Callable[[Path], Iterator[tuple[str, Figures]]]]:
-    """Parts that share one running service."""
+OfBench = Callable[[Bench], Figures]
+Part = Callable[[Path], Iterator[tuple[str, Figures]]]
+"""Measures in a folder of its own, and gives what it finds by name."""
+
+
+def parts_of(config: Config, chosen: Collection[str]) -> Iterator[Part]:
+    """What was chosen; parts of one scale share a running service."""
+    for scale, shared in speed_parts(config):
+        wanted = {name: part for name, part in shared.items() if name in chosen}
+        if wanted:
+            yield partial(on_one_service, scale, wanted)
+    for name, part in other_parts(config).items():
+        if name in chosen:
+            yield partial(by_itself, name, part)
+
+
+def on_one_service(scale: Scale, parts: dict[str, OfBench], folder: Path) -> Iterator[tuple[str, Figures]]:
+    """Figures of parts that read one service."""
+    with bench(scale, folder) as made:
+        for name, part in parts.items():
+            yield name, {"backbone": scale.backbone, "r": scale.bottleneck} | part(made)
+
+
+def by_itself(name: str, part: Callable[[Path], Figures], folder: Path) -> Iterator[tuple[str, Figures]]:
+    """Figures of a part with a service of its own."""
+    yield name, part(folder)
+
+
+def speed_parts(config: Config) -> list[tuple[Scale, dict[str, OfBench]]]:
+    """Parts that share a running service, by its scale."""
     large = Scale("vit_base_patch16_224", 64, tasks=8, images=16, leg=32, rounds=10, arrivals=240)
     small = Scale(EMBEDDED, 16, tasks=8, images=64, leg=2000, rounds=4, arrivals=2000)
     if config.quick:
-        large = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
-        small = large
-
-    def on(scale: Scale, parts: dict[str, Callable[[Any], Figures]]) -> Callable[[Path], Iterator[tuple[str, Figures]]]:
-        def measure(folder: Path) -> Iterator[tuple[str, Figures]]:
-            with bench(scale, folder) as made:
-                for name, part in parts.items():
-                    yield name, {"backbone": scale.backbone, "r": scale.bottleneck} | part(made)
-
-        return measure
-
-    return {
-        "speed": on(large, {"bare": against_bare, "mixed": mixed, "alternating": alternating, "load": loaded}),
-        "embedded": on(small, {"embedded": profile}),
-    }
+        large = small = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
+    parts: dict[str, OfBench] = {"bare": against_bare, "mixed": mixed, "alternating": alternating, "load": loaded}
+    return [(large, parts), (small, {"embedded": profile})]
 
 
 def other_parts(config: Config) -> dict[str, Callable[[Path], Figures]]:
@@ -132,20 +150,19 @@ def measure(config: Config) -> list[str]:
     Raises:
         ConfigError: there is no such part.
     """
-    speed, others = speed_parts(config), other_parts(config)
-    chosen = [name for name in config.only.split(",") if name] or [*speed, *others]
-    unknown = [one_of("part", name, (*speed, *others)) for name in chosen if name not in {*speed, *others}]
+    known = [*chain(*(parts for _, parts in speed_parts(config))), *other_parts(config)]
+    chosen = [name for name in config.only.split(",") if name] or known
+    unknown = [one_of("part", name, known) for name in chosen if name not in known]
     if unknown:
         raise ConfigError("; ".join(unknown))
     written = []
     with tempfile.TemporaryDirectory(prefix="mosa-serving-") as scratch:
-        for name in chosen:
-            start, folder = time.monotonic(), with_backbones(Path(scratch), name)
-            for part, figures in speed[name](folder) if name in speed else iter([(name, others[name](folder))]):
+        for i, measured in enumerate(parts_of(config, chosen)):
+            start = time.monotonic()
+            for part, figures in measured(with_backbones(Path(scratch), f"{i}")):
                 write_text(config.out / f"{part}.json", json.dumps(described(figures), indent=2) + "\n")
-                print(f"{part}: {shown(figures)}", flush=True)
+                print(f"{part}: {shown(figures)}; {time.monotonic() - start:.0f} s", flush=True)
                 written.append(part)
-            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     write_text(config.out / "serving.md", report(config.out))
     return written
 

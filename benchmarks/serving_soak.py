@@ -219,7 +219,7 @@ def endurance(folder: Path, seconds: float, share: float = 0.7) -> Figures:
         rate = share * throughput(asyncio.run(closed(server.address, asks * 4, in_flight=16)))
         sent = [asks[i % len(asks)] for i in range(max(1, int(rate * part)))]
         # What it holds grows with the requests in flight, of which a pause of the machine makes many; then it is full.
-        asyncio.run(closed(server.address, asks * 8, BURST))
+        asyncio.run(closed(server.address, asks * 2, BURST))
         for _ in range(round(min(WARM_UP_SECONDS, seconds / 4) / part) or 1):
             asyncio.run(arriving(server.address, sent, even(len(sent), rate)))
         points, faults, count, begin = [(0.0, server.memory())], 0, 0, time.monotonic()
