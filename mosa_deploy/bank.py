@@ -94,7 +94,7 @@ class Bank:
             slots, rows = self.limits
             capacity, self.bottleneck = min(capacity, slots), min(self.bottleneck, rows)
         self.free += range(self.capacity, capacity)
-        self._changed += [self.changes] * (capacity - self.capacity)
+        self._changed += [0] * (capacity - self.capacity)
         self.capacity = capacity
         before, self.tensors = self.tensors, self._zeros()
         for name, value in before.items():
