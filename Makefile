@@ -3,9 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# schemathesis names the tests of all routes alike, and several processes would run only one of them.
-ROUTES := tests/serving/test_openapi.py
-
 .PHONY: help setup demo test check
 
 help:
@@ -29,8 +26,7 @@ demo: setup
 # their own order: files of few tests, which would come last, are the long ones.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
-		--no-loadscope-reorder --ignore $(ROUTES)
-	$(BIN)/python -m pytest $(ROUTES)
+		--no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

@@ -117,11 +117,12 @@ def by_itself(name: str, part: Callable[[Path], Figures], folder: Path) -> Itera
 
 def speed_parts(config: Config) -> list[tuple[Scale, dict[str, OfBench]]]:
     """Parts that share a running service, by its scale."""
-    large = Scale("vit_base_patch16_224", 64, tasks=8, images=16, leg=32, rounds=10, arrivals=240)
-    small = Scale(EMBEDDED, 16, tasks=8, images=64, leg=2000, rounds=4, arrivals=2000)
-    if config.quick:
-        large = small = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
     parts: dict[str, OfBench] = {"bare": against_bare, "mixed": mixed, "alternating": alternating, "load": loaded}
+    if config.quick:
+        small = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
+        return [(small, {**parts, "embedded": profile})]
+    large = Scale("vit_base_patch16_224", 64, tasks=8, images=16, leg=32, rounds=16, arrivals=240)
+    small = Scale(EMBEDDED, 16, tasks=8, images=64, leg=2000, rounds=4, arrivals=2000)
     return [(large, parts), (small, {"embedded": profile})]
 
 

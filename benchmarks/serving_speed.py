@@ -103,7 +103,10 @@ def compare(sides: Mapping[str, Callable[[], float]], rounds: int) -> Figures:
 
 
 def against_bare(made: Bench) -> Figures:
-    """HTTP's throughput over that of a bare session with the same graph, banks, threads and sizes of batches."""
+    """HTTP's throughput over that of a bare session with the same graph, banks, threads and sizes of batches.
+
+    Beside it the share of the time that the service itself spends in the graph, which no wander of the machine blurs.
+    """
     maker, scale = made.maker, made.scale
     bundles = [maker.make(name, seed, scale.bottleneck).bundle() for seed, name in enumerate(made.names)]
     bank = Bank(layout(bundles[0].record), scale.bottleneck, len(bundles))
@@ -114,6 +117,7 @@ def against_bare(made: Bench) -> Figures:
     images = np.resize(maker.preprocess.normalise(pixels), (scale.images, *pixels.transpose(0, 3, 1, 2).shape[1:]))
     of_images = np.resize(slots, scale.images).astype(np.int64)
     batches: list[int] = []
+    shares: list[float] = []
     faults = 0
 
     def http() -> float:
@@ -121,7 +125,9 @@ def against_bare(made: Bench) -> Figures:
         before = len(answered(made.server))
         rate, bad = made.leg(made.names, scale.images)
         faults += bad
-        batches[:] = batch_sizes(answered(made.server)[before:])
+        lines = answered(made.server)[before:]
+        batches[:] = batch_sizes(lines)
+        shares.append(rate * graph_seconds(lines) / len(lines))
         return rate
 
     def bare() -> float:
@@ -134,12 +140,18 @@ def against_bare(made: Bench) -> Figures:
     for size in set(batches):
         runner.run(images[:size], of_images[:size])
     found = compare({"http images/s": http, "bare images/s": bare}, scale.rounds)
+    found |= {"share of the service's time in the graph": float(np.median(shares))}
     return found | {"in flight": scale.images, "wrong": faults, "batch": float(np.mean(batches))}
 
 
 def answered(server: Server) -> list[dict[str, Any]]:
     """The log lines of images that were answered."""
     return [line for line in server.lines() if line.get("route") == "/classify" and line["status"] == 200]
+
+
+def graph_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """How long the batches of requests of one image each ran in all."""
+    return float(sum(line["run_ms"] / line["batch"] for line in lines)) / 1000
 
 
 def batch_sizes(lines: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -204,7 +216,7 @@ def profile(made: Bench) -> Figures:
         "CPU ms an image, event loop (HTTP, multipart, routes, JSON, log)": 1000 * loop / count,
         "CPU ms an image, other threads (decoding, batches, graph)": 1000 * others / count,
         "CPU ms an image, this client": 1000 * (time.process_time() - client) / count,
-        "graph ms an image": float(np.mean([line["run_ms"] / line["batch"] for line in lines])),
+        "graph ms an image": 1000 * graph_seconds(lines) / count,
     }
     for part in ("load", "decode", "queue", "run"):
         found[f"median ms, {part}"] = float(np.median([line[f"{part}_ms"] for line in lines]))

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from timm.models.vision_transformer import VisionTransformer
 
 from export.__main__ import ExportConfig, export
@@ -49,24 +51,47 @@ def perturb(model: torch.nn.Module, size: float = 0.3, seed: int = 1) -> None:
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
+Once = Callable[[str, Callable[[Path], Any]], Path]
+
+
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a folder once for all processes of a test run: the first makes it, the others wait and read."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], Any]) -> Path:
+        folder, aside = root / name, root / f"{name}.part"
+        with FileLock(root / f"{name}.lock"):
+            if not folder.exists():
+                make(aside)
+                aside.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def digits_run(once: Once) -> Path:
     """A finished run of `digits` by MoSA: one epoch on the embedded backbone, split bundle and all."""
-    out = tmp_path_factory.mktemp("runs") / "digits"
-    return tune(TuneConfig(task="digits", epochs=1, bottleneck=4, out=out, device="cpu"))
+    config = TuneConfig(task="digits", epochs=1, bottleneck=4, device="cpu")
+    return once("digits", lambda out: tune(replace(config, out=out)))
 
 
 @pytest.fixture(scope="session")
-def sprites_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sprites_run(once: Once) -> Path:
     """A finished run of `sprites-location` by the linear probe."""
-    out = tmp_path_factory.mktemp("runs") / "sprites"
-    return tune(TuneConfig(task="sprites-location", method="linear", out=out, device="cpu"))
+    config = TuneConfig(task="sprites-location", method="linear", device="cpu")
+    return once("sprites", lambda out: tune(replace(config, out=out)))
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, digits_run: Path, sprites_run: Path) -> Path:
+def store(once: Once, digits_run: Path, sprites_run: Path) -> Path:
     """A store with both tasks; tests must not change it."""
-    root = tmp_path_factory.mktemp("store")
-    for run in (digits_run, sprites_run):
-        export(ExportConfig(bundle=run, out=root))
-    return root
+
+    def make(root: Path) -> None:
+        for run in (digits_run, sprites_run):
+            export(ExportConfig(bundle=run, out=root))
+
+    return once("store", make)

@@ -24,7 +24,8 @@ BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", (ROOT / "REA
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 
 SHORTER = {
-    "training.tune --task digits": "training.tune --task digits --epochs 2",
+    "training.tune ": "training.tune --epochs 1 ",
+    "training.compare ": "training.compare --epochs 1 ",
     "--seconds 5": "--seconds 1",
     "--backbone vit_base_patch16_224 ": f"--backbone {NAME} ",
 }

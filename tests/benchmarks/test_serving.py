@@ -12,7 +12,7 @@ import pytest
 from benchmarks import serving
 from benchmarks.load import Ask, Reply, even, poisson, throughput, wrong
 from benchmarks.serving_soak import GONE, History
-from benchmarks.serving_speed import batch_sizes, compare
+from benchmarks.serving_speed import batch_sizes, compare, graph_seconds
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def test_no_answer_is_of_another_task_or_version(out: Path) -> None:
     assert figures(out, "workers")["not of the new version"] == 0
     for part in ("bare", "mixed", "embedded", "endurance"):
         assert figures(out, part)["wrong"] == 0
+    assert 0 < figures(out, "bare")["share of the service's time in the graph"] <= 1
     assert figures(out, "load")["Poisson wrong"] == figures(out, "load")["steady wrong"] == 0
 
 
@@ -110,6 +111,11 @@ def test_arrivals_come_at_their_rate() -> None:
 def test_the_batches_are_found_again_from_the_lines_of_their_requests() -> None:
     lines = [{"batch": 4}] * 8 + [{"batch": 1}] * 3 + [{"batch": 3}] * 3
     assert sorted(batch_sizes(lines)) == [1, 1, 1, 3, 4, 4]
+
+
+def test_a_batch_s_time_is_told_by_each_of_its_requests_and_counts_once() -> None:
+    lines = [{"batch": 4, "run_ms": 200.0}] * 4 + [{"batch": 1, "run_ms": 30.0}]
+    assert graph_seconds(lines) == pytest.approx(0.23)
 
 
 def test_two_sides_are_measured_in_turn_and_the_first_is_over_the_second() -> None:

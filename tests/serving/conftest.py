@@ -15,9 +15,11 @@ from PIL import Image
 
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.archive import Archive
+from mosa_deploy.store import Store
 from serving.app import attach, create_app
 from serving.engine import Engine
 from serving.settings import Settings
+from tests.conftest import Once
 from tests.host_gpu import HostGpu
 
 Ask = Callable[..., Any]
@@ -34,20 +36,26 @@ def picture(seed: int = 0, mode: str = "RGB", kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
+METHODS = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear", "grains": "lora"}
+
+
+def make_tasks(root: Path) -> None:
+    """A store of a few tasks on the embedded backbone."""
+    maker = TaskMaker(root)
+    for seed, (name, method) in enumerate(METHODS.items()):
+        maker.store(maker.make(name, seed, method=method))
+
+
 @pytest.fixture(scope="session")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
-    """Makes tasks on the embedded backbone, in a store of its own that tests must not change."""
-    return TaskMaker(tmp_path_factory.mktemp("made"))
+def maker(once: Once) -> TaskMaker:
+    """Makes tasks on the embedded backbone; its store has a few, and tests must not change it."""
+    return TaskMaker(once("made", make_tasks))
 
 
 @pytest.fixture(scope="session")
 def archives(maker: TaskMaker) -> Mapping[str, Archive]:
-    """A few tasks by name, also in the maker's store."""
-    methods = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear", "grains": "lora"}
-    made = {name: maker.make(name, seed, method=method) for seed, (name, method) in enumerate(methods.items())}
-    for archive in made.values():
-        maker.store(archive)
-    return made
+    """The tasks of the maker's store, by name."""
+    return {name: Archive.of(Store(maker.root).task(name)) for name in METHODS}
 
 
 @pytest.fixture(scope="session")

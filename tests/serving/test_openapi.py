@@ -4,8 +4,9 @@ Schemathesis checks each answer: its status and its content are described, nothi
 and nothing is done without a key.
 """
 
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.archive import Archive
@@ -59,6 +61,12 @@ def state_of(store: Path) -> dict[str, tuple[int, int, int]]:
     return {str(path): (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
+def holds_numbers(form: Any) -> bool:
+    """Whether numbers are in a form's lists of texts: wrong by the description, they arrive as valid texts."""
+    lists = [value for value in form.values() if isinstance(value, list)] if isinstance(form, dict) else []
+    return any(isinstance(each, int | float) for value in lists for each in value)
+
+
 @dataclass
 class Watch:
     """A running service, its store, and the statuses that each route has answered."""
@@ -73,7 +81,8 @@ class Watch:
         """Check an answer by the description, and what it left in the store."""
         sent = self.real(case)
         before = state_of(self.store)
-        answer = case.call_and_validate(app=self.client.app, **sent)
+        excluded: list[Any] = [negative_data_rejection] if holds_numbers(case.body) else []
+        answer = case.call_and_validate(app=self.client.app, excluded_checks=excluded, **sent)
         self.seen.add((f"{case.method} {case.path}", answer.status_code))
         if answer.status_code >= 400:
             assert "\n" not in answer.json()["detail"]
@@ -112,10 +121,23 @@ def watch(
     assert files_of(store).items() >= exported.items()
 
 
-@api.parametrize()
-@settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_answer_is_one_that_the_description_promises(case: Case, watch: Watch) -> None:
-    watch.send(case)
+def answers_as_promised(route: str) -> Callable[..., None]:
+    """The test of one route."""
+
+    @api.include(name=route).parametrize()
+    @settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    def test(case: Case, watch: Watch) -> None:
+        watch.send(case)
+
+    made: Callable[..., None] = test
+    return made
+
+
+# Schemathesis would name the tests of all routes alike, and of those xdist would run only one.
+for path, methods in api.raw_schema["paths"].items():
+    for method in methods:
+        name = re.sub(r"[^a-z0-9]+", "_", f"{method}{path}")
+        globals()[f"test_answers_as_promised_{name}"] = answers_as_promised(f"{method.upper()} {path}")
 
 
 def test_every_route_was_reached(watch: Watch) -> None:
