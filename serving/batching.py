@@ -32,6 +32,11 @@ class Lane(Protocol):
         """The batches that it takes, ascending."""
         ...
 
+    @property
+    def padding(self) -> float:
+        """The part of a batch that may be padding although fewer images would need less of it."""
+        ...
+
     def run(self, items: Sequence["Item"], size: int) -> Array:
         """At most `size` items as a batch of `size` -> what the graph says of each (n, ...)."""
         ...
@@ -62,10 +67,10 @@ def sizes_up_to(largest: int) -> tuple[int, ...]:
     return (*(step for step in STEPS if step < largest), largest)
 
 
-def fit(waiting: int, sizes: Sequence[int]) -> tuple[int, int]:
+def fit(waiting: int, sizes: Sequence[int], padding: float) -> tuple[int, int]:
     """How many of the waiting items go now, and the size their batch is padded to.
 
-    Padding up computes for nothing, taking fewer makes the rest wait: up where a quarter at most is padding, or where
+    Padding up computes for nothing, taking fewer makes the rest wait: up where at most that part is padding, or where
     a second batch for the rest would compute as much.
     """
     above, below = smallest(waiting, sizes), max((size for size in sizes if size <= waiting), default=None)
@@ -75,7 +80,7 @@ def fit(waiting: int, sizes: Sequence[int]) -> tuple[int, int]:
     if above is None:
         return below, below
     rest = smallest(waiting - below, sizes)
-    if waiting >= 0.75 * above or (rest is not None and below + rest >= above):
+    if waiting >= (1 - padding) * above or (rest is not None and below + rest >= above):
         return waiting, above
     return below, below
 
@@ -174,7 +179,7 @@ class Batcher:
 
     def _take(self, lane: Lane) -> tuple[list[Item], int]:
         queue = self._queues[lane]
-        count, size = fit(min(len(queue), self.max_batch), lane.sizes)
+        count, size = fit(min(len(queue), self.max_batch), lane.sizes, lane.padding)
         items = [queue.popleft() for _ in range(count)]
         if not queue:
             del self._queues[lane]

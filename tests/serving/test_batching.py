@@ -20,7 +20,7 @@ class Echo:
     kind = "echo"
 
     def __init__(self, sizes: tuple[int, ...] = STEPS) -> None:
-        self.sizes, self.slots = sizes, np.zeros(1000, dtype=np.int64)
+        self.sizes, self.padding, self.slots = sizes, 0.25, np.zeros(1000, dtype=np.int64)
         self.ran: list[tuple[int, int]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -53,21 +53,29 @@ def item(lane: Echo, pixel: int, slot: int = 0, deadline: float = float("inf")) 
     ],
 )
 def test_a_batch_is_padded_by_a_quarter_at_most(waiting: int, expected: tuple[int, int]) -> None:
-    assert fit(waiting, sizes_up_to(32)) == expected
+    assert fit(waiting, sizes_up_to(32), 0.25) == expected
 
 
+@pytest.mark.parametrize(
+    ("waiting", "expected"), [(1, (1, 1)), (5, (4, 4)), (7, (6, 6)), (15, (12, 12)), (16, (16, 16)), (90, (32, 32))]
+)
+def test_nothing_is_padded_where_padding_takes_as_long_as_images(waiting: int, expected: tuple[int, int]) -> None:
+    assert fit(waiting, sizes_up_to(32), 0) == expected
+
+
+@pytest.mark.parametrize("padding", [0, 0.25])
 @pytest.mark.parametrize(
     ("waiting", "expected"),
     [(1, (1, 1)), (2, (1, 1)), (4, (4, 8)), (8, (8, 8)), (9, (8, 8)), (16, (8, 8)), (20, (20, 32)), (40, (32, 32))],
 )
 def test_a_few_sizes_are_padded_to_where_a_second_batch_would_compute_as_much(
-    waiting: int, expected: tuple[int, int]
+    waiting: int, expected: tuple[int, int], padding: float
 ) -> None:
-    assert fit(waiting, (1, 8, 32)) == expected
+    assert fit(waiting, (1, 8, 32), padding) == expected
 
 
 def test_fewer_items_than_the_smallest_size_are_padded_to_it() -> None:
-    assert fit(3, (8, 32)) == (3, 8)
+    assert fit(3, (8, 32), 0) == (3, 8)
 
 
 @pytest.mark.parametrize("largest", [1, 5, 8, 32, 40])
@@ -76,7 +84,7 @@ def test_every_number_of_waiting_items_makes_a_batch_of_a_warm_size(largest: int
     assert sizes[-1] == largest
     assert set(sizes) <= {*STEPS, largest}
     for waiting in range(1, 3 * largest):
-        count, size = fit(waiting, sizes)
+        count, size = fit(waiting, sizes, 0.25)
         assert 1 <= count <= size
         assert size in sizes
         assert count >= 0.75 * size

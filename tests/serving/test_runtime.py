@@ -1,12 +1,15 @@
 """What MOSA_RUNTIME means on a machine, and what is said where engines cannot be used."""
 
 from pathlib import Path
+from typing import get_args
 
 import onnxruntime
 import pytest
 
 from mosa_deploy.errors import ProviderError
+from mosa_deploy.runners import RunnerName
 from serving.engine import Engine
+from serving.lanes import Way
 from serving.runtime import Runtimes, choose
 from serving.settings import Settings
 from tests.host_gpu import HostGpu
@@ -44,3 +47,9 @@ def test_auto_without_tensorrt_names_the_extra(
     monkeypatch.setattr("mosa_deploy.engine_runner.installed", list)
     assert choose("auto") == Runtimes("onnxruntime-cpu")
     assert said.messages[0].startswith("no engines are used: no TensorRT is installed: pip install 'mosa-deploy[tens")
+
+
+def test_batches_are_padded_for_gpus_alone() -> None:
+    padding = {name: Way(name, "fp32", (1, 2)).padding for name in get_args(RunnerName)}
+    gpu = {"onnxruntime-cuda": 0.25, "tensorrt": 0.25}
+    assert padding == {"onnxruntime-cpu": 0, "openvino": 0, "openvino-bf16": 0, **gpu}
