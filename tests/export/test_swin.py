@@ -11,6 +11,7 @@ from export.__main__ import ExportConfig, export
 from export.convert import ConvertConfig, convert
 from export.graphs import node_types
 from export.options import FileOptions
+from export.windows import gathered
 from mosa_deploy.backbone import Weights, load_backbone
 from mosa_deploy.bank import Bank
 from mosa_deploy.bundle import Bundle
@@ -120,6 +121,14 @@ def test_every_parameter_is_found_by_timms_name_but_for_the_bias_tables(root: Pa
     assert len(tables) == 4
     assert set(found["parameters"]) == names - tables | {name.removesuffix("_table") for name in tables}
     assert (found["depth"], found["embed_dim"], found["stages"]) == (4, 16, [2, 2])
+
+
+def test_the_biases_are_gathered_in_a_copy_and_the_model_keeps_its_tables() -> None:
+    model = load_backbone(swin.NAME, Weights("random"), 3)
+    before = set(model.state_dict())
+    copied = set(gathered(model).state_dict())
+    assert set(model.state_dict()) == before
+    assert {name.removesuffix("_table") for name in before} == copied
 
 
 @pytest.mark.parametrize("task", METHODS)
