@@ -9,7 +9,7 @@ import torch
 
 from export.__main__ import ExportConfig, export
 from export.convert import ConvertConfig, convert
-from export.graphs import node_types
+from export.graphs import node_types, trace_plain
 from export.options import FileOptions
 from export.windows import gathered
 from mosa_deploy.backbone import Weights, load_backbone
@@ -129,6 +129,12 @@ def test_the_biases_are_gathered_in_a_copy_and_the_model_keeps_its_tables() -> N
     copied = set(gathered(model).state_dict())
     assert set(model.state_dict()) == before
     assert {name.removesuffix("_table") for name in before} == copied
+
+
+def test_a_parameter_that_the_graph_does_not_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.graphs.gathered", lambda model: model)
+    with pytest.raises(BackboneError, match=r"^the graph does not hold layers\..*relative_position_bias_table"):
+        trace_plain(load_backbone(swin.NAME, Weights("random"), 3), "0" * 64)
 
 
 @pytest.mark.parametrize("task", METHODS)

@@ -74,6 +74,10 @@ def test_a_few_sizes_are_padded_to_where_a_second_batch_would_compute_as_much(
     assert fit(waiting, (1, 8, 32), padding) == expected
 
 
+def test_one_batch_is_better_than_two_that_compute_as_much() -> None:
+    assert fit(3, (2, 4), 0) == (3, 4)
+
+
 def test_fewer_items_than_the_smallest_size_are_padded_to_it() -> None:
     assert fit(3, (8, 32), 0) == (3, 8)
 

@@ -15,6 +15,7 @@ from mosa_deploy.archive import Archive
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
 from mosa_deploy.preprocess import decode
+from serving.lanes import SharedLane
 from serving.refusal import RefusedError
 from tests.serving.conftest import ADMIN, engine_of, picture, running, scores
 
@@ -64,6 +65,14 @@ def test_a_replaced_task_rolls_back_and_forth(
         assert admin.post("/v1/tasks/birds/rollback").json()["bundle"] == newer.bundle().digest
 
 
+def test_the_same_version_sent_again_rolls_back_to_the_one_before(
+    admin: TestClient, archives: Mapping[str, Archive], newer: Archive
+) -> None:
+    for _ in range(2):
+        assert put(admin, "birds", newer).status_code == 200
+    assert admin.post("/v1/tasks/birds/rollback").json()["bundle"] == archives["birds"].bundle().digest
+
+
 def test_a_rollback_outlives_the_export_it_goes_back_to(
     admin: TestClient, copied: Path, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive
 ) -> None:
@@ -85,6 +94,7 @@ def maker_on(root: Path, maker: TaskMaker) -> TaskMaker:
 def test_a_removed_task_is_gone_also_after_a_restart_until_it_is_rolled_back(
     admin: TestClient, copied: Path, maker: TaskMaker
 ) -> None:
+    assert admin.post("/v1/tasks/birds/pin").json()["pinned"]
     assert admin.delete("/v1/tasks/birds").status_code == 204
     assert admin.delete("/v1/tasks/birds").status_code == 404
     assert admin.post("/classify", files={"image": picture()}, data={"task": "birds"}).status_code == 404
@@ -92,7 +102,7 @@ def test_a_removed_task_is_gone_also_after_a_restart_until_it_is_rolled_back(
     with running(copied, admin_keys="root-key") as again:
         again.headers.update(ADMIN)
         assert again.get("/v1/tasks/birds").status_code == 404
-        assert again.post("/v1/tasks/birds/rollback").status_code == 200
+        assert not again.post("/v1/tasks/birds/rollback").json()["pinned"]
         assert top(again, "birds", maker.images[3])[0] == "class-3"
 
 
@@ -101,12 +111,15 @@ def test_a_bundle_whose_canary_fails_leaves_the_old_version_and_says_why(
 ) -> None:
     bundle = newer.bundle()
     canary = Canary(bundle.canary.images, np.roll(bundle.canary.probabilities, 1, axis=1))
-    before = files_of(copied)
+    before, held = files_of(copied), engine_of(admin).registry.acquire("birds")
+    assert isinstance(held.lane, SharedLane)
+    free = set(held.lane.bank.free)
     response = put(admin, "birds", packed(Bundle(bundle.record, bundle.tensors, canary)))
     assert response.status_code == 422
     assert response.json()["detail"].startswith("'birds': the shared graph misses its canary's probabilities by ")
     assert top(admin, "birds", maker.images[0])[0] == "class-0"
     assert files_of(copied) == before
+    assert set(held.lane.bank.free) == free
 
 
 def test_a_bundle_of_another_backbone_is_refused(admin: TestClient, newer: Archive) -> None:
@@ -176,9 +189,12 @@ def test_a_damaged_archive_changes_nothing(
     assert files_of(copied) == before
 
 
-def test_a_lane_is_chosen_with_the_upload_and_stays(admin: TestClient, copied: Path, newer: Archive) -> None:
+def test_a_lane_is_chosen_with_an_upload_and_stays(
+    admin: TestClient, copied: Path, maker: TaskMaker, newer: Archive
+) -> None:
     assert put(admin, "birds", newer, lane="folded").json()["lane"] == "folded"
     assert scores(admin.post("/classify", files={"image": picture()}, data={"task": "birds"}))
+    assert put(admin, "birds", maker.make("birds", 11)).json()["lane"] == "folded"
     with running(copied) as again:
         assert again.get("/v1/tasks/birds").json()["lane"] == "folded"
 

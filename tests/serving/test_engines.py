@@ -19,11 +19,12 @@ from export.precision import to_fp16
 from mosa_deploy import fold_graph
 from mosa_deploy.archive import Archive
 from mosa_deploy.engine import EngineRecord, engines_of, write_record
-from mosa_deploy.errors import ConfigError, ProviderError
+from mosa_deploy.errors import ConfigError, ParityError, ProviderError
 from mosa_deploy.files import sha256
 from mosa_deploy.preprocess import Array
 from tests.host_gpu import HostGpu, write_engine
 from tests.serving.conftest import ADMIN, engine_of, named, running, scores
+from tests.serving.test_changes import maker_on
 
 LANES = {"birds": "shared", "cracks": "shared", "fields": "shared", "fields.b": "shared"}
 """The tasks that read `shared.onnx`; `grains` reads a graph of its own kind."""
@@ -174,6 +175,31 @@ def test_a_task_above_the_engine_s_limits_runs_without_it_and_the_others_by_it(
         assert ways(client)["birds"] == ("tensorrt", "fp16")
         client.delete("/v1/tasks/birds")
         assert client.put("/v1/tasks/owls", content=maker.make("owls", 23).pack()).json()["runtime"] == "tensorrt"
+
+
+def test_a_task_too_wide_for_the_engine_leaves_it_to_those_after_it(
+    gpu: HostGpu, copied: Path, shared: Path, maker: TaskMaker
+) -> None:
+    write_engine(shared, bank=(8, 8))
+    maker_on(copied, maker).store(maker.make("ants", 20, bottleneck=9))
+    with running(copied) as client:
+        assert (ways(client)["ants"], ways(client)["birds"]) == (CPU, ("tensorrt", "fp16"))
+
+
+def test_what_one_task_misses_on_a_proved_engine_costs_the_others_nothing(
+    gpu: HostGpu, copied: Path, shared: Path
+) -> None:
+    engine = write_engine(shared)
+    with running(copied) as client:
+        lanes = engine_of(client).registry.residents.lanes
+        lanes.leave(engine, "moths", ParityError("misses its canary"))
+        assert lanes.engines(shared.parent, shared.name) == [engine]
+
+
+def test_every_size_of_an_engine_has_run_before_the_first_request(gpu: HostGpu, copied: Path, shared: Path) -> None:
+    write_engine(shared, sizes=(1, 4, 8))
+    with running(copied):
+        assert set(gpu.ran) == {1, 4, 8}
 
 
 def test_a_bundle_whose_own_canary_fails_does_not_cost_the_engine(
