@@ -191,6 +191,20 @@ def test_a_call_runs_between_batches_and_before_what_is_queued_after_it() -> Non
     batcher.close()
 
 
+def test_a_call_comes_before_what_waits() -> None:
+    lane = Echo()
+    lane.gate.clear()
+    batcher = Batcher(max_batch=1, max_wait=0)
+    batcher.submit([item(lane, 1)])
+    while batcher.waiting:
+        time.sleep(0.001)
+    batcher.submit([item(lane, 2)])
+    ran = batcher.call(lambda: len(lane.ran))
+    lane.gate.set()
+    assert ran.result(5) == 1
+    batcher.close()
+
+
 def test_a_call_that_fails_tells_its_caller_and_stops_nothing() -> None:
     lane, batcher = Echo(), Batcher()
     with pytest.raises(ZeroDivisionError):

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from mosa_deploy.archive import Archive
 from mosa_deploy.bundle import Bundle
 from mosa_deploy.canary import Canary
 from mosa_deploy.preprocess import decode
+from serving.active import Active
 from serving.lanes import SharedLane
 from serving.refusal import RefusedError
+from serving.registry import Entry
+from serving.store import Decision, Version
 from tests.serving.conftest import ADMIN, engine_of, picture, running, scores
 
 
@@ -84,6 +88,33 @@ def test_a_rollback_outlives_the_export_it_goes_back_to(
         assert top(again, "birds", maker.images[0]) == ("class-11", third.bundle().digest)
         again.post("/v1/tasks/birds/rollback")
         assert top(again, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_what_was_exported_comes_back_although_another_export_has_replaced_it(
+    admin: TestClient, copied: Path, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive, change: str
+) -> None:
+    if change == "replaced":
+        put(admin, "birds", newer)
+    else:
+        admin.delete("/v1/tasks/birds")
+    maker_on(copied, maker).store(maker.make("birds", 11))
+    assert admin.post("/v1/tasks/birds/rollback").json()["bundle"] == archives["birds"].bundle().digest
+    assert top(admin, "birds", maker.images[0])[0] == "class-0"
+
+
+def test_no_version_is_kept_but_the_one_that_answers_and_the_one_before(
+    admin: TestClient, copied: Path, maker: TaskMaker, newer: Archive
+) -> None:
+    third, lane = maker.make("birds", 11), engine_of(admin).registry.acquire("cracks").lane
+    assert isinstance(lane, SharedLane)
+    free = len(lane.bank.free)
+    for archive in (newer, third):
+        put(admin, "birds", archive)
+        assert top(admin, "birds", maker.images[0])[1] == archive.bundle().digest
+    assert len(lane.bank.free) == free
+    kept = {path.name for path in (copied / "uploads").iterdir()}
+    assert kept == {f"{archive.key}.mosa" for archive in (newer, third)}
 
 
 def maker_on(root: Path, maker: TaskMaker) -> TaskMaker:
@@ -226,6 +257,14 @@ def test_the_least_recently_asked_goes_and_comes_back_and_a_pinned_one_stays(cop
         assert list(states.values()).count("active") == 1
 
 
+def test_asking_makes_a_task_the_last_to_go(copied: Path, maker: TaskMaker) -> None:
+    with running(copied, active=2, prefetch=0) as client:
+        for task in ("birds", "cracks", "birds", "fields"):
+            top(client, task, maker.images[0])
+        tasks = client.get("/v1/tasks").json()["tasks"]
+    assert [entry["task"] for entry in tasks if entry["state"] == "active"] == ["birds", "fields"]
+
+
 def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach_it(copied: Path) -> None:
     with running(copied, active=1, prefetch=0) as client:
         registry = engine_of(client).registry
@@ -240,8 +279,47 @@ def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach
         proved = residents.load(birds[0], birds[1].bundle(), "shared")
         with pytest.raises(RefusedError, match="pinned or in use"):
             residents.load(cracks[0], cracks[1].bundle(), "shared")
+        assert not proved.retired
         residents.release(proved)
         residents.release(residents.load(cracks[0], cracks[1].bundle(), "shared"))
+
+
+def test_a_new_version_is_held_until_requests_can_reach_it(
+    admin: TestClient, newer: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, users = engine_of(admin).registry, []
+    swap = registry._swap
+
+    def watched(entry: Entry, version: Version | None, active: Active | None, decision: Decision) -> None:
+        users.append(active.users if active else 0)
+        swap(entry, version, active, decision)
+
+    monkeypatch.setattr(registry, "_swap", watched)
+    put(admin, "birds", newer)
+    assert users == [1]
+
+
+def test_a_load_that_ends_after_a_replacement_does_not_bring_the_old_version_back(
+    copied: Path, maker: TaskMaker, newer: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(copied, admin_keys="root-key", prefetch=0) as client:
+        client.headers.update(ADMIN)
+        registry, go = engine_of(client).registry, threading.Event()
+        load = registry.residents.load
+
+        def late(version: Version, *rest: Any) -> Active:
+            active = load(version, *rest)
+            if version.key != newer.key:
+                go.wait(30)
+            return active
+
+        monkeypatch.setattr(registry.residents, "load", late)
+        loading = registry.hold("birds")
+        assert isinstance(loading, Future)
+        assert put(client, "birds", newer).status_code == 200
+        go.set()
+        loading.result(30)
+        assert top(client, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
 
 
 def test_a_request_in_flight_finishes_on_the_version_it_began_with(
