@@ -46,13 +46,12 @@ class Active:
 
     def probabilities(self, rows: Array) -> Array:
         """What the lane said (n, C) or (n, K) -> calibrated probabilities (n, K)."""
-        logits = rows
-        if self.head is not None:
-            weight, bias = self.head
-            # What is not finite fails its canary.
-            with np.errstate(over="ignore", invalid="ignore"):
-                logits = rows @ weight.T + bias
-        return probabilities(logits, self.version.record.temperature)
+        # What is not finite fails its canary.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.head is not None:
+                weight, bias = self.head
+                rows = rows @ weight.T + bias
+            return probabilities(rows, self.version.record.temperature)
 
 
 class Residents:

@@ -153,6 +153,30 @@ def test_a_bundle_whose_canary_fails_leaves_the_old_version_and_says_why(
     assert set(held.lane.bank.free) == free
 
 
+def test_what_is_not_finite_fails_its_canary(admin: TestClient, maker: TaskMaker, newer: Archive) -> None:
+    bundle = newer.bundle()
+    weight = 1e38 * bundle.head[0]
+    canary, tensors = bundle.canary, bundle.tensors | {"head.weight": weight.astype(np.float32)}
+    response = put(admin, "birds", packed(Bundle(bundle.record, tensors, canary)))
+    assert (response.status_code, "by inf" in response.json()["detail"]) == (422, True)
+    assert top(admin, "birds", maker.images[0])[0] == "class-0"
+
+
+def test_a_version_is_written_before_the_decision_that_names_it(
+    admin: TestClient, copied: Path, newer: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, written = engine_of(admin).registry.store, []
+    decide = store.decide
+
+    def watched(name: str, decision: Decision) -> None:
+        written.append((copied / "uploads" / f"{decision.current}.mosa").exists())
+        decide(name, decision)
+
+    monkeypatch.setattr(store, "decide", watched)
+    put(admin, "birds", newer)
+    assert written == [True]
+
+
 def test_a_bundle_of_another_backbone_is_refused(admin: TestClient, newer: Archive) -> None:
     bundle = newer.bundle()
     backbone = bundle.record.backbone.model_copy(update={"sha256": "ab" * 32})

@@ -144,12 +144,14 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_one_whole_version(
         decision = store.decision("birds")
         assert decision.current in keys | {store.exported("birds")}
         assert store.archive("birds", str(decision.current)).bundle().record.task == "birds"
-    left = copied / "uploads" / ".x.mosa.1.tmp"
-    left.write_bytes(b"half")
+    left, young = (copied / "uploads" / f".{name}.mosa.1.tmp" for name in "xy")
+    for path in (left, young):
+        path.write_bytes(b"half")
     os.utime(left, (0, 0))
     with running(copied) as client:
         assert top(client, "birds", maker.images[0])[0] in {"class-0", "class-9", "class-10"}
     assert not left.exists()
+    assert young.exists()
 
 
 def test_a_disk_that_cannot_be_written_leaves_the_old_version(copied: Path, maker: TaskMaker) -> None:
