@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+
 from mosa_deploy.errors import MosaError, StoreError
 from mosa_deploy.preprocess import Pixels
 from serving import metrics
@@ -112,6 +114,8 @@ class Engine:
         if fault := item.future.exception():
             return RefusedError.of(fault) if isinstance(fault, Exception) else late(self.settings.deadline_s)
         answer = active.probabilities(item.future.result()[None])[0]
+        if not np.isfinite(answer).all():
+            return RefusedError(503, f"'{active.version.record.task}' overflows on this image: tune it again")
         return Answered(answer, item.waited, item.ran, item.size)
 
     async def tasks(self) -> list[TaskInfo]:

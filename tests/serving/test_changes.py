@@ -162,6 +162,16 @@ def test_what_is_not_finite_fails_its_canary(admin: TestClient, maker: TaskMaker
     assert top(admin, "birds", maker.images[0])[0] == "class-0"
 
 
+def test_an_image_on_which_a_task_overflows_is_told_so(admin: TestClient, maker: TaskMaker) -> None:
+    active = engine_of(admin).registry.acquire("birds")
+    assert active.head is not None
+    active.head = np.float32(3e38) * active.head[0], active.head[1]
+    files = [("image", picture()), ("image", picture())]
+    results = admin.post("/classify", files=files, data={"task": ["birds", "cracks"]}).json()["results"]
+    assert (results[0]["status"], "'birds' overflows" in results[0]["detail"]) == (503, True)
+    assert results[1]["predictions"]
+
+
 def test_a_version_is_written_before_the_decision_that_names_it(
     admin: TestClient, copied: Path, newer: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
