@@ -64,6 +64,12 @@ def offline(maker: TaskMaker, archives: Mapping[str, Archive]) -> Mapping[str, n
     return {name: maker.offline(archive) for name, archive in archives.items()}
 
 
+@pytest.fixture(scope="session")
+def newer(maker: TaskMaker) -> Archive:
+    """Another version of `birds`: it says class i + 9 of image i."""
+    return maker.make("birds", 9)
+
+
 @pytest.fixture
 def copied(maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path) -> Path:
     """A store of one's own."""
