@@ -30,7 +30,7 @@ class Echo:
         self.ran.append((len(items), size))
         pixels = [int(item.pixels[0, 0, 0]) for item in items]
         if 13 in pixels:
-            raise ValueError("thirteen")
+            raise ValueError("thirteen" if len(items) == 1 else "one of many")
         slots = np.array([item.slot for item in items])
         return np.stack([pixels, self.slots[slots]], axis=1).astype(np.float32)
 
@@ -218,7 +218,7 @@ def test_a_call_that_fails_tells_its_caller_and_stops_nothing() -> None:
 def test_closing_finishes_what_is_queued_and_takes_nothing_more() -> None:
     lane = Echo()
     lane.gate.clear()
-    batcher = Batcher(max_batch=2, max_wait=5)
+    batcher = Batcher(max_batch=2, max_wait=60)
     items = [item(lane, i) for i in range(5)]
     batcher.submit(items)
     closer = threading.Thread(target=batcher.close)
