@@ -76,6 +76,13 @@ def copied(maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path) ->
     return Path(shutil.copytree(maker.root, tmp_path / "store"))
 
 
+@pytest.fixture
+def shared(copied: Path) -> Path:
+    """The shared graph of the store."""
+    (folder,) = (copied / "backbones").iterdir()
+    return folder / "shared.onnx"
+
+
 @contextmanager
 def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
     """The app on a store, in this process."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import onnx
 import pytest
@@ -16,7 +15,6 @@ from fastapi.testclient import TestClient
 from benchmarks.serving_tasks import TaskMaker
 from export.engines import BankLimits, Request, choose_backend
 from export.precision import to_fp16
-from mosa_deploy import fold_graph
 from mosa_deploy.archive import Archive
 from mosa_deploy.engine import EngineRecord, engines_of, write_record
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError
@@ -28,13 +26,6 @@ from tests.serving.test_changes import maker_on
 
 LANES = {"birds": "shared", "cracks": "shared", "fields": "shared", "fields.b": "shared"}
 """The tasks that read `shared.onnx`; `grains` reads a graph of its own kind."""
-
-
-@pytest.fixture
-def shared(copied: Path) -> Path:
-    """The shared graph of the store."""
-    (folder,) = (copied / "backbones").iterdir()
-    return folder / "shared.onnx"
 
 
 def ways(client: TestClient) -> dict[str, tuple[str, str]]:
@@ -241,71 +232,6 @@ def test_a_new_task_uploads_its_own_slot_and_a_request_none(
         gpu.device.uploads.clear()
         check(client, maker, "moths", archive, maker.offline(archive))
         assert not any(start <= at < end for at in gpu.device.uploads for start, end in ends)
-
-
-def folded_engine(store: Path, maker: TaskMaker, archive: Archive, **how: Any) -> Path:
-    """The task's own engine, beside its export."""
-    graph = store / "tasks" / archive.bundle().record.task / "folded.onnx"
-    onnx.save(fold_graph.fold(maker.graph, archive.bundle()), graph)
-    return write_engine(graph, bank=None, **how)
-
-
-def test_a_task_s_own_engine_is_for_the_exported_version_alone(
-    gpu: HostGpu,
-    said: pytest.LogCaptureFixture,
-    copied: Path,
-    maker: TaskMaker,
-    archives: Mapping[str, Archive],
-    offline: Mapping[str, Array],
-) -> None:
-    folded_engine(copied, maker, archives["birds"])
-    with running(copied, admin_keys="root-key", folded="birds,cracks") as client:
-        client.headers.update(ADMIN)
-        assert ways(client)["birds"] == ("tensorrt", "fp16")
-        assert ways(client)["cracks"] == CPU
-        check(client, maker, "birds", archives["birds"], offline["birds"])
-        newer = maker.make("birds", 9)
-        assert client.put("/v1/tasks/birds", content=newer.pack()).json()["runtime"] == "onnxruntime-cpu"
-        check(client, maker, "birds", newer, maker.offline(newer))
-        assert client.post("/v1/tasks/birds/rollback").json()["runtime"] == "tensorrt"
-    assert warnings(said) == []
-
-
-def test_a_deferred_engine_of_a_task_is_proved_before_it_answers(
-    gpu: HostGpu,
-    said: pytest.LogCaptureFixture,
-    copied: Path,
-    maker: TaskMaker,
-    archives: Mapping[str, Archive],
-    offline: Mapping[str, Array],
-) -> None:
-    folded_engine(copied, maker, archives["birds"], off=0.5)
-    with running(copied, folded="birds") as client:
-        assert ways(client)["birds"] == CPU
-        check(client, maker, "birds", archives["birds"], offline["birds"])
-    (told,) = warnings(said)
-    assert "misses its canary's probabilities" in told
-
-
-def test_engines_come_along_from_a_remote_store(
-    gpu: HostGpu,
-    copied: Path,
-    shared: Path,
-    maker: TaskMaker,
-    archives: Mapping[str, Archive],
-    offline: Mapping[str, Array],
-) -> None:
-    write_engine(shared)
-    folded_engine(copied, maker, archives["cracks"], precision="fp32")
-    memory = fsspec.filesystem("memory")
-    memory.put(str(copied), "/engines", recursive=True)
-    try:
-        with running("memory://engines", folded="cracks") as client:
-            assert ways(client)["birds"] == ("tensorrt", "fp16")
-            assert ways(client)["cracks"] == ("tensorrt", "fp32")
-            check(client, maker, "cracks", archives["cracks"], offline["cracks"])
-    finally:
-        memory.rm("/engines", recursive=True)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-cpu", "openvino"])
