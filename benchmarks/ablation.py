@@ -15,8 +15,8 @@ import numpy as np
 import tyro
 
 from mosa_deploy.errors import ConfigError, command, one_of
-from mosa_deploy.files import write_text
-from mosa_deploy.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.compare import Cell, CompareConfig, carry_out, names, preset, validation
 from training.trials import Setting, label
 

@@ -19,20 +19,20 @@ import torch
 import tyro
 
 from export.__main__ import ExportConfig, export
-from mosa_deploy import fold_graph
-from mosa_deploy.attach import adapters, attach, task_state
-from mosa_deploy.backbone import Weights, load_backbone, randomise
-from mosa_deploy.bundle import Bundle, Record
-from mosa_deploy.canary import SIZE, Canary
-from mosa_deploy.config import AdapterConfig
+from mosa_deploy.adapters.attach import adapters, attach, task_state
+from mosa_deploy.adapters.restore import describe_backbone
+from mosa_deploy.backbones.foldable import image_size
+from mosa_deploy.backbones.load import Weights, load_backbone, randomise
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.bundle import Bundle, Record
+from mosa_deploy.bundles.canary import SIZE, Canary
+from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.bundles.store_layout import Store
 from mosa_deploy.errors import command
-from mosa_deploy.files import write_text
-from mosa_deploy.graph import PlainGraph
-from mosa_deploy.plain import image_size
-from mosa_deploy.preprocess import Array, Preprocess, encode, probabilities
-from mosa_deploy.restore import describe_backbone
-from mosa_deploy.store import Store
-from mosa_deploy.versions import git_commit, library_versions, machine
+from mosa_deploy.graphs import fold as fold_graph
+from mosa_deploy.graphs.backbone_graph import PlainGraph
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import git_commit, library_versions, machine
 
 CLASSES = 10
 

@@ -35,10 +35,10 @@ from benchmarks.gpu_timing import (
     prepare,
     to_device,
 )
-from mosa_deploy.backbone import Weights, load_backbone
+from mosa_deploy.backbones.foldable import image_size
+from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.errors import ConfigError, command
-from mosa_deploy.plain import image_size
-from mosa_deploy.versions import git_commit
+from mosa_deploy.utils.versions import git_commit
 
 SHARES = {EAGER: 1, GRAPHS: 1, TRAINING: 1, COMPILE: 4}
 """The modes in the order in which they run, the slowest to prepare last, and each one's share of the time."""

@@ -1,7 +1,7 @@
 """What `benchmarks.gpu` times: a plain ViT beside the ways to give it adapters, and the three training steps.
 
-All are headless and of random weights. Nothing here needs more than torch and timm; `export.shared` and `peft` are
-imported where they are used, so that what cannot be imported is a fault of its own row alone.
+All are headless and of random weights. Nothing here needs more than torch and timm; `export.trace_shared` and `peft`
+are imported where they are used, so that what cannot be imported is a fault of its own row alone.
 """
 
 import copy
@@ -16,13 +16,13 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mosa_deploy.adapter import ParallelAdapter
-from mosa_deploy.attach import adapters, attach, freeze, set_passes
-from mosa_deploy.backbone import randomise
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.fold import absorb_norm, fold
-from mosa_deploy.plain import Transformer, frame_of, image_size
-from mosa_deploy.rows import Layout
+from mosa_deploy.adapters.attach import adapters, attach, freeze, set_passes
+from mosa_deploy.adapters.fold import absorb_norm, fold
+from mosa_deploy.adapters.parallel import ParallelAdapter
+from mosa_deploy.backbones.foldable import Transformer, frame_of, image_size
+from mosa_deploy.backbones.load import randomise
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.graphs.adapter_weights import Layout
 
 PLAIN, CONTROL, FOLDED, LOW_RANK = "plain", "control", "folded", "merged low-rank"
 UNFOLDED, SHARED, MIXED, PEFT = "unfolded", "shared, one task", "shared, 8 tasks", "peft, 8 tasks"
@@ -71,7 +71,7 @@ def adapted(plain: Transformer, bottleneck: int, task: int) -> Transformer:
 
 
 def stack(models: list[Transformer]) -> list[Tensor]:
-    """The banks of some tasks, in the order of the parallel `mosa_deploy.rows.Layout`."""
+    """The banks of some tasks, in the order of the parallel `mosa_deploy.graphs.adapter_weights.Layout`."""
     tasks = [
         [row for part in model.modules() if isinstance(part, ParallelAdapter) for row in rows(part)] for model in models
     ]
@@ -79,7 +79,7 @@ def stack(models: list[Transformer]) -> list[Tensor]:
 
 
 def rows(adapter: ParallelAdapter) -> list[Tensor]:
-    """What a merged adapter adds to its block, as `mosa_deploy.rows` has it."""
+    """What a merged adapter adds to its block, as `mosa_deploy.graphs.adapter_weights` has it."""
     assert isinstance(adapter.down, nn.Linear)
     assert isinstance(adapter.up, nn.Linear)
     weight, bias = absorb_norm(adapter.down, adapter.norm)
@@ -91,7 +91,7 @@ class Shared(nn.Module):
 
     def __init__(self, plain: Transformer, banks: list[Tensor]) -> None:
         super().__init__()
-        from export.shared import SharedBackbone
+        from export.trace_shared import SharedBackbone
 
         self.backbone = SharedBackbone(plain, Layout(frame_of(plain)))
         for i, bank in enumerate(banks):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mosa_deploy.files import write_text
-from mosa_deploy.versions import library_versions, machine
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import library_versions, machine
 
 NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
 

@@ -22,21 +22,21 @@ import tyro
 from export.__main__ import ExportConfig, export
 from export.engines import BankLimits, Request, TensorRtRtx
 from export.formats import ENGINE_FORMATS, FORMATS, format_file
-from export.graphs import STAND_IN_CLASSES, trace_plain
+from export.fp16 import to_fp16
+from export.int8 import to_int8
 from export.options import FileOptions
-from export.precision import to_fp16
-from export.quantise import to_int8
 from export.timing import Answer, ratio_interval, time_sessions
-from mosa_deploy.backbone import Weights, load_backbone, randomise
-from mosa_deploy.bundle import read_record
+from export.trace import STAND_IN_CLASSES, trace_plain
+from mosa_deploy.backbones.foldable import image_size
+from mosa_deploy.backbones.load import Weights, load_backbone, randomise
+from mosa_deploy.bundles.bundle import read_record
+from mosa_deploy.bundles.store_layout import FOLDED, Store
 from mosa_deploy.errors import command
-from mosa_deploy.files import write_text
-from mosa_deploy.plain import image_size
-from mosa_deploy.rows import layout
-from mosa_deploy.runners import OnnxRunner
-from mosa_deploy.store import FOLDED, Store
-from mosa_deploy.tensorrt import installed
-from mosa_deploy.versions import git_commit, library_versions, machine
+from mosa_deploy.graphs.adapter_weights import layout
+from mosa_deploy.runtimes.runner import OnnxRunner
+from mosa_deploy.runtimes.tensorrt_library import installed
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.evaluate import EvaluateConfig, evaluate, settings
 
 TIMED = ("fp32", "control", "fp16", "int8")

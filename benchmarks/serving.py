@@ -26,10 +26,10 @@ from benchmarks.serving_capacity import hot_add, memory, workers
 from benchmarks.serving_slots import slots
 from benchmarks.serving_soak import endurance, soak
 from benchmarks.serving_speed import Bench, Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
-from mosa_deploy.embedded import NAME as EMBEDDED
+from mosa_deploy.backbones.embedded import NAME as EMBEDDED
 from mosa_deploy.errors import ConfigError, command, one_of
-from mosa_deploy.files import write_text
-from mosa_deploy.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import git_commit, library_versions, machine
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from benchmarks.load import classify, closed
 from benchmarks.service import KEY, Server, serve
 from benchmarks.serving_speed import Figures
 from benchmarks.serving_tasks import TaskMaker, renamed
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import ServiceError
 
 ADMIN = {"authorization": f"Bearer {KEY}"}

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from benchmarks.serving_speed import Figures
 from benchmarks.serving_tasks import CLASSES, TaskMaker, packed
-from mosa_deploy.archive import Archive
-from mosa_deploy.bundle import Bundle, expected_shapes
-from mosa_deploy.canary import Arithmetic, Canary
-from mosa_deploy.preprocess import Array, Pixels, encode, probabilities
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.bundle import Bundle, expected_shapes
+from mosa_deploy.bundles.canary import Arithmetic, Canary
+from mosa_deploy.bundles.preprocess import Array, Pixels, encode, probabilities
 from serving.backend import Answered, Lease
-from serving.engine import Engine
-from serving.refusal import RefusedError
+from serving.errors import RefusedError
+from serving.local_backend import Engine
 from serving.settings import Settings
 
 SHARPNESS = 8.0
@@ -89,7 +89,7 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
     for found in versions.values():
         maker.store(found[0])
     settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
-    with patch("mosa_deploy.runners.open_runner", CheapRunner):
+    with patch("mosa_deploy.runtimes.runner.open_runner", CheapRunner):
         engine = Engine(settings)
         try:
             return asyncio.run(asked(engine, versions, numbers, [image(maker, c) for c in range(16)], items))

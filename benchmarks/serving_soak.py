@@ -18,7 +18,7 @@ from benchmarks.load import Ask, Reply, arriving, classify, closed, connect, eve
 from benchmarks.service import KEY, Server, serve
 from benchmarks.serving_speed import Figures
 from benchmarks.serving_tasks import CLASSES, TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 
 TOLERANCE = 1e-4
 """Of a probability, against the task's folded graph alone."""

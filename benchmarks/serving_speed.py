@@ -17,11 +17,11 @@ from benchmarks.load import Ask, arriving, classify, closed, even, poisson, thro
 from benchmarks.service import Server, serve
 from benchmarks.serving_tasks import CLASSES, TaskMaker, picture
 from export.timing import ratio_interval
-from mosa_deploy.bank import Bank
-from mosa_deploy.preprocess import decode
-from mosa_deploy.rows import layout, task_rows
-from mosa_deploy.runners import SharedRunner
-from mosa_deploy.store import Store
+from mosa_deploy.bundles.preprocess import decode
+from mosa_deploy.bundles.store_layout import Store
+from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.runner import SharedRunner
 
 Figures = dict[str, Any]
 

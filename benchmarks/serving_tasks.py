@@ -14,20 +14,20 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from export.graphs import STAND_IN_CLASSES, trace_backbone, trace_layout
-from mosa_deploy import fold_graph
-from mosa_deploy.archive import Archive
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bundle import RECORD, TENSORS, Backbone, Bundle, Record, expected_shapes
-from mosa_deploy.canary import Canary
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.embedded import NAME as EMBEDDED
-from mosa_deploy.graph import PlainGraph, read_index
-from mosa_deploy.plain import Transformer, image_size
-from mosa_deploy.preprocess import Array, Preprocess, decode, probabilities
-from mosa_deploy.restore import describe_backbone
-from mosa_deploy.rows import Layout, layout
-from mosa_deploy.store import Store
+from export.trace import STAND_IN_CLASSES, trace_backbone, trace_layout
+from mosa_deploy.adapters.restore import describe_backbone
+from mosa_deploy.backbones.embedded import NAME as EMBEDDED
+from mosa_deploy.backbones.foldable import Transformer, image_size
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.bundle import RECORD, TENSORS, Backbone, Bundle, Record, expected_shapes
+from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.preprocess import Array, Preprocess, decode, probabilities
+from mosa_deploy.bundles.store_layout import Store
+from mosa_deploy.graphs import fold as fold_graph
+from mosa_deploy.graphs.adapter_weights import Layout, layout
+from mosa_deploy.graphs.backbone_graph import PlainGraph, read_index
 
 CLASSES = 32
 CANARIES = 4

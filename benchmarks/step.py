@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_report import ratio_interval
-from mosa_deploy import embedded
-from mosa_deploy.attach import attach, set_passes
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.files import write_text
-from mosa_deploy.plain import image_size
-from mosa_deploy.preprocess import Preprocess
-from mosa_deploy.versions import git_commit, library_versions, machine
+from mosa_deploy.adapters.attach import attach, set_passes
+from mosa_deploy.backbones import embedded
+from mosa_deploy.backbones.foldable import image_size
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.config import Recipe, adapter_config
 from training.data import Images, normalise
 from training.loop import Trainer, task_loss

@@ -16,26 +16,26 @@ import tyro
 from export.calibration import read_samples, require_enough
 from export.engine_files import choose_build
 from export.formats import fp32_file, write_formats
-from export.graphs import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
-from export.lanes import Lane, shared_lane
 from export.options import FileOptions
 from export.overview import overview
 from export.parity import BY_RUNNER, Chain, table
-from mosa_deploy import fold_graph
-from mosa_deploy.attach import task_state
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bundle import Bundle, Record
-from mosa_deploy.config import SEQUENTIAL
+from export.targets import Lane, shared_lane
+from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
+from mosa_deploy.adapters.attach import task_state
+from mosa_deploy.adapters.fold import fold
+from mosa_deploy.adapters.merge import merge
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.adapter_config import SEQUENTIAL
+from mosa_deploy.bundles.bundle import Bundle, Record
+from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, Store
 from mosa_deploy.errors import ConfigError, command, one_of
-from mosa_deploy.files import replacing_folder, sha256, write_text
-from mosa_deploy.fold import fold
-from mosa_deploy.graph import PlainGraph, graph_file, read_index
-from mosa_deploy.merge import merge
-from mosa_deploy.plain import Transformer
-from mosa_deploy.restore import restore
-from mosa_deploy.rows import Layout, layout
-from mosa_deploy.runners import check_runner, open_runner
-from mosa_deploy.store import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, Store
+from mosa_deploy.graphs import fold as fold_graph
+from mosa_deploy.graphs.adapter_weights import Layout, layout
+from mosa_deploy.graphs.backbone_graph import PlainGraph, graph_file, read_index
+from mosa_deploy.runtimes.runner import check_runner, open_runner
+from mosa_deploy.utils.files import replacing_folder, sha256, write_text
 
 
 @dataclass(frozen=True)

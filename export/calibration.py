@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import DataError
-from mosa_deploy.files import replacing
-from mosa_deploy.preprocess import Pixels
+from mosa_deploy.utils.files import replacing
 
 FILE = "calibration.npz"
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from mosa_deploy.backbones.transformers_config import FILE, read_config
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.transformers_config import FILE, read_config
 
 
 def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:

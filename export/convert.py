@@ -25,17 +25,17 @@ from export.class_names import class_names
 from export.peft_adapter import PeftAdapter, read_peft
 from export.processor import read_processor
 from export.sample_images import list_images, read_images, smooth_noise
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone
-from mosa_deploy.bundle import TASK_NAME, Bundle, Record, Tensors, check_tensors, expected_shapes
-from mosa_deploy.canary import Canary
-from mosa_deploy.checkpoints import load_weights, read_head
-from mosa_deploy.config import PLACES, AdapterConfig, Method
+from mosa_deploy.adapters.restore import describe_backbone, restore
+from mosa_deploy.backbones.checkpoints import load_weights, read_head
+from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
+from mosa_deploy.backbones.transformers_config import EPS, eps_of
+from mosa_deploy.bundles.adapter_config import PLACES, AdapterConfig, Method
+from mosa_deploy.bundles.bundle import TASK_NAME, Bundle, Record, Tensors, check_tensors, expected_shapes
+from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
 from mosa_deploy.errors import BackboneError, ConfigError, command
-from mosa_deploy.files import replacing_folder
-from mosa_deploy.preprocess import Array, Pixels, Preprocess, probabilities
-from mosa_deploy.restore import describe_backbone, restore
-from mosa_deploy.transformers_config import EPS, eps_of
-from mosa_deploy.versions import git_commit, library_versions
+from mosa_deploy.utils.files import replacing_folder
+from mosa_deploy.utils.versions import git_commit, library_versions
 
 DATASET = "folder"
 """The task of `training.tasks` by which a converted bundle is evaluated, on images of the user's."""

@@ -9,14 +9,14 @@ import numpy as np
 
 from export.engines import Backend, BankLimits, Request, choose_backend
 from export.formats import ENGINE_FORMATS, Written, format_file, milliseconds
-from export.lanes import Lane
 from export.options import FileOptions
 from export.parity import TOLERANCES, Chain
-from mosa_deploy.cuda import device_capability
-from mosa_deploy.engine import EngineRecord, Precision, read_records, write_record
-from mosa_deploy.engine_runner import load_engine
-from mosa_deploy.files import replacing, sha256
-from mosa_deploy.preprocess import Array
+from export.targets import Lane
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.runtimes.cuda import device_capability
+from mosa_deploy.runtimes.tensorrt import load_engine
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord, Precision, read_records, write_record
+from mosa_deploy.utils.files import replacing, sha256
 
 DEFERRED: Literal["deferred"] = "deferred"
 

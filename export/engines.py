@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mosa_deploy.cuda import device_capability
-from mosa_deploy.engine import Precision
 from mosa_deploy.errors import ConfigError, ProviderError, one_of
-from mosa_deploy.files import write_bytes
-from mosa_deploy.tensorrt import INSTALL, Library, installed, load_library
+from mosa_deploy.runtimes.cuda import device_capability
+from mosa_deploy.runtimes.tensorrt_library import INSTALL, Library, installed, load_library
+from mosa_deploy.runtimes.tensorrt_record import Precision
+from mosa_deploy.utils.files import write_bytes
 
 IMAGES, SLOTS = "images", "slots"
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.lanes import Lane
+from export.fp16 import require_finite, to_fp16
+from export.int8 import to_int8
 from export.parity import TOLERANCES, Chain, Link
-from export.precision import require_finite, to_fp16
-from export.quantise import to_int8
-from mosa_deploy.engine import Precision
-from mosa_deploy.files import replacing
-from mosa_deploy.graph import add_graph_file, graph_file, read_index
-from mosa_deploy.preprocess import Array, Pixels
-from mosa_deploy.runners import OnnxRunner, Runner
+from export.targets import Lane
+from mosa_deploy.bundles.preprocess import Array, Pixels
+from mosa_deploy.graphs.backbone_graph import add_graph_file, graph_file, read_index
+from mosa_deploy.runtimes.runner import OnnxRunner, Runner
+from mosa_deploy.runtimes.tensorrt_record import Precision
+from mosa_deploy.utils.files import replacing
 
 FORMATS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "int8": ("int8", "int8-tensorrt")}
 """What is written for a precision beside the fp32 graph."""

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 import tyro
 
-from export.graphs import STAND_IN_CLASSES
-from export.plots import draw_ratios
+from export.latency_plot import draw_ratios
 from export.timing import Row, Times, ratio_interval, time_sessions
+from export.trace import STAND_IN_CLASSES
 from export.variants import MIXED_TASKS, VARIANTS, Task, Variant, random_task, write_variants
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones.foldable import Transformer, frame_of, image_size
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, ProviderError, command, one_of
-from mosa_deploy.files import write_text
-from mosa_deploy.plain import Transformer, frame_of, image_size
-from mosa_deploy.restore import restore
-from mosa_deploy.rows import task_rows
-from mosa_deploy.runners import GraphRunnerName, RunnerName, check_runner
-from mosa_deploy.versions import library_versions, machine
+from mosa_deploy.graphs.adapter_weights import task_rows
+from mosa_deploy.runtimes.runner import GraphRunnerName, RunnerName, check_runner
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import library_versions, machine
 
 QUICK = ("plain", "control", "folded", "shared")
 BOTTLENECK = 64

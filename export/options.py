@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from mosa_deploy.engine import Precision
 from mosa_deploy.errors import ConfigError, one_of
-from mosa_deploy.tensorrt import Library
+from mosa_deploy.runtimes.tensorrt_library import Library
+from mosa_deploy.runtimes.tensorrt_record import Precision
 
 TARGETS = ("onnx", "tensorrt")
 

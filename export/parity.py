@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from export.calibration import Labels
-from mosa_deploy.bank import Bank
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.errors import ParityError
-from mosa_deploy.plain import Transformer
-from mosa_deploy.preprocess import Array, Pixels, probabilities
-from mosa_deploy.rows import layout, task_rows
-from mosa_deploy.runners import GraphRunnerName, OnnxRunner, SharedRunner
+from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.runner import GraphRunnerName, OnnxRunner, SharedRunner
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 from torch import Tensor
 
-from mosa_deploy.checkpoints import HEAD, read_state
-from mosa_deploy.config import PLACES, Target
+from mosa_deploy.backbones.checkpoints import HEAD, read_state
+from mosa_deploy.backbones.transformers_names import timm_name
+from mosa_deploy.bundles.adapter_config import PLACES, Target
 from mosa_deploy.errors import BundleError
-from mosa_deploy.transformers_names import timm_name
 
 SETTINGS = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from mosa_deploy.bundles.preprocess import INTERPOLATION, Preprocess
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import INTERPOLATION, Preprocess
 
 DESCRIPTIVE = {
     "data_format", "default_to_square", "device", "disable_grouping", "do_convert_rgb", "feature_extractor_type",

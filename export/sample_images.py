@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mosa_deploy.canary import SIZE
+from mosa_deploy.bundles.canary import SIZE
+from mosa_deploy.bundles.preprocess import FORMATS, Pixels, Preprocess, decode, encode
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import FORMATS, Pixels, Preprocess, decode, encode
-from mosa_deploy.seeds import derive
+from mosa_deploy.utils.seeds import derive
 
 CALIBRATION_IMAGES = 256
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
-from mosa_deploy.preprocess import Array
+from mosa_deploy.bundles.preprocess import Array
 
 WARM_UP = 2
 MIN_ROUNDS = 10

@@ -22,18 +22,18 @@ import onnx
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.graphs import node_types, optimised_node_types, trace_plain, trace_shared
 from export.timing import Answer
-from mosa_deploy.attach import attach
-from mosa_deploy.bank import Bank
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.fold_graph import Parameters, fold_rows, head
-from mosa_deploy.frame import Frame
-from mosa_deploy.graph import PlainGraph
-from mosa_deploy.plain import Transformer, frame_of, image_size
-from mosa_deploy.preprocess import Array
-from mosa_deploy.rows import PARTS, Layout, Rows
-from mosa_deploy.runners import RunnerName, SharedRunner, open_runner
+from export.trace import node_types, optimised_node_types, trace_plain, trace_shared
+from mosa_deploy.adapters.attach import attach
+from mosa_deploy.backbones.foldable import Transformer, frame_of, image_size
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.graphs.adapter_weights import PARTS, Layout, Rows
+from mosa_deploy.graphs.backbone_graph import PlainGraph
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.graphs.fold import Parameters, fold_rows, head
+from mosa_deploy.runtimes.runner import RunnerName, SharedRunner, open_runner
 
 VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
 WITHOUT_ADAPTER = ("plain", "control", "lora")

@@ -12,14 +12,14 @@ from fastapi.responses import JSONResponse
 from starlette.routing import Match, Route
 
 from mosa_deploy import __version__
-from mosa_deploy.bundle import TASK_NAME
+from mosa_deploy.bundles.bundle import TASK_NAME
+from mosa_deploy.client.schema import Answer, Answers, Fault, Pin, TaskInfo, Tasks
 from serving import metrics
 from serving.auth import may_ask, may_change
 from serving.backend import Backend
 from serving.classify import Classifier, Sent, Trace, result
-from serving.guard import Guard, answer
-from serving.refusal import RefusedError
-from serving.schema import Answer, Answers, Fault, Pin, TaskInfo, Tasks
+from serving.errors import RefusedError
+from serving.middleware import Guard, answer
 from serving.settings import Settings
 
 WHY: dict[int, str] = {

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mosa_deploy.client import Answer, Client, Failure
+from mosa_deploy.client.client import Answer, Client, Failure
 from mosa_deploy.errors import DataError, ServiceError, command
 
 ADDRESS = "http://localhost:3000"

@@ -12,7 +12,7 @@ from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from serving.refusal import RefusedError
+from serving.errors import RefusedError
 from serving.settings import Settings
 
 NEEDED = "For changes an admin's key; to ask, one of the API keys, if the service has any."

@@ -1,12 +1,15 @@
-"""What the HTTP side asks of the inference side, here (`serving.engine`) or in another process (`serving.remote`)."""
+"""What the HTTP side asks of the inference side.
+
+The inference side is in this process (`serving.local_backend`) or in another one (`serving.remote_backend`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mosa_deploy.preprocess import Array, Pixels, Preprocess
-from serving.refusal import RefusedError
-from serving.schema import TaskInfo
+from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
+from mosa_deploy.client.schema import TaskInfo
+from serving.errors import RefusedError
 from serving.store import LaneName
 
 

@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from mosa_deploy.preprocess import Array, Pixels, Preprocess
-from serving.refusal import RefusedError, busy, late
+from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
+from serving.errors import RefusedError, busy, late
 
 log = logging.getLogger("mosa_deploy.serving")
 

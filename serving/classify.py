@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mosa_deploy.preprocess import Pixels, Preprocess
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from mosa_deploy.client.schema import Answer, Failure, Prediction
 from serving import metrics
 from serving.backend import Answered, Backend, Lease, Outcome
+from serving.errors import RefusedError, late
 from serving.images import read_pixels
-from serving.refusal import RefusedError, late
-from serving.schema import Answer, Failure, Prediction
 from serving.settings import Settings
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from PIL import Image, UnidentifiedImageError
 
+from mosa_deploy.bundles.preprocess import FORMATS, Pixels, Preprocess, decode
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import FORMATS, Pixels, Preprocess, decode
-from serving.refusal import RefusedError
+from serving.errors import RefusedError
 
 
 def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: int) -> list[Pixels]:

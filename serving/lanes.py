@@ -18,14 +18,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bank import Bank
-from mosa_deploy.bundle import Bundle, Record
-from mosa_deploy.canary import Arithmetic
-from mosa_deploy.engine import RECORDS, engines_of, read_records
+from mosa_deploy.bundles.bundle import Bundle, Record
+from mosa_deploy.bundles.canary import Arithmetic
+from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
-from mosa_deploy.preprocess import Array, Preprocess
-from mosa_deploy.rows import Layout, Rows, layout
-from mosa_deploy.runners import Runner, RunnerName, SharedRunner, open_runner
+from mosa_deploy.graphs.adapter_weights import Layout, Rows, layout
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.runner import Runner, RunnerName, SharedRunner, open_runner
+from mosa_deploy.runtimes.tensorrt_record import RECORDS, engines_of, read_records
 from serving.batching import Batcher, Item, sizes_up_to
 from serving.runtime import Runtimes
 
@@ -199,8 +199,8 @@ class Lanes:
             StoreError: the backbone's graph is missing or damaged.
         """
         # onnx is loaded only by a service that folds.
-        from mosa_deploy import fold_graph
-        from mosa_deploy.graph import PlainGraph
+        from mosa_deploy.graphs import fold as fold_graph
+        from mosa_deploy.graphs.backbone_graph import PlainGraph
 
         model = fold_graph.fold(PlainGraph.load(folder), bundle)
         with tempfile.TemporaryDirectory(prefix="mosa-") as aside:
@@ -241,7 +241,7 @@ class Lanes:
 
 def _whole(folder: Path, wanted: Layout) -> None:
     """Raises BundleError if there is no graph for a layout, StoreError if it is not the one that was traced."""
-    from mosa_deploy.graph import graph_file, read_index
+    from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 
     index = read_index(folder)
     if wanted.file not in index.files:

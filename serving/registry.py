@@ -7,13 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mosa_deploy.archive import Archive
-from mosa_deploy.bundle import Bundle, Record
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.bundle import Bundle, Record
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, one_of
-from serving.active import Active, Residents
 from serving.batching import Batcher
+from serving.errors import RefusedError
 from serving.lanes import Lanes
-from serving.refusal import RefusedError
+from serving.model_cache import Active, Residents
 from serving.store import BACKBONES, Decision, LaneName, TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")

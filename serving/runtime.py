@@ -4,10 +4,10 @@ import ctypes
 import logging
 from dataclasses import dataclass
 
-from mosa_deploy.cuda import device_capability
-from mosa_deploy.engine_runner import check_engines
 from mosa_deploy.errors import ProviderError
-from mosa_deploy.runners import GraphRunnerName, check_runner
+from mosa_deploy.runtimes.cuda import device_capability
+from mosa_deploy.runtimes.runner import GraphRunnerName, check_runner
+from mosa_deploy.runtimes.tensorrt import check_engines
 from serving.settings import Runtime
 
 log = logging.getLogger("mosa_deploy.serving")

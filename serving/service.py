@@ -16,9 +16,9 @@ from mosa_deploy.errors import USAGE_EXIT, MosaError
 from serving import log, server
 from serving.app import attach, create_app
 from serving.backend import Backend
-from serving.engine import Engine
-from serving.owner import Place
-from serving.remote import InferenceServer, Remote
+from serving.leader import Place
+from serving.local_backend import Engine
+from serving.remote_backend import InferenceServer, Remote
 from serving.settings import Settings
 
 

@@ -14,10 +14,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mosa_deploy.archive import Archive
-from mosa_deploy.bundle import RECORD, TENSORS, Record, parse_record
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.bundle import RECORD, TENSORS, Record, parse_record
 from mosa_deploy.errors import StoreError
-from serving.files import LocalFiles, RemoteFiles
+from serving.storage import LocalFiles, RemoteFiles
 
 LaneName = Literal["shared", "folded"]
 

@@ -12,8 +12,8 @@ from filelock import FileLock
 from timm.models.vision_transformer import VisionTransformer
 
 from export.__main__ import ExportConfig, export
-from mosa_deploy.attach import adapters
-from mosa_deploy.backbone import randomise
+from mosa_deploy.adapters.attach import adapters
+from mosa_deploy.backbones.load import randomise
 from training.config import TuneConfig
 from training.tune import tune
 

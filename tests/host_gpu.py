@@ -19,15 +19,15 @@ from onnx import numpy_helper
 
 from export.engine_files import engine_file
 from export.engines import BankLimits, shape_range
-from mosa_deploy.cuda import Buffer
-from mosa_deploy.engine import EngineRecord, Precision, write_record
-from mosa_deploy.files import sha256
+from mosa_deploy.runtimes.cuda import Buffer
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord, Precision, write_record
+from mosa_deploy.utils.files import sha256
 
 VERSION, CAPABILITY = "1.7.1", "sm86"
 
 
 class HostDevice:
-    """As `mosa_deploy.cuda.Device`, in the host's memory; it counts what it is asked for."""
+    """As `mosa_deploy.runtimes.cuda.Device`, in the host's memory; it counts what it is asked for."""
 
     stream = 7
 
@@ -97,7 +97,7 @@ class HostGpu:
         self.Runtime = lambda logger: self
 
     def install(self, monkeypatch: pytest.MonkeyPatch, capability: str | None = CAPABILITY) -> None:
-        runner = "mosa_deploy.engine_runner"
+        runner = "mosa_deploy.runtimes.tensorrt"
         monkeypatch.setattr(f"{runner}.load_library", lambda name: self)
         monkeypatch.setattr(f"{runner}.installed", lambda: ["tensorrt_rtx"])
         monkeypatch.setattr(f"{runner}.Device", lambda: self.device)

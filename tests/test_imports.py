@@ -51,7 +51,7 @@ def test_a_room_imports_only_in_the_allowed_direction(room: str) -> None:
 def test_a_room_and_what_it_loads_of_the_library_need_only_its_own_extra(room: str, extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    # These are loaded only when a user names them: `tests/mosa_deploy/test_runners.py` sees to it.
+    # These are loaded only when a user names them: `tests/mosa_deploy/runtimes/test_runner.py` sees to it.
     named = [line for name in ("openvino", "tensorrt", "tensorrt-rtx") for line in extras[name]]
     lines = [*project["dependencies"], *extras[extra], *named]
     # tensorrt-rtx-cu13's module has no CUDA version in its name.
@@ -111,9 +111,9 @@ def test_the_walker_refuses_an_import_that_it_cannot_read(source: str) -> None:
 
 
 def test_the_walker_follows_imports_through_the_project() -> None:
-    files, others = closure({ROOT / "mosa_deploy" / "restore.py"})
+    files, others = closure({ROOT / "mosa_deploy" / "adapters" / "restore.py"})
     names = {str(path.relative_to(ROOT / "mosa_deploy")) for path in files}
-    assert {"restore.py", "backbone.py", "embedded.py", "errors.py", "__init__.py"} <= names
+    assert {"adapters/restore.py", "backbones/load.py", "backbones/embedded.py", "errors.py", "__init__.py"} <= names
     assert {"torch", "timm", "safetensors"} <= others
 
 

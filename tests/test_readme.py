@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mosa_deploy.backbone import Weights, load_backbone
+from mosa_deploy.backbones.load import Weights, load_backbone
 from tests.export.peft_models import CLASSES, NAME, of_transformers
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from mosa_deploy.errors import ConfigError, DataError, command, one_of
-from mosa_deploy.files import write_text
+from mosa_deploy.utils.files import write_text
 from training import comparison, run
 from training.comparison import Result
 from training.config import Recipe, TuneConfig

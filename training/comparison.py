@@ -14,8 +14,8 @@ from matplotlib.ticker import NullFormatter
 from scipy.stats import t as student_t
 
 from mosa_deploy.errors import DataError
-from mosa_deploy.files import write_text
-from mosa_deploy.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.plots import drawn, quiet
 
 REFERENCE = "adapter"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from mosa_deploy.config import LOW_RANK, SEQUENTIAL, SPLIT, AdapterConfig, Method, Share, Style, Target
+from mosa_deploy.bundles.adapter_config import LOW_RANK, SEQUENTIAL, SPLIT, AdapterConfig, Method, Share, Style, Target
 from mosa_deploy.errors import ConfigError, one_of
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mosa_deploy.bundles.preprocess import Preprocess, decode
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import Preprocess, decode
 from training.tasks.base import Example
 
 UNREADABLE_LIMIT = 0.01

@@ -18,17 +18,17 @@ import timm
 import timm.data
 import tyro
 
-from mosa_deploy import embedded
-from mosa_deploy.backbone import Weights, check_name
-from mosa_deploy.bank import Bank
-from mosa_deploy.bundle import RECORD, Bundle, Record, read_record
-from mosa_deploy.engine_runner import EngineRunner
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones import embedded
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.load import Weights, check_name
+from mosa_deploy.bundles.bundle import RECORD, Bundle, Record, read_record
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.errors import ConfigError, DataError, command
-from mosa_deploy.plain import Transformer
-from mosa_deploy.preprocess import Array, Preprocess, probabilities
-from mosa_deploy.restore import restore
-from mosa_deploy.rows import layout, task_rows
-from mosa_deploy.runners import Runner, RunnerName, SharedRunner, open_runner
+from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.runner import Runner, RunnerName, SharedRunner, open_runner
+from mosa_deploy.runtimes.tensorrt import EngineRunner
 from training.data import Images, decode_all
 from training.loop import predict
 from training.metrics import figures

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mosa_deploy.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
+from mosa_deploy.adapters.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
-from mosa_deploy.files import write_bytes
-from mosa_deploy.plain import Transformer
-from mosa_deploy.preprocess import Preprocess
-from mosa_deploy.seeds import derive
+from mosa_deploy.utils.files import write_bytes
+from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
 from training.data import Images, normalise
 

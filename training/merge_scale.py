@@ -9,9 +9,9 @@ import math
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
-from mosa_deploy.attach import set_merge_scale, split_layers
-from mosa_deploy.plain import Transformer
-from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.adapters.attach import set_merge_scale, split_layers
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import Images
 from training.loop import predict
 

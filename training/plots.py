@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
-from mosa_deploy.files import replacing
+from mosa_deploy.utils.files import replacing
 from training.loop import Row
 from training.metrics import ECE_BINS, figures, kept, reliability
 

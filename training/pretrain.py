@@ -32,9 +32,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from mosa_deploy.errors import BackboneError, ConfigError, DataError, TrainingError, command
-from mosa_deploy.files import replacing, write_text
-from mosa_deploy.seeds import derive
-from mosa_deploy.versions import git_commit, library_versions
+from mosa_deploy.utils.files import replacing, write_text
+from mosa_deploy.utils.seeds import derive
+from mosa_deploy.utils.versions import git_commit, library_versions
 from training.pretrain_config import PretrainConfig, parse
 from training.pretrain_data import Images, augment, mixing, normalise, read_images, split_held_out
 

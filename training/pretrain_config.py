@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.optim import list_optimizers
 
-from mosa_deploy import embedded
+from mosa_deploy.backbones import embedded
 from mosa_deploy.errors import ConfigError, one_of
 from training.pretrain_data import POLICIES
 

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mosa_deploy.plain import Transformer
-from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import Images
 from training.loop import Row, predict
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
-from mosa_deploy.bundle import Record
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.files import write_text
-from mosa_deploy.preprocess import probabilities
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.bundle import Record
+from mosa_deploy.bundles.preprocess import probabilities
+from mosa_deploy.utils.files import write_text
 from training import plots
 from training.config import Recipe
 from training.events import closing, write_events

@@ -14,9 +14,9 @@ import csv
 import io
 from pathlib import Path
 
-from mosa_deploy.bundle import RECORD
+from mosa_deploy.bundles.bundle import RECORD
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.files import write_text
+from mosa_deploy.utils.files import write_text
 from training.config import differences
 from training.loop import Row
 

@@ -13,18 +13,18 @@ import timm.data
 import torch
 import tyro
 
-from mosa_deploy.attach import attach, freeze, task_state
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bundle import TASK_NAME, Bundle, Record
-from mosa_deploy.canary import SIZE, Canary
-from mosa_deploy.config import SPLIT
+from mosa_deploy.adapters.attach import attach, freeze, task_state
+from mosa_deploy.adapters.restore import describe_backbone
+from mosa_deploy.backbones.foldable import Transformer, check_style
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.adapter_config import SPLIT
+from mosa_deploy.bundles.bundle import TASK_NAME, Bundle, Record
+from mosa_deploy.bundles.canary import SIZE, Canary
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.errors import ConfigError, command
-from mosa_deploy.files import replacing, write_text
-from mosa_deploy.plain import Transformer, check_style
-from mosa_deploy.preprocess import Array, Preprocess, probabilities
-from mosa_deploy.restore import describe_backbone
-from mosa_deploy.seeds import derive
-from mosa_deploy.versions import git_commit, library_versions
+from mosa_deploy.utils.files import replacing, write_text
+from mosa_deploy.utils.seeds import derive
+from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.config import Recipe, TuneConfig, adapter_config, describe
 from training.data import Images, check_classes, decode_all

@@ -36,9 +36,9 @@ from benchmarks.gpu_models import (
 )
 from benchmarks.gpu_report import NOT_MEASURED, Row, tables
 from benchmarks.step import TwoForwards
-from mosa_deploy.attach import attach
+from mosa_deploy.adapters.attach import attach
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.preprocess import Preprocess
 from tests.walker import ROOT
 from training.config import Recipe, adapter_config
 from training.data import Images, normalise

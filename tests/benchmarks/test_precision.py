@@ -17,7 +17,7 @@ from benchmarks.precision import (
     speeds,
     write_files,
 )
-from mosa_deploy import embedded
+from mosa_deploy.backbones import embedded
 
 
 def test_every_precision_is_timed_at_every_batch_against_fp32(tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from export.__main__ import ExportConfig, export
-from export.graphs import trace_plain, trace_shared
-from mosa_deploy.attach import attach, split_layers, task_state
-from mosa_deploy.backbone import Weights, fingerprint, load_backbone, randomise
-from mosa_deploy.bank import Bank
-from mosa_deploy.bundle import Backbone, Bundle, Record
-from mosa_deploy.canary import Canary
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.frame import Frame
-from mosa_deploy.preprocess import Array, Preprocess, encode, probabilities
-from mosa_deploy.rows import Layout
+from export.trace import trace_plain, trace_shared
+from mosa_deploy.adapters.attach import attach, split_layers, task_state
+from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.bundle import Backbone, Bundle, Record
+from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.graphs.adapter_weights import Layout
+from mosa_deploy.graphs.bank import Bank
 from tests.conftest import perturb
 
 BACKBONE = "test_vit2"

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from export.convert import ConvertConfig, convert
-from mosa_deploy.backbone import Weights, load_backbone, randomise
-from mosa_deploy.bundle import Bundle
-from mosa_deploy.restore import restore
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones.load import Weights, load_backbone, randomise
+from mosa_deploy.bundles.bundle import Bundle
 from tests.walker import ROOT
 
 NAME = "test_vit"

@@ -9,8 +9,8 @@ import pytest
 
 from export.__main__ import ExportConfig, export
 from export.calibration import Samples, read_samples, require_enough
+from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import ConfigError, DataError
-from mosa_deploy.preprocess import Pixels
 from tests.export.conftest import make_run
 
 

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from export.__main__ import ExportConfig, export
 from export.calibration import read_samples
 from export.convert import convert
-from mosa_deploy.backbone import Weights, load_backbone, randomise
-from mosa_deploy.bank import Bank
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.backbones.load import Weights, load_backbone, randomise
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import BackboneError
-from mosa_deploy.graph import graph_file, read_index
-from mosa_deploy.rows import layout, task_rows
-from mosa_deploy.runners import SharedRunner
+from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.backbone_graph import graph_file, read_index
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.runner import SharedRunner
 from tests.export.peft_models import (
     CLASSES,
     EQUAL,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.convert import convert
-from mosa_deploy.backbone import Weights, load_backbone, randomise
+from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError
 from tests.export.peft_models import (
     CLASSES,

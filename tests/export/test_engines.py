@@ -8,13 +8,13 @@ import onnx
 import pytest
 
 from export.engines import BankLimits, Request, choose_backend, shape_range
-from export.precision import to_fp16
-from export.quantise import to_int8
-from mosa_deploy.engine import EngineRecord, Precision
-from mosa_deploy.engine_runner import EngineRunner, load_engine
+from export.fp16 import to_fp16
+from export.int8 import to_int8
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, ProviderError
-from mosa_deploy.preprocess import Array
-from mosa_deploy.runners import OnnxRunner
+from mosa_deploy.runtimes.runner import OnnxRunner
+from mosa_deploy.runtimes.tensorrt import EngineRunner, load_engine
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord, Precision
 from tests.export.conftest import noise, random_bank
 
 RTX = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -97,7 +97,7 @@ def test_a_library_that_does_not_load_is_one_line(tmp_path: Path, monkeypatch: p
     def broken(name: str) -> None:
         raise OSError("libnvinfer.so.11: no such file\nand more")
 
-    monkeypatch.setattr("mosa_deploy.tensorrt.importlib.import_module", broken)
+    monkeypatch.setattr("mosa_deploy.runtimes.tensorrt_library.importlib.import_module", broken)
     with pytest.raises(
         ProviderError, match=r"^tensorrt does not load \(libnvinfer\.so\.11: no such file\): install it"
     ):

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from export.__main__ import ExportConfig, export
-from export.graphs import node_types
-from mosa_deploy.attach import split_layers
-from mosa_deploy.backbone import Weights, load_backbone, randomise
-from mosa_deploy.bundle import Bundle
-from mosa_deploy.canary import Canary
-from mosa_deploy.config import AdapterConfig, Style
+from export.trace import node_types
+from mosa_deploy.adapters.attach import split_layers
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones.load import Weights, load_backbone, randomise
+from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError, ParityError, ProviderError
-from mosa_deploy.preprocess import Array, probabilities
-from mosa_deploy.restore import restore
-from mosa_deploy.store import PLAIN
 from tests.export.conftest import BACKBONE, make_run
 from tests.walker import ROOT
 

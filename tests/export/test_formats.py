@@ -14,11 +14,11 @@ from export.__main__ import ExportConfig, export
 from export.formats import Written
 from export.options import FileOptions
 from export.overview import overview
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, DataError, ParityError
-from mosa_deploy.files import sha256
-from mosa_deploy.graph import read_index
-from mosa_deploy.restore import restore
+from mosa_deploy.graphs.backbone_graph import read_index
+from mosa_deploy.utils.files import sha256
 
 FORMATS = ("fp16", "int8", "int8-tensorrt")
 

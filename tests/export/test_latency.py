@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from export.latency import QUICK, LatencyConfig, choose_runners, main, subject
 from export.variants import VARIANTS
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import BackboneError, ConfigError, ProviderError
 from tests.export.conftest import BACKBONE, make_run
 

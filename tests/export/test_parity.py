@@ -5,10 +5,10 @@ import pytest
 from scipy.spatial.distance import cosine
 
 from export.parity import FP32, TOLERANCES, Chain, Link, Tolerance, compare, table
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ParityError
-from mosa_deploy.preprocess import Array
-from mosa_deploy.restore import restore
 
 TOLERANCE = FP32.max_error
 FIRST = np.array([[1.0, -4.0], [2.0, 1.0]], dtype=np.float32)

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import ViTImageProcessor, ViTImageProcessorPil
 
 from export.processor import read_processor
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import Preprocess
 
 ODD = {
     "size": {"height": 48, "width": 32},

@@ -6,8 +6,8 @@ from PIL import Image
 
 from export.calibration import read_samples, write_calibration
 from export.sample_images import list_images, read_images, smooth_noise
+from mosa_deploy.bundles.preprocess import Preprocess, decode
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import Preprocess, decode
 
 PREPROCESS = Preprocess(size=(8, 12), resize="squash", interpolation="nearest")
 

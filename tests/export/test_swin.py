@@ -9,18 +9,18 @@ import torch
 
 from export.__main__ import ExportConfig, export
 from export.convert import ConvertConfig, convert
-from export.graphs import node_types, trace_plain
 from export.options import FileOptions
+from export.trace import node_types, trace_plain
 from export.windows import gathered
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.bank import Bank
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BackboneError
-from mosa_deploy.plain import Transformer
-from mosa_deploy.preprocess import Array
-from mosa_deploy.restore import restore
-from mosa_deploy.rows import layout, task_rows
-from mosa_deploy.runners import OnnxRunner, SharedRunner
+from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.runner import OnnxRunner, SharedRunner
 from tests import swin
 from tests.training.conftest import write_jpegs
 from training.config import TuneConfig
@@ -132,7 +132,7 @@ def test_the_biases_are_gathered_in_a_copy_and_the_model_keeps_its_tables() -> N
 
 
 def test_a_parameter_that_the_graph_does_not_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.graphs.gathered", lambda model: model)
+    monkeypatch.setattr("export.trace.gathered", lambda model: model)
     with pytest.raises(BackboneError, match=r"^the graph does not hold layers\..*relative_position_bias_table"):
         trace_plain(load_backbone(swin.NAME, Weights("random"), 3), "0" * 64)
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from export.timing import Answer, ratio_interval, time_sessions
-from mosa_deploy.preprocess import Array
+from mosa_deploy.bundles.preprocess import Array
 
 BATCHES = [np.zeros((size, 3, 4, 4), dtype=np.float32) for size in (1, 2)]
 

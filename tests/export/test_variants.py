@@ -9,17 +9,17 @@ import torch
 from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 
-from export.graphs import node_types
+from export.trace import node_types
 from export.variants import VARIANTS, Task, Variant, flops, outline, random_task, write_variants
-from mosa_deploy.attach import attach
-from mosa_deploy.backbone import Weights, load_backbone
-from mosa_deploy.config import AdapterConfig
+from mosa_deploy.adapters.attach import attach
+from mosa_deploy.adapters.fold import fold, widened_ratio
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.topology import Frame
 from mosa_deploy.errors import ProviderError
-from mosa_deploy.fold import fold, widened_ratio
-from mosa_deploy.frame import Frame
-from mosa_deploy.plain import Transformer
-from mosa_deploy.preprocess import Array
-from mosa_deploy.runners import RunnerName, check_runner
+from mosa_deploy.runtimes.runner import RunnerName, check_runner
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 TOLERANCE: dict[RunnerName, float] = {"onnxruntime-cpu": 1e-5, "openvino": 1e-5, "openvino-bf16": 5e-2}

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mosa_deploy.bundle import Backbone, Bundle, Record, Tensors
-from mosa_deploy.canary import Canary
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.bundle import Backbone, Bundle, Record, Tensors
+from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.preprocess import Preprocess
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
-from mosa_deploy.store import Store
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.store_layout import Store
 from serving.app import attach, create_app
-from serving.engine import Engine
+from serving.local_backend import Engine
 from serving.settings import Settings
 from tests.conftest import Once
 from tests.host_gpu import HostGpu

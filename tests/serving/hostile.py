@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load, save
 
-from mosa_deploy.archive import Archive
-from mosa_deploy.bundle import RECORD, TENSORS
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.bundle import RECORD, TENSORS
 
 Named = tuple[str, bytes]
 

@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
-from mosa_deploy.preprocess import Array
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.preprocess import Array
 from tests.serving.conftest import ADMIN, named, running, scores
 
 SECOND = "test_vit"

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from mosa_deploy.preprocess import Array, Preprocess
+from mosa_deploy.bundles.preprocess import Array, Preprocess
 from serving.batching import STEPS, Batcher, Item, fit, sizes_up_to
-from serving.refusal import RefusedError
+from serving.errors import RefusedError
 
 PREPROCESS = Preprocess(size=(1, 1))
 

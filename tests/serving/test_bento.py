@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.service import Place, serve
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from tests.serving.conftest import named, scores
 from tests.walker import ROOT
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.load import Ask, closed
 from benchmarks.service import PROC, Server, serve
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from tests.serving.conftest import ADMIN, picture, scores
 
 

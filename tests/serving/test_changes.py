@@ -10,9 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from benchmarks.serving_tasks import TaskMaker, packed
-from mosa_deploy.archive import Archive
-from mosa_deploy.bundle import Bundle
-from mosa_deploy.canary import Canary
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.canary import Canary
 from serving.lanes import SharedLane
 from serving.store import Decision
 from tests.serving.conftest import ADMIN, engine_of, picture, running, scores

@@ -12,9 +12,9 @@ from scipy.special import softmax
 from timm.data import create_transform, resolve_model_data_config
 
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
-from mosa_deploy.preprocess import Array
-from mosa_deploy.restore import restore
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.preprocess import Array
 from tests.serving.conftest import Ask, engine_of, named, picture, running, scores
 
 TASKS = ("birds", "fields")

@@ -14,12 +14,12 @@ from fastapi.testclient import TestClient
 
 from benchmarks.serving_tasks import TaskMaker
 from export.engines import BankLimits, Request, choose_backend
-from export.precision import to_fp16
-from mosa_deploy.archive import Archive
-from mosa_deploy.engine import EngineRecord, engines_of, write_record
+from export.fp16 import to_fp16
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError
-from mosa_deploy.files import sha256
-from mosa_deploy.preprocess import Array
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord, engines_of, write_record
+from mosa_deploy.utils.files import sha256
 from tests.host_gpu import HostGpu, write_engine
 from tests.serving.conftest import ADMIN, engine_of, named, running, scores
 from tests.serving.test_changes import maker_on

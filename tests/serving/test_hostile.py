@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from benchmarks.service import Server, serve
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from tests.serving.conftest import ADMIN, picture, running
 from tests.serving.hostile import bundles, images
 from tests.serving.test_changes import files_of, put, top

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from serving.app import create_app
 from serving.settings import Settings
 from tests.serving.conftest import ADMIN, picture, running

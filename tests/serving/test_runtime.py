@@ -7,9 +7,9 @@ import onnxruntime
 import pytest
 
 from mosa_deploy.errors import ProviderError
-from mosa_deploy.runners import RunnerName
-from serving.engine import Engine
+from mosa_deploy.runtimes.runner import RunnerName
 from serving.lanes import Way
+from serving.local_backend import Engine
 from serving.runtime import Runtimes, choose
 from serving.settings import Settings
 from tests.host_gpu import HostGpu
@@ -44,7 +44,7 @@ def _no_library(*_: object) -> None:
 def test_auto_without_tensorrt_names_the_extra(
     gpu: HostGpu, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mosa_deploy.engine_runner.installed", list)
+    monkeypatch.setattr("mosa_deploy.runtimes.tensorrt.installed", list)
     assert choose("auto") == Runtimes("onnxruntime-cpu")
     assert said.messages[0].startswith("no engines are used: no TensorRT is installed: pip install 'mosa-deploy[tens")
 

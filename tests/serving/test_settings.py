@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
-from serving.engine import Engine
+from serving.local_backend import Engine
 from serving.settings import Settings, variable
 
 

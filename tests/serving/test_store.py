@@ -13,9 +13,9 @@ import fsspec
 import pytest
 
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import StoreError
-from serving.files import LocalFiles, RemoteFiles, open_files
+from serving.storage import LocalFiles, RemoteFiles, open_files
 from serving.store import Decision, TaskStore
 from tests.serving.conftest import ADMIN, running
 from tests.serving.test_changes import files_of, put, top
@@ -111,8 +111,8 @@ def test_a_folder_that_holds_another_task_is_refused(copied: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from mosa_deploy.archive import Archive
-from serving.files import LocalFiles
+from mosa_deploy.bundles.archive import Archive
+from serving.storage import LocalFiles
 from serving.store import Decision, TaskStore
 root, *names = sys.argv[1:]
 store = TaskStore(LocalFiles(Path(root)), 10 << 20)

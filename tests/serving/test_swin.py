@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from tests import swin
 from tests.serving.conftest import named, running, scores
 

@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy import fold_graph
-from mosa_deploy.archive import Archive
-from mosa_deploy.preprocess import Array
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.graphs import fold as fold_graph
 from tests.host_gpu import HostGpu, write_engine
 from tests.serving.conftest import ADMIN, running
 from tests.serving.test_engines import CPU, check, warnings, ways

@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks.service import PROC, Server, serve
 from benchmarks.serving_tasks import TaskMaker
-from mosa_deploy.archive import Archive
+from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import ConfigError
-from serving.owner import Place
+from serving.leader import Place
 from tests.serving.conftest import ADMIN
 
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
-from mosa_deploy import embedded
-from mosa_deploy.preprocess import Preprocess
+from mosa_deploy.backbones import embedded
+from mosa_deploy.bundles.preprocess import Preprocess
 from training import tasks
 from training.config import Recipe, TuneConfig
 from training.data import Images

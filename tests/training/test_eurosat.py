@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mosa_deploy import embedded
+from mosa_deploy.backbones import embedded
 from mosa_deploy.errors import DataError
 from tests.conftest import DATA
 from tests.training.conftest import write_jpegs

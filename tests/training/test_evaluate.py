@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from torch.nn import functional as F
 
-from mosa_deploy import embedded
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones import embedded
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import encode
 from mosa_deploy.errors import ConfigError, DataError, MosaError
-from mosa_deploy.preprocess import encode
-from mosa_deploy.restore import restore
 from tests.conftest import DATA
 from tests.training.conftest import Few, write_jpegs
 from training import tasks

@@ -7,9 +7,9 @@ import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 
-from mosa_deploy.attach import attach, split_layers, task_state
+from mosa_deploy.adapters.attach import attach, split_layers, task_state
+from mosa_deploy.adapters.merge import merge
 from mosa_deploy.errors import TrainingError
-from mosa_deploy.merge import merge
 from tests.conftest import perturb
 from tests.training.conftest import PREPROCESS, Toy, random_images
 from training.config import Recipe, adapter_config

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mosa_deploy.attach import attach, set_merge_scale, split_layers
-from mosa_deploy.config import AdapterConfig
-from mosa_deploy.merge import merge
+from mosa_deploy.adapters.attach import attach, set_merge_scale, split_layers
+from mosa_deploy.adapters.merge import merge
+from mosa_deploy.bundles.adapter_config import AdapterConfig
 from tests.conftest import perturb
 from tests.training.conftest import PREPROCESS, Toy, random_images
 from training.loop import predict

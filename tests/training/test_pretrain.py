@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mosa_deploy import embedded
+from mosa_deploy.backbones import embedded
 from mosa_deploy.errors import ConfigError, MosaError, TrainingError
 from tests.training.conftest import PRETRAINED_CLASSES
 from training import pretrain

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mosa_deploy import embedded
-from mosa_deploy.bundle import Bundle
+from mosa_deploy.backbones import embedded
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, TrainingError
 from tests.training.conftest import snapshot, write_jpegs
 from training.config import TuneConfig

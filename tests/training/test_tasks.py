@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from mosa_deploy import embedded
+from mosa_deploy.backbones import embedded
+from mosa_deploy.bundles.preprocess import decode
 from mosa_deploy.errors import ConfigError, DataError
-from mosa_deploy.preprocess import decode
 from training.tasks import TASKS, find
 from training.tasks.base import Example, draw_sets, shares, stratified
 from training.tasks.digits import Digits

@@ -10,11 +10,11 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from mosa_deploy.attach import split_layers
-from mosa_deploy.bundle import Bundle, read_record
+from mosa_deploy.adapters.attach import split_layers
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.bundles.bundle import Bundle, read_record
+from mosa_deploy.bundles.preprocess import probabilities
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.preprocess import probabilities
-from mosa_deploy.restore import restore
 from tests.training.conftest import Few, random_images
 from training.config import TuneConfig
 from training.data import decode_all

@@ -11,9 +11,9 @@ A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
 from pathlib import Path
 from random import Random
 
-from mosa_deploy import embedded
+from mosa_deploy.backbones import embedded
 from mosa_deploy.errors import DataError
-from mosa_deploy.seeds import derive
+from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
 from training.tasks.base import SPLIT_SEED, Example, Splits
 from training.tasks.source import Source, read_labelled_sets

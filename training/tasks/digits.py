@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from mosa_deploy import embedded
-from mosa_deploy.preprocess import Pixels, encode
+from mosa_deploy.backbones import embedded
+from mosa_deploy.bundles.preprocess import Pixels, encode
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torchvision.datasets import EuroSAT
 
-from mosa_deploy.backbone import unreachable
+from mosa_deploy.backbones.load import unreachable
 from mosa_deploy.errors import DataError
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified

@@ -10,7 +10,7 @@ Expected accuracy: that of your images.
 
 from pathlib import Path
 
-from mosa_deploy import embedded
+from mosa_deploy.backbones import embedded
 from mosa_deploy.errors import DataError
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Splits, draw_sets, shares, stratified

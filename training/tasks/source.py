@@ -18,8 +18,8 @@ from unicodedata import normalize
 
 from PIL import Image
 
+from mosa_deploy.bundles.preprocess import FORMATS
 from mosa_deploy.errors import DataError
-from mosa_deploy.preprocess import FORMATS
 from training.tasks.base import Example
 
 SETS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mosa_deploy import embedded
-from mosa_deploy.preprocess import encode
-from mosa_deploy.seeds import derive
+from mosa_deploy.backbones import embedded
+from mosa_deploy.bundles.preprocess import encode
+from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
 from training.tasks.base import Example, Splits
 

@@ -1,0 +1,98 @@
+"""The shared graph: one backbone for all its tasks, each sample's adapter taken from banks that are inputs.
+
+    images (B, 3, H, W), slots (B,) int64, banks -> features (B, C)
+
+Heads, of any class count, are applied outside. A batch may mix tasks: each sample gathers the rows of its own slot.
+See `mosa_deploy.graphs.bank`.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mosa_deploy.adapters.fold import absorb_norm, linear
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_plain, feed_forward
+from mosa_deploy.graphs.adapter_weights import PARTS, Layout
+
+Inputs = dict[str, Tensor]
+"""Slots, and banks by their names, while the model runs."""
+
+SLOTS = "slots"
+
+
+class SharedMlp(nn.Module):
+    """A block's FFN with norm2 and LayerScale absorbed, and beside it the adapter of each sample's slot."""
+
+    def __init__(self, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, inputs: Inputs, block: str) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = fc1, act, fc2
+        self.inputs, self.block = inputs, block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        slots = self.inputs[SLOTS]
+        down, down_bias, up, up_bias = (self.inputs[f"{self.block}.{part}"][slots] for part in PARTS)
+        hidden = self.act(torch.matmul(x, down) + down_bias[:, None])
+        adapted = torch.matmul(hidden, up) + up_bias[:, None]
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out + adapted
+
+
+class SharedLinear(nn.Module):
+    """A linear layer, and beside it the low-rank update of each sample's slot."""
+
+    def __init__(self, linear: nn.Linear, inputs: Inputs, name: str) -> None:
+        super().__init__()
+        self.linear = linear
+        self.inputs, self.name = inputs, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        slots = self.inputs[SLOTS]
+        down, up = (self.inputs[f"{self.name}.{part}"][slots] for part in ("down", "up"))
+        out: Tensor = self.linear(x)
+        return out + torch.matmul(torch.matmul(x, down), up)
+
+
+class SharedBackbone(nn.Module):
+    """A headless copy of a plain ViT or Swin that reads the banks of a layout."""
+
+    def __init__(self, model: Transformer, layout: Layout) -> None:
+        super().__init__()
+        self.inputs: Inputs = {}
+        self.names = list(layout.shapes(1))
+        self.backbone = check_plain(copy.deepcopy(model))
+        self.backbone.reset_classifier(0)
+        for name, block in blocks_of(self.backbone).items():
+            if layout.modules:
+                share_layers(block, layout, self.inputs, name)
+            else:
+                share_mlp(block, self.inputs, name)
+
+    def forward(self, images: Tensor, slots: Tensor, banks: list[Tensor]) -> Tensor:
+        """Images (B, 3, H, W), slots (B,) and banks in the order of the layout's rows -> features (B, C)."""
+        self.inputs.update({SLOTS: slots, **dict(zip(self.names, banks, strict=True))})
+        features: Tensor = self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
+        return features
+
+
+@torch.no_grad()
+def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
+    """Absorb norm2 and LayerScale, in place, and let the FFN read `inputs`."""
+    norm, fc1, act, fc2, layer_scale = feed_forward(block)
+    ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
+    wide = linear(*absorb_norm(fc1, norm))
+    narrow = linear(ls2[:, None] * fc2.weight, ls2 * fc2.bias)
+    block.mlp = SharedMlp(wide, act, narrow, inputs, name)
+    block.norm2 = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+    if layer_scale is not None:
+        block.ls2 = nn.Identity()
+
+
+def share_layers(block: nn.Module, layout: Layout, inputs: Inputs, name: str) -> None:
+    """Let the layers that the layout names read `inputs`, in place."""
+    for module, _, _ in layout.modules:
+        layer = block.get_submodule(module)
+        assert isinstance(layer, nn.Linear)
+        block.set_submodule(module, SharedLinear(layer, inputs, f"{name}.{module}"))

@@ -1,0 +1,1 @@
+"""Adapters in torch: their styles, and their life from attaching to folding."""

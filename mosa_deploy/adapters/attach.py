@@ -1,0 +1,173 @@
+"""Attach adapters to a timm vision transformer, ViT or Swin, and freeze what they stand on."""
+
+from typing import TypeVar
+
+import torch
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mosa_deploy.adapters.low_rank import LowRankAdapter, LowRankLinear
+from mosa_deploy.adapters.parallel import Bottleneck, ParallelAdapter, SplitLinear
+from mosa_deploy.adapters.sequential import HoulsbyAdapter, PfeifferAdapter
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_plain, check_style, feed_forward, frame_of
+from mosa_deploy.bundles.adapter_config import PLACES, AdapterConfig
+from mosa_deploy.errors import BackboneError, ConfigError
+from mosa_deploy.utils.seeds import derive
+from mosa_deploy.utils.shapes import shape_faults, shapes_of
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Adapted(nn.Module):
+    """A block, open after attention and at its end; the adapter says what it reads and writes there."""
+
+    def __init__(self, block: nn.Module, adapter: ParallelAdapter | PfeifferAdapter | HoulsbyAdapter) -> None:
+        super().__init__()
+        self.block = block
+        self.adapter = adapter
+
+
+class AdaptedBlock(Adapted):
+    """A timm `Block`, opened."""
+
+    block: Block
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        block = self.block
+        attended = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        h = self.adapter.after_attention(x + block.drop_path1(block.ls1(attended)))
+        return self.adapter.finish(h, block.drop_path2(block.ls2(block.mlp(block.norm2(h)))))
+
+
+class AdaptedSwinBlock(Adapted):
+    """A timm `SwinTransformerBlock`, opened: it has no LayerScale, and attends in windows of the image."""
+
+    block: SwinTransformerBlock
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        block = self.block
+        attended = x + block.drop_path1(block._attn(block.norm1(x)))
+        h = self.adapter.after_attention(attended.flatten(1, 2))
+        return self.adapter.finish(h, block.drop_path2(block.mlp(block.norm2(h)))).reshape(x.shape)
+
+
+def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> Model:
+    """Give every block an adapter, in place, with the block's own activation and eps; the logits stay the same.
+
+    In a Swin the adapter reads norm2(h) as the FFN does; in a ViT it has a norm of its own.
+
+    With `split` the adapters are ready for tuning; without, they are the merged ones that a bundle may hold.
+
+    Raises:
+        BackboneError: a block that does not qualify, or not for this style, or that has an adapter already.
+    """
+    if adapters(model):
+        raise BackboneError("this model has adapters already: start from a plain backbone")
+    plain = check_plain(model)
+    check_style(plain, config.style)
+    device = next(plain.parameters()).device
+    for i, (name, block) in enumerate(blocks_of(plain).items()):
+        generator = torch.Generator().manual_seed(derive(seed, "adapter", i))
+        if config.style == "low-rank":
+            _update(block, config, generator)
+        else:
+            plain.set_submodule(name, _adapted(block, config, generator))
+        adapted = plain.get_submodule(name)
+        if split:
+            for adapter in adapters(adapted):
+                adapter.split_(config, generator)
+        adapted.to(device).train(plain.training)
+    return model
+
+
+def _adapted(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> Adapted:
+    part = feed_forward(block)
+    width, eps = part.norm.normalized_shape[0], part.norm.eps
+    if isinstance(block, SwinTransformerBlock):
+        beside = ParallelAdapter(width, config, part.act, eps, generator)
+        return AdaptedSwinBlock(block, beside.read_(part.norm))
+    match config.style:
+        case "pfeiffer":
+            return AdaptedBlock(block, PfeifferAdapter(width, config, eps, generator))
+        case "houlsby":
+            return AdaptedBlock(block, HoulsbyAdapter(width, config, generator))
+        case _:
+            return AdaptedBlock(block, ParallelAdapter(width, config, part.act, eps, generator))
+
+
+def _update(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> None:
+    """Give each layer that holds a target an adapter, in place."""
+    for module in dict.fromkeys(PLACES[target].module for target in PLACES if target in config.targets):
+        linear = block.get_submodule(module)
+        assert isinstance(linear, nn.Linear)
+        targets = [target for target in config.targets if PLACES[target].module == module]
+        block.set_submodule(module, LowRankLinear(linear, LowRankAdapter(linear, targets, config, generator)))
+
+
+def adapters(model: nn.Module) -> list[Bottleneck]:
+    """The adapters of `model` in the order of its blocks; of low-rank ones each target's."""
+    return [part for part in model.modules() if isinstance(part, Bottleneck)]
+
+
+def split_layers(model: nn.Module) -> list[SplitLinear]:
+    """The split projections of `model` in the order of its blocks."""
+    return [part for part in model.modules() if isinstance(part, SplitLinear)]
+
+
+def set_passes(model: nn.Module, passes: int) -> None:
+    """How many equal parts of a training batch draw an expert of their own.
+
+    Raises:
+        ConfigError: fewer than one.
+    """
+    if passes < 1:
+        raise ConfigError(f"passes {passes}: at least 1")
+    for layer in split_layers(model):
+        layer.passes = passes
+
+
+def set_dense(model: nn.Module, dense: bool) -> None:
+    """Whether training too uses the merged adapter, instead of experts that are drawn."""
+    for layer in split_layers(model):
+        layer.dense = dense
+
+
+def set_merge_scale(model: nn.Module, scale: float) -> None:
+    """What merging multiplies every split update with."""
+    for layer in split_layers(model):
+        layer.merge_scale = scale
+
+
+def reseed(model: nn.Module, seed: int, epoch: int) -> None:
+    """Start every layer's draw of experts anew from (seed, epoch, layer)."""
+    for i, layer in enumerate(split_layers(model)):
+        layer.generator.manual_seed(derive(seed, "expert", epoch, i))
+
+
+def freeze(model: Transformer) -> None:
+    """Leave only the adapters and the head to be trained."""
+    model.requires_grad_(False)
+    for adapter in adapters(model):
+        adapter.train_()
+    model.get_classifier().requires_grad_(True)
+
+
+def task_state(model: Transformer) -> dict[str, Tensor]:
+    """What a task owns: its adapters, `<block>.adapter.*`, and its head, `head.*` or `head.fc.*`; sorted by name."""
+    state, head = model.state_dict(), f"{frame_of(model).head}."
+    return {name: state[name] for name in sorted(state) if ".adapter." in name or name.startswith(head)}
+
+
+def load_task_state(model: Transformer, state: dict[str, Tensor]) -> None:
+    """Put `task_state` back into a model that has adapters and a head of the same shapes.
+
+    Raises:
+        BackboneError: lists every missing, unexpected and misshapen tensor at once.
+    """
+    faults = shape_faults(shapes_of(task_state(model)), shapes_of(state))
+    if faults:
+        raise BackboneError(f"the task's tensors do not fit the model: {faults}")
+    model.load_state_dict(state, strict=False)

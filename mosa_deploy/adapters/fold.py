@@ -1,0 +1,109 @@
+"""Fold: a merged adapter goes into the backbone's own weights, and a plain timm model comes out.
+
+A low-rank adapter is added to the weights of its layers, W' = W + s B A.
+
+A parallel adapter and the FFN read the same normalised h, so norm2 is made affine-free and the FFN is widened from M
+to M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm (in a Swin the same), ls2 the LayerScale
+(1 where there is none) and s the scale:
+
+    fc1' = [ W1 diag(g2) ; D diag(ga) ]     b1' = [ b1 + W1 be2 ; d + D bea ]
+    fc2' = [ ls2 * W2 , s * U ]             b2' = ls2 * b2 + s * u
+
+No division, so a zero in g2 is harmless. Afterwards norm2 = (1, 0) and ls2 = 1, and the modules are kept: the state
+dict loads strictly into the unmodified timm class, created with `mlp_ratio=widened_ratio(...)`; a Swin, whose stages
+differ in width, takes a tuple of them, one a stage. (Where an attention pool takes its width from the same ratio,
+`global_pool="map"`, the logits are as exact, but the shapes are not timm's.)
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mosa_deploy.adapters.attach import Adapted, adapters
+from mosa_deploy.adapters.low_rank import LowRankLinear
+from mosa_deploy.adapters.parallel import ParallelAdapter
+from mosa_deploy.backbones.foldable import Model, blocks_of, check_plain, feed_forward
+from mosa_deploy.errors import BackboneError
+
+
+def widened_ratio(hidden: int, embed_dim: int) -> float:
+    """The `mlp_ratio` for which timm's `int(embed_dim * mlp_ratio)` is `hidden`, whatever the rounding."""
+    return (hidden + 0.5) / embed_dim
+
+
+@torch.no_grad()
+def fold(model: Model) -> Model:
+    """A plain timm model with the same logits as the merged `model`, which stays as it is.
+
+    Raises:
+        BackboneError: an adapter that is not merged, or a block that does not meet the fold's conditions.
+    """
+    for name, block in blocks_of(model).items():
+        if isinstance(block, Adapted) and not isinstance(block.adapter, ParallelAdapter):
+            raise BackboneError(
+                f"{name}: a {type(block.adapter).__name__} reads what the block wrote, so no weights take it in:"
+                " export it unfolded"
+            )
+        if any(adapter.is_split for adapter in adapters(block)):
+            raise BackboneError(f"{name}: the adapter is still split: merge before folding")
+    folded = copy.deepcopy(model)
+    beside = {name: block for name, block in blocks_of(folded).items() if isinstance(block, Adapted)}
+    for name, block in beside.items():
+        folded.set_submodule(name, block.block)
+    updated = {name: part for name, part in folded.named_modules() if isinstance(part, LowRankLinear)}
+    for name, part in updated.items():
+        folded.set_submodule(name, part.linear)
+    check_plain(folded)
+    for name, block in beside.items():
+        _check(block, name)
+    for block in beside.values():
+        _widen(block)
+    for part in updated.values():
+        part.linear.weight += part.adapter.weight()
+    return folded
+
+
+def _check(adapted: Adapted, name: str) -> None:
+    adapter, part = adapted.adapter, feed_forward(adapted.block)
+    assert isinstance(adapter, ParallelAdapter)
+    # By identity: two modules of the same text may still compute different things.
+    if adapter.act is not part.act:
+        raise BackboneError(f"{name}: the adapter's activation {adapter.act} is not the FFN's {part.act}")
+    if adapter.norm.eps != part.norm.eps:
+        raise BackboneError(f"{name}: the adapter's eps {adapter.norm.eps} is not norm2's {part.norm.eps}")
+
+
+def _widen(adapted: Adapted) -> None:
+    block, adapter = adapted.block, adapted.adapter
+    assert isinstance(adapter, ParallelAdapter)
+    norm, fc1, _, fc2, layer_scale = feed_forward(block)
+    assert isinstance(adapter.down, nn.Linear)
+    assert isinstance(adapter.up, nn.Linear)
+    down_weight, down_bias = absorb_norm(adapter.down, adapter.norm)
+    fc1_weight, fc1_bias = absorb_norm(fc1, norm)
+    ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
+    wide = linear(torch.cat([fc1_weight, down_weight]), torch.cat([fc1_bias, down_bias]))
+    narrow = linear(
+        torch.cat([ls2[:, None] * fc2.weight, adapter.scale * adapter.up.weight], dim=1),
+        ls2 * fc2.bias + adapter.scale * adapter.up.bias,
+    )
+    block.set_submodule("mlp.fc1", wide)
+    block.set_submodule("mlp.fc2", narrow)
+    norm.weight.fill_(1.0)
+    norm.bias.fill_(0.0)
+    if layer_scale is not None:
+        layer_scale.gamma.fill_(1.0)
+
+
+def absorb_norm(layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight (out, C) and bias (out,) of `layer` as if `norm` had no affine: W diag(g) and b + W be."""
+    return layer.weight * norm.weight, layer.bias + layer.weight @ norm.bias
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer that holds the given weight (out, in) and bias (out,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer.requires_grad_(False)

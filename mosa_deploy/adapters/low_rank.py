@@ -1,0 +1,83 @@
+"""Low-rank updates of a block's linear layers, dense (LoRA) or split (MoSL).
+
+- LoRA: arXiv 2106.09685; its B is zero at first, so that a new update changes nothing.
+- MoSL: "Split & Merge", arXiv 2312.02923; B is split into experts, A is shared.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mosa_deploy.adapters.parallel import Bottleneck
+from mosa_deploy.bundles.adapter_config import PLACES, AdapterConfig, Target
+
+
+class Update(Bottleneck):
+    """up(down(x)) = B A x, without biases: A (r, in) kaiming-uniform, B (out, r) zero."""
+
+    def __init__(self, inputs: int, outputs: int, config: AdapterConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, config.bottleneck, bias=False)
+        self.up = nn.Linear(config.bottleneck, outputs, bias=False)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        out: Tensor = self.up(self.down(x))
+        return out
+
+
+class LowRankAdapter(nn.Module):
+    """scale * sum of the targets' updates of drop(x), each in its own part of the layer's outputs."""
+
+    def __init__(
+        self, linear: nn.Linear, targets: Sequence[Target], config: AdapterConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.scale, self.outputs = config.scale, linear.out_features
+        self.drop = nn.Dropout(config.dropout)
+        for target in targets:
+            outputs = linear.out_features // PLACES[target].parts
+            self.add_module(target, Update(linear.in_features, outputs, config, generator))
+
+    def updates(self) -> dict[Target, Update]:
+        """The update of each target."""
+        own = dict(self.named_children())
+        return {target: update for target in PLACES if isinstance(update := own.get(target), Update)}
+
+    def placed(self, target: Target, value: Tensor) -> Tensor:
+        """A target's part (..., out / parts) among all the layer's outputs (..., out), zeros elsewhere."""
+        start = PLACES[target].start(self.outputs)
+        return F.pad(value, (start, self.outputs - start - value.shape[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        x = self.drop(x)
+        parts = [self.placed(target, update(x)) for target, update in self.updates().items()]
+        return self.scale * torch.stack(parts).sum(0) if len(parts) > 1 else self.scale * parts[0]
+
+    def weight(self) -> Tensor:
+        """What the merged adapter adds to the layer's weight (out, in): s * B A, each target in its own rows."""
+        products = [
+            self.placed(target, (update.up.weight @ update.down.weight).T).T
+            for target, update in self.updates().items()
+        ]
+        return self.scale * torch.stack(products).sum(0)
+
+
+class LowRankLinear(nn.Module):
+    """A frozen linear layer with a low-rank adapter: W x + b + adapter(x)."""
+
+    def __init__(self, linear: nn.Linear, adapter: LowRankAdapter) -> None:
+        super().__init__()
+        self.linear = linear
+        self.adapter = adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        out: Tensor = self.linear(x) + self.adapter(x)
+        return out

@@ -1,0 +1,58 @@
+"""Restore: a bundle becomes the tuned torch model again, since its record describes the backbone."""
+
+import torch
+
+from mosa_deploy.adapters.attach import attach, load_task_state
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, frame_of
+from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
+from mosa_deploy.bundles.bundle import Backbone, Bundle
+from mosa_deploy.errors import BackboneError
+from mosa_deploy.utils.shapes import shape_faults, shapes_of
+
+
+def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
+    """The backbone with the bundle's adapters, split or merged as they are stored, and its head, in evaluation mode.
+
+    Raises:
+        BackboneError: the backbone at hand is not the one that the task was tuned on.
+    """
+    record = bundle.record
+    weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
+    if record.backbone.source == "file" and weights.source != "file":
+        raise BackboneError(f"'{record.task}' was tuned on weights from a file: give it again with --backbone-weights")
+    model = load_backbone(record.backbone.name, weights, img_size=record.preprocess.size)
+    found = fingerprint(model.state_dict())
+    if found != record.backbone.sha256:
+        raise BackboneError(
+            f"'{record.task}' was tuned on {record.backbone.folder}, these weights of {record.backbone.name} have"
+            f" sha256 {found[:8]}: give the same weights with --backbone-weights, or tune the task again"
+        )
+    model.reset_classifier(len(record.classes))
+    state = {name: torch.tensor(value) for name, value in bundle.tensors.items()}
+    if record.method == "full":
+        faults = shape_faults(shapes_of(model.state_dict()), shapes_of(state))
+        if faults:
+            raise BackboneError(f"the parameters of '{record.task}' are not those of {record.backbone.name}: {faults}")
+        model.load_state_dict(state)
+        return model.eval()
+    if record.adapter is not None:
+        attach(model, record.adapter, split=record.form == "split")
+    load_task_state(model, state)
+    return model.eval()
+
+
+def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:
+    """A backbone, with or without a head, as records have it."""
+    frame = frame_of(model)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{frame.head}.")}
+    # The FFNs of a Swin differ in width, and no task updates their weights.
+    hidden = None if frame.stages else feed_forward(blocks_of(model)["blocks.0"]).fc1.out_features
+    return Backbone(
+        name=name,
+        source=source,
+        sha256=fingerprint(state),
+        depth=frame.depth,
+        embed_dim=frame.width,
+        stages=frame.stages,
+        hidden=hidden,
+    )

@@ -1,0 +1,157 @@
+"""What a plain ViT or Swin is: the conditions under which a parallel adapter folds exactly, checked in one place."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar
+
+import timm.layers
+import torch
+from timm.layers import LayerScale, Mlp
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from mosa_deploy.bundles.adapter_config import ON_SWIN, Style
+from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.errors import BackboneError
+
+Transformer = VisionTransformer | SwinTransformer
+"""The classes of timm that are taken; no subclass is."""
+
+Model = TypeVar("Model", bound=Transformer)
+
+BLOCKS: dict[type[nn.Module], type[nn.Module]] = {VisionTransformer: Block, SwinTransformer: SwinTransformerBlock}
+
+NORMED_AFTER = ("SwinTransformerV2", "SwinTransformerV2Cr")
+
+
+class FeedForward(NamedTuple):
+    """The parts of a block that the adapter stands beside."""
+
+    norm: nn.LayerNorm
+    fc1: nn.Linear
+    act: nn.Module
+    fc2: nn.Linear
+    layer_scale: LayerScale | None
+
+
+def feed_forward(block: nn.Module) -> FeedForward:
+    """The feed-forward part of a block that qualifies; `check_plain` says whether it does."""
+    assert isinstance(block, Block | SwinTransformerBlock)
+    mlp, norm, scale = block.mlp, block.norm2, getattr(block, "ls2", None)
+    assert isinstance(mlp, Mlp)
+    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(mlp.fc1, nn.Linear)
+    assert isinstance(mlp.fc2, nn.Linear)
+    return FeedForward(norm, mlp.fc1, mlp.act, mlp.fc2, scale if isinstance(scale, LayerScale) else None)
+
+
+def frame_of(model: Transformer) -> Frame:
+    """Where the blocks of a model lie, with adapters or without."""
+    if isinstance(model, VisionTransformer):
+        return Frame(len(model.blocks), model.embed_dim)
+    stages = tuple(len(list(stage.get_submodule("blocks").children())) for stage in model.layers.children())
+    return Frame(sum(stages), model.embed_dim, stages)
+
+
+def blocks_of(model: Transformer) -> dict[str, nn.Module]:
+    """The blocks of a model by name, with adapters or without."""
+    return {name: model.get_submodule(name) for name in frame_of(model).blocks}
+
+
+def image_size(model: Transformer) -> tuple[int, int]:
+    """(H, W) of its images in pixels."""
+    embed: Any = model.patch_embed
+    height, width = embed.img_size
+    return height, width
+
+
+def check_class(model: nn.Module, name: str = "this model") -> Transformer:
+    """The model itself, if it is of a class that is taken.
+
+    Raises:
+        BackboneError: it is of any other.
+    """
+    kind, taken = type(model).__name__, "choose one of timm's vit_*, deit*_patch* or swin_* models"
+    if kind in NORMED_AFTER:
+        raise BackboneError(
+            f"{name} is a {kind}, whose norm2 normalises what the FFN wrote: there is no input that FFN and adapter"
+            f" share; {taken}"
+        )
+    # By type: a subclass has parts that a task does not own, e.g. the second head of a distilled DeiT.
+    if type(model) not in BLOCKS:
+        raise BackboneError(f"{name} is a {kind}, not a plain ViT or Swin: {taken}")
+    assert isinstance(model, Transformer)
+    return model
+
+
+def check_plain(model: nn.Module, name: str = "this model") -> Transformer:
+    """The model itself, if its blocks can take an adapter that folds exactly.
+
+    Raises:
+        BackboneError: names every block and part that does not qualify.
+    """
+    plain = check_class(model, name)
+    faults = {block: tuple(_faults(part, BLOCKS[type(plain)])) for block, part in blocks_of(plain).items()}
+    found = [*_of_blocks(faults), *_of_statistics(plain)]
+    if found:
+        raise BackboneError(
+            f"{name} cannot be folded exactly: {'; '.join(found)}; choose a plain pre-norm ViT, or a Swin"
+        )
+    return plain
+
+
+def check_style(model: Transformer, style: Style) -> None:
+    """Raises BackboneError if adapters of this style do not go into blocks of this model."""
+    if isinstance(model, SwinTransformer) and style != "parallel":
+        raise BackboneError(f"{style} adapters: {ON_SWIN}")
+
+
+def _of_blocks(faults: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """The faults of each block by name; one line for three or more in a row of a stage that share theirs."""
+    for (stage, shared), same in groupby(faults, key=lambda name: (name.rpartition(".")[0], faults[name])):
+        run = [name.rpartition(".")[2] for name in same]
+        places = [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
+        yield from (f"{stage}.{place}: {fault}" for place in places for fault in shared)
+
+
+def _of_statistics(model: nn.Module) -> Iterator[str]:
+    norms = [name.removesuffix(".running_mean") for name, _ in model.named_buffers() if name.endswith(".running_mean")]
+    if norms:
+        yield f"{norms[0]} is a BatchNorm, whose statistics move in tuning and are not the task's"
+
+
+def _faults(block: nn.Module, wanted: type[nn.Module]) -> Iterator[str]:
+    if type(block) is not wanted:
+        yield f"{type(block).__name__} is not timm's pre-norm {wanted.__name__}"
+        return
+    assert isinstance(block, Block | SwinTransformerBlock)
+    mlp, norm, scale = block.mlp, block.norm2, getattr(block, "ls2", None)
+    if type(mlp) is not Mlp:
+        yield f"mlp is {type(mlp).__name__}, not Mlp"
+    elif not isinstance(mlp.norm, nn.Identity):
+        yield "mlp has an inner norm"
+    elif not (isinstance(mlp.fc1, nn.Linear) and isinstance(mlp.fc2, nn.Linear)):
+        yield "mlp is not made of linear layers"
+    elif mlp.fc1.bias is None or mlp.fc2.bias is None:
+        yield "mlp has no bias"
+    else:
+        yield from _faults_of_act(mlp.act)
+    # By type: a subclass may compute in another precision (LayerNormFp32) or over other dimensions (LayerNorm2d).
+    if type(norm) not in (nn.LayerNorm, timm.layers.LayerNorm):
+        yield f"norm2 is {type(norm).__name__}, not LayerNorm"
+    elif norm.weight is None or norm.bias is None:
+        yield "norm2 has no affine"
+    if type(scale) not in (type(None), nn.Identity, LayerScale):
+        yield f"ls2 is {type(scale).__name__}"
+
+
+def _faults_of_act(act: nn.Module) -> Iterator[str]:
+    """FFN and adapter share the activation, and the folded FFN applies it to the columns of both at once."""
+    if any(True for _ in act.parameters()):
+        yield f"act {act} has parameters of its own"
+        return
+    columns = torch.linspace(-4, 4, 8)
+    parts = torch.cat([act(half.clone()) for half in columns.chunk(2)])
+    if not torch.allclose(act(columns.clone()), parts):
+        yield f"act {act} does not work on each channel alone"

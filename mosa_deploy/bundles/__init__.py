@@ -1,0 +1,1 @@
+"""The contracts on disk and on the wire, without torch and onnx."""

@@ -1,0 +1,122 @@
+"""The `.mosa` file: a bundle as one zip of `adapter.safetensors` and `adapter.json`, for upload.
+
+    python -m mosa_deploy.archive runs/digits digits.mosa
+
+It is read in memory, and everything is checked before anything is written: the names, the sizes that the directory
+states, the ratio, the checksums, the hash, and every tensor. Members are stored with fixed times, so that the same
+bundle gives the same bytes.
+"""
+
+import argparse
+import hashlib
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from mosa_deploy.bundles.bundle import RECORD, TENSORS, Bundle, parse_record
+from mosa_deploy.errors import BundleError, command
+from mosa_deploy.utils.files import write_bytes
+
+RECORD_LIMIT = 1 << 20
+"""Bytes of `adapter.json`; those of a thousand classes are 30 kB."""
+RATIO_LIMIT = 100
+"""How much smaller a member may be packed; weights hardly shrink, and a record of class names does by 10."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The bytes of a bundle's two files."""
+
+    record: bytes
+    tensors: bytes
+
+    @property
+    def key(self) -> str:
+        """sha256 of the record, which names that of the tensors: two archives of one key are the same bundle."""
+        return hashlib.sha256(self.record).hexdigest()
+
+    @classmethod
+    def of(cls, folder: Path) -> "Archive":
+        """The bundle in a folder.
+
+        Raises:
+            BundleError: it is damaged or missing.
+        """
+        Bundle.load(folder)
+        return cls((folder / RECORD).read_bytes(), (folder / TENSORS).read_bytes())
+
+    @classmethod
+    def unpack(cls, content: bytes, limit: int) -> "Archive":
+        """Read a zip whose members hold at most `limit` bytes together.
+
+        Raises:
+            BundleError: it is not a zip of exactly these two files, or larger than it may be.
+        """
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                _check(archive.infolist(), limit)
+                # A member that holds more than the directory states is cut there, and its checksum fails.
+                return cls(archive.read(RECORD), archive.read(TENSORS))
+        except BundleError:
+            raise
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            ValueError,
+            NotImplementedError,
+            RuntimeError,
+            OSError,
+        ) as error:
+            raise BundleError(
+                f"not a readable .mosa file ({error}): pack it with `python -m mosa_deploy.archive`"
+            ) from None
+
+    def pack(self) -> bytes:
+        """The zip."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in ((RECORD, self.record), (TENSORS, self.tensors)):
+                archive.writestr(zipfile.ZipInfo(name), content)
+        return buffer.getvalue()
+
+    def bundle(self) -> Bundle:
+        """The task.
+
+        Raises:
+            BundleError: the record or the tensors are damaged, or do not fit each other.
+        """
+        return Bundle.parse(parse_record(self.record, RECORD), self.tensors, TENSORS)
+
+
+def _check(members: list[zipfile.ZipInfo], limit: int) -> None:
+    """Raises BundleError for what the zip's directory says, before a member is opened."""
+    names = sorted(member.orig_filename for member in members)
+    if names != sorted((RECORD, TENSORS)):
+        shown = ", ".join(repr(name)[:80] for name in names[:5])
+        raise BundleError(f"a .mosa file holds {RECORD} and {TENSORS} and nothing else, not {shown or 'nothing'}")
+    total = sum(member.file_size for member in members)
+    if total > limit:
+        raise BundleError(f"the .mosa file unpacks to {total} bytes; at most {limit} are taken")
+    for member in members:
+        if member.filename == RECORD and member.file_size > RECORD_LIMIT:
+            raise BundleError(f"{RECORD} has {member.file_size} bytes; at most {RECORD_LIMIT} are taken")
+        if member.file_size > RATIO_LIMIT * max(1, member.compress_size):
+            raise BundleError(f"{member.filename} is packed to less than 1/{RATIO_LIMIT}: store it uncompressed")
+
+
+@command
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m mosa_deploy.archive", description="Pack a bundle for upload.")
+    parser.add_argument("bundle", type=Path, help="folder with adapter.safetensors and adapter.json")
+    parser.add_argument("out", type=Path, help="the .mosa file to write")
+    arguments = parser.parse_args()
+    write_bytes(arguments.out, Archive.of(arguments.bundle).pack())
+    print(f"{arguments.out}: {arguments.out.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

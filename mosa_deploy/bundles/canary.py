@@ -1,0 +1,86 @@
+"""The canary: a few validation images as encoded bytes, with the probabilities that the tuned model gave them.
+
+It travels inside the bundle. Whoever runs the task elsewhere, in another format or on other hardware, proves with it
+that bytes still become the same probabilities.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, decode
+from mosa_deploy.errors import BundleError
+
+SIZE = 8
+PREFIX = "canary."
+
+Arithmetic = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+"""What a runner rounds the factors of its products to."""
+
+TOLERANCE: dict[Arithmetic, float] = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.25}
+"""Largest difference of a probability by precision.
+
+fp32 sums in another order move one by about 1e-6. fp16 and tf32 have eleven bits, which moves one by up to about 1e-3;
+bf16 has eight, eight times as coarse. int8 has eight at most, and an image between two classes moves by tenths: this
+finds a broken file, accuracy judges a whole one.
+"""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Encoded images with their probabilities (n, K), fp32, after the temperature."""
+
+    images: tuple[bytes, ...]
+    probabilities: Array
+
+    @classmethod
+    def record(cls, images: Sequence[bytes], preprocess: Preprocess, predict: Callable[[Array], Array]) -> Self:
+        """Keep what `predict`, from (n, 3, H, W) to probabilities (n, K), says of the images now."""
+        canary = cls(tuple(images), np.empty((0, 0), dtype=np.float32))
+        return cls(canary.images, predict(canary.inputs(preprocess)))
+
+    def pixels(self, preprocess: Preprocess) -> Pixels:
+        """The decoded images (n, H, W, 3)."""
+        return np.stack([preprocess.pixels(decode(content)) for content in self.images])
+
+    def inputs(self, preprocess: Preprocess) -> Array:
+        """What the backbone reads (n, 3, H, W)."""
+        return preprocess.normalise(self.pixels(preprocess))
+
+    def error(self, probabilities: Array) -> float:
+        """The largest difference from what was recorded, over all images and classes; NaN counts as infinite."""
+        if probabilities.shape != self.probabilities.shape:
+            return float("inf")
+        if not (np.isfinite(probabilities).all() and np.isfinite(self.probabilities).all()):
+            return float("inf")
+        return float(np.abs(probabilities - self.probabilities).max())
+
+    def to_tensors(self) -> dict[str, NDArray[np.generic]]:
+        """As tensors for the bundle's safetensors file."""
+        return {
+            f"{PREFIX}bytes": np.frombuffer(b"".join(self.images), dtype=np.uint8),
+            f"{PREFIX}lengths": np.array([len(content) for content in self.images], dtype=np.int64),
+            f"{PREFIX}probabilities": self.probabilities,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, NDArray[np.generic]]) -> Self:
+        """Read `to_tensors` back.
+
+        Raises:
+            BundleError: a tensor is missing or the lengths do not add up.
+        """
+        try:
+            content = tensors[f"{PREFIX}bytes"].tobytes()
+            lengths = tensors[f"{PREFIX}lengths"]
+            probabilities = tensors[f"{PREFIX}probabilities"].astype(np.float32)
+        except KeyError as error:
+            raise BundleError(f"the bundle has no {error.args[0]}: tune the task again") from None
+        ends = np.cumsum(lengths).tolist()
+        if not ends or ends[-1] != len(content) or len(ends) != len(probabilities):
+            raise BundleError("the bundle's canary is inconsistent: tune the task again")
+        starts = [0, *ends[:-1]]
+        return cls(tuple(content[start:end] for start, end in zip(starts, ends, strict=True)), probabilities)

@@ -1,0 +1,1 @@
+"""Traced backbones as ONNX graphs, and what tasks put into them, with numpy alone."""

@@ -1,0 +1,167 @@
+"""A task's rows: what its merged adapter adds to every block, with numpy alone.
+
+The folded lane puts them into the weights (`mosa_deploy.graphs.fold`), the shared lane keeps them in banks
+(`mosa_deploy.graphs.bank`). With s the scale and ga, bea the affine of the adapter's norm, for a block by its name in
+timm:
+
+    parallel    <block>.down       (C, r)   [ D diag(ga) ]^T        <block>.up       (r, C)   [ s U ]^T
+                <block>.down_bias  (r,)     d + D bea               <block>.up_bias  (C,)     s u
+
+    low-rank    <block>.<module>.down  (in, R)   A^T of every target in the module, side by side
+                <block>.<module>.up    (R, out)  [ s B ]^T, each in the outputs of its target, zeros elsewhere
+
+R is r for each target of the module that has the most; of other modules what is left of R is zero. Sums are
+carried in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosa_deploy.bundles.adapter_config import PLACES, SEQUENTIAL, AdapterConfig
+from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.errors import BundleError
+
+if TYPE_CHECKING:
+    # Only named: the shared graph reads the layout where there is no pydantic.
+    from mosa_deploy.bundles.bundle import Bundle, Record, Tensors
+
+Array = NDArray[np.float32]
+Double = NDArray[np.float64]
+
+PARTS = ("down", "down_bias", "up", "up_bias")
+
+Rows = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows the tasks of one shared graph have: those beside the FFN, or those of some linear layers."""
+
+    frame: Frame
+    modules: tuple[tuple[str, int, int], ...] = ()
+    """The layers that low-rank tasks update: name in a block, inputs, outputs."""
+
+    @property
+    def file(self) -> str:
+        """The name of the shared graph, e.g. `shared.onnx` or `shared-qkv.onnx`."""
+        return f"{'-'.join(['shared', *(name.rpartition('.')[2] for name, _, _ in self.modules)])}.onnx"
+
+    def shapes(self, bottleneck: int) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every row, in the order of the shared graph's inputs; a module's R is `bottleneck` too."""
+        r, shapes = bottleneck, dict[str, tuple[int, ...]]()
+        for block, c in self.frame.blocks.items():
+            if not self.modules:
+                own = {"down": (c, r), "down_bias": (r,), "up": (r, c), "up_bias": (c,)}
+            else:
+                own = {f"{name}.down": (inputs, r) for name, inputs, _ in self.modules}
+                own |= {f"{name}.up": (r, outputs) for name, _, outputs in self.modules}
+            shapes |= {f"{block}.{name}": shape for name, shape in own.items()}
+        return shapes
+
+    def __str__(self) -> str:
+        updates = f" with updates of {', '.join(name for name, _, _ in self.modules)}" if self.modules else ""
+        return f"{self.frame}{updates}"
+
+
+def layout(record: Record) -> Layout:
+    """The layout of a task's rows; a linear task has none and fits the parallel one.
+
+    Raises:
+        BundleError: the task has no rows, since all of the backbone was tuned, or its adapters are sequential.
+    """
+    backbone, adapter = record.backbone, record.adapter
+    if adapter is not None and adapter.style in SEQUENTIAL:
+        raise BundleError(
+            f"'{record.task}' has {adapter.style} adapters, which read what a block wrote: neither fold nor bank takes"
+            " them, only a graph of the task's own"
+        )
+    if record.method == "full":
+        raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
+    if adapter is None or adapter.style == "parallel":
+        return Layout(backbone.frame)
+    wanted = {PLACES[target].module for target in adapter.targets}
+    modules = dict.fromkeys(place.module for place in PLACES.values() if place.module in wanted)
+    shapes = {name: module_shape(record, name) for name in modules}
+    return Layout(backbone.frame, tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items()))
+
+
+def module_shape(record: Record, module: str) -> tuple[int, int]:
+    """(outputs, inputs) of a linear layer of a plain block.
+
+    Raises:
+        BundleError: the record does not say how wide the FFN is.
+    """
+    width, hidden = record.backbone.embed_dim, record.backbone.hidden
+    if module.startswith("attn"):
+        return {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}[module]
+    if hidden is None:
+        raise BundleError(f"'{record.task}' updates {module}, but its record lacks backbone.hidden: convert it again")
+    return {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}[module]
+
+
+def task_rows(bundle: Bundle) -> dict[str, Array]:
+    """The rows of a task, its experts merged; a linear task has none.
+
+    Raises:
+        BundleError: the task has no rows, since all of the backbone was tuned.
+    """
+    record, names = bundle.record, layout(bundle.record)
+    if record.adapter is None:
+        return {}
+    tensors = merged(bundle.tensors, record.adapter)
+    of_block = _low_rank if names.modules else _parallel
+    rows: dict[str, Double] = {}
+    for block in names.frame.blocks:
+        rows |= of_block(tensors, block, record.adapter, names)
+    return {name: value.astype(np.float32) for name, value in rows.items()}
+
+
+def _parallel(tensors: Tensors, block: str, config: AdapterConfig, names: Layout) -> dict[str, Double]:
+    parts = ("down.weight", "down.bias", "up.weight", "up.bias")
+    weight, bias, up, up_bias = (tensors[f"{block}.adapter.{part}"].astype(np.float64) for part in parts)
+    gain, shift = (tensors[f"{block}.adapter.norm.{part}"] for part in ("weight", "bias"))
+    weight, bias = absorb_norm(weight, bias, gain, shift)
+    values = (weight.T, bias, config.scale * up.T, config.scale * up_bias)
+    return {f"{block}.{part}": value for part, value in zip(PARTS, values, strict=True)}
+
+
+def _low_rank(tensors: Tensors, block: str, config: AdapterConfig, names: Layout) -> dict[str, Double]:
+    targets = {name: [t for t in config.targets if PLACES[t].module == name] for name, _, _ in names.modules}
+    rank = config.bottleneck * max(map(len, targets.values()))
+    rows: dict[str, Double] = {}
+    for module, inputs, outputs in names.modules:
+        down, up = np.zeros((inputs, rank)), np.zeros((rank, outputs))
+        for k, target in enumerate(targets[module]):
+            a, b = (tensors[f"{block}.{module}.adapter.{target}.{part}.weight"] for part in ("down", "up"))
+            own, start = slice(k * config.bottleneck, (k + 1) * config.bottleneck), PLACES[target].start(outputs)
+            down[:, own] = a.T
+            up[own, start : start + len(b)] = config.scale * b.T.astype(np.float64)
+        rows |= {f"{block}.{module}.down": down, f"{block}.{module}.up": up}
+    return rows
+
+
+def merged(tensors: Tensors, config: AdapterConfig) -> Tensors:
+    """The tensors of complete adapters: W0 + m * Delta and the mean of the biases, where experts are still apart."""
+    scale = 1 / config.experts if config.merge_scale is None else config.merge_scale
+    whole = {name: value for name, value in tensors.items() if not name.endswith((".owner", ".base"))}
+    for name in tensors:
+        if name.endswith(".base"):
+            layer = name.removesuffix(".base")
+            base, delta = (tensors[f"{layer}.{part}"].astype(np.float64) for part in ("base", "weight"))
+            whole[f"{layer}.weight"] = base + scale * delta
+            if f"{layer}.bias" in tensors:
+                whole[f"{layer}.bias"] = tensors[f"{layer}.bias"].astype(np.float64).mean(axis=0)
+    return whole
+
+
+def absorb_norm(
+    weight: Double, bias: Double, gain: NDArray[np.generic], shift: NDArray[np.generic]
+) -> tuple[Double, Double]:
+    """Weight (out, C) and bias (out,) of a layer as if the norm before it had no affine: W diag(g) and b + W be."""
+    return weight * gain.astype(np.float64), bias + weight @ shift.astype(np.float64)

@@ -1,0 +1,121 @@
+"""The bank: the rows of many tasks stacked by slot, (T, ...), as the shared graph reads them.
+
+A task of a smaller bottleneck is padded with zeros: act(0) * 0 adds nothing, whatever the activation makes of 0. An
+empty slot is all zeros, which is the plain backbone.
+"""
+
+import mmap
+import sys
+from math import prod
+
+import numpy as np
+
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.errors import ConfigError
+from mosa_deploy.graphs.adapter_weights import Layout, Rows
+from mosa_deploy.utils.shapes import shapes_of
+
+
+class Bank:
+    """Slots of equal size for the tasks of one shared graph; both their number and the bottleneck grow by doubling.
+
+    `tensors` are what the graph reads. Growing replaces them, so whoever holds them looks at `growths`; whoever holds a
+    copy asks for the slots `changed_since` it was made. `limits` are the most slots and the largest bottleneck that the
+    graph takes, where it was built for some.
+    """
+
+    def __init__(
+        self, layout: Layout, bottleneck: int = 16, capacity: int = 1, limits: tuple[int, int] | None = None
+    ) -> None:
+        self.layout, self.limits = layout, limits
+        slots, rows = limits or (capacity, bottleneck)
+        self.capacity, self.bottleneck = min(capacity, slots), min(bottleneck, rows)
+        self.growths = self.changes = 0
+        self.free = list(range(self.capacity))
+        self.tensors = self._zeros()
+        self._changed = [0] * self.capacity
+
+    def _zeros(self) -> dict[str, Array]:
+        shapes = self.layout.shapes(self.bottleneck)
+        return {name: untouched((self.capacity, *shape)) for name, shape in shapes.items()}
+
+    def write(self, rows: Rows) -> int:
+        """Put a task into a free slot, growing if there is none or if its bottleneck is larger; returns the slot.
+
+        Raises:
+            ConfigError: rows of another layout, of a bottleneck above the limit, or beyond the last slot.
+        """
+        needed = max((value.shape[0] for name, value in rows.items() if name.endswith(".up")), default=0)
+        if rows and shapes_of(rows) != self.layout.shapes(needed):
+            raise ConfigError(f"the rows are not of {self.layout}: give the backbone's own")
+        self._check_limits(needed)
+        if not self.free or needed > self.bottleneck:
+            self._grow(capacity=self.capacity * (1 if self.free else 2), bottleneck=max(self.bottleneck, needed))
+        slot = self.free.pop(0)
+        for name, value in rows.items():
+            _corner(self.tensors[name][slot], value)[...] = value
+        self._note(slot)
+        return slot
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot, for another task to take."""
+        for tensor in self.tensors.values():
+            tensor[slot] = 0
+        self.free.append(slot)
+        self._note(slot)
+
+    def changed_since(self, changes: int) -> list[int]:
+        """The slots that were written or cleared since `changes` was so many."""
+        return [slot for slot, last in enumerate(self._changed) if last > changes]
+
+    def _note(self, slot: int) -> None:
+        self.changes += 1
+        self._changed[slot] = self.changes
+
+    def _check_limits(self, bottleneck: int) -> None:
+        if self.limits is None:
+            return
+        slots, rows = self.limits
+        if bottleneck > rows:
+            raise ConfigError(
+                f"a bottleneck of {bottleneck} is above the {rows} that the shared graph was built for: build it with"
+                f" --bank-bottleneck {bottleneck}, or serve this task folded"
+            )
+        if not self.free and self.capacity == slots:
+            raise ConfigError(
+                f"all {slots} slots that the shared graph was built for are taken: build it with --bank-slots"
+                f" {2 * slots}, or serve this task folded"
+            )
+
+    def _grow(self, capacity: int, bottleneck: int) -> None:
+        while self.bottleneck < bottleneck:
+            self.bottleneck *= 2
+        if self.limits is not None:
+            slots, rows = self.limits
+            capacity, self.bottleneck = min(capacity, slots), min(self.bottleneck, rows)
+        self.free += range(self.capacity, capacity)
+        self._changed += [0] * (capacity - self.capacity)
+        self.capacity = capacity
+        before, self.tensors = self.tensors, self._zeros()
+        for name, value in before.items():
+            _corner(self.tensors[name], value)[...] = value
+        self.growths += 1
+
+
+def untouched(shape: tuple[int, ...]) -> Array:
+    """Zeros that take memory only where they are written, by the page.
+
+    numpy asks the kernel for huge pages: the first slot of each tensor would then take 2 MB, room for a hundred tasks.
+    """
+    size = prod(shape) * np.dtype(np.float32).itemsize
+    if sys.platform != "linux" or not size:
+        return np.zeros(shape, dtype=np.float32)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype=np.float32).reshape(shape)
+
+
+def _corner(whole: Array, part: Array) -> Array:
+    """The view of `whole` that has the shape of `part`."""
+    for axis, size in enumerate(part.shape):
+        whole = whole[(slice(None),) * axis + (slice(size),)]
+    return whole

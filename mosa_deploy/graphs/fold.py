@@ -1,0 +1,94 @@
+"""Fold with numpy alone: a task's rows, or all its weights, go into the plain backbone's graph.
+
+The formulas are those of `mosa_deploy.adapters.fold`.
+"""
+
+import numpy as np
+import onnx
+
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.errors import BundleError
+from mosa_deploy.graphs.adapter_weights import Rows, absorb_norm, task_rows
+from mosa_deploy.graphs.backbone_graph import PlainGraph
+from mosa_deploy.utils.shapes import shape_faults, shapes_of
+
+Parameters = dict[str, Array]
+
+
+def fold(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
+    """The graph of one task: images (B, 3, H, W) -> logits (B, K), with the plain graph's nodes.
+
+    Raises:
+        BundleError: the task was tuned on another backbone.
+    """
+    return graph.replaced(fold_parameters(graph, bundle))
+
+
+def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
+    """The parameters in which a task's graph differs from the plain one, by timm's names.
+
+    Raises:
+        BundleError: the task was tuned on another backbone, or, fully tuned, has other parameters than it.
+    """
+    record = bundle.record
+    if record.backbone.sha256 != graph.index.backbone:
+        raise BundleError(
+            f"'{record.task}' was tuned on {record.backbone.folder}, this graph is of {graph.index.backbone[:8]}:"
+            " export the task with its own backbone"
+        )
+    if record.method == "full":
+        own = {name: value.astype(np.float32) for name, value in bundle.tensors.items()}
+        check_complete(graph, own)
+        return own
+    return head(graph, *bundle.head) | fold_rows(graph, task_rows(bundle))
+
+
+def head(graph: PlainGraph, weight: Array, bias: Array) -> Parameters:
+    """A classifier (K, C), (K,) by the names that the backbone's has."""
+    return {f"{graph.index.frame.head}.weight": weight, f"{graph.index.frame.head}.bias": bias}
+
+
+def check_complete(graph: PlainGraph, own: Parameters) -> None:
+    """Raises BundleError unless these are all the parameters of the graph, but for the width of the head."""
+    expected = {name: graph.parameter(name).shape for name in graph.index.parameters}
+    expected |= {name: own[name].shape for name in ("head.weight", "head.bias")}
+    faults = shape_faults(expected, shapes_of(own))
+    if faults:
+        raise BundleError(f"the fully tuned parameters do not fit the backbone's graph: {faults}")
+
+
+def fold_rows(graph: PlainGraph, rows: Rows) -> Parameters:
+    """The parameters that the rows of a task change; none for a linear task."""
+    folded: Parameters = {}
+    for name in rows:
+        layer, _, part = name.rpartition(".")
+        if part == "down" and f"{name}_bias" in rows:
+            folded |= fold_block(graph, layer, rows)
+        elif part == "down":
+            down, up = rows[name].astype(np.float64), rows[f"{layer}.up"].astype(np.float64)
+            weight = graph.parameter(f"{layer}.weight").astype(np.float64)
+            folded[f"{layer}.weight"] = (weight + (down @ up).T).astype(np.float32)
+    return folded
+
+
+def fold_block(graph: PlainGraph, block: str, rows: Rows) -> Parameters:
+    """The feed-forward part of one block, widened by the task's rows."""
+    names = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias", "norm2.weight", "norm2.bias")
+    fc1, bias1, fc2, bias2, gain, shift = (graph.parameter(f"{block}.{name}").astype(np.float64) for name in names)
+    down, down_bias, up, up_bias = (rows[f"{block}.{part}"] for part in ("down", "down_bias", "up", "up_bias"))
+    fc1, bias1 = absorb_norm(fc1, bias1, gain, shift)
+    gamma = f"{block}.ls2.gamma"
+    layer_scale = graph.parameter(gamma).astype(np.float64) if gamma in graph.index.parameters else np.ones_like(gain)
+    values = (
+        np.concatenate([fc1, down.T]),
+        np.concatenate([bias1, down_bias]),
+        np.concatenate([layer_scale[:, None] * fc2, up.T], axis=1),
+        layer_scale * bias2 + up_bias,
+        np.ones_like(gain),
+        np.zeros_like(shift),
+    )
+    folded = {f"{block}.{name}": value.astype(np.float32) for name, value in zip(names, values, strict=True)}
+    if gamma in graph.index.parameters:
+        folded[gamma] = np.ones_like(gain, dtype=np.float32)
+    return folded

@@ -1,0 +1,1 @@
+"""Runtimes that run the graphs, behind one protocol."""

@@ -1,0 +1,121 @@
+"""What is known of an engine: `engine.json`, one record for each engine of its folder.
+
+An engine runs only with the library's version that built it, and on a GPU of the capability that it was built for.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.runtimes.tensorrt_library import Library
+from mosa_deploy.utils.files import sha256, write_text
+
+FORMAT_VERSION = 1
+RECORDS = "engine.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+PREFERRED: tuple[Precision, ...] = ("fp16", "int8", "fp32")
+"""The engine to take where several fit: int8 may cost accuracy, which is to be weighed before; fp32 is the slowest."""
+
+AGAIN = "build it again with `python -m export --targets onnx,tensorrt`"
+
+
+class EngineRecord(BaseModel):
+    """One engine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    library: Library
+    version: str
+    """Of the library that built it."""
+    precision: Precision
+    capability: Annotated[str, Field(pattern=r"^sm\d+$")]
+    batch_sizes: tuple[int, ...]
+    """One optimisation profile each, ascending."""
+    bank: tuple[int, int] | None
+    """The most slots and the largest bottleneck of the banks; None for a task's own engine."""
+    onnx: str
+    """The file that it was built from."""
+    onnx_sha256: str
+    sha256: str
+    parity: float | Literal["deferred"]
+    """The largest error on the canary, relative to the fp32 graph's largest logit; deferred if no GPU could run it."""
+
+
+def read_records(folder: Path) -> dict[str, EngineRecord]:
+    """Engines by file name; none where there is no `engine.json`.
+
+    Raises:
+        StoreError: it is damaged or of another format version.
+    """
+    path = folder / RECORDS
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields["format_version"] != FORMAT_VERSION:
+            raise StoreError(f"{path} has format version {fields['format_version']}, not {FORMAT_VERSION}: {AGAIN}")
+        return {name: EngineRecord.model_validate(record) for name, record in fields["engines"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise StoreError(f"{path} is damaged ({type(error).__name__}): {AGAIN}") from None
+
+
+def write_record(path: Path, record: EngineRecord) -> None:
+    """Add the record of the engine at `path` to its folder's."""
+    records = read_records(path.parent) | {path.name: record}
+    engines = {name: records[name].model_dump(mode="json") for name in sorted(records)}
+    write_text(
+        path.parent / RECORDS, json.dumps({"format_version": FORMAT_VERSION, "engines": engines}, indent=2) + "\n"
+    )
+
+
+def read_record(path: Path) -> EngineRecord:
+    """The record of one engine, whose bytes are those that were built.
+
+    Raises:
+        StoreError: the engine or its record is missing, or it was altered.
+    """
+    record = read_records(path.parent).get(path.name)
+    if record is None or not path.is_file():
+        missing = path.parent / RECORDS if path.is_file() else path
+        raise StoreError(f"{missing}: no such engine; {AGAIN}")
+    if sha256(path) != record.sha256:
+        raise StoreError(f"{path} was altered or cut short since it was built: {AGAIN}")
+    return record
+
+
+def engines_of(folder: Path, graph: str, capability: str) -> list[Path]:
+    """A graph's engines for a GPU of that capability, the first choice first; one for another GPU if there are none.
+
+    Raises:
+        StoreError: the folder's `engine.json` is damaged.
+    """
+    records = read_records(folder)
+    of_graph = [name for name, record in records.items() if record.onnx.split(".")[0] == Path(graph).stem]
+    ranked = sorted(of_graph, key=lambda name: PREFERRED.index(records[name].precision))
+    here = [name for name in ranked if records[name].capability == capability]
+    return [folder / name for name in here or ranked[:1]]
+
+
+def check_engine(path: Path, record: EngineRecord, version: str, capability: str | None) -> None:
+    """Compare an engine with the library's version and the GPU that are here.
+
+    Raises:
+        ProviderError: they differ; the flag that makes a fitting engine is named.
+    """
+    if capability is None:
+        raise ProviderError(f"{path} needs an NVIDIA GPU of {record.capability}, here is none: run its ONNX file")
+    if record.capability != capability:
+        raise ProviderError(
+            f"{path} was built for {record.capability}, this GPU is {capability}: {AGAIN} --compute-capability"
+            f" {capability}"
+        )
+    if record.version != version:
+        raise ProviderError(
+            f"{path} was built with {record.library} {record.version}, here is {version}: {AGAIN} --engine-backend"
+            f" {record.library}"
+        )

@@ -1,0 +1,198 @@
+"""The inference side in this process: registry, lanes and batcher behind `serving.backend.Backend`."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from mosa_deploy.bundles.preprocess import Pixels
+from mosa_deploy.client.schema import TaskInfo
+from mosa_deploy.errors import MosaError, StoreError
+from serving import metrics
+from serving.backend import Answered, Health, Lease, Outcome
+from serving.batching import Batcher, Item
+from serving.errors import RefusedError, late
+from serving.lanes import Lanes, SharedLane
+from serving.model_cache import Active
+from serving.registry import Entry, Registry
+from serving.runtime import choose
+from serving.settings import Settings
+from serving.storage import open_files
+from serving.store import LaneName, TaskStore
+
+log = logging.getLogger("mosa_deploy.serving")
+
+T = TypeVar("T")
+
+CHANGERS = 4
+
+
+class Engine:
+    """Owns the sessions, the banks and the batcher."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the store and load what is to be ready at start.
+
+        Raises:
+            MosaError: the runtime is not here, or there is nothing to serve and nobody who may add it.
+        """
+        self.settings = settings
+        runtimes = choose(settings.runtime)
+        log.info("runtime: %s", runtimes)
+        store = TaskStore(open_files(settings.artifacts), settings.max_upload)
+        self.batcher = Batcher(
+            settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
+        )
+        lanes = Lanes(self.batcher, runtimes, settings.threads, settings.active + 1)
+        limits: dict[LaneName, int] = {"shared": settings.active, "folded": settings.sessions}
+        self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
+        self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
+        self.registry.open(settings.prefetch)
+        if not settings.admin_keys:
+            self._require_tasks()
+
+    def _observe(self, items: Sequence[Item]) -> None:
+        metrics.batch(items)
+        metrics.queue.set(self.batcher.waiting)
+
+    def _require_tasks(self) -> None:
+        entries = self.registry.list()
+        if not entries:
+            root = self.settings.artifacts
+            raise StoreError(f"no task in {root}/tasks: write one with `python -m export --out {root}`")
+        if all(entry.refused for entry in entries):
+            reasons = "; ".join(str(entry.refused) for entry in entries)
+            raise StoreError(f"no task of {self.settings.artifacts} can be served: {reasons}")
+
+    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RefusedError]:
+        """See `Backend`."""
+        end, leases = time.monotonic() + seconds, dict[str, Lease | RefusedError]()
+        try:
+            for task in tasks:
+                try:
+                    leases[task] = await self._lease(task, end)
+                except RefusedError as refused:
+                    leases[task] = refused
+        except BaseException:
+            await self.release([lease for lease in leases.values() if isinstance(lease, Lease)])
+            raise
+        return leases
+
+    async def _lease(self, task: str, end: float) -> Lease:
+        while not isinstance(held := self.registry.hold(task), Active):
+            # The load goes on for others when this request gives up.
+            await _until(asyncio.shield(asyncio.wrap_future(held)), end, self.settings.deadline_s)
+        record = held.version.record
+        return Lease(task, record.sha256, record.classes, record.preprocess, held.lane.kind, held)
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        """See `Backend`."""
+        for lease in leases:
+            self.registry.release(lease.handle)
+
+    async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
+        """See `Backend`; tasks without rows of their own share one pass for an image."""
+        deadline = time.monotonic() + seconds
+        items = [lease.handle.item(pixels, deadline) for lease, pixels in asked]
+        once: dict[tuple[object, ...], Item] = {}
+        items = [once.setdefault(_identity(item), item) for item in items]
+        self.batcher.submit(list(once.values()))
+        waiting = [asyncio.wrap_future(item.future) for item in once.values()]
+        _, pending = await asyncio.wait(waiting, timeout=max(0.0, seconds))
+        for future in pending:
+            future.cancel()
+        return [self._outcome(lease.handle, item) for (lease, _), item in zip(asked, items, strict=True)]
+
+    def _outcome(self, active: Active, item: Item) -> Outcome:
+        if item.future.cancelled() or not item.future.done():
+            return late(self.settings.deadline_s)
+        if fault := item.future.exception():
+            return RefusedError.of(fault) if isinstance(fault, Exception) else late(self.settings.deadline_s)
+        answer = active.probabilities(item.future.result()[None])[0]
+        if not np.isfinite(answer).all():
+            return RefusedError(503, f"'{active.version.record.task}' overflows on this image: tune it again")
+        return Answered(answer, item.waited, item.ran, item.size)
+
+    async def tasks(self) -> list[TaskInfo]:
+        """See `Backend`."""
+        return [self._info(entry) for entry in self.registry.list()]
+
+    async def task(self, name: str) -> TaskInfo:
+        """See `Backend`."""
+        return self._info(self.registry.entry(name))
+
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> TaskInfo:
+        """See `Backend`."""
+        return self._info(await self._change(partial(self.registry.put, name, content, new_classes, lane)))
+
+    async def remove(self, name: str) -> None:
+        """See `Backend`."""
+        await self._change(partial(self.registry.remove, name))
+
+    async def rollback(self, name: str) -> TaskInfo:
+        """See `Backend`."""
+        return self._info(await self._change(partial(self.registry.rollback, name)))
+
+    async def pin(self, name: str, pinned: bool) -> TaskInfo:
+        """See `Backend`."""
+        return self._info(await self._change(partial(self.registry.pin, name, pinned)))
+
+    async def health(self) -> Health:
+        """See `Backend`."""
+        return Health(alive=self.batcher.broken is None, ready=self.batcher.broken is None)
+
+    async def close(self) -> None:
+        """See `Backend`."""
+        await asyncio.to_thread(self.stop)
+
+    def stop(self) -> None:
+        """Finish what is queued, and stop."""
+        self._changers.shutdown()
+        self.registry.close()
+        self.batcher.close()
+        self.registry.store.files.close()
+
+    async def _change(self, action: Callable[[], T]) -> T:
+        try:
+            # A change that has begun is finished even if its sender leaves.
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._changers, action))
+        except MosaError as fault:
+            raise RefusedError.of(fault) from None
+
+    def _info(self, entry: Entry) -> TaskInfo:
+        record = entry.version.record if entry.version else None
+        way = entry.active.lane.way if entry.active else None
+        return TaskInfo(
+            task=entry.name,
+            classes=list(record.classes) if record else [],
+            backbone=record.backbone.folder if record else "",
+            method=record.method if record else "",
+            bundle=record.sha256 if record else "",
+            lane=self.registry.lane_of(entry.name, entry.decision, record),
+            runtime=way.runtime if way else None,
+            precision=way.precision if way else None,
+            state="refused" if entry.refused else "active" if entry.active else "registered",
+            pinned=entry.decision.pinned,
+            can_roll_back=entry.decision.previous is not None,
+            reason=entry.refused,
+        )
+
+
+def _identity(item: Item) -> tuple[object, ...]:
+    """Two items of one identity have the same answer of the graph."""
+    shared = isinstance(item.lane, SharedLane)
+    return id(item.lane), item.slot, id(item.pixels) if shared else id(item), item.preprocess
+
+
+async def _until(awaited: "asyncio.Future[None]", end: float, deadline: float) -> None:
+    try:
+        await asyncio.wait_for(awaited, max(0.0, end - time.monotonic()))
+    except TimeoutError:
+        raise late(deadline) from None
+    except MosaError as fault:
+        raise RefusedError.of(fault) if isinstance(fault, RefusedError) else RefusedError(503, str(fault)) from None

@@ -1,0 +1,285 @@
+"""The inference side in another process: `InferenceServer` offers an engine on a socket, `Remote` asks it.
+
+A lease has a connection to itself: if its worker dies, what it held is freed.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from mosa_deploy.client.schema import TaskInfo
+from mosa_deploy.errors import MosaError
+from serving import ipc as wire
+from serving.backend import Answered, Backend, Health, Lease, Outcome
+from serving.errors import RefusedError, busy
+from serving.store import LaneName
+
+log = logging.getLogger("mosa_deploy.serving")
+
+Reply = tuple[dict[str, Any], list[bytes]]
+
+IDLE = 64
+"""Connections that are kept for the next requests."""
+
+
+@dataclass(eq=False)
+class Connection:
+    """One way to the engine."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Reply:
+        """Send a message and read the reply.
+
+        Raises:
+            RefusedError: what the engine says, or 503 if it is gone.
+        """
+        try:
+            await wire.send(self.writer, head, blobs)
+            reply, more = await wire.receive(self.reader)
+        except (OSError, asyncio.IncompleteReadError):
+            raise busy("the inference process is starting again") from None
+        if "fault" in reply:
+            raise _fault(reply["fault"])
+        return reply, more
+
+
+class Remote:
+    """A `Backend` whose engine is another process of this server."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self._idle: list[Connection] = []
+
+    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RefusedError]:
+        """See `Backend`; the request keeps its connection until it ends."""
+        connection = await self._take()
+        try:
+            reply, _ = await connection.ask({"call": "lease", "tasks": list(tasks), "seconds": seconds})
+        except BaseException as fault:
+            self._give(connection, whole=isinstance(fault, RefusedError))
+            raise
+        leases = {each["task"]: _lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
+        if not any(isinstance(lease, Lease) for lease in leases.values()):
+            self._give(connection)
+        return leases
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        """See `Backend`."""
+        connection, _ = leases[0].handle
+        # Closing the connection releases too, if that is all that is left to do.
+        whole = False
+        try:
+            await connection.ask({"call": "release"})
+            whole = True
+        except RefusedError:
+            log.info("the inference process left before a request ended")
+        finally:
+            self._give(connection, whole)
+
+    async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
+        """See `Backend`; an image is sent once, whatever the number of its tasks."""
+        once = {id(pixels): np.ascontiguousarray(pixels) for _, pixels in asked}
+        places = {name: i for i, name in enumerate(once)}
+        connection, _ = asked[0][0].handle
+        head = {
+            "call": "infer",
+            "asked": [[lease.handle[1], places[id(pixels)]] for lease, pixels in asked],
+            "shapes": [pixels.shape for pixels in once.values()],
+            "seconds": seconds,
+        }
+        reply, rows = await connection.ask(head, [pixels.tobytes() for pixels in once.values()])
+        return [
+            _fault(each["fault"])
+            if "fault" in each
+            else Answered(np.frombuffer(row, dtype=np.float32), each["waited"], each["ran"], each["batch"])
+            for each, row in zip(reply["outcomes"], rows, strict=True)
+        ]
+
+    async def tasks(self) -> list[TaskInfo]:
+        """See `Backend`."""
+        return [TaskInfo.model_validate(each) for each in (await self._ask("tasks"))["value"]]
+
+    async def task(self, name: str) -> TaskInfo:
+        """See `Backend`."""
+        return TaskInfo.model_validate((await self._ask("task", name=name))["value"])
+
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> TaskInfo:
+        """See `Backend`."""
+        reply = await self._ask("put", [content], name=name, new_classes=new_classes, lane=lane)
+        return TaskInfo.model_validate(reply["value"])
+
+    async def remove(self, name: str) -> None:
+        """See `Backend`."""
+        await self._ask("remove", name=name)
+
+    async def rollback(self, name: str) -> TaskInfo:
+        """See `Backend`."""
+        return TaskInfo.model_validate((await self._ask("rollback", name=name))["value"])
+
+    async def pin(self, name: str, pinned: bool) -> TaskInfo:
+        """See `Backend`."""
+        return TaskInfo.model_validate((await self._ask("pin", name=name, pinned=pinned))["value"])
+
+    async def health(self) -> Health:
+        """See `Backend`; without an engine this process lives, but it is not ready."""
+        try:
+            value = (await self._ask("health"))["value"]
+        except RefusedError:
+            return Health(alive=True, ready=False)
+        return Health(**value)
+
+    async def close(self) -> None:
+        """See `Backend`."""
+        for connection in self._idle:
+            connection.writer.close()
+
+    async def _ask(self, call: str, blobs: Sequence[bytes] = (), **arguments: Any) -> dict[str, Any]:
+        async with self._connection() as connection:
+            reply, _ = await connection.ask({"call": call, **arguments}, blobs)
+        return reply
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        connection = await self._take()
+        try:
+            yield connection
+        except BaseException as fault:
+            self._give(connection, whole=isinstance(fault, RefusedError))
+            raise
+        self._give(connection)
+
+    async def _take(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.reader.at_eof():
+                return connection
+            connection.writer.close()
+        try:
+            return Connection(*await asyncio.open_unix_connection(self.socket))
+        except OSError:
+            raise busy("the inference process is starting") from None
+
+    def _give(self, connection: Connection, whole: bool = True) -> None:
+        """Keep a connection for others; one whose reply was not awaited is of no use."""
+        if whole and len(self._idle) < IDLE and not connection.reader.at_eof():
+            self._idle.append(connection)
+        else:
+            connection.writer.close()
+
+
+class InferenceServer:
+    """Offers an engine on a socket."""
+
+    def __init__(self, engine: Backend, socket: Path) -> None:
+        self.engine, self.socket = engine, socket
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen; what an owner before left there is removed."""
+        self.socket.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self.socket)
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if self._server:
+            self._server.close()
+        self.socket.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held: list[Lease | RefusedError] = []
+        try:
+            while True:
+                head, blobs = await wire.receive(reader)
+                try:
+                    reply, rows = await self._answer(head, blobs, held)
+                except MosaError as fault:
+                    reply, rows = {"fault": _told(RefusedError.of(fault))}, []
+                await wire.send(writer, reply, rows)
+        except (asyncio.IncompleteReadError, OSError):
+            return
+        finally:
+            await self._release(held)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _release(self, held: list[Lease | RefusedError]) -> None:
+        await self.engine.release([lease for lease in held if isinstance(lease, Lease)])
+        held.clear()
+
+    async def _answer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RefusedError]) -> Reply:
+        match head.pop("call"):
+            case "lease":
+                # What was only refused is left here by the request before.
+                await self._release(held)
+                leases = await self.engine.lease(**head)
+                held += leases.values()
+                return {"leases": [_told_lease(task, lease) for task, lease in leases.items()]}, []
+            case "release":
+                await self._release(held)
+                return {}, []
+            case "infer":
+                return await self._infer(head, blobs, held)
+            case "put":
+                head["content"] = blobs[0]
+                return {"value": (await self.engine.put(**head)).model_dump()}, []
+            case "remove":
+                await self.engine.remove(**head)
+                return {}, []
+            case "tasks":
+                return {"value": [each.model_dump() for each in await self.engine.tasks()]}, []
+            case "health":
+                health = await self.engine.health()
+                return {"value": {"alive": health.alive, "ready": health.ready}}, []
+            case "task" | "rollback" | "pin" as call:
+                info: TaskInfo = await getattr(self.engine, call)(**head)
+                return {"value": info.model_dump()}, []
+        raise RefusedError(503, "the workers are of different versions: restart the server")
+
+    async def _infer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RefusedError]) -> Reply:
+        pixels = [
+            np.frombuffer(blob, dtype=np.uint8).reshape(shape)
+            for blob, shape in zip(blobs, head["shapes"], strict=True)
+        ]
+        asked = [(lease, pixels[j]) for i, j in head["asked"] if isinstance(lease := held[i], Lease)]
+        outcomes = await self.engine.infer(asked, head["seconds"])
+        told = [
+            {"fault": _told(each)}
+            if isinstance(each, RefusedError)
+            else {"waited": each.waited, "ran": each.ran, "batch": each.batch}
+            for each in outcomes
+        ]
+        rows = [b"" if isinstance(each, RefusedError) else each.probabilities.tobytes() for each in outcomes]
+        return {"outcomes": told}, rows
+
+
+def _told_lease(task: str, lease: Lease | RefusedError) -> dict[str, Any]:
+    if isinstance(lease, RefusedError):
+        return {"task": task, "fault": _told(lease)}
+    told = {"task": task, "digest": lease.digest, "classes": lease.classes, "lane": lease.lane}
+    return {**told, "preprocess": lease.preprocess.model_dump()}
+
+
+def _lease(told: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RefusedError:
+    if "fault" in told:
+        return _fault(told["fault"])
+    preprocess = Preprocess.model_validate(told["preprocess"])
+    return Lease(told["task"], told["digest"], tuple(told["classes"]), preprocess, told["lane"], handle)
+
+
+def _told(refused: RefusedError) -> dict[str, Any]:
+    return {"status": refused.status, "reason": refused.reason, "retry_after": refused.retry_after}
+
+
+def _fault(told: dict[str, Any]) -> RefusedError:
+    return RefusedError(**told)

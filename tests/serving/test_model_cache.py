@@ -1,0 +1,147 @@
+"""Who is loaded, who goes, and what holds while versions come and go beneath requests."""
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from benchmarks.serving_tasks import TaskMaker
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.preprocess import decode
+from serving.errors import RefusedError
+from serving.model_cache import Active
+from serving.registry import Entry
+from serving.store import Decision, Version
+from tests.serving.conftest import ADMIN, engine_of, picture, running
+from tests.serving.test_changes import put, top
+
+
+def test_the_least_recently_asked_goes_and_comes_back_and_a_pinned_one_stays(copied: Path, maker: TaskMaker) -> None:
+    with running(copied, admin_keys="root-key", active=2, prefetch=0) as client:
+        client.headers.update(ADMIN)
+
+        def active() -> list[str]:
+            return [entry["task"] for entry in client.get("/v1/tasks").json()["tasks"] if entry["state"] == "active"]
+
+        assert active() == []
+        assert client.post("/v1/tasks/birds/pin").json()["pinned"]
+        for task in ("cracks", "fields", "cracks", "birds", "fields.b"):
+            top(client, task, maker.images[0])
+        assert active() == ["birds", "fields.b"]
+        assert top(client, "cracks", maker.images[4])[0] == "class-5"
+        client.post("/v1/tasks/birds/pin", json={"pinned": False})
+        top(client, "fields", maker.images[0])
+        assert active() == ["cracks", "fields"]
+        client.post("/v1/tasks/cracks/pin")
+        client.post("/v1/tasks/fields/pin")
+        full = client.post("/classify", files={"image": picture()}, data={"task": "birds"})
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        assert "pinned or in use" in full.json()["detail"]
+    with running(copied, active=2, prefetch=1) as again:
+        states = {entry["task"]: entry["state"] for entry in again.get("/v1/tasks").json()["tasks"]}
+        assert states["cracks"] == "active"
+        assert list(states.values()).count("active") == 1
+
+
+def test_asking_makes_a_task_the_last_to_go(copied: Path, maker: TaskMaker) -> None:
+    with running(copied, active=2, prefetch=0) as client:
+        for task in ("birds", "cracks", "birds", "fields"):
+            top(client, task, maker.images[0])
+        tasks = client.get("/v1/tasks").json()["tasks"]
+    assert [entry["task"] for entry in tasks if entry["state"] == "active"] == ["birds", "fields"]
+
+
+def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach_it(copied: Path) -> None:
+    with running(copied, active=1, prefetch=0) as client:
+        registry = engine_of(client).registry
+        residents, store = registry.residents, registry.store
+        birds, cracks = (
+            (
+                store.version(name, registry.entry(name).decision.current or ""),
+                store.archive(name, store.exported(name) or ""),
+            )
+            for name in ("birds", "cracks")
+        )
+        proved = residents.load(birds[0], birds[1].bundle(), "shared")
+        with pytest.raises(RefusedError, match="pinned or in use"):
+            residents.load(cracks[0], cracks[1].bundle(), "shared")
+        assert not proved.retired
+        residents.release(proved)
+        residents.release(residents.load(cracks[0], cracks[1].bundle(), "shared"))
+
+
+def test_a_new_version_is_held_until_requests_can_reach_it(
+    admin: TestClient, newer: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, users = engine_of(admin).registry, []
+    swap = registry._swap
+
+    def watched(entry: Entry, version: Version | None, active: Active | None, decision: Decision) -> None:
+        users.append(active.users if active else 0)
+        swap(entry, version, active, decision)
+
+    monkeypatch.setattr(registry, "_swap", watched)
+    put(admin, "birds", newer)
+    assert users == [1]
+
+
+def test_a_load_that_ends_after_a_replacement_does_not_bring_the_old_version_back(
+    copied: Path, maker: TaskMaker, newer: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(copied, admin_keys="root-key", prefetch=0) as client:
+        client.headers.update(ADMIN)
+        registry, go = engine_of(client).registry, threading.Event()
+        load = registry.residents.load
+
+        def late(version: Version, *rest: Any) -> Active:
+            active = load(version, *rest)
+            if version.key != newer.key:
+                go.wait(30)
+            return active
+
+        monkeypatch.setattr(registry.residents, "load", late)
+        loading = registry.hold("birds")
+        assert isinstance(loading, Future)
+        assert put(client, "birds", newer).status_code == 200
+        go.set()
+        loading.result(30)
+        assert top(client, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
+
+
+def test_a_request_in_flight_finishes_on_the_version_it_began_with(
+    admin: TestClient, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive
+) -> None:
+    registry = engine_of(admin).registry
+    held = registry.acquire("birds")
+    put(admin, "birds", newer)
+    put(admin, "moths", maker.make("moths", 1))
+    assert held.retired
+    item = held.item(held.version.record.preprocess.pixels(decode(maker.images[6])), deadline=float("inf"))
+    engine_of(admin).batcher.submit([item])
+    (row,) = held.probabilities(item.future.result(5)[None])
+    assert row.argmax() == 6
+    residents = registry.residents
+    before = len(residents)
+    registry.release(held)
+    assert len(residents) == before - 1
+    assert top(admin, "birds", maker.images[6]) == ("class-15", newer.bundle().digest)
+
+
+def test_many_who_ask_for_a_task_that_is_not_loaded_wait_for_one_load(copied: Path) -> None:
+    with running(copied, prefetch=0) as client:
+        registry = engine_of(client).registry
+        loads: list[str] = []
+        registry.count = loads.append
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(registry.acquire("birds"))) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(found) == 16
+        assert len(set(map(id, found))) == 1
+        assert loads == ["load"]
