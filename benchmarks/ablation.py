@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from mosa_deploy.errors import ConfigError, command, one_of
+from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.compare import Cell, CompareConfig, carry_out, names, preset, validation
@@ -59,7 +59,7 @@ def variants(task: str, changes: tuple[str, ...], longer: tuple[int, ...]) -> li
     found: list[tuple[str, str, Setting]] = [("adapter", "as preset", ())]
     for words in changes:
         if words not in MOSA:
-            raise ConfigError(one_of("change", words, MOSA))
+            raise ConfigError(unknown_name("change", words, MOSA))
         setting = MOSA[words]
         found.append(("mosa", words, tuple((k, round(v * epochs) if k == "dense_epochs" else v) for k, v in setting)))
     found += [

@@ -27,10 +27,10 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.bundle import Bundle, Record
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
-from mosa_deploy.bundles.store_layout import Store
+from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.errors import command
-from mosa_deploy.graphs import fold as fold_graph
 from mosa_deploy.graphs.backbone_graph import PlainGraph
+from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 
@@ -97,7 +97,7 @@ def seconds(work: Callable[[], Any]) -> float:
 def measure(config: Config, scratch: Path) -> dict[str, float]:
     """Seconds of each step."""
     records = [write_task(scratch / name, config, name, seed) for seed, name in enumerate(("first", "second"))]
-    store = Store(scratch / "store")
+    store = StoreLayout(scratch / "store")
 
     def exported(name: str) -> float:
         return seconds(lambda: export(ExportConfig(scratch / name, out=store.root)))
@@ -108,8 +108,8 @@ def measure(config: Config, scratch: Path) -> dict[str, float]:
     bundle = Bundle.load(scratch / "second")
     graph = PlainGraph.load(folder)
     found["loading and checking the plain graph"] = seconds(lambda: PlainGraph.load(folder))
-    found["folding a task with numpy"] = seconds(lambda: fold_graph.fold(graph, bundle))
-    folded = fold_graph.fold(graph, bundle)
+    found["folding a task with numpy"] = seconds(lambda: fold_bundle(graph, bundle))
+    folded = fold_bundle(graph, bundle)
     found["writing the folded graph"] = seconds(lambda: onnx.save(folded, scratch / "folded.onnx"))
     return found
 

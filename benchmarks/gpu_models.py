@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mosa_deploy.adapters.attach import adapters, attach, freeze, set_passes
 from mosa_deploy.adapters.fold import absorb_norm, fold
 from mosa_deploy.adapters.parallel import ParallelAdapter
-from mosa_deploy.backbones.foldable import Transformer, frame_of, image_size
+from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import randomise
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.graphs.adapter_weights import Layout
@@ -93,7 +93,7 @@ class Shared(nn.Module):
         super().__init__()
         from export.trace_shared import SharedBackbone
 
-        self.backbone = SharedBackbone(plain, Layout(frame_of(plain)))
+        self.backbone = SharedBackbone(plain, Layout(topology_of(plain)))
         for i, bank in enumerate(banks):
             self.register_buffer(f"bank{i}", bank)
 

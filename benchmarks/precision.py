@@ -30,9 +30,9 @@ from export.trace import STAND_IN_CLASSES, trace_plain
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import read_record
-from mosa_deploy.bundles.store_layout import FOLDED, Store
+from mosa_deploy.bundles.store_layout import FOLDED, StoreLayout
 from mosa_deploy.errors import command
-from mosa_deploy.graphs.adapter_weights import layout
+from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.runner import OnnxRunner
 from mosa_deploy.runtimes.tensorrt_library import installed
 from mosa_deploy.utils.files import write_text
@@ -109,7 +109,7 @@ def qualities(run: Path, root: Path) -> Iterator[Quality]:
     task = export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp32,fp16,int8")))
     record = read_record(task)
     data_dir, split = settings(EvaluateConfig(), run)
-    graphs = (task / FOLDED, None), (Store(root).backbone(record.backbone) / layout(record).file, task)
+    graphs = (task / FOLDED, None), (StoreLayout(root).backbone(record.backbone) / layout_of(record).file, task)
     for graph, bundle in graphs:
         base = None
         for name in ("fp32", *(name for names in FORMATS.values() for name in names)):

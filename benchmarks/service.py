@@ -92,7 +92,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Place:
+class Installation:
     """Which Python serves what from where."""
 
     python: str | Path
@@ -100,11 +100,11 @@ class Place:
     cwd: Path
 
 
-HERE = Place(sys.executable, ".", ROOT)
+HERE = Installation(sys.executable, ".", ROOT)
 
 
 @contextmanager
-def serve(artifacts: Path | str, folder: Path, place: Place = HERE, **settings: object) -> Iterator[Server]:
+def serve(artifacts: Path | str, folder: Path, place: Installation = HERE, **settings: object) -> Iterator[Server]:
     """Start a server on a free port, its log and BentoML's own home below `folder`; stop it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

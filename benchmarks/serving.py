@@ -27,7 +27,7 @@ from benchmarks.serving_slots import slots
 from benchmarks.serving_soak import endurance, soak
 from benchmarks.serving_speed import Bench, Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
 from mosa_deploy.backbones.embedded import NAME as EMBEDDED
-from mosa_deploy.errors import ConfigError, command, one_of
+from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 
@@ -153,7 +153,7 @@ def measure(config: Config) -> list[str]:
     """
     known = [*chain(*(parts for _, parts in speed_parts(config))), *other_parts(config)]
     chosen = [name for name in config.only.split(",") if name] or known
-    unknown = [one_of("part", name, known) for name in chosen if name not in known]
+    unknown = [unknown_name("part", name, known) for name in chosen if name not in known]
     if unknown:
         raise ConfigError("; ".join(unknown))
     written = []

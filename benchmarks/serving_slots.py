@@ -23,8 +23,8 @@ from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Arithmetic, Canary
 from mosa_deploy.bundles.preprocess import Array, Pixels, encode, probabilities
 from serving.backend import Answered, Lease
-from serving.errors import RefusedError
-from serving.local_backend import Engine
+from serving.errors import RequestError
+from serving.local_backend import LocalBackend
 from serving.settings import Settings
 
 SHARPNESS = 8.0
@@ -90,7 +90,7 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
         maker.store(found[0])
     settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
     with patch("mosa_deploy.runtimes.runner.open_runner", CheapRunner):
-        engine = Engine(settings)
+        engine = LocalBackend(settings)
         try:
             return asyncio.run(asked(engine, versions, numbers, [image(maker, c) for c in range(16)], items))
         finally:
@@ -98,7 +98,7 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
 
 
 async def asked(
-    engine: Engine,
+    engine: LocalBackend,
     versions: Mapping[str, list[Archive]],
     numbers: Mapping[str, int],
     images: list[Pixels],
@@ -132,7 +132,7 @@ async def asked(
             try:
                 await engine.put(name, versions[name][int(rng.integers(3))].pack(), False, None)
                 counts["replaced"] += 1
-            except RefusedError as refused:
+            except RequestError as refused:
                 if refused.status != 503:
                     raise
                 counts["busy"] += 1
@@ -142,8 +142,8 @@ async def asked(
     return shown | {"tasks": len(names), "seconds": time.monotonic() - start}
 
 
-def verdict(outcome: Answered | RefusedError, expected: int) -> str:
+def verdict(outcome: Answered | RequestError, expected: int) -> str:
     """What an outcome is."""
-    if isinstance(outcome, RefusedError):
+    if isinstance(outcome, RequestError):
         return "failed"
     return "right" if int(outcome.probabilities.argmax()) == expected else "wrong answers"

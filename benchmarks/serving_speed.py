@@ -18,8 +18,8 @@ from benchmarks.service import Server, serve
 from benchmarks.serving_tasks import CLASSES, TaskMaker, picture
 from export.timing import ratio_interval
 from mosa_deploy.bundles.preprocess import decode
-from mosa_deploy.bundles.store_layout import Store
-from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.bundles.store_layout import StoreLayout
+from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import SharedRunner
 
@@ -109,9 +109,9 @@ def against_bare(made: Bench) -> Figures:
     """
     maker, scale = made.maker, made.scale
     bundles = [maker.make(name, seed, scale.bottleneck).bundle() for seed, name in enumerate(made.names)]
-    bank = Bank(layout(bundles[0].record), scale.bottleneck, len(bundles))
-    slots = [bank.write(task_rows(bundle)) for bundle in bundles]
-    graph = Store(maker.root).backbone(maker.backbone) / layout(bundles[0].record).file
+    bank = Bank(layout_of(bundles[0].record), scale.bottleneck, len(bundles))
+    slots = [bank.write(adapter_weights(bundle)) for bundle in bundles]
+    graph = StoreLayout(maker.root).backbone(maker.backbone) / layout_of(bundles[0].record).file
     runner = SharedRunner(graph, bank, "onnxruntime-cpu", 0, spinning=False)
     pixels = np.stack([maker.preprocess.pixels(decode(content)) for content in maker.images])
     images = np.resize(maker.preprocess.normalise(pixels), (scale.images, *pixels.transpose(0, 3, 1, 2).shape[1:]))

@@ -24,10 +24,10 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import RECORD, TENSORS, Backbone, Bundle, Record, expected_shapes
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, decode, probabilities
-from mosa_deploy.bundles.store_layout import Store
-from mosa_deploy.graphs import fold as fold_graph
-from mosa_deploy.graphs.adapter_weights import Layout, layout
+from mosa_deploy.bundles.store_layout import StoreLayout
+from mosa_deploy.graphs.adapter_weights import Layout, layout_of
 from mosa_deploy.graphs.backbone_graph import PlainGraph, read_index
+from mosa_deploy.graphs.fold import fold_bundle, head_parameters
 
 CLASSES = 32
 CANARIES = 4
@@ -61,9 +61,9 @@ class TaskMaker:
         self.backbone = describe_backbone(self.name, weights.source, model)
         height, width = image_size(model)
         self.preprocess = Preprocess(size=(height, width))
-        folder = Store(self.root).backbone(self.backbone)
+        folder = StoreLayout(self.root).backbone(self.backbone)
         if not folder.exists():
-            trace_backbone(model, self.backbone.sha256, folder, Layout(self.backbone.frame))
+            trace_backbone(model, self.backbone.sha256, folder, Layout(self.backbone.topology))
         self.model = model
         self.graph = PlainGraph.load(folder)
 
@@ -94,9 +94,9 @@ class TaskMaker:
                 "git_commit": None,
             }
         )
-        folder = Store(self.root).backbone(self.backbone)
-        if layout(record).file not in read_index(folder).files:
-            trace_layout(self.model, folder, layout(record))
+        folder = StoreLayout(self.root).backbone(self.backbone)
+        if layout_of(record).file not in read_index(folder).files:
+            trace_layout(self.model, folder, layout_of(record))
         generator = np.random.default_rng(seed)
         shapes = expected_shapes(record)
         tensors: dict[str, np.typing.NDArray[np.generic]] = {
@@ -107,15 +107,15 @@ class TaskMaker:
         wanted = np.zeros((len(self.images), classes))
         wanted[np.arange(len(self.images)), (np.arange(len(self.images)) + seed) % classes] = SHARPNESS
         weight = (np.linalg.pinv(features.astype(np.float64)) @ wanted).T.astype(np.float32)
-        tensors |= fold_graph.head(self.graph, weight, np.zeros(classes, dtype=np.float32))
+        tensors |= head_parameters(self.graph, weight, np.zeros(classes, dtype=np.float32))
         logits = features @ weight.T
         canary = Canary(tuple(self.images[:CANARIES]), probabilities(logits, record.temperature)[:CANARIES])
         return packed(Bundle(record, tensors, canary))
 
     def features(self, bundle: Bundle) -> Array:
         """What the folded graph says of the probe images before the head (n, C)."""
-        width = self.backbone.frame.features
-        eye = fold_graph.head(self.graph, np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32))
+        width = self.backbone.topology.features
+        eye = head_parameters(self.graph, np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32))
         return self.run(Bundle(bundle.record, {**bundle.tensors, **eye}, bundle.canary), self.images)
 
     def offline(self, archive: Archive, images: Sequence[bytes] | None = None) -> Array:
@@ -125,7 +125,7 @@ class TaskMaker:
 
     def run(self, bundle: Bundle, images: Sequence[bytes]) -> Array:
         """What the task's folded graph says."""
-        model = fold_graph.fold(self.graph, bundle)
+        model = fold_bundle(self.graph, bundle)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -135,7 +135,7 @@ class TaskMaker:
 
     def store(self, archive: Archive) -> Path:
         """Write a task into the store as an export does."""
-        folder = Store(self.root).task(archive.bundle().record.task)
+        folder = StoreLayout(self.root).task(archive.bundle().record.task)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_bytes(archive.record)
         (folder / TENSORS).write_bytes(archive.tensors)

@@ -19,7 +19,7 @@ from export.formats import fp32_file, write_formats
 from export.options import FileOptions
 from export.overview import overview
 from export.parity import BY_RUNNER, Chain, table
-from export.targets import Lane, shared_lane
+from export.targets import ExportTarget, shared_target
 from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.fold import fold
@@ -29,11 +29,11 @@ from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SEQUENTIAL
 from mosa_deploy.bundles.bundle import Bundle, Record
-from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, Store
-from mosa_deploy.errors import ConfigError, command, one_of
-from mosa_deploy.graphs import fold as fold_graph
-from mosa_deploy.graphs.adapter_weights import Layout, layout
+from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
+from mosa_deploy.errors import ConfigError, command, unknown_name
+from mosa_deploy.graphs.adapter_weights import Layout, layout_of
 from mosa_deploy.graphs.backbone_graph import PlainGraph, graph_file, read_index
+from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.runtimes.runner import check_runner, open_runner
 from mosa_deploy.utils.files import replacing_folder, sha256, write_text
 
@@ -58,7 +58,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
         faults = [f"--parity-images {self.parity_images}: at least 0"] if self.parity_images < 0 else []
-        faults += [one_of("runner", name, BY_RUNNER) for name in self.runners if name not in BY_RUNNER]
+        faults += [unknown_name("runner", name, BY_RUNNER) for name in self.runners if name not in BY_RUNNER]
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -80,7 +80,7 @@ def export(config: ExportConfig) -> Path:
         require_enough(samples, config.bundle)
     weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
     model = restore(bundle, weights)
-    store = Store(config.out)
+    store = StoreLayout(config.out)
     chain = Chain(bundle, *(samples.compared(config.parity_images) if samples else ()))
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
@@ -109,23 +109,25 @@ def export(config: ExportConfig) -> Path:
     return target
 
 
-def write_folded(chain: Chain, model: Transformer, folder: Path, backbone: Path, weights: Weights | None) -> list[Lane]:
+def write_folded(
+    chain: Chain, model: Transformer, folder: Path, backbone: Path, weights: Weights | None
+) -> list[ExportTarget]:
     """The task in the plain graph's weights; the chain grows by what is folded, and by the shared graph."""
     bundle = chain.bundle
     chain.add_model("folded", fold(model))
     chain.require()
     graph = plain_graph(backbone, bundle.record, weights)
-    onnx.save(fold_graph.fold(graph, bundle), folder / FOLDED)
+    onnx.save(fold_bundle(graph, bundle), folder / FOLDED)
     chain.add_graph("folded ONNX", folder / FOLDED)
-    lanes = [Lane("folded", folder / FOLDED)]
+    lanes = [ExportTarget("folded", folder / FOLDED)]
     if bundle.record.method != "full":
-        lanes.append(shared_lane(graph_file(backbone, graph.index, layout(bundle.record).file), bundle))
+        lanes.append(shared_target(graph_file(backbone, graph.index, layout_of(bundle.record).file), bundle))
         chain.add_shared("shared ONNX", lanes[-1].path)
     print(f"the plain graph has {len(graph.model.graph.node)} nodes")
     return lanes
 
 
-def add_runners(chain: Chain, lane: Lane, names: Sequence[str]) -> None:
+def add_runners(chain: Chain, lane: ExportTarget, names: Sequence[str]) -> None:
     """A lane's graph by other runners than ONNX Runtime's on the CPU, which proved it already."""
     for name, tolerance in BY_RUNNER.items():
         if name in names and name != "onnxruntime-cpu":
@@ -133,14 +135,14 @@ def add_runners(chain: Chain, lane: Lane, names: Sequence[str]) -> None:
             chain.branch(lane.stage, f"{lane.name} by {name}", answer, tolerance)
 
 
-def write_unfolded(chain: Chain, model: Transformer, folder: Path) -> list[Lane]:
+def write_unfolded(chain: Chain, model: Transformer, folder: Path) -> list[ExportTarget]:
     """The task with its adapters as nodes of their own."""
     adapter = chain.bundle.record.adapter
     assert adapter is not None
     print(f"{adapter.style} adapters cannot fold: tracing the task with nodes of its own", flush=True)
     write_onnx(model, folder / UNFOLDED)
     chain.add_graph("unfolded ONNX", folder / UNFOLDED)
-    return [Lane("unfolded", folder / UNFOLDED)]
+    return [ExportTarget("unfolded", folder / UNFOLDED)]
 
 
 def merged_bundle(bundle: Bundle, model: Transformer) -> Bundle:
@@ -157,8 +159,8 @@ def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainG
     Raises:
         StoreError: it was altered since.
     """
-    # A fully tuned task has no rows, but the folder is for the others too.
-    wanted = Layout(record.backbone.frame) if record.method == "full" else layout(record)
+    # A fully tuned task has no adapter weights, but the folder is for the others too.
+    wanted = Layout(record.backbone.topology) if record.method == "full" else layout_of(record)
     known = read_index(folder).files if (folder / GRAPH).is_file() else {}
     if wanted.file not in known:
         print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)

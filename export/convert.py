@@ -29,7 +29,7 @@ from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.checkpoints import load_weights, read_head
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
 from mosa_deploy.backbones.transformers_config import EPS, eps_of
-from mosa_deploy.bundles.adapter_config import PLACES, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.bundle import TASK_NAME, Bundle, Record, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
@@ -161,7 +161,7 @@ def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Tas
     )
     tensors = dict(adapter.head)
     for (block, target), update in adapter.updates.items():
-        layer = f"blocks.{block}.{PLACES[target].module}.adapter.{target}"
+        layer = f"blocks.{block}.{TARGET_SLICES[target].module}.adapter.{target}"
         rest = adapter.rank - len(update.down)
         tensors[f"{layer}.down.weight"] = F.pad(update.down, (0, 0, 0, rest))
         tensors[f"{layer}.up.weight"] = F.pad(update.up, (0, rest))

@@ -11,7 +11,7 @@ from export.engines import Backend, BankLimits, Request, choose_backend
 from export.formats import ENGINE_FORMATS, Written, format_file, milliseconds
 from export.options import FileOptions
 from export.parity import TOLERANCES, Chain
-from export.targets import Lane
+from export.targets import ExportTarget
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.runtimes.cuda import device_capability
 from mosa_deploy.runtimes.tensorrt import load_engine
@@ -36,7 +36,7 @@ class Build:
     """Ascending."""
     bank: BankLimits
 
-    def write(self, lane: Lane, precisions: Sequence[Precision], chain: Chain) -> Iterator[Written]:
+    def write(self, lane: ExportTarget, precisions: Sequence[Precision], chain: Chain) -> Iterator[Written]:
         """Build one engine a precision; a shared one that was built from the same file in the same way stays.
 
         Raises:
@@ -60,11 +60,11 @@ class Build:
             write_record(path, record)
             yield found
 
-    def limits(self, lane: Lane) -> BankLimits:
+    def limits(self, lane: ExportTarget) -> BankLimits:
         """Those asked for, or wider if the task's own bottleneck is."""
         return BankLimits(self.bank.slots, max(self.bank.bottleneck, lane.bottleneck))
 
-    def describe(self, lane: Lane, precision: Precision) -> EngineRecord:
+    def describe(self, lane: ExportTarget, precision: Precision) -> EngineRecord:
         """The record of an engine before it is built."""
         onnx, limits = format_file(lane.path, ENGINE_FORMATS[precision]), self.limits(lane)
         return EngineRecord(
@@ -101,7 +101,7 @@ def same(kept: EngineRecord, record: EngineRecord) -> bool:
     return kept.model_copy(update={"sha256": "", "parity": DEFERRED}) == record
 
 
-def prove(lane: Lane, file: Path, path: Path, record: EngineRecord, chain: Chain) -> Written:
+def prove(lane: ExportTarget, file: Path, path: Path, record: EngineRecord, chain: Chain) -> Written:
     """Compare an engine, which is at `path` in the end, with the fp32 graph of its lane, if its GPU is here."""
     if device_capability() != record.capability:
         return Written(path, None, None, None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mosa_deploy.errors import ConfigError, ProviderError, one_of
+from mosa_deploy.errors import ConfigError, ProviderError, unknown_name
 from mosa_deploy.runtimes.cuda import device_capability
 from mosa_deploy.runtimes.tensorrt_library import INSTALL, Library, installed, load_library
 from mosa_deploy.runtimes.tensorrt_record import Precision
@@ -146,7 +146,7 @@ def choose_backend(name: str | None, cache: Path) -> Backend:
         case "tensorrt_rtx":
             return TensorRtRtx()
         case unknown:
-            raise ConfigError(one_of("--engine-backend", unknown, ("tensorrt", "tensorrt_rtx")))
+            raise ConfigError(unknown_name("--engine-backend", unknown, ("tensorrt", "tensorrt_rtx")))
 
 
 def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tuple[bytes, Any]:

@@ -17,7 +17,7 @@ import onnx
 from export.fp16 import require_finite, to_fp16
 from export.int8 import to_int8
 from export.parity import TOLERANCES, Chain, Link
-from export.targets import Lane
+from export.targets import ExportTarget
 from mosa_deploy.bundles.preprocess import Array, Pixels
 from mosa_deploy.graphs.backbone_graph import add_graph_file, graph_file, read_index
 from mosa_deploy.runtimes.runner import OnnxRunner, Runner
@@ -56,7 +56,7 @@ def format_file(graph: Path, name: str) -> Path:
     return graph if name == "fp32" else graph.with_suffix(f".{name}.onnx")
 
 
-def fp32_file(lane: Lane, chain: Chain) -> Written:
+def fp32_file(lane: ExportTarget, chain: Chain) -> Written:
     """The lane's own graph, which the chain has proved."""
     link = next(link for link in chain.links if link.second == lane.stage)
     accuracy = chain.accuracy(chain.outputs[lane.stage])
@@ -64,7 +64,7 @@ def fp32_file(lane: Lane, chain: Chain) -> Written:
 
 
 def write_formats(
-    lane: Lane, precisions: Sequence[Precision], chain: Chain, calibration: Pixels | None
+    lane: ExportTarget, precisions: Sequence[Precision], chain: Chain, calibration: Pixels | None
 ) -> Iterator[Written]:
     """Write and prove one file after the other.
 
@@ -89,7 +89,7 @@ def write_formats(
             yield found
 
 
-def convert(lane: Lane, name: str, calibration: Array | None) -> onnx.ModelProto:
+def convert(lane: ExportTarget, name: str, calibration: Array | None) -> onnx.ModelProto:
     """The lane's graph in the format of that name."""
     graph = onnx.load(lane.path)
     if name == "fp16":
@@ -98,7 +98,7 @@ def convert(lane: Lane, name: str, calibration: Array | None) -> onnx.ModelProto
     return to_int8(graph, lane.feeds(calibration), "tensorrt" if name == "int8-tensorrt" else "cpu")
 
 
-def prove(lane: Lane, file: Path, path: Path, precision: Precision, chain: Chain) -> Written:
+def prove(lane: ExportTarget, file: Path, path: Path, precision: Precision, chain: Chain) -> Written:
     """Compare a file, which is at `path` in the end, with the fp32 graph of its lane."""
     # An image at a time: all the values of one fit into memory.
     require_finite(path.name, file, (lane.feed(image[None]) for image in chain.inputs[: chain.canaries]))
@@ -108,7 +108,7 @@ def prove(lane: Lane, file: Path, path: Path, precision: Precision, chain: Chain
     return Written(path, link, chain.accuracy(logits), milliseconds(lane, runner, chain.inputs))
 
 
-def milliseconds(lane: Lane, runner: Runner, images: Array) -> float:
+def milliseconds(lane: ExportTarget, runner: Runner, images: Array) -> float:
     """The median time of one image over a few runs, by a runner that is bound: an impression, not a measurement."""
     if lane.bound:
         runner.bind(lane.bound)

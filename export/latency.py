@@ -24,11 +24,11 @@ from export.timing import Row, Times, ratio_interval, time_sessions
 from export.trace import STAND_IN_CLASSES
 from export.variants import MIXED_TASKS, VARIANTS, Task, Variant, random_task, write_variants
 from mosa_deploy.adapters.restore import restore
-from mosa_deploy.backbones.foldable import Transformer, frame_of, image_size
+from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.errors import ConfigError, ProviderError, command, one_of
-from mosa_deploy.graphs.adapter_weights import task_rows
+from mosa_deploy.errors import ConfigError, ProviderError, command, unknown_name
+from mosa_deploy.graphs.adapter_weights import adapter_weights
 from mosa_deploy.runtimes.runner import GraphRunnerName, RunnerName, check_runner
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import library_versions, machine
@@ -92,7 +92,7 @@ class LatencyConfig:
         ):
             if names is not None and not names:
                 faults.append(f"--{flag}s: give at least one of {', '.join(known)}")
-            faults += [one_of(flag, name, known) for name in names or () if name not in known]
+            faults += [unknown_name(flag, name, known) for name in names or () if name not in known]
         faults += [f"--bottlenecks {r}: at least 1" for r in self.bottlenecks if r < 1]
         faults += [f"--batch-sizes {size}: at least 1" for size in self.batch_sizes if size < 1]
         if not self.batch_sizes:
@@ -137,7 +137,7 @@ def subject(config: LatencyConfig) -> Subject:
         restore(bundle, given)
         used, size = given or Weights(record.backbone.source), record.preprocess.size
         model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=size)
-        own = Task(record.backbone.frame, task_rows(bundle), *bundle.head)
+        own = Task(record.backbone.topology, adapter_weights(bundle), *bundle.head)
         others = random_tasks(model, record.adapter.bottleneck)[1:]
         words = f"{record.task} on {record.backbone.name}, r = {record.adapter.bottleneck}"
         return Subject(model, {record.adapter.bottleneck: [own, *others]}, words)
@@ -151,7 +151,7 @@ def subject(config: LatencyConfig) -> Subject:
 
 def random_tasks(model: Transformer, bottleneck: int) -> list[Task]:
     """As many tasks as a mixed batch has."""
-    return [random_task(frame_of(model), bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
+    return [random_task(topology_of(model), bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
 
 
 def choose_runners(names: Sequence[str] | None) -> list[RunnerName]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from mosa_deploy.errors import ConfigError, one_of
+from mosa_deploy.errors import ConfigError, unknown_name
 from mosa_deploy.runtimes.tensorrt_library import Library
 from mosa_deploy.runtimes.tensorrt_record import Precision
 
@@ -37,9 +37,9 @@ class FileOptions:
             ("targets", self.targets, TARGETS),
         ):
             names = text.split(",")
-            faults += [one_of(f"--{flag}", name, known) for name in names if name not in known]
+            faults += [unknown_name(f"--{flag}", name, known) for name in names if name not in known]
         if self.engine_backend is not None and self.engine_backend not in get_args(Library):
-            faults.append(one_of("--engine-backend", self.engine_backend, get_args(Library)))
+            faults.append(unknown_name("--engine-backend", self.engine_backend, get_args(Library)))
         if not self.batch_sizes:
             faults.append("--batch-sizes: give at least one")
         faults += [f"--batch-sizes {size}: at least 1" for size in self.batch_sizes if size < 1]

@@ -18,7 +18,7 @@ from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.errors import ParityError
-from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import GraphRunnerName, OnnxRunner, SharedRunner
 
@@ -161,8 +161,8 @@ class Chain:
 
     def add_shared(self, stage: str, path: Path) -> None:
         """The shared graph with this task in one of its slots, and the task's head, as the next stage."""
-        bank = Bank(layout(self.bundle.record))
-        slot = bank.write(task_rows(self.bundle))
+        bank = Bank(layout_of(self.bundle.record))
+        slot = bank.write(adapter_weights(self.bundle))
         features = SharedRunner(path, bank).run(self.inputs, np.full(len(self.inputs), slot))
         head, bias = self.bundle.head
         self.add(stage, features @ head.T + bias)

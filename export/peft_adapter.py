@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mosa_deploy.backbones.checkpoints import HEAD, read_state
 from mosa_deploy.backbones.transformers_names import timm_name
-from mosa_deploy.bundles.adapter_config import PLACES, Target
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, Target
 from mosa_deploy.errors import BundleError
 
 SETTINGS = "adapter_config.json"
@@ -100,7 +100,7 @@ class PeftAdapter:
     @property
     def targets(self) -> tuple[Target, ...]:
         """What is updated in any block, in the order in which a block computes them."""
-        return tuple(target for target in PLACES if any(target == known for _, known in self.updates))
+        return tuple(target for target in TARGET_SLICES if any(target == known for _, known in self.updates))
 
 
 def read_peft(folder: Path) -> PeftAdapter:
@@ -198,8 +198,8 @@ def _place(name: str) -> tuple[int, Target] | None:
     found = re.fullmatch(r"blocks\.(\d+)\.(attn|mlp)\.(\w+)", name)
     if found is None:
         return None
-    target = next((target for target in PLACES if target == found[3]), None)
-    if target is None or not PLACES[target].module.startswith(f"{found[2]}."):
+    target = next((target for target in TARGET_SLICES if target == found[3]), None)
+    if target is None or not TARGET_SLICES[target].module.startswith(f"{found[2]}."):
         return None
     return int(found[1]), target
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from export.int8 import Feed
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import Runner
 
@@ -27,7 +27,7 @@ def unchanged(logits: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Lane:
+class ExportTarget:
     """The fp32 graph of one lane, and how a task uses it."""
 
     name: str
@@ -72,13 +72,13 @@ class Lane:
             yield self.feed(images[i : i + BATCH])
 
 
-def shared_lane(path: Path, bundle: Bundle) -> Lane:
+def shared_target(path: Path, bundle: Bundle) -> ExportTarget:
     """The backbone's shared graph with this task alone in its banks, and the task's head behind it."""
-    bank = Bank(layout(bundle.record))
-    slot = bank.write(task_rows(bundle))
+    bank = Bank(layout_of(bundle.record))
+    slot = bank.write(adapter_weights(bundle))
     head, bias = bundle.head
 
     def finish(features: Array) -> Array:
         return np.asarray(features @ head.T + bias, dtype=np.float32)
 
-    return Lane("shared", path, dict(bank.tensors), slot, bank.bottleneck, finish)
+    return ExportTarget("shared", path, dict(bank.tensors), slot, bank.bottleneck, finish)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from export.trace_shared import SLOTS, SharedBackbone
 from export.windows import gathered
-from mosa_deploy.backbones.foldable import Transformer, frame_of, image_size
+from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import randomise
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import Layout
-from mosa_deploy.graphs.backbone_graph import Index, Place, PlainGraph, add_graph, save_graphs
+from mosa_deploy.graphs.backbone_graph import Index, ParameterRef, PlainGraph, add_graph, save_graphs
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.utils.files import replacing
 
@@ -82,9 +82,14 @@ def trace_layout(model: Transformer, folder: Path, layout: Layout) -> None:
 def trace_plain(model: Transformer, sha256: str) -> PlainGraph:
     """The graph that tasks are folded into."""
     graph, places = trace(model, [INPUT], OUTPUT, (example_images(model),), ({0: torch.export.Dim("batch")},))
-    frame = frame_of(model)
+    topology = topology_of(model)
     index = Index(
-        backbone=sha256, depth=frame.depth, embed_dim=frame.width, stages=frame.stages, parameters=places, files={}
+        backbone=sha256,
+        depth=topology.depth,
+        embed_dim=topology.width,
+        stages=topology.stages,
+        parameters=places,
+        files={},
     )
     return PlainGraph(graph, index)
 
@@ -106,7 +111,7 @@ def bank_dimensions(name: str) -> dict[int, Any]:
 
 def trace(
     model: nn.Module, inputs: list[str], output: str, arguments: tuple[Any, ...], dynamic: tuple[Any, ...]
-) -> tuple[onnx.ModelProto, dict[str, Place]]:
+) -> tuple[onnx.ModelProto, dict[str, ParameterRef]]:
     """A graph whose weights bear the names of the model's parameters, and where each of them lies.
 
     The exporter renames weights, joins equal ones and folds what it can compute. So a copy with random weights, no two
@@ -135,7 +140,7 @@ def trace(
             continue
         name, transposed = found
         node, i = users[tensor.name]
-        places[name] = Place(node=node.name, input=i, transposed=transposed)
+        places[name] = ParameterRef(node=node.name, input=i, transposed=transposed)
         value = own[name].T if transposed else own[name]
         tensor.CopyFrom(numpy_helper.from_array(value.contiguous().numpy(), name))
         node.input[i] = name

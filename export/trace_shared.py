@@ -2,7 +2,7 @@
 
     images (B, 3, H, W), slots (B,) int64, banks -> features (B, C)
 
-Heads, of any class count, are applied outside. A batch may mix tasks: each sample gathers the rows of its own slot.
+Heads, of any class count, are applied outside. A batch may mix tasks: each sample gathers the weights of its own slot.
 See `mosa_deploy.graphs.bank`.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mosa_deploy.adapters.fold import absorb_norm, linear
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_plain, feed_forward
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_foldable, feed_forward
 from mosa_deploy.graphs.adapter_weights import PARTS, Layout
 
 Inputs = dict[str, Tensor]
@@ -62,7 +62,7 @@ class SharedBackbone(nn.Module):
         super().__init__()
         self.inputs: Inputs = {}
         self.names = list(layout.shapes(1))
-        self.backbone = check_plain(copy.deepcopy(model))
+        self.backbone = check_foldable(copy.deepcopy(model))
         self.backbone.reset_classifier(0)
         for name, block in blocks_of(self.backbone).items():
             if layout.modules:
@@ -71,7 +71,7 @@ class SharedBackbone(nn.Module):
                 share_mlp(block, self.inputs, name)
 
     def forward(self, images: Tensor, slots: Tensor, banks: list[Tensor]) -> Tensor:
-        """Images (B, 3, H, W), slots (B,) and banks in the order of the layout's rows -> features (B, C)."""
+        """Images (B, 3, H, W), slots (B,) and banks in the order of the layout -> features (B, C)."""
         self.inputs.update({SLOTS: slots, **dict(zip(self.names, banks, strict=True))})
         features: Tensor = self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
         return features

@@ -2,10 +2,10 @@
 
     plain          the backbone with a head
     control        the same file in a session of its own: whatever differs is noise
-    folded         the task's rows in the FFN's weights: the plain graph's nodes, M + r wide
+    folded         the adapter in the FFN's weights: the plain graph's nodes, M + r wide
     lora           an update of rank 16 merged into qkv: the plain graph's shapes
     unfolded       the adapters as nodes of their own
-    shared         the rows in banks that are inputs, all samples of one task; heads outside
+    shared         the adapters in banks that are inputs, all samples of one task; heads outside
     shared-mixed   the same with a batch of eight tasks
 
 Two traces and one for `unfolded` serve every r: the rest is numpy.
@@ -25,14 +25,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.timing import Answer
 from export.trace import node_types, optimised_node_types, trace_plain, trace_shared
 from mosa_deploy.adapters.attach import attach
-from mosa_deploy.backbones.foldable import Transformer, frame_of, image_size
+from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.bundles.topology import Frame
-from mosa_deploy.graphs.adapter_weights import PARTS, Layout, Rows
+from mosa_deploy.bundles.topology import BlockTopology
+from mosa_deploy.graphs.adapter_weights import PARTS, AdapterWeights, Layout
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.graphs.fold import Parameters, fold_rows, head
+from mosa_deploy.graphs.fold import Parameters, fold_adapter, head_parameters
 from mosa_deploy.runtimes.runner import RunnerName, SharedRunner, open_runner
 
 VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
@@ -47,10 +47,10 @@ MIXED_TASKS = 8
 
 @dataclass(frozen=True)
 class Task:
-    """A merged task: the frame of its backbone, its rows, and its head (K, C), (K,)."""
+    """A merged task: the topology of its backbone, its adapter weights, and its head (K, C), (K,)."""
 
-    frame: Frame
-    rows: Rows
+    topology: BlockTopology
+    weights: AdapterWeights
     head: Array
     bias: Array
 
@@ -81,9 +81,9 @@ class Variant:
     @cached_property
     def bank(self) -> Bank:
         """The tasks' bank; they take the slots in their order."""
-        bank = Bank(Layout(self.tasks[0].frame), self.bottleneck, len(self.tasks))
+        bank = Bank(Layout(self.tasks[0].topology), self.bottleneck, len(self.tasks))
         for task in self.tasks:
-            bank.write(task.rows)
+            bank.write(task.weights)
         return bank
 
     def open(self, runner: RunnerName, threads: int) -> Answer:
@@ -102,16 +102,16 @@ class Variant:
         return answer
 
 
-def random_task(frame: Frame, bottleneck: int, classes: int, seed: int) -> Task:
-    """Rows and a head that keep the scale of what they read."""
+def random_task(topology: BlockTopology, bottleneck: int, classes: int, seed: int) -> Task:
+    """AdapterWeights and a head that keep the scale of what they read."""
     rng = np.random.default_rng([seed, bottleneck])
 
     def draw(shape: tuple[int, ...]) -> Array:
         deviation = shape[0] ** -0.5 if len(shape) > 1 else 0.1
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
 
-    rows = {name: draw(shape) for name, shape in Layout(frame).shapes(bottleneck).items()}
-    return Task(frame, rows, draw((frame.features, classes)).T.copy(), draw((classes,)))
+    weights = {name: draw(shape) for name, shape in Layout(topology).shapes(bottleneck).items()}
+    return Task(topology, weights, draw((topology.features, classes)).T.copy(), draw((classes,)))
 
 
 def write_variants(
@@ -153,19 +153,19 @@ def trace_variants(
         for r, task in tasks.items():
             yield "unfolded", r, beside.replaced(unfolded(beside, task, config.scale))
     if not set(SHARED).isdisjoint(names):
-        yield "shared", 0, trace_shared(model, Layout(frame_of(model)))
+        yield "shared", 0, trace_shared(model, Layout(topology_of(model)))
 
 
 def folded(graph: PlainGraph, task: Task) -> Parameters:
     """The parameters of a plain graph with the task in its FFNs."""
-    return head(graph, task.head, task.bias) | fold_rows(graph, task.rows)
+    return head_parameters(graph, task.head, task.bias) | fold_adapter(graph, task.weights)
 
 
 def unfolded(graph: PlainGraph, task: Task, scale: float) -> Parameters:
-    """The parameters of adapters that were traced beside their blocks: the affine of their norm is in the rows."""
-    values = head(graph, task.head, task.bias)
-    for block in task.frame.blocks:
-        down, down_bias, up, up_bias = (task.rows[f"{block}.{part}"] for part in PARTS)
+    """The parameters of adapters that were traced beside their blocks: the affine of their norm is in the weights."""
+    values = head_parameters(graph, task.head, task.bias)
+    for block in task.topology.blocks:
+        down, down_bias, up, up_bias = (task.weights[f"{block}.{part}"] for part in PARTS)
         adapter = f"{block}.adapter"
         values |= {
             f"{adapter}.norm.weight": np.ones_like(up_bias),
@@ -181,7 +181,7 @@ def unfolded(graph: PlainGraph, task: Task, scale: float) -> Parameters:
 def low_rank(graph: PlainGraph) -> Parameters:
     """W' = W + B A for the qkv of every block, with a random B (3 C, 16) and A (16, C)."""
     rng, values = np.random.default_rng(0), {}
-    for block in graph.index.frame.blocks:
+    for block in graph.index.topology.blocks:
         weight = graph.parameter(f"{block}.attn.qkv.weight")
         up, down = rng.standard_normal((len(weight), RANK)), rng.standard_normal((RANK, weight.shape[1]))
         update = up @ down / np.sqrt(RANK * weight.shape[1])

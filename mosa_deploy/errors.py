@@ -75,7 +75,7 @@ class ServiceError(MosaError):
         self.status, self.detail = status, detail
 
 
-def one_of(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Text for an unknown name: the nearest known ones, or what is known if none is near."""
     names = sorted(known)
     listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")

@@ -18,8 +18,8 @@ from serving import metrics
 from serving.auth import may_ask, may_change
 from serving.backend import Backend
 from serving.classify import Classifier, Sent, Trace, result
-from serving.errors import RefusedError
-from serving.middleware import Guard, answer
+from serving.errors import RequestError
+from serving.middleware import LimitsMiddleware, answer
 from serving.settings import Settings
 
 WHY: dict[int, str] = {
@@ -61,8 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
         summary="One frozen vision transformer, one adapter a task, switched on each request.",
     )
     app.state.settings = settings
-    app.add_middleware(Guard, settings=settings)
-    app.add_exception_handler(RefusedError, _refused)
+    app.add_middleware(LimitsMiddleware, settings=settings)
+    app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _not_allowed)
     add_routes(app)
@@ -76,7 +76,7 @@ def attach(app: FastAPI, backend: Backend) -> None:
 
 
 async def _refused(_: Request, refusal: Exception) -> JSONResponse:
-    assert isinstance(refusal, RefusedError)
+    assert isinstance(refusal, RequestError)
     return answer(refusal)
 
 
@@ -84,7 +84,7 @@ async def _invalid(_: Request, fault: Exception) -> JSONResponse:
     assert isinstance(fault, RequestValidationError)
     found = [f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in fault.errors()]
     more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return answer(RefusedError(422, "; ".join(found[:NAMED]) + more))
+    return answer(RequestError(422, "; ".join(found[:NAMED]) + more))
 
 
 async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
@@ -92,7 +92,7 @@ async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
-    refusal = RefusedError(405, f"{request.method} is not for {request.url.path}: send {allowed}")
+    refusal = RequestError(405, f"{request.method} is not for {request.url.path}: send {allowed}")
     return answer(refusal, {"allow": allowed})
 
 
@@ -150,7 +150,7 @@ async def classify(
     results = await classifier.classify(sent, top_k, trace)
     _note(request, sent, results, trace)
     if len(results) == 1 and not tasks:
-        if isinstance(results[0], RefusedError):
+        if isinstance(results[0], RequestError):
             raise results[0]
         return results[0]
     names = [name for one in sent for name in one.tasks]
@@ -161,25 +161,25 @@ def assign(files: Sequence[tuple[str, bytes]], task: Sequence[str], tasks: Seque
     """Which file is answered by which tasks.
 
     Raises:
-        RefusedError: 400 if there are too many, 422 if it cannot be told.
+        RequestError: 400 if there are too many, 422 if it cannot be told.
     """
     if bool(task) == bool(tasks):
-        raise RefusedError(422, "send `task`, once or for each image, or `tasks=a,b` for several tasks of every image")
+        raise RequestError(422, "send `task`, once or for each image, or `tasks=a,b` for several tasks of every image")
     if tasks:
         by_file = [tuple(dict.fromkeys(tasks))] * len(files)
     elif len(task) in (1, len(files)):
         by_file = [(name,) for name in (task if len(task) == len(files) else [*task] * len(files))]
     else:
-        raise RefusedError(
+        raise RequestError(
             422, f"{len(files)} images and {len(task)} times `task`: send one for each image, or one for all"
         )
     count = sum(map(len, by_file))
     if count > limit:
-        raise RefusedError(400, f"{count} answers are asked for at once, {limit} are given: send less at once")
+        raise RequestError(400, f"{count} answers are asked for at once, {limit} are given: send less at once")
     return [Sent(name, content, names) for (name, content), names in zip(files, by_file, strict=True)]
 
 
-def _note(request: Request, sent: Sequence[Sent], results: Sequence[Answer | RefusedError], trace: Trace) -> None:
+def _note(request: Request, sent: Sequence[Sent], results: Sequence[Answer | RequestError], trace: Trace) -> None:
     """What the log line says: known tasks, digests, times."""
     good = [each for each in results if isinstance(each, Answer)]
     request.state.note.update(
@@ -216,7 +216,7 @@ async def put_task(
     """
     content = await request.body()
     if not content:
-        raise RefusedError(400, "the body is empty: send a .mosa file")
+        raise RequestError(400, "the body is empty: send a .mosa file")
     info = await backend.put(name, content, new_classes, lane)
     request.state.note.update(task=name, digest=info.bundle[:12], lane=info.lane)
     return info

@@ -12,7 +12,7 @@ from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from serving.errors import RefusedError
+from serving.errors import RequestError
 from serving.settings import Settings
 
 NEEDED = "For changes an admin's key; to ask, one of the API keys, if the service has any."
@@ -22,19 +22,19 @@ Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_erro
 
 
 async def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
-    """Raises RefusedError 401 where keys are set and the request has none of them; an admin's key will do."""
+    """Raises RequestError 401 where keys are set and the request has none of them; an admin's key will do."""
     settings: Settings = request.app.state.settings
     if settings.api_keys and not _known(_key(bearer, header), (*settings.api_keys, *settings.admin_keys)):
-        raise RefusedError(401, "send one of the service's API keys as `Authorization: Bearer ...`")
+        raise RequestError(401, "send one of the service's API keys as `Authorization: Bearer ...`")
 
 
 async def may_change(request: Request, bearer: Bearer, header: Header) -> None:
-    """Raises RefusedError 403 where no admin's key is set, 401 where the request has none of them."""
+    """Raises RequestError 403 where no admin's key is set, 401 where the request has none of them."""
     settings: Settings = request.app.state.settings
     if not settings.admin_keys:
-        raise RefusedError(403, "changes are refused: the service was started without MOSA_ADMIN_KEYS")
+        raise RequestError(403, "changes are refused: the service was started without MOSA_ADMIN_KEYS")
     if not _known(_key(bearer, header), settings.admin_keys):
-        raise RefusedError(401, "send one of the service's admin keys as `Authorization: Bearer ...`")
+        raise RequestError(401, "send one of the service's admin keys as `Authorization: Bearer ...`")
 
 
 def _key(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
 from mosa_deploy.client.schema import TaskInfo
-from serving.errors import RefusedError
+from serving.errors import RequestError
 from serving.store import LaneName
 
 
@@ -36,7 +36,7 @@ class Answered:
     batch: int
 
 
-Outcome = Answered | RefusedError
+Outcome = Answered | RequestError
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Health:
 
 
 class Backend(Protocol):
-    """The inference side. Everything may raise RefusedError."""
+    """The inference side. Everything may raise RequestError."""
 
-    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RefusedError]:
+    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
         """Hold the versions of a request's tasks that answer now, loading them if need be."""
         ...
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
-from serving.errors import RefusedError, busy, late
+from serving.errors import RequestError, busy, late
 
 log = logging.getLogger("mosa_deploy.serving")
 
@@ -124,7 +124,7 @@ class Batcher:
         What a change waits for is not `bounded`: a full queue must not keep a repaired version out.
 
         Raises:
-            RefusedError: 503 if they do not fit into the queue; then none is queued.
+            RequestError: 503 if they do not fit into the queue; then none is queued.
         """
         with self._changed:
             if self._closing:
@@ -217,7 +217,7 @@ class Batcher:
             if "cuda" in str(fault).lower():
                 # The context is lost with every session in it: only a new process helps.
                 self.broken = reason
-            item.future.set_exception(RefusedError(503, f"inference failed: {reason:.200}"))
+            item.future.set_exception(RequestError(503, f"inference failed: {reason:.200}"))
 
     def _answer(self, items: list[Item], rows: Array, start: float) -> None:
         ran = time.monotonic() - start

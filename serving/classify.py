@@ -13,7 +13,7 @@ from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.client.schema import Answer, Failure, Prediction
 from serving import metrics
 from serving.backend import Answered, Backend, Lease, Outcome
-from serving.errors import RefusedError, late
+from serving.errors import RequestError, late
 from serving.images import read_pixels
 from serving.settings import Settings
 
@@ -59,7 +59,7 @@ class Classifier:
         self.backend, self.settings = backend, settings
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="mosa-decode")
 
-    async def classify(self, sent: Sequence[Sent], top_k: int, trace: Trace) -> list[Answer | RefusedError]:
+    async def classify(self, sent: Sequence[Sent], top_k: int, trace: Trace) -> list[Answer | RequestError]:
         """A result for each image and task, in their order."""
         start = time.monotonic()
         end = start + self.settings.deadline_s
@@ -76,13 +76,13 @@ class Classifier:
             if held:
                 await self.backend.release(held)
         seconds = time.monotonic() - start
-        results: list[Answer | RefusedError] = []
+        results: list[Answer | RequestError] = []
         for (_, task), outcome in zip(pairs, outcomes, strict=True):
             lease = leases[task]
-            status = outcome.status if isinstance(outcome, RefusedError) else 200
+            status = outcome.status if isinstance(outcome, RequestError) else 200
             known, lane = (task, lease.lane) if isinstance(lease, Lease) else ("", "")
             metrics.answers.labels(known, lane, str(status)).inc()
-            if isinstance(outcome, RefusedError):
+            if isinstance(outcome, RequestError):
                 results.append(outcome)
             else:
                 trace.add(_leased(lease), outcome)
@@ -90,12 +90,12 @@ class Classifier:
         return results
 
     async def _decode(
-        self, sent: Sequence[Sent], leases: Mapping[str, Lease | RefusedError], end: float
-    ) -> list[dict[Preprocess, Pixels] | RefusedError]:
+        self, sent: Sequence[Sent], leases: Mapping[str, Lease | RequestError], end: float
+    ) -> list[dict[Preprocess, Pixels] | RequestError]:
         """For each image its pixels (H, W, 3) by preprocess."""
         loop = asyncio.get_running_loop()
 
-        async def one(image: Sent) -> dict[Preprocess, Pixels] | RefusedError:
+        async def one(image: Sent) -> dict[Preprocess, Pixels] | RequestError:
             found = [lease for lease in map(leases.__getitem__, image.tasks) if isinstance(lease, Lease)]
             preprocesses = list(dict.fromkeys(lease.preprocess for lease in found))
             if not preprocesses:
@@ -105,8 +105,8 @@ class Classifier:
                     self.decoders, read_pixels, image.content, preprocesses, self.settings.max_pixels
                 )
                 pixels = await asyncio.wait_for(made, max(0.0, end - time.monotonic()))
-            except RefusedError as refusal:
-                return RefusedError(refusal.status, f"{image.name}: {refusal.reason}")
+            except RequestError as refusal:
+                return RequestError(refusal.status, f"{image.name}: {refusal.reason}")
             except TimeoutError:
                 return late(self.settings.deadline_s)
             return dict(zip(preprocesses, pixels, strict=True))
@@ -116,8 +116,8 @@ class Classifier:
     async def _infer(
         self,
         pairs: Sequence[tuple[int, str]],
-        leases: Mapping[str, Lease | RefusedError],
-        pixels: Sequence[dict[Preprocess, Pixels] | RefusedError],
+        leases: Mapping[str, Lease | RequestError],
+        pixels: Sequence[dict[Preprocess, Pixels] | RequestError],
         end: float,
     ) -> list[Outcome]:
         """An outcome for each pair of an image and a task."""
@@ -125,8 +125,8 @@ class Classifier:
         asked: list[tuple[Lease, Pixels]] = []
         for i, task in pairs:
             lease, image = leases[task], pixels[i]
-            if isinstance(lease, RefusedError) or isinstance(image, RefusedError):
-                outcomes.append(lease if isinstance(lease, RefusedError) else _refused(image))
+            if isinstance(lease, RequestError) or isinstance(image, RequestError):
+                outcomes.append(lease if isinstance(lease, RequestError) else _refused(image))
             else:
                 outcomes.append(None)
                 asked.append((lease, image[lease.preprocess]))
@@ -134,7 +134,7 @@ class Classifier:
         if asked:
             try:
                 answered = iter(await self.backend.infer(asked, end - time.monotonic()))
-            except RefusedError as refusal:
+            except RequestError as refusal:
                 answered = iter([refusal] * len(asked))
         return [next(answered) if outcome is None else outcome for outcome in outcomes]
 
@@ -150,18 +150,18 @@ def ranked(lease: Lease, answered: Answered, top_k: int, milliseconds: float) ->
     )
 
 
-def result(task: str, answer: Answer | RefusedError) -> Answer | Failure:
+def result(task: str, answer: Answer | RequestError) -> Answer | Failure:
     """As one of several results."""
     if isinstance(answer, Answer):
         return answer
     return Failure(task=task, status=answer.status, detail=answer.reason)
 
 
-def _leased(lease: Lease | RefusedError) -> Lease:
+def _leased(lease: Lease | RequestError) -> Lease:
     assert isinstance(lease, Lease)
     return lease
 
 
-def _refused(image: dict[Preprocess, Pixels] | RefusedError) -> RefusedError:
-    assert isinstance(image, RefusedError)
+def _refused(image: dict[Preprocess, Pixels] | RequestError) -> RequestError:
+    assert isinstance(image, RequestError)
     return image

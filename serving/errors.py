@@ -3,7 +3,7 @@
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 
 
-class RefusedError(MosaError):
+class RequestError(MosaError):
     """A fault with its HTTP status; `retry_after` are the seconds after which it may have passed."""
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None) -> None:
@@ -11,21 +11,21 @@ class RefusedError(MosaError):
         self.status, self.reason, self.retry_after = status, reason, retry_after
 
     @classmethod
-    def of(cls, fault: Exception) -> "RefusedError":
+    def of(cls, fault: Exception) -> "RequestError":
         """Any fault as a refusal: a bundle that does not hold is its sender's, the rest is the service's."""
-        if isinstance(fault, RefusedError):
+        if isinstance(fault, RequestError):
             return fault
         status = 422 if isinstance(fault, BundleError | ParityError) else 503
         return cls(status, str(fault).splitlines()[0] if str(fault) else type(fault).__name__)
 
 
-def busy(reason: str) -> RefusedError:
+def busy(reason: str) -> RequestError:
     """Too much is asked at once."""
-    return RefusedError(503, f"{reason}; ask again in a second", retry_after=1)
+    return RequestError(503, f"{reason}; ask again in a second", retry_after=1)
 
 
-def late(seconds: float) -> RefusedError:
+def late(seconds: float) -> RequestError:
     """The deadline passed."""
-    return RefusedError(
+    return RequestError(
         504, f"no answer within {seconds:g} s: the service is busy; ask again later, or for fewer images"
     )

@@ -7,14 +7,14 @@ from PIL import Image, UnidentifiedImageError
 
 from mosa_deploy.bundles.preprocess import FORMATS, Pixels, Preprocess, decode
 from mosa_deploy.errors import DataError
-from serving.errors import RefusedError
+from serving.errors import RequestError
 
 
 def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: int) -> list[Pixels]:
     """Decode once, and resize (H, W, 3) for each preprocess.
 
     Raises:
-        RefusedError: 415 for what is no image by its content, 400 for one that is too large, too narrow or damaged.
+        RequestError: 415 for what is no image by its content, 400 for one that is too large, too narrow or damaged.
     """
     for preprocess in preprocesses:
         check_size(_size(content), preprocess, max_pixels)
@@ -22,23 +22,23 @@ def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: 
         image = decode(content)
         return [preprocess.pixels(image) for preprocess in preprocesses]
     except DataError as fault:
-        raise RefusedError(400, str(fault)) from None
+        raise RequestError(400, str(fault)) from None
     except (ValueError, MemoryError, OSError) as fault:
-        raise RefusedError(400, f"not a usable image ({type(fault).__name__}): send a PNG, JPEG or WebP file") from None
+        raise RequestError(400, f"not a usable image ({type(fault).__name__}): send a PNG, JPEG or WebP file") from None
 
 
 def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -> None:
     """Refuse what would take too much memory, as it comes or when its shorter side is brought to the input's.
 
     Raises:
-        RefusedError: 400.
+        RequestError: 400.
     """
     width, height = size
     if width * height > max_pixels:
-        raise RefusedError(400, f"{width} x {height} pixels are more than {max_pixels}: send a smaller image")
+        raise RequestError(400, f"{width} x {height} pixels are more than {max_pixels}: send a smaller image")
     target = max(preprocess.size) / preprocess.crop_pct
     if preprocess.resize == "center" and target**2 * max(size) / max(1, min(size)) > max_pixels:
-        raise RefusedError(400, f"{width} x {height} pixels are too narrow: crop the image")
+        raise RequestError(400, f"{width} x {height} pixels are too narrow: crop the image")
 
 
 def _size(content: bytes) -> tuple[int, int]:
@@ -47,10 +47,10 @@ def _size(content: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.size
     except UnidentifiedImageError:
-        raise RefusedError(415, "not an image of a known type: send a PNG, JPEG or WebP file") from None
+        raise RequestError(415, "not an image of a known type: send a PNG, JPEG or WebP file") from None
     except Image.DecompressionBombError as fault:
-        raise RefusedError(400, f"{fault}: send a smaller image") from None
+        raise RequestError(400, f"{fault}: send a smaller image") from None
     except Exception as fault:  # On damaged bytes Pillow lets out struct.error, TypeError and RuntimeError too.
-        raise RefusedError(
+        raise RequestError(
             400, f"not a readable image ({type(fault).__name__}): send a PNG, JPEG or WebP file"
         ) from None

@@ -22,7 +22,7 @@ from mosa_deploy.bundles.bundle import Bundle, Record
 from mosa_deploy.bundles.canary import Arithmetic
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
-from mosa_deploy.graphs.adapter_weights import Layout, Rows, layout
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import Runner, RunnerName, SharedRunner, open_runner
 from mosa_deploy.runtimes.tensorrt_record import RECORDS, engines_of, read_records
@@ -35,7 +35,7 @@ ON_GPU: tuple[RunnerName, ...] = ("onnxruntime-cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
-class Way:
+class ExecutionPlan:
     """How a lane's graph is run."""
 
     runtime: RunnerName
@@ -70,23 +70,23 @@ class SharedLane:
         self.bank = bank
         self.empty = bank.write({})
         self.runner = SharedRunner(graph, bank, runner, threads, spinning=False)
-        self.way = Way.of(self.runner.runner, runner, max_batch)
+        self.plan = ExecutionPlan.of(self.runner.runner, runner, max_batch)
         self.proved = False
         """Whether a task has passed its canary here."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The batches that it takes."""
-        return self.way.sizes
+        return self.plan.sizes
 
     @property
     def padding(self) -> float:
-        """See `Way`."""
-        return self.way.padding
+        """See `ExecutionPlan`."""
+        return self.plan.padding
 
-    def write(self, rows: Rows) -> int:
+    def write(self, weights: AdapterWeights) -> int:
         """Put a task into a slot; a linear one into none."""
-        return self.bank.write(rows) if rows else self.empty
+        return self.bank.write(weights) if weights else self.empty
 
     def clear(self, slot: int) -> None:
         """Free a slot."""
@@ -106,17 +106,17 @@ class FoldedLane:
     kind = "folded"
 
     def __init__(self, runner: Runner, name: RunnerName, max_batch: int) -> None:
-        self.runner, self.way = runner, Way.of(runner, name, max_batch)
+        self.runner, self.plan = runner, ExecutionPlan.of(runner, name, max_batch)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The batches that it takes."""
-        return self.way.sizes
+        return self.plan.sizes
 
     @property
     def padding(self) -> float:
-        """See `Way`."""
-        return self.way.padding
+        """See `ExecutionPlan`."""
+        return self.plan.padding
 
     def run(self, items: Sequence[Item], size: int) -> Array:
         """-> logits (n, K)."""
@@ -145,7 +145,7 @@ class Lanes:
         """`capacity` is the number of slots that a bank starts with; none takes memory before it is written."""
         self.batcher, self.runtimes, self.threads, self.capacity = batcher, runtimes, threads, capacity
         self._shared: dict[Path, SharedLane] = {}
-        self._left: set[Path] = set()
+        self._disabled: set[Path] = set()
         self._lock = threading.Lock()
 
     def engines(self, folder: Path, graph: str) -> list[Path]:
@@ -155,22 +155,22 @@ class Lanes:
         try:
             found = engines_of(folder, graph, self.runtimes.capability)
         except StoreError as fault:
-            self.leave(folder / RECORDS, graph, fault)
+            self.disable_engine(folder / RECORDS, graph, fault)
             return []
-        return [engine for engine in found if engine not in self._left]
+        return [engine for engine in found if engine not in self._disabled]
 
-    def leave(self, engine: Path, task: str, fault: MosaError) -> None:
+    def disable_engine(self, engine: Path, task: str, fault: MosaError) -> None:
         """Say why an engine is not used: for one task where that is the task's, else for all and for good."""
         with self._lock:
             lane = self._shared.get(engine)
             if not (isinstance(fault, ConfigError) or (lane and lane.proved)):
-                if engine in self._left:
+                if engine in self._disabled:
                     return
-                self._left.add(engine)
+                self._disabled.add(engine)
                 self._shared.pop(engine, None)
         log.warning("%s without %s, by %s: %s", task, engine.name, self.runtimes.graphs, fault)
 
-    def shared(self, folder: Path, record: Record, rows: Rows, engine: Path | None) -> SharedLane:
+    def shared(self, folder: Path, record: Record, weights: AdapterWeights, engine: Path | None) -> SharedLane:
         """The shared lane of a task whose backbone lies in `folder`, by an engine or by the ONNX file.
 
         Raises:
@@ -178,14 +178,14 @@ class Lanes:
             StoreError: the graph or the engine is damaged.
             ProviderError: the engine does not fit.
         """
-        wanted = layout(record)
+        wanted = layout_of(record)
         path = engine or folder / wanted.file
         with self._lock:
             if path not in self._shared:
                 limits = read_records(folder)[path.name].bank if engine else None
                 if engine is None:
                     _whole(folder, wanted)
-                bottleneck = max((rows[name].shape[0] for name in rows if name.endswith(".up")), default=1)
+                bottleneck = max((weights[name].shape[0] for name in weights if name.endswith(".up")), default=1)
                 bank = Bank(wanted, bottleneck, self.capacity, limits)
                 lane = SharedLane(path, bank, self._runner(engine), self.threads, self.batcher.max_batch)
                 self._warm(lane, record.preprocess, lane.empty)
@@ -199,10 +199,10 @@ class Lanes:
             StoreError: the backbone's graph is missing or damaged.
         """
         # onnx is loaded only by a service that folds.
-        from mosa_deploy.graphs import fold as fold_graph
         from mosa_deploy.graphs.backbone_graph import PlainGraph
+        from mosa_deploy.graphs.fold import fold_bundle
 
-        model = fold_graph.fold(PlainGraph.load(folder), bundle)
+        model = fold_bundle(PlainGraph.load(folder), bundle)
         with tempfile.TemporaryDirectory(prefix="mosa-") as aside:
             path = Path(aside) / "folded.onnx"
             path.write_bytes(model.SerializeToString())

@@ -16,13 +16,13 @@ from mosa_deploy.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerRendezvous:
     """A folder that only this user can enter."""
 
     folder: Path
 
     @classmethod
-    def of_siblings(cls) -> "Place":
+    def of_siblings(cls) -> "WorkerRendezvous":
         """The meeting place of the workers of one server.
 
         Raises:

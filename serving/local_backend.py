@@ -16,9 +16,9 @@ from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
 from serving.backend import Answered, Health, Lease, Outcome
 from serving.batching import Batcher, Item
-from serving.errors import RefusedError, late
+from serving.errors import RequestError, late
 from serving.lanes import Lanes, SharedLane
-from serving.model_cache import Active
+from serving.model_cache import LoadedTask
 from serving.registry import Entry, Registry
 from serving.runtime import choose
 from serving.settings import Settings
@@ -32,7 +32,7 @@ T = TypeVar("T")
 CHANGERS = 4
 
 
-class Engine:
+class LocalBackend:
     """Owns the sessions, the banks and the batcher."""
 
     def __init__(self, settings: Settings) -> None:
@@ -69,14 +69,14 @@ class Engine:
             reasons = "; ".join(str(entry.refused) for entry in entries)
             raise StoreError(f"no task of {self.settings.artifacts} can be served: {reasons}")
 
-    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RefusedError]:
+    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
         """See `Backend`."""
-        end, leases = time.monotonic() + seconds, dict[str, Lease | RefusedError]()
+        end, leases = time.monotonic() + seconds, dict[str, Lease | RequestError]()
         try:
             for task in tasks:
                 try:
                     leases[task] = await self._lease(task, end)
-                except RefusedError as refused:
+                except RequestError as refused:
                     leases[task] = refused
         except BaseException:
             await self.release([lease for lease in leases.values() if isinstance(lease, Lease)])
@@ -84,7 +84,7 @@ class Engine:
         return leases
 
     async def _lease(self, task: str, end: float) -> Lease:
-        while not isinstance(held := self.registry.hold(task), Active):
+        while not isinstance(held := self.registry.hold(task), LoadedTask):
             # The load goes on for others when this request gives up.
             await _until(asyncio.shield(asyncio.wrap_future(held)), end, self.settings.deadline_s)
         record = held.version.record
@@ -96,7 +96,7 @@ class Engine:
             self.registry.release(lease.handle)
 
     async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """See `Backend`; tasks without rows of their own share one pass for an image."""
+        """See `Backend`; tasks without adapters share one pass for an image."""
         deadline = time.monotonic() + seconds
         items = [lease.handle.item(pixels, deadline) for lease, pixels in asked]
         once: dict[tuple[object, ...], Item] = {}
@@ -108,14 +108,14 @@ class Engine:
             future.cancel()
         return [self._outcome(lease.handle, item) for (lease, _), item in zip(asked, items, strict=True)]
 
-    def _outcome(self, active: Active, item: Item) -> Outcome:
+    def _outcome(self, active: LoadedTask, item: Item) -> Outcome:
         if item.future.cancelled() or not item.future.done():
             return late(self.settings.deadline_s)
         if fault := item.future.exception():
-            return RefusedError.of(fault) if isinstance(fault, Exception) else late(self.settings.deadline_s)
+            return RequestError.of(fault) if isinstance(fault, Exception) else late(self.settings.deadline_s)
         answer = active.probabilities(item.future.result()[None])[0]
         if not np.isfinite(answer).all():
-            return RefusedError(503, f"'{active.version.record.task}' overflows on this image: tune it again")
+            return RequestError(503, f"'{active.version.record.task}' overflows on this image: tune it again")
         return Answered(answer, item.waited, item.ran, item.size)
 
     async def tasks(self) -> list[TaskInfo]:
@@ -162,11 +162,11 @@ class Engine:
             # A change that has begun is finished even if its sender leaves.
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._changers, action))
         except MosaError as fault:
-            raise RefusedError.of(fault) from None
+            raise RequestError.of(fault) from None
 
     def _info(self, entry: Entry) -> TaskInfo:
         record = entry.version.record if entry.version else None
-        way = entry.active.lane.way if entry.active else None
+        way = entry.active.lane.plan if entry.active else None
         return TaskInfo(
             task=entry.name,
             classes=list(record.classes) if record else [],
@@ -195,4 +195,4 @@ async def _until(awaited: "asyncio.Future[None]", end: float, deadline: float) -
     except TimeoutError:
         raise late(deadline) from None
     except MosaError as fault:
-        raise RefusedError.of(fault) if isinstance(fault, RefusedError) else RefusedError(503, str(fault)) from None
+        raise RequestError.of(fault) if isinstance(fault, RequestError) else RequestError(503, str(fault)) from None

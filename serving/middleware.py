@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import metrics
-from serving.errors import RefusedError, busy
+from serving.errors import RequestError, busy
 from serving.settings import Settings
 
 log = logging.getLogger("mosa_deploy.requests")
@@ -28,7 +28,7 @@ CHANGE_SECONDS = 30.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Guard:
+class LimitsMiddleware:
     """ASGI middleware; `scope["state"]["note"]` is a dict to which routes add what the log line should say."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -55,7 +55,7 @@ class Guard:
             if self.in_flight > self.settings.requests:
                 raise busy(f"{self.settings.requests} requests are in work")
             body = await self._body(scope, receive)
-        except RefusedError as refusal:
+        except RequestError as refusal:
             # Whatever of the body has not come yet is not worth waiting for.
             await answer(refusal, {"connection": "close"})(scope, receive, send)
             return
@@ -69,17 +69,17 @@ class Guard:
             # An answer that has begun, and whose reader does not read, is given up.
             if not note.status:
                 reason = f"no answer within {seconds:g} s; a change that has begun goes on: see GET /v1/tasks"
-                await answer(RefusedError(504, reason))(scope, receive, send)
+                await answer(RequestError(504, reason))(scope, receive, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if the sender left."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if "pickle" in headers.get("content-type", "").lower():
-            raise RefusedError(415, "pickles are not read: send multipart/form-data, or a .mosa file")
+            raise RequestError(415, "pickles are not read: send multipart/form-data, or a .mosa file")
         limit = self.settings.max_upload
         stated = headers.get("content-length", "0")
         if not stated.isascii() or not stated.isdigit() or len(stated) > 18:
-            raise RefusedError(400, "Content-Length is not a number")
+            raise RequestError(400, "Content-Length is not a number")
         if int(stated) > limit:
             raise too_large(limit)
         parts: list[bytes] = []
@@ -97,7 +97,7 @@ class Guard:
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            raise RefusedError(408, f"the body did not arrive within {self.settings.body_s:g} s") from None
+            raise RequestError(408, f"the body did not arrive within {self.settings.body_s:g} s") from None
 
 
 class _Note:
@@ -133,12 +133,12 @@ class _Note:
         log.info(json.dumps({**line, **self.fields, "ms": round(1000 * seconds, 2)}))
 
 
-def too_large(limit: int) -> RefusedError:
+def too_large(limit: int) -> RequestError:
     """More than MOSA_MAX_UPLOAD."""
-    return RefusedError(413, f"the body has more than {limit} bytes, which is the limit: send less at once")
+    return RequestError(413, f"the body has more than {limit} bytes, which is the limit: send less at once")
 
 
-def answer(refusal: RefusedError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def answer(refusal: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A refusal as a response."""
     extra = dict(headers or {})
     if refusal.retry_after is not None:

@@ -14,11 +14,11 @@ from mosa_deploy.bundles.canary import TOLERANCE
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.bundles.store_layout import FOLDED
 from mosa_deploy.errors import BundleError, MosaError, ParityError
-from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.runtimes.tensorrt_record import AGAIN, RECORDS
 from serving import metrics
 from serving.batching import Batcher, Item
-from serving.errors import RefusedError, busy
+from serving.errors import RequestError, busy
 from serving.images import read_pixels
 from serving.lanes import AnyLane, Lanes, SharedLane
 from serving.store import BACKBONES, TASKS, LaneName, TaskStore, Version
@@ -28,7 +28,7 @@ CANARY_PIXELS = 50_000_000
 
 
 @dataclass(eq=False)
-class Active:
+class LoadedTask:
     """A version that can answer; `users` are the requests that hold it."""
 
     version: Version
@@ -54,7 +54,7 @@ class Active:
             return probabilities(rows, self.version.record.temperature)
 
 
-class Residents:
+class ModelCache:
     """All that is loaded, least recently used first."""
 
     def __init__(
@@ -63,18 +63,18 @@ class Residents:
         lanes: Lanes,
         batcher: Batcher,
         limits: Mapping[LaneName, int],
-        evicted: Callable[[Active], None],
+        evicted: Callable[[LoadedTask], None],
     ) -> None:
         """`limits`: how many of each lane; `evicted` is told, under the lock, of a version that had to go."""
         self.store, self.lanes, self.batcher, self.limits, self.evicted = store, lanes, batcher, limits, evicted
         self.lock = threading.RLock()
-        self._all: OrderedDict[Active, None] = OrderedDict()
+        self._all: OrderedDict[LoadedTask, None] = OrderedDict()
         self._coming = dict.fromkeys(limits, 0)
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def load(self, version: Version, bundle: Bundle, lane: LaneName, pinned: bool = False) -> Active:
+    def load(self, version: Version, bundle: Bundle, lane: LaneName, pinned: bool = False) -> LoadedTask:
         """Give a version a place and prove it there: its canary's bytes must become the recorded probabilities.
 
         It is held until `release`, so that no other load takes its place before a request can reach it.
@@ -95,21 +95,21 @@ class Residents:
             with self.lock:
                 self._coming[lane] -= 1
 
-    def hold(self, active: Active) -> None:
+    def hold(self, active: LoadedTask) -> None:
         """A request begins with it."""
         with self.lock:
             active.users += 1
             if active in self._all:
                 self._all.move_to_end(active)
 
-    def release(self, active: Active) -> None:
+    def release(self, active: LoadedTask) -> None:
         """A request ends."""
         with self.lock:
             active.users -= 1
             if active.retired and not active.users:
                 self._drop(active)
 
-    def retire(self, active: Active) -> None:
+    def retire(self, active: LoadedTask) -> None:
         """No request begins with it any more; its place is freed after the last one that did."""
         with self.lock:
             if not active.retired:
@@ -129,7 +129,7 @@ class Residents:
                 self.retire(oldest)
             self._coming[lane] += 1
 
-    def _proved(self, version: Version, bundle: Bundle, lane: LaneName) -> Active:
+    def _proved(self, version: Version, bundle: Bundle, lane: LaneName) -> LoadedTask:
         """By the first engine that takes it and passes its canary, else by the ONNX file."""
         faults: dict[Path, MosaError] = {}
         for engine in self._engines(version, lane):
@@ -142,10 +142,10 @@ class Residents:
             active = self._tried(version, bundle, lane, None)
         # Only now is it known that the task itself is whole.
         for engine, why in faults.items():
-            self.lanes.leave(engine, version.record.task, why)
+            self.lanes.disable_engine(engine, version.record.task, why)
         return active
 
-    def _tried(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> Active:
+    def _tried(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> LoadedTask:
         active = self._place(version, bundle, lane, engine)
         try:
             prove(active, bundle, self.batcher)
@@ -162,7 +162,7 @@ class Residents:
         if self.lanes.runtimes.capability is None:
             return []
         if lane == "shared":
-            folder, graph = f"{BACKBONES}/{record.backbone.folder}", layout(record).file
+            folder, graph = f"{BACKBONES}/{record.backbone.folder}", layout_of(record).file
         elif version.key == self.store.exported(record.task):
             folder, graph = f"{TASKS}/{record.task}", FOLDED
         else:
@@ -172,29 +172,29 @@ class Residents:
             return []
         return self.lanes.engines(self.store.files.local(folder), graph)
 
-    def _place(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> Active:
+    def _place(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> LoadedTask:
         if lane == "folded" and engine:
-            return Active(version, self.lanes.by_engine(engine, bundle), 0, None)
+            return LoadedTask(version, self.lanes.by_engine(engine, bundle), 0, None)
         folder = self.store.files.local(f"{BACKBONES}/{version.record.backbone.folder}")
         if lane == "folded":
-            return Active(version, self.lanes.folded(folder, bundle), 0, None)
-        rows = task_rows(bundle)
-        shared = self.lanes.shared(folder, version.record, rows, engine)
-        slot = self.batcher.call(lambda: shared.write(rows)).result()
-        return Active(version, shared, slot, bundle.head)
+            return LoadedTask(version, self.lanes.folded(folder, bundle), 0, None)
+        weights = adapter_weights(bundle)
+        shared = self.lanes.shared(folder, version.record, weights, engine)
+        slot = self.batcher.call(lambda: shared.write(weights)).result()
+        return LoadedTask(version, shared, slot, bundle.head)
 
-    def _drop(self, active: Active) -> None:
+    def _drop(self, active: LoadedTask) -> None:
         del self._all[active]
         metrics.loaded.set(len(self._all))
         self._free(active)
 
-    def _free(self, active: Active) -> None:
+    def _free(self, active: LoadedTask) -> None:
         lane = active.lane
         if isinstance(lane, SharedLane):
             self.batcher.call(lambda: lane.clear(active.slot))
 
 
-def prove(active: Active, bundle: Bundle, batcher: Batcher) -> None:
+def prove(active: LoadedTask, bundle: Bundle, batcher: Batcher) -> None:
     """Send the canary the way of every request, and compare, by the tolerance of what the lane computes in.
 
     Raises:
@@ -204,11 +204,11 @@ def prove(active: Active, bundle: Bundle, batcher: Batcher) -> None:
     record, deadline = bundle.record, time.monotonic() + CANARY_SECONDS
     try:
         pixels = [read_pixels(content, [record.preprocess], CANARY_PIXELS)[0] for content in bundle.canary.images]
-    except RefusedError as refused:
+    except RequestError as refused:
         raise BundleError(f"the canary of '{record.task}' is {refused}") from None
     items = [active.item(each, deadline) for each in pixels]
     batcher.submit(items, bounded=False)
-    error, way = bundle.canary.error(active.probabilities(rows_of(items))), active.lane.way
+    error, way = bundle.canary.error(active.probabilities(rows_of(items))), active.lane.plan
     tolerance = TOLERANCE[way.precision]
     if not error <= tolerance:
         way_out = AGAIN if way.runtime == "tensorrt" else "export the task again with its own backbone"

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, Record
-from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, one_of
+from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, unknown_name
 from serving.batching import Batcher
-from serving.errors import RefusedError
+from serving.errors import RequestError
 from serving.lanes import Lanes
-from serving.model_cache import Active, Residents
+from serving.model_cache import LoadedTask, ModelCache
 from serving.store import BACKBONES, Decision, LaneName, TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")
@@ -30,7 +30,7 @@ class Entry:
     name: str
     decision: Decision
     version: Version | None = None
-    active: Active | None = None
+    active: LoadedTask | None = None
     loading: "Future[None] | None" = None
     refused: str | None = None
     """Why it does not answer."""
@@ -50,8 +50,8 @@ class Registry:
     ) -> None:
         """`folded`: tasks of that lane where no decision says otherwise; `count` is told of loads and evictions."""
         self.store, self.folded, self.count = store, folded, count
-        self.residents = Residents(store, lanes, batcher, limits, self._evicted)
-        self.lock = self.residents.lock
+        self.cache = ModelCache(store, lanes, batcher, limits, self._evicted)
+        self.lock = self.cache.lock
         self.entries: dict[str, Entry] = {}
         self._turns: dict[str, threading.Lock] = {}
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="mosa-load")
@@ -61,7 +61,7 @@ class Registry:
         self.store.sweep()
         for name in self.store.names():
             self.entries[name] = self._read(name)
-        left = {lane: min(prefetch, limit) for lane, limit in self.residents.limits.items()}
+        left = {lane: min(prefetch, limit) for lane, limit in self.cache.limits.items()}
         for entry in sorted(self.entries.values(), key=lambda entry: not entry.decision.pinned):
             lane = self.lane_of(entry.name, entry.decision, entry.version.record if entry.version else None)
             if entry.version is None or not left[lane]:
@@ -80,13 +80,13 @@ class Registry:
         """A task that is there.
 
         Raises:
-            RefusedError: 404, with the names nearest.
+            RequestError: 404, with the names nearest.
         """
         with self.lock:
             entry = self.entries.get(name)
             if entry is None or entry.decision.current is None:
                 known = [other.name for other in self.entries.values() if other.decision.current]
-                raise RefusedError(404, one_of("task", name, known))
+                raise RequestError(404, unknown_name("task", name, known))
             return entry
 
     def list(self) -> list[Entry]:
@@ -94,52 +94,52 @@ class Registry:
         with self.lock:
             return [self.entries[name] for name in sorted(self.entries) if self.entries[name].decision.current]
 
-    def hold(self, name: str) -> "Active | Future[None]":
+    def hold(self, name: str) -> "LoadedTask | Future[None]":
         """The version that answers now, held until `release`; or the load to wait for.
 
         Raises:
-            RefusedError: 404 for an unknown task, 503 for one that does not hold.
+            RequestError: 404 for an unknown task, 503 for one that does not hold.
         """
         with self.lock:
             entry = self.entry(name)
             if entry.active:
-                self.residents.hold(entry.active)
+                self.cache.hold(entry.active)
                 return entry.active
             if entry.refused:
-                raise RefusedError(503, entry.refused)
+                raise RequestError(503, entry.refused)
             if entry.loading is None:
                 entry.loading = self._loaders.submit(self._load, entry)
             return entry.loading
 
-    def acquire(self, name: str) -> Active:
+    def acquire(self, name: str) -> LoadedTask:
         """The same, waiting."""
         while isinstance(held := self.hold(name), Future):
             held.result()
         return held
 
-    def release(self, active: Active) -> None:
+    def release(self, active: LoadedTask) -> None:
         """The request that held it ends."""
-        self.residents.release(active)
+        self.cache.release(active)
 
     def put(self, name: str, content: bytes, new_classes: bool = False, lane: LaneName | None = None) -> Entry:
         """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
 
         Raises:
-            RefusedError: 400 for what is no bundle, 409 for other classes, 422 for what does not fit; the old version
+            RequestError: 400 for what is no bundle, 409 for other classes, 422 for what does not fit; the old version
                 stays.
         """
         try:
             archive = Archive.unpack(content, self.store.limit)
             bundle = archive.bundle()
         except BundleError as fault:
-            raise RefusedError(400, str(fault)) from None
+            raise RequestError(400, str(fault)) from None
         if bundle.record.task != name:
-            raise RefusedError(
+            raise RequestError(
                 422, f"the bundle is of task '{bundle.record.task}': send it to /v1/tasks/{bundle.record.task}"
             )
         backbone = bundle.record.backbone.folder
         if backbone not in self.store.files.names(BACKBONES):
-            raise RefusedError(
+            raise RequestError(
                 422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
             )
         with self._turn(name):
@@ -148,7 +148,7 @@ class Registry:
             if now.current == DAMAGED:
                 now = now.model_copy(update={"current": None})
             if old and now.current and old.record.classes != bundle.record.classes and not new_classes:
-                raise RefusedError(409, f"'{name}' has other classes now: send ?new_classes=true if that is meant")
+                raise RequestError(409, f"'{name}' has other classes now: send ?new_classes=true if that is meant")
             previous = now.previous if now.current in (None, archive.key) else now.current
             update = {"current": archive.key, "previous": previous, "lane": lane or now.lane}
             decision = now.model_copy(update=update)
@@ -159,13 +159,13 @@ class Registry:
         """Serve the version before; a second one takes the first back, and after a removal the task is there again.
 
         Raises:
-            RefusedError: 404 for an unknown task, 409 if there is none before.
+            RequestError: 404 for an unknown task, 409 if there is none before.
         """
         with self._turn(name):
             entry = self.entries.get(name) or self.entry(name)
             now = entry.decision
             if now.previous is None:
-                raise RefusedError(409, f"'{name}' has no version before this one")
+                raise RequestError(409, f"'{name}' has no version before this one")
             archive = self.store.archive(name, now.previous)
             bundle = archive.bundle()
             decision = now.model_copy(update={"current": now.previous, "previous": now.current})
@@ -176,7 +176,7 @@ class Registry:
         """Stop serving a task; what it was stays for a rollback.
 
         Raises:
-            RefusedError: 404 for an unknown task.
+            RequestError: 404 for an unknown task.
         """
         with self._turn(name):
             entry = self.entry(name)
@@ -191,7 +191,7 @@ class Registry:
         """Load a task and keep it loaded, or no longer.
 
         Raises:
-            RefusedError: 404 for an unknown task, 503 if it cannot be loaded.
+            RequestError: 404 for an unknown task, 503 if it cannot be loaded.
         """
         with self._turn(name):
             entry = self.entry(name)
@@ -242,7 +242,7 @@ class Registry:
         try:
             bundle = self.store.archive(entry.name, version.key).bundle()
             lane = self.lane_of(entry.name, decision, version.record)
-            active = self.residents.load(version, bundle, lane, decision.pinned)
+            active = self.cache.load(version, bundle, lane, decision.pinned)
         except BaseException as fault:
             with self.lock:
                 entry.loading = None
@@ -255,45 +255,45 @@ class Registry:
             if entry.version is version and entry.active is None:
                 entry.active = active
             else:
-                self.residents.retire(active)
-            self.residents.release(active)
+                self.cache.retire(active)
+            self.cache.release(active)
 
     def _switch(
         self, entry: Entry, version: Version, bundle: Bundle, decision: Decision, keep: Archive | None = None
     ) -> None:
         """Prove a version, write it and the decision, then let requests begin with it."""
         name, before = entry.name, entry.decision
-        active = self.residents.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
+        active = self.cache.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
         try:
             self.store.keep_export(name, before)
             if keep:
                 self.store.keep(keep)
             self.store.decide(name, decision)
         except BaseException as fault:
-            self.residents.retire(active)
-            self.residents.release(active)
+            self.cache.retire(active)
+            self.cache.release(active)
             if isinstance(fault, OSError):
                 raise StoreError(f"{self.store} cannot be written: {fault.strerror}") from fault
             raise
         self._swap(entry, version, active, decision)
-        self.residents.release(active)
+        self.cache.release(active)
         self.store.forget_between(before, decision)
         self._say(active)
 
-    def _say(self, active: Active) -> None:
+    def _say(self, active: LoadedTask) -> None:
         version, lane = active.version, active.lane
         self.count("load")
-        log.info("serving %s, bundle %s, %s by %s", version.record.task, version.digest[:12], lane.kind, lane.way)
+        log.info("serving %s, bundle %s, %s by %s", version.record.task, version.digest[:12], lane.kind, lane.plan)
 
-    def _swap(self, entry: Entry, version: Version | None, active: Active | None, decision: Decision) -> None:
+    def _swap(self, entry: Entry, version: Version | None, active: LoadedTask | None, decision: Decision) -> None:
         with self.lock:
             old, entry.active = entry.active, active
             entry.version, entry.decision, entry.refused = version, decision, None
             self.entries[entry.name] = entry
             if old:
-                self.residents.retire(old)
+                self.cache.retire(old)
 
-    def _evicted(self, active: Active) -> None:
+    def _evicted(self, active: LoadedTask) -> None:
         entry = self.entries.get(active.version.record.task)
         if entry and entry.active is active:
             entry.active = None

@@ -1,4 +1,4 @@
-"""The inference side in another process: `InferenceServer` offers an engine on a socket, `Remote` asks it.
+"""The inference side in another process: `InferenceServer` offers an engine on a socket, `RemoteBackend` asks it.
 
 A lease has a connection to itself: if its worker dies, what it held is freed.
 """
@@ -17,9 +17,9 @@ import numpy as np
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.client.schema import TaskInfo
 from mosa_deploy.errors import MosaError
-from serving import ipc as wire
+from serving import ipc
 from serving.backend import Answered, Backend, Health, Lease, Outcome
-from serving.errors import RefusedError, busy
+from serving.errors import RequestError, busy
 from serving.store import LaneName
 
 log = logging.getLogger("mosa_deploy.serving")
@@ -41,11 +41,11 @@ class Connection:
         """Send a message and read the reply.
 
         Raises:
-            RefusedError: what the engine says, or 503 if it is gone.
+            RequestError: what the engine says, or 503 if it is gone.
         """
         try:
-            await wire.send(self.writer, head, blobs)
-            reply, more = await wire.receive(self.reader)
+            await ipc.send(self.writer, head, blobs)
+            reply, more = await ipc.receive(self.reader)
         except (OSError, asyncio.IncompleteReadError):
             raise busy("the inference process is starting again") from None
         if "fault" in reply:
@@ -53,20 +53,20 @@ class Connection:
         return reply, more
 
 
-class Remote:
+class RemoteBackend:
     """A `Backend` whose engine is another process of this server."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self._idle: list[Connection] = []
 
-    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RefusedError]:
+    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
         """See `Backend`; the request keeps its connection until it ends."""
         connection = await self._take()
         try:
             reply, _ = await connection.ask({"call": "lease", "tasks": list(tasks), "seconds": seconds})
         except BaseException as fault:
-            self._give(connection, whole=isinstance(fault, RefusedError))
+            self._give(connection, whole=isinstance(fault, RequestError))
             raise
         leases = {each["task"]: _lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
         if not any(isinstance(lease, Lease) for lease in leases.values()):
@@ -81,7 +81,7 @@ class Remote:
         try:
             await connection.ask({"call": "release"})
             whole = True
-        except RefusedError:
+        except RequestError:
             log.info("the inference process left before a request ended")
         finally:
             self._give(connection, whole)
@@ -134,7 +134,7 @@ class Remote:
         """See `Backend`; without an engine this process lives, but it is not ready."""
         try:
             value = (await self._ask("health"))["value"]
-        except RefusedError:
+        except RequestError:
             return Health(alive=True, ready=False)
         return Health(**value)
 
@@ -154,7 +154,7 @@ class Remote:
         try:
             yield connection
         except BaseException as fault:
-            self._give(connection, whole=isinstance(fault, RefusedError))
+            self._give(connection, whole=isinstance(fault, RequestError))
             raise
         self._give(connection)
 
@@ -196,15 +196,15 @@ class InferenceServer:
         self.socket.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        held: list[Lease | RefusedError] = []
+        held: list[Lease | RequestError] = []
         try:
             while True:
-                head, blobs = await wire.receive(reader)
+                head, blobs = await ipc.receive(reader)
                 try:
                     reply, rows = await self._answer(head, blobs, held)
                 except MosaError as fault:
-                    reply, rows = {"fault": _told(RefusedError.of(fault))}, []
-                await wire.send(writer, reply, rows)
+                    reply, rows = {"fault": _told(RequestError.of(fault))}, []
+                await ipc.send(writer, reply, rows)
         except (asyncio.IncompleteReadError, OSError):
             return
         finally:
@@ -213,11 +213,11 @@ class InferenceServer:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _release(self, held: list[Lease | RefusedError]) -> None:
+    async def _release(self, held: list[Lease | RequestError]) -> None:
         await self.engine.release([lease for lease in held if isinstance(lease, Lease)])
         held.clear()
 
-    async def _answer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RefusedError]) -> Reply:
+    async def _answer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RequestError]) -> Reply:
         match head.pop("call"):
             case "lease":
                 # What was only refused is left here by the request before.
@@ -244,9 +244,9 @@ class InferenceServer:
             case "task" | "rollback" | "pin" as call:
                 info: TaskInfo = await getattr(self.engine, call)(**head)
                 return {"value": info.model_dump()}, []
-        raise RefusedError(503, "the workers are of different versions: restart the server")
+        raise RequestError(503, "the workers are of different versions: restart the server")
 
-    async def _infer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RefusedError]) -> Reply:
+    async def _infer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RequestError]) -> Reply:
         pixels = [
             np.frombuffer(blob, dtype=np.uint8).reshape(shape)
             for blob, shape in zip(blobs, head["shapes"], strict=True)
@@ -255,31 +255,31 @@ class InferenceServer:
         outcomes = await self.engine.infer(asked, head["seconds"])
         told = [
             {"fault": _told(each)}
-            if isinstance(each, RefusedError)
+            if isinstance(each, RequestError)
             else {"waited": each.waited, "ran": each.ran, "batch": each.batch}
             for each in outcomes
         ]
-        rows = [b"" if isinstance(each, RefusedError) else each.probabilities.tobytes() for each in outcomes]
+        rows = [b"" if isinstance(each, RequestError) else each.probabilities.tobytes() for each in outcomes]
         return {"outcomes": told}, rows
 
 
-def _told_lease(task: str, lease: Lease | RefusedError) -> dict[str, Any]:
-    if isinstance(lease, RefusedError):
+def _told_lease(task: str, lease: Lease | RequestError) -> dict[str, Any]:
+    if isinstance(lease, RequestError):
         return {"task": task, "fault": _told(lease)}
     told = {"task": task, "digest": lease.digest, "classes": lease.classes, "lane": lease.lane}
     return {**told, "preprocess": lease.preprocess.model_dump()}
 
 
-def _lease(told: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RefusedError:
+def _lease(told: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RequestError:
     if "fault" in told:
         return _fault(told["fault"])
     preprocess = Preprocess.model_validate(told["preprocess"])
     return Lease(told["task"], told["digest"], tuple(told["classes"]), preprocess, told["lane"], handle)
 
 
-def _told(refused: RefusedError) -> dict[str, Any]:
+def _told(refused: RequestError) -> dict[str, Any]:
     return {"status": refused.status, "reason": refused.reason, "retry_after": refused.retry_after}
 
 
-def _fault(told: dict[str, Any]) -> RefusedError:
-    return RefusedError(**told)
+def _fault(told: dict[str, Any]) -> RequestError:
+    return RequestError(**told)

@@ -16,9 +16,9 @@ from mosa_deploy.errors import USAGE_EXIT, MosaError
 from serving import log, server
 from serving.app import attach, create_app
 from serving.backend import Backend
-from serving.leader import Place
-from serving.local_backend import Engine
-from serving.remote_backend import InferenceServer, Remote
+from serving.leader import WorkerRendezvous
+from serving.local_backend import LocalBackend
+from serving.remote_backend import InferenceServer, RemoteBackend
 from serving.settings import Settings
 
 
@@ -64,12 +64,12 @@ class Classifier:
     def _open(self) -> Backend:
         """The engine, or in all workers but one the way to it."""
         if settings.workers == 1:
-            return Engine(settings)
-        place = Place.of_siblings()
+            return LocalBackend(settings)
+        place = WorkerRendezvous.of_siblings()
         self.lock = place.claim()
         if self.lock is None:
-            return Remote(place.socket)
-        engine = Engine(settings)
+            return RemoteBackend(place.socket)
+        engine = LocalBackend(settings)
         self.offered = InferenceServer(engine, place.socket)
         return engine
 

@@ -18,12 +18,12 @@ import tyro
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from mosa_deploy.errors import ConfigError, DataError, command, one_of
+from mosa_deploy.errors import ConfigError, DataError, command, unknown_name
 from mosa_deploy.utils.files import write_text
-from training import comparison, run
-from training.comparison import Result
+from training import result_table, run
 from training.config import Recipe, TuneConfig
 from training.evaluate import EvaluateConfig, evaluate
+from training.result_table import Result
 from training.tasks import TASKS, find
 from training.trials import Setting, flags, label, settings
 from training.tune import tune
@@ -77,7 +77,7 @@ def compare(config: CompareConfig) -> list[Result]:
     """
     tasks, methods = names(config.tasks), names(config.methods)
     check(config, tasks, methods)
-    earlier = [] if config.beside is None else comparison.read(config.beside)
+    earlier = [] if config.beside is None else result_table.read(config.beside)
     pairs = [(task, method) for task in tasks for method in methods]
     first = [
         Cell(task, method, setting, 0)
@@ -94,8 +94,8 @@ def compare(config: CompareConfig) -> list[Result]:
     ]
     carry_out(config, [cell for cell in cells if cell not in first], "seeds")
     results = [result(config, cell, test=cell in cells) for cell in dict.fromkeys([*first, *cells])]
-    results = comparison.beside(results, earlier)
-    comparison.write(config.out, results)
+    results = result_table.beside(results, earlier)
+    result_table.write(config.out, results)
     return results
 
 
@@ -133,7 +133,7 @@ def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:
     if task in TASKS:
         return task, found
     if found is None:
-        raise ConfigError(one_of("task", task, TASKS) + "; or give --data-dir that holds its folder or archive")
+        raise ConfigError(unknown_name("task", task, TASKS) + "; or give --data-dir that holds its folder or archive")
     return "folder", found
 
 
@@ -208,7 +208,7 @@ def main() -> None:
     """The command line."""
     config = tyro.cli(CompareConfig, prog="python -m training.compare")
     results = compare(config)
-    print(comparison.tables(results))
+    print(result_table.tables(results))
     print(f"written to {config.out}/compare.md, compare.csv and compare.png")
 
 

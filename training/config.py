@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from mosa_deploy.bundles.adapter_config import LOW_RANK, SEQUENTIAL, SPLIT, AdapterConfig, Method, Share, Style, Target
-from mosa_deploy.errors import ConfigError, one_of
+from mosa_deploy.errors import ConfigError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class TuneConfig:
         """Raises ConfigError, with the nearest names, if there is no such method to tune by."""
         known = [method for method in get_args(Method) if method != "full"]
         if self.method not in known:
-            raise ConfigError(one_of("method", self.method, known))
+            raise ConfigError(unknown_name("method", self.method, known))
         return cast(Method, self.method)
 
     def recipe(self, preset: Recipe) -> Recipe:

@@ -25,14 +25,14 @@ from mosa_deploy.backbones.load import Weights, check_name
 from mosa_deploy.bundles.bundle import RECORD, Bundle, Record, read_record
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.errors import ConfigError, DataError, command
-from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import Runner, RunnerName, SharedRunner, open_runner
 from mosa_deploy.runtimes.tensorrt import EngineRunner
 from training.data import Images, decode_all
 from training.loop import predict
-from training.metrics import figures
 from training.run import CONFIG
+from training.scores import figures
 from training.tasks import TASKS, find
 from training.tune import choose_device
 
@@ -159,8 +159,8 @@ def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array],
         runner = open_runner(path, name)
         return runner.run, largest_batch(runner)
     bundle = Bundle.load(task)
-    bank = Bank(layout(bundle.record))
-    slot = bank.write(task_rows(bundle))
+    bank = Bank(layout_of(bundle.record))
+    slot = bank.write(adapter_weights(bundle))
     shared = SharedRunner(path, bank, name)
     head, bias = bundle.head
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mosa_deploy.utils.files import replacing
 from training.loop import Row
-from training.metrics import ECE_BINS, figures, kept, reliability
+from training.scores import ECE_BINS, figures, kept, reliability
 
 READABLE = 25
 """Classes: beyond, the numbers of a confusion matrix cannot be read."""

@@ -13,7 +13,7 @@ import torch
 from timm.optim import list_optimizers
 
 from mosa_deploy.backbones import embedded
-from mosa_deploy.errors import ConfigError, one_of
+from mosa_deploy.errors import ConfigError, unknown_name
 from training.pretrain_data import POLICIES
 
 READERS: dict[Any, type] = {"Path": Path, "int": int, "int | None": int, "float": float, "str": str}
@@ -59,10 +59,10 @@ class PretrainConfig:
         if self.warmup_epochs >= self.epochs:
             faults.append(f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}: lower it")
         if not timm.is_model(self.architecture):
-            faults.append(one_of("architecture", self.architecture, timm.list_models("vit*")))
+            faults.append(unknown_name("architecture", self.architecture, timm.list_models("vit*")))
         optimisers = [str(name) for name in list_optimizers()]
         if self.opt not in optimisers:
-            faults.append(one_of("optimiser", self.opt, optimisers))
+            faults.append(unknown_name("optimiser", self.opt, optimisers))
         if self.device == "cuda" and not torch.cuda.is_available():
             faults.append("--device cuda: torch finds no CUDA device here; leave it out to use the CPU")
         if self.out.exists() and not self.out.is_dir():

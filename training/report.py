@@ -18,7 +18,7 @@ from training import plots
 from training.config import Recipe
 from training.events import closing, write_events
 from training.loop import Row
-from training.metrics import confusions, figures, kept
+from training.scores import confusions, figures, kept
 
 REPORT = "report.md"
 PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"

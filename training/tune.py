@@ -31,9 +31,9 @@ from training.data import Images, check_classes, decode_all
 from training.events import write_events
 from training.loop import Row, Trainer, predict
 from training.merge_scale import fit_merge_scale
-from training.metrics import figures, fit_temperature
 from training.probe import fit_probe
 from training.report import write_report
+from training.scores import figures, fit_temperature
 from training.tasks import find
 
 CALIBRATION_IMAGES = 256

@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from mosa_deploy.adapters.low_rank import LowRankAdapter, LowRankLinear
 from mosa_deploy.adapters.parallel import Bottleneck, ParallelAdapter, SplitLinear
 from mosa_deploy.adapters.sequential import HoulsbyAdapter, PfeifferAdapter
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_plain, check_style, feed_forward, frame_of
-from mosa_deploy.bundles.adapter_config import PLACES, AdapterConfig
+from mosa_deploy.backbones.foldable import (
+    Transformer,
+    blocks_of,
+    check_foldable,
+    check_style,
+    feed_forward,
+    topology_of,
+)
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
 from mosa_deploy.errors import BackboneError, ConfigError
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
@@ -66,7 +73,7 @@ def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = 
     """
     if adapters(model):
         raise BackboneError("this model has adapters already: start from a plain backbone")
-    plain = check_plain(model)
+    plain = check_foldable(model)
     check_style(plain, config.style)
     device = next(plain.parameters()).device
     for i, (name, block) in enumerate(blocks_of(plain).items()):
@@ -100,10 +107,10 @@ def _adapted(block: nn.Module, config: AdapterConfig, generator: torch.Generator
 
 def _update(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> None:
     """Give each layer that holds a target an adapter, in place."""
-    for module in dict.fromkeys(PLACES[target].module for target in PLACES if target in config.targets):
+    for module in dict.fromkeys(TARGET_SLICES[target].module for target in TARGET_SLICES if target in config.targets):
         linear = block.get_submodule(module)
         assert isinstance(linear, nn.Linear)
-        targets = [target for target in config.targets if PLACES[target].module == module]
+        targets = [target for target in config.targets if TARGET_SLICES[target].module == module]
         block.set_submodule(module, LowRankLinear(linear, LowRankAdapter(linear, targets, config, generator)))
 
 
@@ -157,7 +164,7 @@ def freeze(model: Transformer) -> None:
 
 def task_state(model: Transformer) -> dict[str, Tensor]:
     """What a task owns: its adapters, `<block>.adapter.*`, and its head, `head.*` or `head.fc.*`; sorted by name."""
-    state, head = model.state_dict(), f"{frame_of(model).head}."
+    state, head = model.state_dict(), f"{topology_of(model).head}."
     return {name: state[name] for name in sorted(state) if ".adapter." in name or name.startswith(head)}
 
 

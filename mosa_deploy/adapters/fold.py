@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mosa_deploy.adapters.attach import Adapted, adapters
 from mosa_deploy.adapters.low_rank import LowRankLinear
 from mosa_deploy.adapters.parallel import ParallelAdapter
-from mosa_deploy.backbones.foldable import Model, blocks_of, check_plain, feed_forward
+from mosa_deploy.backbones.foldable import Model, blocks_of, check_foldable, feed_forward
 from mosa_deploy.errors import BackboneError
 
 
@@ -54,7 +54,7 @@ def fold(model: Model) -> Model:
     updated = {name: part for name, part in folded.named_modules() if isinstance(part, LowRankLinear)}
     for name, part in updated.items():
         folded.set_submodule(name, part.linear)
-    check_plain(folded)
+    check_foldable(folded)
     for name, block in beside.items():
         _check(block, name)
     for block in beside.values():

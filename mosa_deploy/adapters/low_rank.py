@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mosa_deploy.adapters.parallel import Bottleneck
-from mosa_deploy.bundles.adapter_config import PLACES, AdapterConfig, Target
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Target
 
 
 class Update(Bottleneck):
@@ -41,17 +41,17 @@ class LowRankAdapter(nn.Module):
         self.scale, self.outputs = config.scale, linear.out_features
         self.drop = nn.Dropout(config.dropout)
         for target in targets:
-            outputs = linear.out_features // PLACES[target].parts
+            outputs = linear.out_features // TARGET_SLICES[target].parts
             self.add_module(target, Update(linear.in_features, outputs, config, generator))
 
     def updates(self) -> dict[Target, Update]:
         """The update of each target."""
         own = dict(self.named_children())
-        return {target: update for target in PLACES if isinstance(update := own.get(target), Update)}
+        return {target: update for target in TARGET_SLICES if isinstance(update := own.get(target), Update)}
 
     def placed(self, target: Target, value: Tensor) -> Tensor:
         """A target's part (..., out / parts) among all the layer's outputs (..., out), zeros elsewhere."""
-        start = PLACES[target].start(self.outputs)
+        start = TARGET_SLICES[target].start(self.outputs)
         return F.pad(value, (start, self.outputs - start - value.shape[-1]))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 
 from mosa_deploy.adapters.attach import attach, load_task_state
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, frame_of
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, topology_of
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
 from mosa_deploy.bundles.bundle import Backbone, Bundle
 from mosa_deploy.errors import BackboneError
@@ -43,16 +43,16 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
 
 def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:
     """A backbone, with or without a head, as records have it."""
-    frame = frame_of(model)
-    state = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{frame.head}.")}
+    topology = topology_of(model)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{topology.head}.")}
     # The FFNs of a Swin differ in width, and no task updates their weights.
-    hidden = None if frame.stages else feed_forward(blocks_of(model)["blocks.0"]).fc1.out_features
+    hidden = None if topology.stages else feed_forward(blocks_of(model)["blocks.0"]).fc1.out_features
     return Backbone(
         name=name,
         source=source,
         sha256=fingerprint(state),
-        depth=frame.depth,
-        embed_dim=frame.width,
-        stages=frame.stages,
+        depth=topology.depth,
+        embed_dim=topology.width,
+        stages=topology.stages,
         hidden=hidden,
     )

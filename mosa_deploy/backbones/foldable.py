@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from mosa_deploy.bundles.adapter_config import ON_SWIN, Style
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BackboneError
 
 Transformer = VisionTransformer | SwinTransformer
@@ -36,7 +36,7 @@ class FeedForward(NamedTuple):
 
 
 def feed_forward(block: nn.Module) -> FeedForward:
-    """The feed-forward part of a block that qualifies; `check_plain` says whether it does."""
+    """The feed-forward part of a block that qualifies; `check_foldable` says whether it does."""
     assert isinstance(block, Block | SwinTransformerBlock)
     mlp, norm, scale = block.mlp, block.norm2, getattr(block, "ls2", None)
     assert isinstance(mlp, Mlp)
@@ -46,17 +46,17 @@ def feed_forward(block: nn.Module) -> FeedForward:
     return FeedForward(norm, mlp.fc1, mlp.act, mlp.fc2, scale if isinstance(scale, LayerScale) else None)
 
 
-def frame_of(model: Transformer) -> Frame:
+def topology_of(model: Transformer) -> BlockTopology:
     """Where the blocks of a model lie, with adapters or without."""
     if isinstance(model, VisionTransformer):
-        return Frame(len(model.blocks), model.embed_dim)
+        return BlockTopology(len(model.blocks), model.embed_dim)
     stages = tuple(len(list(stage.get_submodule("blocks").children())) for stage in model.layers.children())
-    return Frame(sum(stages), model.embed_dim, stages)
+    return BlockTopology(sum(stages), model.embed_dim, stages)
 
 
 def blocks_of(model: Transformer) -> dict[str, nn.Module]:
     """The blocks of a model by name, with adapters or without."""
-    return {name: model.get_submodule(name) for name in frame_of(model).blocks}
+    return {name: model.get_submodule(name) for name in topology_of(model).blocks}
 
 
 def image_size(model: Transformer) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def check_class(model: nn.Module, name: str = "this model") -> Transformer:
     return model
 
 
-def check_plain(model: nn.Module, name: str = "this model") -> Transformer:
+def check_foldable(model: nn.Module, name: str = "this model") -> Transformer:
     """The model itself, if its blocks can take an adapter that folds exactly.
 
     Raises:

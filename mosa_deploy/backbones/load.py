@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
-from mosa_deploy.backbones.foldable import Transformer, check_class, check_plain
-from mosa_deploy.errors import BackboneError, one_of
+from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
+from mosa_deploy.errors import BackboneError, unknown_name
 from mosa_deploy.utils.seeds import derive
 
 Source = Literal["pretrained", "file", "random"]
@@ -71,7 +71,7 @@ def load_backbone(
     # Without memory for the weights, so that a model that cannot be used is refused before any are fetched.
     with torch.device("meta"):
         outline = _create(name, **kwargs)
-    check_plain(outline, name)
+    check_foldable(outline, name)
     if img_size is not None:
         _check_size(outline, *kwargs["img_size"])
     if weights.source == "pretrained":
@@ -96,10 +96,10 @@ def check_name(name: str) -> None:
     if not timm.is_model(architecture):
         modules = ("vision_transformer", "deit", "swin_transformer", embedded.__name__.rpartition(".")[2])
         plain = [known for module in modules for known in timm.list_models(module=module)]
-        raise BackboneError(one_of("backbone", architecture, plain))
+        raise BackboneError(unknown_name("backbone", architecture, plain))
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise BackboneError(one_of(f"weights of {architecture}:", tag, tags))
+        raise BackboneError(unknown_name(f"weights of {architecture}:", tag, tags))
 
 
 def _create(name: str, pretrained: bool = False, **kwargs: Any) -> Transformer:

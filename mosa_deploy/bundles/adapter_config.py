@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from mosa_deploy.errors import ConfigError, one_of
+from mosa_deploy.errors import ConfigError, unknown_name
 
 Share = Literal["down", "up", "none"]
 Style = Literal["parallel", "low-rank", "pfeiffer", "houlsby"]
@@ -26,7 +26,7 @@ MAX_EXPERTS = 256
 """The owner map is uint8."""
 
 
-class Place(NamedTuple):
+class TargetSlice(NamedTuple):
     """Where a target lies in a block: one of equal parts of a linear layer's outputs."""
 
     module: str
@@ -38,14 +38,14 @@ class Place(NamedTuple):
         return self.part * outputs // self.parts
 
 
-PLACES: dict[Target, Place] = {
-    "q": Place("attn.qkv", 0, 3),
-    "k": Place("attn.qkv", 1, 3),
-    "v": Place("attn.qkv", 2, 3),
-    "qkv": Place("attn.qkv", 0, 1),
-    "proj": Place("attn.proj", 0, 1),
-    "fc1": Place("mlp.fc1", 0, 1),
-    "fc2": Place("mlp.fc2", 0, 1),
+TARGET_SLICES: dict[Target, TargetSlice] = {
+    "q": TargetSlice("attn.qkv", 0, 3),
+    "k": TargetSlice("attn.qkv", 1, 3),
+    "v": TargetSlice("attn.qkv", 2, 3),
+    "qkv": TargetSlice("attn.qkv", 0, 1),
+    "proj": TargetSlice("attn.proj", 0, 1),
+    "fc1": TargetSlice("mlp.fc1", 0, 1),
+    "fc2": TargetSlice("mlp.fc2", 0, 1),
 }
 """In the order in which a block computes them."""
 
@@ -80,16 +80,18 @@ class AdapterConfig:
         if not 1 <= self.experts <= MAX_EXPERTS:
             faults.append(f"--experts {self.experts}: 1 to {MAX_EXPERTS}")
         if self.share not in get_args(Share):
-            faults.append(one_of("--share", self.share, get_args(Share)))
+            faults.append(unknown_name("--share", self.share, get_args(Share)))
         if not 0 <= self.dropout < 1:
             faults.append(f"dropout {self.dropout}: at least 0 and below 1")
         if self.merge_scale is not None and not 0 < self.merge_scale < math.inf:
             faults.append(f"--merge-scale {self.merge_scale}: above 0")
         if self.style not in get_args(Style):
-            faults.append(one_of("style", self.style, get_args(Style)))
+            faults.append(unknown_name("style", self.style, get_args(Style)))
         if self.style in SEQUENTIAL and self.scale != 1:
             faults.append(f"--scale {self.scale}: {self.style} adapters have none, leave it out")
-        faults += [one_of("target", name, get_args(Target)) for name in self.targets if name not in get_args(Target)]
+        faults += [
+            unknown_name("target", name, get_args(Target)) for name in self.targets if name not in get_args(Target)
+        ]
         if len(set(self.targets)) < len(self.targets) or (self.style == "low-rank") != bool(self.targets):
             faults.append(f"targets {', '.join(self.targets) or 'none'}: low-rank adapters have some, each once")
         if faults:

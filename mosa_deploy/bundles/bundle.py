@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mosa_deploy.bundles.adapter_config import ON_SWIN, PLACES, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import ON_SWIN, TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.canary import PREFIX, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError, ConfigError
 from mosa_deploy.graphs.adapter_weights import module_shape
 from mosa_deploy.utils.files import replacing
@@ -57,9 +57,9 @@ class Backbone(BaseModel):
         return self
 
     @property
-    def frame(self) -> Frame:
+    def topology(self) -> BlockTopology:
         """Where its blocks lie."""
-        return Frame(self.depth, self.embed_dim, self.stages)
+        return BlockTopology(self.depth, self.embed_dim, self.stages)
 
     @property
     def folder(self) -> str:
@@ -116,7 +116,7 @@ class Bundle:
     @property
     def head(self) -> tuple[Array, Array]:
         """Weight (K, C) and bias (K,) of the classifier, fp32."""
-        weight, bias = (self.tensors[f"{self.record.backbone.frame.head}.{part}"] for part in ("weight", "bias"))
+        weight, bias = (self.tensors[f"{self.record.backbone.topology.head}.{part}"] for part in ("weight", "bias"))
         return weight.astype(np.float32), bias.astype(np.float32)
 
     def save(self, folder: Path) -> "Bundle":
@@ -211,21 +211,21 @@ def parse_record(content: bytes, where: str) -> Record:
 
 def expected_shapes(record: Record) -> Shapes:
     """Name and shape of every tensor that a bundle of this record holds, without the canary."""
-    frame, adapter = record.backbone.frame, record.adapter
+    topology, adapter = record.backbone.topology, record.adapter
     shapes: Shapes = {
-        f"{frame.head}.weight": (len(record.classes), frame.features),
-        f"{frame.head}.bias": (len(record.classes),),
+        f"{topology.head}.weight": (len(record.classes), topology.features),
+        f"{topology.head}.bias": (len(record.classes),),
     }
     if adapter is None:
         return shapes
-    for block, width in frame.blocks.items():
+    for block, width in topology.blocks.items():
         if adapter.style in ("parallel", "pfeiffer"):
             shapes |= {f"{block}.adapter.norm.{part}": (width,) for part in ("weight", "bias")}
             shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter", width, width, bias=True)
         for place in ("attn", "ffn") if adapter.style == "houlsby" else ():
             shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter.{place}", width, width, bias=True)
         for target in adapter.targets:
-            module, _, parts = PLACES[target]
+            module, _, parts = TARGET_SLICES[target]
             outputs, inputs = module_shape(record, module)
             name = f"{block}.{module}.adapter.{target}"
             shapes |= _bottleneck_shapes(record, adapter, name, inputs, outputs // parts, bias=False)

@@ -20,7 +20,7 @@ TIMINGS = "timings.cache"
 
 
 @dataclass(frozen=True)
-class Store:
+class StoreLayout:
     """Where things lie below `root`."""
 
     root: Path

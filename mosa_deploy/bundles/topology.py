@@ -1,4 +1,4 @@
-"""The frame of a backbone: by what names its blocks and its head go in timm, and how wide they are.
+"""The topology of a backbone's blocks: by what names its blocks and its head go in timm, and how wide they are.
 
     ViT     blocks.<i>                   C              head
     Swin    layers.<stage>.blocks.<i>    C 2^stage      head.fc
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Frame:
+class BlockTopology:
     """Of one backbone."""
 
     depth: int

@@ -14,8 +14,8 @@ from typing import Any, Self, TypeVar
 import httpx
 import tenacity
 
-from mosa_deploy.client import requests as questions
-from mosa_deploy.client.requests import Answer, Failure, Picture, Prediction, Question, Task
+from mosa_deploy.client import requests
+from mosa_deploy.client.requests import Answer, ApiRequest, Failure, Picture, Prediction, Task
 from mosa_deploy.errors import ServiceError
 
 __all__ = ["Answer", "AsyncClient", "Client", "Failure", "Picture", "Prediction", "Task"]
@@ -26,7 +26,7 @@ BATCH = 16
 """Images of one request."""
 
 
-def may_pass(outcome: tenacity.RetryCallState) -> bool:
+def should_retry(outcome: tenacity.RetryCallState) -> bool:
     """Whether it is worth asking again."""
     assert outcome.outcome is not None
     fault = outcome.outcome.exception()
@@ -36,7 +36,7 @@ def may_pass(outcome: tenacity.RetryCallState) -> bool:
     return response.status_code == 429 or (response.status_code == 503 and "retry-after" in response.headers)
 
 
-def pause(outcome: tenacity.RetryCallState) -> float:
+def retry_delay(outcome: tenacity.RetryCallState) -> float:
     """What the service asks for, or a little more each time, spread so that clients do not come back together."""
     assert outcome.outcome is not None
     spread = float(tenacity.wait_random_exponential(multiplier=0.1, max=5)(outcome))
@@ -46,20 +46,20 @@ def pause(outcome: tenacity.RetryCallState) -> float:
     return spread + (float(asked) if asked.isdigit() else 0)
 
 
-def last(outcome: tenacity.RetryCallState) -> Any:
+def last_outcome(outcome: tenacity.RetryCallState) -> Any:
     """What the last attempt brought: a response, or its exception."""
     assert outcome.outcome is not None
     return outcome.outcome.result()
 
 
-def read(question: Question[T], response: httpx.Response) -> T:
+def read(request: ApiRequest[T], response: httpx.Response) -> T:
     """What a response says.
 
     Raises:
         ServiceError: what the service says is wrong.
     """
     if response.is_success:
-        return question.read(response.json() if response.content else None)
+        return request.read(response.json() if response.content else None)
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
@@ -81,10 +81,10 @@ def _connection(address: str, key: str | None, timeout: float) -> dict[str, Any]
 
 def _retrying(attempts: int) -> dict[str, Any]:
     return {
-        "retry": may_pass,
-        "wait": pause,
+        "retry": should_retry,
+        "wait": retry_delay,
         "stop": tenacity.stop_after_attempt(attempts),
-        "retry_error_callback": last,
+        "retry_error_callback": last_outcome,
     }
 
 
@@ -103,12 +103,12 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def _ask(self, question: Question[T]) -> T:
+    def _ask(self, request: ApiRequest[T]) -> T:
         try:
-            response = self._send(question.method, question.path, **question.options)
+            response = self._send(request.method, request.path, **request.options)
         except httpx.TransportError as fault:
             raise unreachable(fault) from None
-        return read(question, response)
+        return read(request, response)
 
     def classify(self, picture: Picture, task: str, top_k: int = 5) -> Answer:
         """One image by one task.
@@ -116,42 +116,42 @@ class Client:
         Raises:
             ServiceError: there is no answer.
         """
-        return self._ask(questions.classify(picture, task, top_k))
+        return self._ask(requests.classify(picture, task, top_k))
 
     def classify_many(
         self, asked: Iterable[tuple[Picture, str]], top_k: int = 5, batch: int = BATCH
     ) -> Iterator[Answer | Failure]:
         """Images, each with its task, a few a request; results in their order."""
-        for question in questions.classify_many(asked, top_k, batch):
-            yield from self._ask(question)
+        for request in requests.classify_many(asked, top_k, batch):
+            yield from self._ask(request)
 
     def classify_by(self, picture: Picture, tasks: Sequence[str], top_k: int = 5) -> list[Answer | Failure]:
         """One image by several tasks."""
-        return self._ask(questions.classify_by(picture, tasks, top_k))
+        return self._ask(requests.classify_by(picture, tasks, top_k))
 
     def tasks(self) -> list[Task]:
         """Every task."""
-        return self._ask(questions.tasks())
+        return self._ask(requests.tasks())
 
     def task(self, name: str) -> Task:
         """One task."""
-        return self._ask(questions.task(name))
+        return self._ask(requests.task(name))
 
     def put(self, name: str, bundle: Picture, new_classes: bool = False, lane: str | None = None) -> Task:
         """Serve a `.mosa` file, or the bundle of a folder, as a task's new version."""
-        return self._ask(questions.put(name, bundle, new_classes, lane))
+        return self._ask(requests.put(name, bundle, new_classes, lane))
 
     def remove(self, name: str) -> None:
         """Stop serving a task."""
-        self._ask(questions.remove(name))
+        self._ask(requests.remove(name))
 
     def roll_back(self, name: str) -> Task:
         """Serve the version before."""
-        return self._ask(questions.roll_back(name))
+        return self._ask(requests.roll_back(name))
 
     def pin(self, name: str, pinned: bool = True) -> Task:
         """Keep a task loaded, or no longer."""
-        return self._ask(questions.pin(name, pinned))
+        return self._ask(requests.pin(name, pinned))
 
 
 class AsyncClient:
@@ -170,47 +170,47 @@ class AsyncClient:
     ) -> None:
         await self._http.aclose()
 
-    async def _ask(self, question: Question[T]) -> T:
+    async def _ask(self, request: ApiRequest[T]) -> T:
         try:
-            response = await self._send(question.method, question.path, **question.options)
+            response = await self._send(request.method, request.path, **request.options)
         except httpx.TransportError as fault:
             raise unreachable(fault) from None
-        return read(question, response)
+        return read(request, response)
 
     async def classify(self, picture: Picture, task: str, top_k: int = 5) -> Answer:
         """See `Client.classify`."""
-        return await self._ask(questions.classify(picture, task, top_k))
+        return await self._ask(requests.classify(picture, task, top_k))
 
     async def classify_many(
         self, asked: Iterable[tuple[Picture, str]], top_k: int = 5, batch: int = BATCH
     ) -> list[Answer | Failure]:
         """See `Client.classify_many`; all results at once."""
-        return [each for question in questions.classify_many(asked, top_k, batch) for each in await self._ask(question)]
+        return [each for request in requests.classify_many(asked, top_k, batch) for each in await self._ask(request)]
 
     async def classify_by(self, picture: Picture, tasks: Sequence[str], top_k: int = 5) -> list[Answer | Failure]:
         """See `Client.classify_by`."""
-        return await self._ask(questions.classify_by(picture, tasks, top_k))
+        return await self._ask(requests.classify_by(picture, tasks, top_k))
 
     async def tasks(self) -> list[Task]:
         """See `Client.tasks`."""
-        return await self._ask(questions.tasks())
+        return await self._ask(requests.tasks())
 
     async def task(self, name: str) -> Task:
         """See `Client.task`."""
-        return await self._ask(questions.task(name))
+        return await self._ask(requests.task(name))
 
     async def put(self, name: str, bundle: Picture, new_classes: bool = False, lane: str | None = None) -> Task:
         """See `Client.put`."""
-        return await self._ask(questions.put(name, bundle, new_classes, lane))
+        return await self._ask(requests.put(name, bundle, new_classes, lane))
 
     async def remove(self, name: str) -> None:
         """See `Client.remove`."""
-        await self._ask(questions.remove(name))
+        await self._ask(requests.remove(name))
 
     async def roll_back(self, name: str) -> Task:
         """See `Client.roll_back`."""
-        return await self._ask(questions.roll_back(name))
+        return await self._ask(requests.roll_back(name))
 
     async def pin(self, name: str, pinned: bool = True) -> Task:
         """See `Client.pin`."""
-        return await self._ask(questions.pin(name, pinned))
+        return await self._ask(requests.pin(name, pinned))

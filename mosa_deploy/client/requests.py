@@ -63,7 +63,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Question(Generic[T]):
+class ApiRequest(Generic[T]):
     """One HTTP request, and how the JSON of its answer reads."""
 
     method: str
@@ -72,55 +72,55 @@ class Question(Generic[T]):
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def classify(picture: Picture, task: str, top_k: int) -> Question[Answer]:
+def classify(picture: Picture, task: str, top_k: int) -> ApiRequest[Answer]:
     """One image by one task."""
-    return Question("POST", "/classify", _answer, _form([picture], {"task": task, "top_k": top_k}))
+    return ApiRequest("POST", "/classify", _answer, _form([picture], {"task": task, "top_k": top_k}))
 
 
 def classify_many(
     asked: Iterable[tuple[Picture, str]], top_k: int, batch: int
-) -> Iterator[Question[list[Answer | Failure]]]:
+) -> Iterator[ApiRequest[list[Answer | Failure]]]:
     """Images, each with its task, `batch` in a request."""
     left = iter(asked)
     while part := list(islice(left, batch)):
         form = _form([picture for picture, _ in part], {"task": [task for _, task in part], "top_k": top_k})
-        yield Question("POST", "/classify", _results, form)
+        yield ApiRequest("POST", "/classify", _results, form)
 
 
-def classify_by(picture: Picture, tasks: Sequence[str], top_k: int) -> Question[list[Answer | Failure]]:
+def classify_by(picture: Picture, tasks: Sequence[str], top_k: int) -> ApiRequest[list[Answer | Failure]]:
     """One image by several tasks."""
-    return Question("POST", "/classify", _results, _form([picture], {"tasks": ",".join(tasks), "top_k": top_k}))
+    return ApiRequest("POST", "/classify", _results, _form([picture], {"tasks": ",".join(tasks), "top_k": top_k}))
 
 
-def tasks() -> Question[list[Task]]:
+def tasks() -> ApiRequest[list[Task]]:
     """Every task."""
-    return Question("GET", "/v1/tasks", lambda found: [_task(each) for each in found["tasks"]])
+    return ApiRequest("GET", "/v1/tasks", lambda found: [_task(each) for each in found["tasks"]])
 
 
-def task(name: str) -> Question[Task]:
+def task(name: str) -> ApiRequest[Task]:
     """One task."""
-    return Question("GET", f"/v1/tasks/{name}", _task)
+    return ApiRequest("GET", f"/v1/tasks/{name}", _task)
 
 
-def put(name: str, bundle: Picture, new_classes: bool, lane: str | None) -> Question[Task]:
+def put(name: str, bundle: Picture, new_classes: bool, lane: str | None) -> ApiRequest[Task]:
     """A `.mosa` file, or a folder's bundle, as a task's new version."""
     params = {"new_classes": new_classes} | ({"lane": lane} if lane else {})
-    return Question("PUT", f"/v1/tasks/{name}", _task, {"content": _mosa(bundle), "params": params})
+    return ApiRequest("PUT", f"/v1/tasks/{name}", _task, {"content": _mosa(bundle), "params": params})
 
 
-def remove(name: str) -> Question[None]:
+def remove(name: str) -> ApiRequest[None]:
     """Stop serving a task."""
-    return Question("DELETE", f"/v1/tasks/{name}", lambda _: None)
+    return ApiRequest("DELETE", f"/v1/tasks/{name}", lambda _: None)
 
 
-def roll_back(name: str) -> Question[Task]:
+def roll_back(name: str) -> ApiRequest[Task]:
     """Serve the version before."""
-    return Question("POST", f"/v1/tasks/{name}/rollback", _task)
+    return ApiRequest("POST", f"/v1/tasks/{name}/rollback", _task)
 
 
-def pin(name: str, pinned: bool) -> Question[Task]:
+def pin(name: str, pinned: bool) -> ApiRequest[Task]:
     """Keep a task loaded, or no longer."""
-    return Question("POST", f"/v1/tasks/{name}/pin", _task, {"json": {"pinned": pinned}})
+    return ApiRequest("POST", f"/v1/tasks/{name}/pin", _task, {"json": {"pinned": pinned}})
 
 
 def _form(pictures: Sequence[Picture], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A task's rows: what its merged adapter adds to every block, with numpy alone.
+"""A task's adapter weights: what its merged adapter adds to every block, with numpy alone.
 
 The folded lane puts them into the weights (`mosa_deploy.graphs.fold`), the shared lane keeps them in banks
 (`mosa_deploy.graphs.bank`). With s the scale and ga, bea the affine of the adapter's norm, for a block by its name in
@@ -10,8 +10,8 @@ timm:
     low-rank    <block>.<module>.down  (in, R)   A^T of every target in the module, side by side
                 <block>.<module>.up    (R, out)  [ s B ]^T, each in the outputs of its target, zeros elsewhere
 
-R is r for each target of the module that has the most; of other modules what is left of R is zero. Sums are
-carried in float64.
+R is r times the most targets that one module has. Modules with fewer targets leave the rest of R zero. Sums are carried
+in float64.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundles.adapter_config import PLACES, SEQUENTIAL, AdapterConfig
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.adapter_config import SEQUENTIAL, TARGET_SLICES, AdapterConfig
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ Double = NDArray[np.float64]
 
 PARTS = ("down", "down_bias", "up", "up_bias")
 
-Rows = Mapping[str, Array]
+AdapterWeights = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rows the tasks of one shared graph have: those beside the FFN, or those of some linear layers."""
+    """Which weights the tasks of one shared graph have: those beside the FFN, or those of some linear layers."""
 
-    frame: Frame
+    topology: BlockTopology
     modules: tuple[tuple[str, int, int], ...] = ()
     """The layers that low-rank tasks update: name in a block, inputs, outputs."""
 
@@ -53,9 +53,9 @@ class Layout:
         return f"{'-'.join(['shared', *(name.rpartition('.')[2] for name, _, _ in self.modules)])}.onnx"
 
     def shapes(self, bottleneck: int) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every row, in the order of the shared graph's inputs; a module's R is `bottleneck` too."""
+        """Name and shape of every tensor, in the order of the shared graph's inputs; every module's R is `bottleneck`."""
         r, shapes = bottleneck, dict[str, tuple[int, ...]]()
-        for block, c in self.frame.blocks.items():
+        for block, c in self.topology.blocks.items():
             if not self.modules:
                 own = {"down": (c, r), "down_bias": (r,), "up": (r, c), "up_bias": (c,)}
             else:
@@ -66,14 +66,14 @@ class Layout:
 
     def __str__(self) -> str:
         updates = f" with updates of {', '.join(name for name, _, _ in self.modules)}" if self.modules else ""
-        return f"{self.frame}{updates}"
+        return f"{self.topology}{updates}"
 
 
-def layout(record: Record) -> Layout:
-    """The layout of a task's rows; a linear task has none and fits the parallel one.
+def layout_of(record: Record) -> Layout:
+    """The layout of a task's adapter weights; a linear task has none and fits the parallel one.
 
     Raises:
-        BundleError: the task has no rows, since all of the backbone was tuned, or its adapters are sequential.
+        BundleError: the task has none, since all of the backbone was tuned, or its adapters are sequential.
     """
     backbone, adapter = record.backbone, record.adapter
     if adapter is not None and adapter.style in SEQUENTIAL:
@@ -84,11 +84,11 @@ def layout(record: Record) -> Layout:
     if record.method == "full":
         raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
     if adapter is None or adapter.style == "parallel":
-        return Layout(backbone.frame)
-    wanted = {PLACES[target].module for target in adapter.targets}
-    modules = dict.fromkeys(place.module for place in PLACES.values() if place.module in wanted)
+        return Layout(backbone.topology)
+    wanted = {TARGET_SLICES[target].module for target in adapter.targets}
+    modules = dict.fromkeys(place.module for place in TARGET_SLICES.values() if place.module in wanted)
     shapes = {name: module_shape(record, name) for name in modules}
-    return Layout(backbone.frame, tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items()))
+    return Layout(backbone.topology, tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items()))
 
 
 def module_shape(record: Record, module: str) -> tuple[int, int]:
@@ -105,21 +105,21 @@ def module_shape(record: Record, module: str) -> tuple[int, int]:
     return {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}[module]
 
 
-def task_rows(bundle: Bundle) -> dict[str, Array]:
-    """The rows of a task, its experts merged; a linear task has none.
+def adapter_weights(bundle: Bundle) -> dict[str, Array]:
+    """The adapter weights of a task, its experts merged; a linear task has none.
 
     Raises:
-        BundleError: the task has no rows, since all of the backbone was tuned.
+        BundleError: the task has no adapter weights, since all of the backbone was tuned.
     """
-    record, names = bundle.record, layout(bundle.record)
+    record, names = bundle.record, layout_of(bundle.record)
     if record.adapter is None:
         return {}
     tensors = merged(bundle.tensors, record.adapter)
     of_block = _low_rank if names.modules else _parallel
-    rows: dict[str, Double] = {}
-    for block in names.frame.blocks:
-        rows |= of_block(tensors, block, record.adapter, names)
-    return {name: value.astype(np.float32) for name, value in rows.items()}
+    weights: dict[str, Double] = {}
+    for block in names.topology.blocks:
+        weights |= of_block(tensors, block, record.adapter, names)
+    return {name: value.astype(np.float32) for name, value in weights.items()}
 
 
 def _parallel(tensors: Tensors, block: str, config: AdapterConfig, names: Layout) -> dict[str, Double]:
@@ -132,18 +132,18 @@ def _parallel(tensors: Tensors, block: str, config: AdapterConfig, names: Layout
 
 
 def _low_rank(tensors: Tensors, block: str, config: AdapterConfig, names: Layout) -> dict[str, Double]:
-    targets = {name: [t for t in config.targets if PLACES[t].module == name] for name, _, _ in names.modules}
+    targets = {name: [t for t in config.targets if TARGET_SLICES[t].module == name] for name, _, _ in names.modules}
     rank = config.bottleneck * max(map(len, targets.values()))
-    rows: dict[str, Double] = {}
+    weights: dict[str, Double] = {}
     for module, inputs, outputs in names.modules:
         down, up = np.zeros((inputs, rank)), np.zeros((rank, outputs))
         for k, target in enumerate(targets[module]):
             a, b = (tensors[f"{block}.{module}.adapter.{target}.{part}.weight"] for part in ("down", "up"))
-            own, start = slice(k * config.bottleneck, (k + 1) * config.bottleneck), PLACES[target].start(outputs)
+            own, start = slice(k * config.bottleneck, (k + 1) * config.bottleneck), TARGET_SLICES[target].start(outputs)
             down[:, own] = a.T
             up[own, start : start + len(b)] = config.scale * b.T.astype(np.float64)
-        rows |= {f"{block}.{module}.down": down, f"{block}.{module}.up": up}
-    return rows
+        weights |= {f"{block}.{module}.down": down, f"{block}.{module}.up": up}
+    return weights
 
 
 def merged(tensors: Tensors, config: AdapterConfig) -> Tensors:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.store_layout import GRAPH, PLAIN
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import StoreError
 from mosa_deploy.utils.files import replacing, replacing_folder, sha256, write_text
 
@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 AGAIN = "remove the folder and export a task again"
 
 
-class Place(BaseModel):
+class ParameterRef(BaseModel):
     """Where a parameter enters the graph: one input of one node."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,15 +50,15 @@ class Index(BaseModel):
     depth: int
     embed_dim: int
     stages: tuple[int, ...] = ()
-    parameters: dict[str, Place]
+    parameters: dict[str, ParameterRef]
     """Of plain.onnx, by timm's names."""
     files: dict[str, str]
     """Name -> sha256 of each graph."""
 
     @property
-    def frame(self) -> Frame:
+    def topology(self) -> BlockTopology:
         """Where the backbone's blocks lie."""
-        return Frame(self.depth, self.embed_dim, self.stages)
+        return BlockTopology(self.depth, self.embed_dim, self.stages)
 
 
 def save_graphs(folder: Path, index: Index, graphs: Mapping[str, onnx.ModelProto]) -> None:
@@ -150,7 +150,7 @@ class PlainGraph:
         The shapes between the nodes are inferred anew.
         """
         kept = [tensor for name, tensor in self._initializers().items() if name not in parameters]
-        bias = parameters.get(f"{self.index.frame.head}.bias")
+        bias = parameters.get(f"{self.index.topology.head}.bias")
         model = self._empty(classes=None if bias is None else len(bias))
         graph = model.graph
         graph.initializer.extend(kept)

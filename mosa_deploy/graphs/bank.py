@@ -1,4 +1,4 @@
-"""The bank: the rows of many tasks stacked by slot, (T, ...), as the shared graph reads them.
+"""The bank: the adapter weights of many tasks stacked by slot, (T, ...), as the shared graph reads them.
 
 A task of a smaller bottleneck is padded with zeros: act(0) * 0 adds nothing, whatever the activation makes of 0. An
 empty slot is all zeros, which is the plain backbone.
@@ -12,7 +12,7 @@ import numpy as np
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.graphs.adapter_weights import Layout, Rows
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout
 from mosa_deploy.utils.shapes import shapes_of
 
 
@@ -28,8 +28,8 @@ class Bank:
         self, layout: Layout, bottleneck: int = 16, capacity: int = 1, limits: tuple[int, int] | None = None
     ) -> None:
         self.layout, self.limits = layout, limits
-        slots, rows = limits or (capacity, bottleneck)
-        self.capacity, self.bottleneck = min(capacity, slots), min(bottleneck, rows)
+        slots, widest = limits or (capacity, bottleneck)
+        self.capacity, self.bottleneck = min(capacity, slots), min(bottleneck, widest)
         self.growths = self.changes = 0
         self.free = list(range(self.capacity))
         self.tensors = self._zeros()
@@ -37,22 +37,22 @@ class Bank:
 
     def _zeros(self) -> dict[str, Array]:
         shapes = self.layout.shapes(self.bottleneck)
-        return {name: untouched((self.capacity, *shape)) for name, shape in shapes.items()}
+        return {name: zero_pages((self.capacity, *shape)) for name, shape in shapes.items()}
 
-    def write(self, rows: Rows) -> int:
+    def write(self, weights: AdapterWeights) -> int:
         """Put a task into a free slot, growing if there is none or if its bottleneck is larger; returns the slot.
 
         Raises:
-            ConfigError: rows of another layout, of a bottleneck above the limit, or beyond the last slot.
+            ConfigError: weights of another layout, of a bottleneck above the limit, or beyond the last slot.
         """
-        needed = max((value.shape[0] for name, value in rows.items() if name.endswith(".up")), default=0)
-        if rows and shapes_of(rows) != self.layout.shapes(needed):
-            raise ConfigError(f"the rows are not of {self.layout}: give the backbone's own")
+        needed = max((value.shape[0] for name, value in weights.items() if name.endswith(".up")), default=0)
+        if weights and shapes_of(weights) != self.layout.shapes(needed):
+            raise ConfigError(f"the adapter weights are not of {self.layout}: give those of this backbone")
         self._check_limits(needed)
         if not self.free or needed > self.bottleneck:
             self._grow(capacity=self.capacity * (1 if self.free else 2), bottleneck=max(self.bottleneck, needed))
         slot = self.free.pop(0)
-        for name, value in rows.items():
+        for name, value in weights.items():
             _corner(self.tensors[name][slot], value)[...] = value
         self._note(slot)
         return slot
@@ -75,10 +75,10 @@ class Bank:
     def _check_limits(self, bottleneck: int) -> None:
         if self.limits is None:
             return
-        slots, rows = self.limits
-        if bottleneck > rows:
+        slots, widest = self.limits
+        if bottleneck > widest:
             raise ConfigError(
-                f"a bottleneck of {bottleneck} is above the {rows} that the shared graph was built for: build it with"
+                f"a bottleneck of {bottleneck} is above the {widest} that the shared graph was built for: build it with"
                 f" --bank-bottleneck {bottleneck}, or serve this task folded"
             )
         if not self.free and self.capacity == slots:
@@ -91,8 +91,8 @@ class Bank:
         while self.bottleneck < bottleneck:
             self.bottleneck *= 2
         if self.limits is not None:
-            slots, rows = self.limits
-            capacity, self.bottleneck = min(capacity, slots), min(self.bottleneck, rows)
+            slots, widest = self.limits
+            capacity, self.bottleneck = min(capacity, slots), min(self.bottleneck, widest)
         self.free += range(self.capacity, capacity)
         self._changed += [0] * (capacity - self.capacity)
         self.capacity = capacity
@@ -102,7 +102,7 @@ class Bank:
         self.growths += 1
 
 
-def untouched(shape: tuple[int, ...]) -> Array:
+def zero_pages(shape: tuple[int, ...]) -> Array:
     """Zeros that take memory only where they are written, by the page.
 
     numpy asks the kernel for huge pages: the first slot of each tensor would then take 2 MB, room for a hundred tasks.

@@ -1,4 +1,4 @@
-"""Fold with numpy alone: a task's rows, or all its weights, go into the plain backbone's graph.
+"""Fold with numpy alone: a task's adapter weights, or all its parameters, go into the plain backbone's graph.
 
 The formulas are those of `mosa_deploy.adapters.fold`.
 """
@@ -9,14 +9,14 @@ import onnx
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BundleError
-from mosa_deploy.graphs.adapter_weights import Rows, absorb_norm, task_rows
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, absorb_norm, adapter_weights
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
 Parameters = dict[str, Array]
 
 
-def fold(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
+def fold_bundle(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
     """The graph of one task: images (B, 3, H, W) -> logits (B, K), with the plain graph's nodes.
 
     Raises:
@@ -41,12 +41,12 @@ def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
         own = {name: value.astype(np.float32) for name, value in bundle.tensors.items()}
         check_complete(graph, own)
         return own
-    return head(graph, *bundle.head) | fold_rows(graph, task_rows(bundle))
+    return head_parameters(graph, *bundle.head) | fold_adapter(graph, adapter_weights(bundle))
 
 
-def head(graph: PlainGraph, weight: Array, bias: Array) -> Parameters:
+def head_parameters(graph: PlainGraph, weight: Array, bias: Array) -> Parameters:
     """A classifier (K, C), (K,) by the names that the backbone's has."""
-    return {f"{graph.index.frame.head}.weight": weight, f"{graph.index.frame.head}.bias": bias}
+    return {f"{graph.index.topology.head}.weight": weight, f"{graph.index.topology.head}.bias": bias}
 
 
 def check_complete(graph: PlainGraph, own: Parameters) -> None:
@@ -58,25 +58,25 @@ def check_complete(graph: PlainGraph, own: Parameters) -> None:
         raise BundleError(f"the fully tuned parameters do not fit the backbone's graph: {faults}")
 
 
-def fold_rows(graph: PlainGraph, rows: Rows) -> Parameters:
-    """The parameters that the rows of a task change; none for a linear task."""
+def fold_adapter(graph: PlainGraph, weights: AdapterWeights) -> Parameters:
+    """The parameters that a task's adapter weights change; none for a linear task."""
     folded: Parameters = {}
-    for name in rows:
+    for name in weights:
         layer, _, part = name.rpartition(".")
-        if part == "down" and f"{name}_bias" in rows:
-            folded |= fold_block(graph, layer, rows)
+        if part == "down" and f"{name}_bias" in weights:
+            folded |= fold_block(graph, layer, weights)
         elif part == "down":
-            down, up = rows[name].astype(np.float64), rows[f"{layer}.up"].astype(np.float64)
+            down, up = weights[name].astype(np.float64), weights[f"{layer}.up"].astype(np.float64)
             weight = graph.parameter(f"{layer}.weight").astype(np.float64)
             folded[f"{layer}.weight"] = (weight + (down @ up).T).astype(np.float32)
     return folded
 
 
-def fold_block(graph: PlainGraph, block: str, rows: Rows) -> Parameters:
-    """The feed-forward part of one block, widened by the task's rows."""
+def fold_block(graph: PlainGraph, block: str, weights: AdapterWeights) -> Parameters:
+    """The feed-forward part of one block, widened by the task's adapter."""
     names = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias", "norm2.weight", "norm2.bias")
     fc1, bias1, fc2, bias2, gain, shift = (graph.parameter(f"{block}.{name}").astype(np.float64) for name in names)
-    down, down_bias, up, up_bias = (rows[f"{block}.{part}"] for part in ("down", "down_bias", "up", "up_bias"))
+    down, down_bias, up, up_bias = (weights[f"{block}.{part}"] for part in ("down", "down_bias", "up", "up_bias"))
     fc1, bias1 = absorb_norm(fc1, bias1, gain, shift)
     gamma = f"{block}.ls2.gamma"
     layer_scale = graph.parameter(gamma).astype(np.float64) if gamma in graph.index.parameters else np.ones_like(gain)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mosa_deploy.bundles.canary import Arithmetic
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.errors import ConfigError, ProviderError, StoreError, one_of
+from mosa_deploy.errors import ConfigError, ProviderError, StoreError, unknown_name
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.openvino import OpenVinoRunner, load_openvino
 from mosa_deploy.runtimes.tensorrt import check_engines, open_engine
@@ -75,7 +75,7 @@ def check_runner(name: str) -> None:
         case "tensorrt":
             check_engines()
         case _:
-            raise ConfigError(one_of("runner", name, get_args(RunnerName)))
+            raise ConfigError(unknown_name("runner", name, get_args(RunnerName)))
 
 
 def open_runner(path: Path, name: RunnerName = "onnxruntime-cpu", threads: int = 0, spinning: bool = True) -> "Runner":

@@ -15,7 +15,7 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.bundle import Backbone, Bundle, Record
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank
 from tests.conftest import perturb
@@ -93,7 +93,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     randomise(model)
     onnx.save(trace_plain(model, "0" * 64).model, folder / "plain.onnx")
-    onnx.save(trace_shared(model, Layout(Frame(2, 24))), folder / "shared.onnx")
+    onnx.save(trace_shared(model, Layout(BlockTopology(2, 24))), folder / "shared.onnx")
     return folder
 
 
@@ -104,7 +104,7 @@ def noise(batch: int) -> Array:
 
 def random_bank(bottleneck: int = 4, capacity: int = 3) -> Bank:
     """A bank of tasks that move the features, for `traced`."""
-    bank = Bank(Layout(Frame(2, 24)), bottleneck, capacity)
+    bank = Bank(Layout(BlockTopology(2, 24)), bottleneck, capacity)
     for seed in range(capacity):
         rng = np.random.default_rng(seed)
         bank.write({n: rng.normal(0, 0.3, t.shape[1:]).astype(np.float32) for n, t in bank.tensors.items()})

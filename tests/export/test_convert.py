@@ -19,7 +19,7 @@ from export.convert import convert
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import BackboneError
-from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import SharedRunner
@@ -299,10 +299,10 @@ def test_a_mixed_batch_of_converted_tasks_answers_each_sample_by_its_own(tmp_pat
         run = tmp_path / f"run-{name}"
         export(ExportConfig(bundle=run, out=tmp_path / "store", backbone_weights=weights))
     (folder,) = (tmp_path / "store" / "backbones").iterdir()
-    wanted = layout(bundles[0].record)
+    wanted = layout_of(bundles[0].record)
     bank = Bank(wanted, bottleneck=2)
     runner = SharedRunner(graph_file(folder, read_index(folder), wanted.file), bank)
-    slots = [bank.write(task_rows(bundle)) for bundle in bundles]
+    slots = [bank.write(adapter_weights(bundle)) for bundle in bundles]
     features = runner.run(images().numpy(), np.array([slots[i % 2] for i in range(8)]))
     answered = [answers(first).numpy(), answers(second).numpy()]
     for i, row in enumerate(features):

@@ -159,8 +159,8 @@ def test_a_backbone_alone_is_timed_with_random_tasks_of_each_bottleneck() -> Non
     assert given.words == f"{BACKBONE}, r = 3, 6"
     assert [len(tasks) for tasks in given.tasks.values()] == [8, 8]
     for r, tasks in given.tasks.items():
-        assert all(task.rows["blocks.7.down"].shape == (64, r) for task in tasks)
-        assert not np.array_equal(tasks[0].rows["blocks.7.up"], tasks[1].rows["blocks.7.up"])
+        assert all(task.weights["blocks.7.down"].shape == (64, r) for task in tasks)
+        assert not np.array_equal(tasks[0].weights["blocks.7.up"], tasks[1].weights["blocks.7.up"])
     (r,) = subject(LatencyConfig(backbone=BACKBONE, random_weights=True)).tasks
     assert r == 64
 
@@ -173,8 +173,8 @@ def test_a_bundle_is_timed_with_its_own_backbone_rows_and_head(parts_run: Path) 
     assert given.model.get_parameter(name).equal(own.get_parameter(name))
     (tasks,) = given.tasks.values()
     assert tasks[0].head.shape == (3, 64)
-    assert tasks[0].rows["blocks.7.up"].shape == (4, 64)
-    assert {task.rows["blocks.7.up"].shape for task in tasks} == {(4, 64)}
+    assert tasks[0].weights["blocks.7.up"].shape == (4, 64)
+    assert {task.weights["blocks.7.up"].shape for task in tasks} == {(4, 64)}
 
 
 def test_a_bundle_of_a_weights_file_is_timed_with_that_file_only(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BackboneError
-from mosa_deploy.graphs.adapter_weights import layout, task_rows
+from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import OnnxRunner, SharedRunner
 from tests import swin
@@ -102,8 +102,8 @@ def test_adapters_change_the_logits_and_add_no_node(runs: Path, root: Path) -> N
 
 def test_a_mixed_batch_of_the_shared_graph_answers_each_sample_by_its_own_task(runs: Path, root: Path) -> None:
     bundles = [Bundle.load(runs / name) for name in METHODS]
-    bank = Bank(layout(bundles[0].record), bottleneck=1)
-    rows = [task_rows(bundle) for bundle in bundles]
+    bank = Bank(layout_of(bundles[0].record), bottleneck=1)
+    rows = [adapter_weights(bundle) for bundle in bundles]
     slots = [bank.write(each) for each in rows]
     assert [rows[0][f"layers.{i}.blocks.1.down"].shape for i in (0, 1)] == [(16, 3), (32, 3)]
     images, order = noise(5), [1, 0, 2, 0, 1]

@@ -14,8 +14,8 @@ from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Target
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.bundles.topology import Frame
-from mosa_deploy.graphs.adapter_weights import Layout, layout, task_rows
+from mosa_deploy.bundles.topology import BlockTopology
+from mosa_deploy.graphs.adapter_weights import Layout, adapter_weights, layout_of
 from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import SharedRunner
@@ -24,7 +24,7 @@ from tests.mosa_deploy.graphs.test_fold import make_task, noise
 NAME, KWARGS = "vit_small_patch14_reg4_dinov2", {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 28}
 """LayerScale, registers, a class token."""
 
-LAYOUT = Layout(Frame(2, 24))
+LAYOUT = Layout(BlockTopology(2, 24))
 
 
 def features(model: Transformer, images: Array) -> Array:
@@ -47,7 +47,7 @@ def task(bottleneck: int, seed: int) -> tuple[dict[str, Array], Transformer]:
     """The rows of a task and its model."""
     config = AdapterConfig(bottleneck=bottleneck, experts=3, share="none", scale=0.7)
     bundle, model = make_task(NAME, config, seed, img_size=28)
-    return task_rows(bundle), model
+    return adapter_weights(bundle), model
 
 
 def test_a_mixed_batch_answers_each_sample_by_its_own_task(folder: Path) -> None:
@@ -77,11 +77,11 @@ def test_a_mixed_batch_of_low_rank_tasks_answers_each_sample_by_its_own(
     plain = load_backbone(NAME, Weights("random"), 10, **KWARGS)
     ranks = [replace(LOW_RANK, bottleneck=r, targets=targets) for r in (3, 9)]
     tasks = [make_task(NAME, adapter, seed, img_size=28) for seed, adapter in enumerate(ranks)]
-    wide = layout(tasks[0][0].record)
+    wide = layout_of(tasks[0][0].record)
     trace_backbone(plain, "0" * 64, tmp_path / "b", wide)
     bank = Bank(wide, bottleneck=2)
     runner = SharedRunner(tmp_path / "b" / wide.file, bank)
-    slots = [bank.write(task_rows(bundle)) for bundle, _ in tasks]
+    slots = [bank.write(adapter_weights(bundle)) for bundle, _ in tasks]
     empty = bank.write({})
     images = noise(28)
     given = runner.run(images, np.array([slots[1], empty, slots[0]]))
@@ -94,7 +94,7 @@ def test_a_mixed_batch_of_low_rank_tasks_answers_each_sample_by_its_own(
 
 def test_a_backbones_folder_takes_another_layout_and_keeps_what_it_had(folder: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(folder, tmp_path / "b"))
-    low_rank = layout(make_task(NAME, LOW_RANK, 1, img_size=28)[0].record)
+    low_rank = layout_of(make_task(NAME, LOW_RANK, 1, img_size=28)[0].record)
     assert low_rank.file == "shared-qkv.onnx"
     before = {path.name: path.read_bytes() for path in copied.glob("*.onnx")}
     trace_layout(load_backbone(NAME, Weights("random"), 10, **KWARGS), copied, low_rank)

@@ -17,7 +17,7 @@ from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ProviderError
 from mosa_deploy.runtimes.runner import RunnerName, check_runner
 
@@ -34,7 +34,7 @@ def backbone() -> Transformer:
 @pytest.fixture(scope="module")
 def tasks() -> dict[int, list[Task]]:
     """Three of each bottleneck."""
-    return {r: [random_task(Frame(2, 24), r, 10, seed) for seed in range(3)] for r in (3, 7)}
+    return {r: [random_task(BlockTopology(2, 24), r, 10, seed) for seed in range(3)] for r in (3, 7)}
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def logits(images: Array, task: Task | None) -> Array:
     """Of the torch model with an adapter that has these rows and an affine norm of one and zero, in float64."""
     model = backbone()
     if task is not None:
-        r = task.rows["blocks.0.down"].shape[1]
+        r = task.weights["blocks.0.down"].shape[1]
         attach(model, AdapterConfig(r, scale=1.0), split=False)
         state = {"head.weight": task.head, "head.bias": task.bias}
         for i in range(2):
             down, down_bias, up, up_bias = (
-                task.rows[f"blocks.{i}.{part}"] for part in ("down", "down_bias", "up", "up_bias")
+                task.weights[f"blocks.{i}.{part}"] for part in ("down", "down_bias", "up", "up_bias")
             )
             names = {"down.weight": down.T, "down.bias": down_bias, "up.weight": up.T, "up.bias": up_bias}
             state |= {f"blocks.{i}.adapter.{name}": value for name, value in names.items()}

@@ -1,7 +1,7 @@
 import pytest
 
 from mosa_deploy import errors
-from mosa_deploy.errors import BundleError, MosaError, command, one_of
+from mosa_deploy.errors import BundleError, MosaError, command, unknown_name
 
 
 def test_a_mistake_of_the_users_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +46,7 @@ def test_every_fault_is_one_of_the_trees_and_drawn_in_its_docstring() -> None:
 
 def test_an_unknown_name_offers_the_nearest_or_else_all() -> None:
     known = ["eurosat", "digits", "sprites-location", "sprites-orientation"]
-    assert one_of("task", "digit", known) == "unknown task 'digit'; did you mean digits?"
-    near = one_of("task", "sprites-place", known)
+    assert unknown_name("task", "digit", known) == "unknown task 'digit'; did you mean digits?"
+    near = unknown_name("task", "sprites-place", known)
     assert near == "unknown task 'sprites-place'; did you mean sprites-location or sprites-orientation?"
-    assert one_of("task", "zzz", known).endswith("known: digits, eurosat, sprites-location, sprites-orientation")
+    assert unknown_name("task", "zzz", known).endswith("known: digits, eurosat, sprites-location, sprites-orientation")

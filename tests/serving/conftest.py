@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.store_layout import Store
+from mosa_deploy.bundles.store_layout import StoreLayout
 from serving.app import attach, create_app
-from serving.local_backend import Engine
+from serving.local_backend import LocalBackend
 from serving.settings import Settings
 from tests.conftest import Once
 from tests.host_gpu import HostGpu
@@ -55,7 +55,7 @@ def maker(once: Once) -> TaskMaker:
 @pytest.fixture(scope="session")
 def archives(maker: TaskMaker) -> Mapping[str, Archive]:
     """The tasks of the maker's store, by name."""
-    return {name: Archive.of(Store(maker.root).task(name)) for name in METHODS}
+    return {name: Archive.of(StoreLayout(maker.root).task(name)) for name in METHODS}
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +88,7 @@ def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
     """The app on a store, in this process."""
     given = {"artifacts": str(store), "threads": 1, "max_wait_ms": 0.5, "max_batch": 8, **settings}
     chosen = Settings.model_validate(given)
-    engine = Engine(chosen)
+    engine = LocalBackend(chosen)
     try:
         app = create_app(chosen)
         attach(app, engine)
@@ -98,10 +98,10 @@ def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
         engine.stop()
 
 
-def engine_of(client: TestClient) -> Engine:
+def engine_of(client: TestClient) -> LocalBackend:
     """The engine behind a client."""
     engine = client.app.state.backend  # type: ignore[attr-defined] # starlette calls any app an ASGIApp
-    assert isinstance(engine, Engine)
+    assert isinstance(engine, LocalBackend)
     return engine
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from serving.batching import STEPS, Batcher, Item, fit, sizes_up_to
-from serving.errors import RefusedError
+from serving.errors import RequestError
 
 PREPROCESS = Preprocess(size=(1, 1))
 
@@ -125,7 +125,7 @@ def test_one_bad_item_fails_alone() -> None:
     batcher.submit(items)
     wait([each.future for each in items], 5)
     assert [each.future.exception() is None for each in items] == [True, False, True, True]
-    with pytest.raises(RefusedError, match=r"^inference failed: thirteen$"):
+    with pytest.raises(RequestError, match=r"^inference failed: thirteen$"):
         items[1].future.result()
     assert batcher.broken is None
     batcher.close()
@@ -139,7 +139,7 @@ def test_a_lost_gpu_is_remembered() -> None:
     lane, batcher = Lost(), Batcher()
     one = item(lane, 1)
     batcher.submit([one])
-    assert isinstance(one.future.exception(5), RefusedError)
+    assert isinstance(one.future.exception(5), RequestError)
     assert batcher.broken == "CUDA error 719: unspecified launch failure"
     batcher.close()
 
@@ -155,7 +155,7 @@ def test_more_than_the_bound_is_refused_as_a_whole() -> None:
     waiting = [item(lane, 2), item(lane, 3)]
     batcher.submit(waiting)
     late = [item(lane, 4), item(lane, 5)]
-    with pytest.raises(RefusedError, match="2 images are waiting; ask again in a second") as caught:
+    with pytest.raises(RequestError, match="2 images are waiting; ask again in a second") as caught:
         batcher.submit(late)
     assert (caught.value.status, caught.value.retry_after) == (503, 1)
     lane.gate.set()
@@ -174,7 +174,7 @@ def test_what_is_late_or_given_up_is_not_computed() -> None:
     time.sleep(0.05)
     lane.gate.set()
     first.future.result(5)
-    with pytest.raises(RefusedError, match="no answer within") as caught:
+    with pytest.raises(RequestError, match="no answer within") as caught:
         late.future.result(5)
     assert caught.value.status == 504
     batcher.close()
@@ -226,7 +226,7 @@ def test_closing_finishes_what_is_queued_and_takes_nothing_more() -> None:
     lane.gate.set()
     closer.join(5)
     assert [int(each.future.result(0)[0]) for each in items] == list(range(5))
-    with pytest.raises(RefusedError, match="stopping"):
+    with pytest.raises(RequestError, match="stopping"):
         batcher.submit([item(lane, 1)])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.service import Place, serve
+from benchmarks.service import Installation, serve
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from tests.serving.conftest import named, scores
@@ -100,7 +100,7 @@ def test_it_serves_from_a_new_environment_without_torch(
     installed = install(tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    where = Place(installed.python, installed.service, elsewhere)
+    where = Installation(installed.python, installed.service, elsewhere)
     with serve(maker.root, elsewhere, where, threads="1", folded="fields") as server:
         server.wait_until("ready")
         for task in ("birds", "fields", "grains"):

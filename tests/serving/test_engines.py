@@ -98,7 +98,7 @@ def test_an_engine_that_does_not_fit_is_one_line_and_onnx_runtime_takes_its_plac
     with running(copied, runtime="tensorrt") as client:
         assert set(ways(client).values()) == {CPU}
         check(client, maker, "birds", archives["birds"], offline["birds"])
-        lanes = engine_of(client).registry.residents.lanes
+        lanes = engine_of(client).registry.cache.lanes
         assert engine not in lanes._shared
     (told,) = warnings(said)
     assert told.startswith(f"birds without {engine.name}, by onnxruntime-cpu: ")
@@ -182,8 +182,8 @@ def test_what_one_task_misses_on_a_proved_engine_costs_the_others_nothing(
 ) -> None:
     engine = write_engine(shared)
     with running(copied) as client:
-        lanes = engine_of(client).registry.residents.lanes
-        lanes.leave(engine, "moths", ParityError("misses its canary"))
+        lanes = engine_of(client).registry.cache.lanes
+        lanes.disable_engine(engine, "moths", ParityError("misses its canary"))
         assert lanes.engines(shared.parent, shared.name) == [engine]
 
 

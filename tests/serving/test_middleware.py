@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from serving.middleware import Guard
+from serving.middleware import LimitsMiddleware
 from serving.settings import Settings
 from tests.serving.conftest import ADMIN, engine_of, picture, running
 
@@ -128,7 +128,9 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(len(message["body"])).encode()})
 
 
-def through(guard: Guard, messages: list[Message], headers: Mapping[str, str], pause: float = 0) -> list[Message]:
+def through(
+    guard: LimitsMiddleware, messages: list[Message], headers: Mapping[str, str], pause: float = 0
+) -> list[Message]:
     """Send messages, each after a pause, through the guard; what it answers."""
     sent: list[Message] = []
     left = iter(messages)
@@ -150,13 +152,13 @@ def part(content: bytes, more: bool = True) -> Message:
 
 
 def test_a_body_in_parts_arrives_whole() -> None:
-    answer = through(Guard(_app, Settings()), [part(b"abc"), part(b"de"), part(b"", more=False)], {})
+    answer = through(LimitsMiddleware(_app, Settings()), [part(b"abc"), part(b"de"), part(b"", more=False)], {})
     assert answer[1]["body"] == b"5"
 
 
 def test_a_slow_body_is_given_up() -> None:
     start = time.monotonic()
-    answer = through(Guard(_app, Settings(body_s=0.2)), [part(b"x")] * 100, {}, pause=0.05)
+    answer = through(LimitsMiddleware(_app, Settings(body_s=0.2)), [part(b"x")] * 100, {}, pause=0.05)
     assert answer[0]["status"] == 408
     assert b"did not arrive within 0.2 s" in answer[1]["body"]
     assert time.monotonic() - start < 2
@@ -172,24 +174,24 @@ def test_what_takes_longer_than_a_change_may_is_given_up(monkeypatch: pytest.Mon
         await asyncio.sleep(60)
 
     start = time.monotonic()
-    answer = through(Guard(endless, Settings(deadline_s=0.2)), [part(b"", more=False)], {})
+    answer = through(LimitsMiddleware(endless, Settings(deadline_s=0.2)), [part(b"", more=False)], {})
     assert [message.get("status") for message in answer] == ([200] if begun else [504, None])
     assert begun or b"no answer within 0.3 s; a change that has begun goes on" in answer[1]["body"]
     assert time.monotonic() - start < 2
 
 
 def test_a_sender_who_leaves_gets_nothing() -> None:
-    assert through(Guard(_app, Settings()), [part(b"x"), {"type": "http.disconnect"}], {}) == []
+    assert through(LimitsMiddleware(_app, Settings()), [part(b"x"), {"type": "http.disconnect"}], {}) == []
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "ten", "\xb2", "9" * 30])
 def test_an_impossible_length_is_refused(length: str) -> None:
-    answer = through(Guard(_app, Settings()), [part(b"x", more=False)], {"content-length": length})
+    answer = through(LimitsMiddleware(_app, Settings()), [part(b"x", more=False)], {"content-length": length})
     assert answer[0]["status"] == 400
 
 
 def test_more_requests_than_may_be_in_work_are_refused_with_a_time_to_come_back() -> None:
-    guard = Guard(_app, Settings(requests=2))
+    guard = LimitsMiddleware(_app, Settings(requests=2))
     guard.in_flight = 2
     answer = through(guard, [part(b"x", more=False)], {})
     assert answer[0]["status"] == 503
@@ -199,7 +201,7 @@ def test_more_requests_than_may_be_in_work_are_refused_with_a_time_to_come_back(
 
 @pytest.mark.parametrize("given", ["a b", "x" * 65, "", "line\\nbreak", "é"])
 def test_a_request_s_own_id_is_taken_only_if_it_is_plain(given: str) -> None:
-    answer = through(Guard(_app, Settings()), [part(b"", more=False)], {"x-request-id": given})
+    answer = through(LimitsMiddleware(_app, Settings()), [part(b"", more=False)], {"x-request-id": given})
     ids = [value for name, value in answer[0]["headers"] if name == b"x-request-id"]
     assert len(ids) == 1
     assert len(ids[0]) == 32

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import decode
-from serving.errors import RefusedError
-from serving.model_cache import Active
+from serving.errors import RequestError
+from serving.model_cache import LoadedTask
 from serving.registry import Entry
 from serving.store import Decision, Version
 from tests.serving.conftest import ADMIN, engine_of, picture, running
@@ -58,7 +58,7 @@ def test_asking_makes_a_task_the_last_to_go(copied: Path, maker: TaskMaker) -> N
 def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach_it(copied: Path) -> None:
     with running(copied, active=1, prefetch=0) as client:
         registry = engine_of(client).registry
-        residents, store = registry.residents, registry.store
+        residents, store = registry.cache, registry.store
         birds, cracks = (
             (
                 store.version(name, registry.entry(name).decision.current or ""),
@@ -67,7 +67,7 @@ def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach
             for name in ("birds", "cracks")
         )
         proved = residents.load(birds[0], birds[1].bundle(), "shared")
-        with pytest.raises(RefusedError, match="pinned or in use"):
+        with pytest.raises(RequestError, match="pinned or in use"):
             residents.load(cracks[0], cracks[1].bundle(), "shared")
         assert not proved.retired
         residents.release(proved)
@@ -80,7 +80,7 @@ def test_a_new_version_is_held_until_requests_can_reach_it(
     registry, users = engine_of(admin).registry, []
     swap = registry._swap
 
-    def watched(entry: Entry, version: Version | None, active: Active | None, decision: Decision) -> None:
+    def watched(entry: Entry, version: Version | None, active: LoadedTask | None, decision: Decision) -> None:
         users.append(active.users if active else 0)
         swap(entry, version, active, decision)
 
@@ -95,15 +95,15 @@ def test_a_load_that_ends_after_a_replacement_does_not_bring_the_old_version_bac
     with running(copied, admin_keys="root-key", prefetch=0) as client:
         client.headers.update(ADMIN)
         registry, go = engine_of(client).registry, threading.Event()
-        load = registry.residents.load
+        load = registry.cache.load
 
-        def late(version: Version, *rest: Any) -> Active:
+        def late(version: Version, *rest: Any) -> LoadedTask:
             active = load(version, *rest)
             if version.key != newer.key:
                 go.wait(30)
             return active
 
-        monkeypatch.setattr(registry.residents, "load", late)
+        monkeypatch.setattr(registry.cache, "load", late)
         loading = registry.hold("birds")
         assert isinstance(loading, Future)
         assert put(client, "birds", newer).status_code == 200
@@ -124,7 +124,7 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(
     engine_of(admin).batcher.submit([item])
     (row,) = held.probabilities(item.future.result(5)[None])
     assert row.argmax() == 6
-    residents = registry.residents
+    residents = registry.cache
     before = len(residents)
     registry.release(held)
     assert len(residents) == before - 1

@@ -8,8 +8,8 @@ import pytest
 
 from mosa_deploy.errors import ProviderError
 from mosa_deploy.runtimes.runner import RunnerName
-from serving.lanes import Way
-from serving.local_backend import Engine
+from serving.lanes import ExecutionPlan
+from serving.local_backend import LocalBackend
 from serving.runtime import Runtimes, choose
 from serving.settings import Settings
 from tests.host_gpu import HostGpu
@@ -20,7 +20,7 @@ def test_without_a_gpu_tensorrt_stops_the_start_and_auto_says_that_it_uses_no_en
 ) -> None:
     HostGpu().install(monkeypatch, capability=None)
     with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=tensorrt: no NVIDIA GPU is here"):
-        Engine(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
+        LocalBackend(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
     assert choose("auto") == Runtimes("onnxruntime-cpu")
     assert said.messages == ["no engines are used: no NVIDIA GPU is here"]
 
@@ -33,7 +33,7 @@ def test_cuda_that_does_not_start_stops_the_start_and_auto_takes_the_cpu(
     monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", _no_library)
     monkeypatch.setattr("serving.runtime._has_nvidia_driver", lambda: True)
     with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=onnxruntime-cuda: CUDAExecutionProvider did not start"):
-        Engine(Settings(artifacts=str(tmp_path), runtime="onnxruntime-cuda", admin_keys=("key",)))
+        LocalBackend(Settings(artifacts=str(tmp_path), runtime="onnxruntime-cuda", admin_keys=("key",)))
     assert choose("auto").graphs == "onnxruntime-cpu"
 
 
@@ -50,6 +50,6 @@ def test_auto_without_tensorrt_names_the_extra(
 
 
 def test_batches_are_padded_for_gpus_alone() -> None:
-    padding = {name: Way(name, "fp32", (1, 2)).padding for name in get_args(RunnerName)}
+    padding = {name: ExecutionPlan(name, "fp32", (1, 2)).padding for name in get_args(RunnerName)}
     gpu = {"onnxruntime-cuda": 0.25, "tensorrt": 0.25}
     assert padding == {"onnxruntime-cpu": 0, "openvino": 0, "openvino-bf16": 0, **gpu}

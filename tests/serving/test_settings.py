@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
-from serving.local_backend import Engine
+from serving.local_backend import LocalBackend
 from serving.settings import Settings, variable
 
 
@@ -67,12 +67,12 @@ def test_a_file_of_keys_that_is_not_there_stops_the_start(monkeypatch: pytest.Mo
 
 def test_a_runtime_that_is_not_here_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="MOSA_RUNTIME=tensorrt"):
-        Engine(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
+        LocalBackend(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
 
 
 def test_an_empty_store_names_the_command_that_fills_it_unless_tasks_may_be_added(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     with pytest.raises(StoreError) as caught:
-        Engine(Settings(artifacts=str(tmp_path)))
+        LocalBackend(Settings(artifacts=str(tmp_path)))
     assert str(caught.value) == f"no task in {tmp_path}/tasks: write one with `python -m export --out {tmp_path}`"
-    Engine(Settings(artifacts=str(tmp_path), admin_keys=("a",))).stop()
+    LocalBackend(Settings(artifacts=str(tmp_path), admin_keys=("a",))).stop()

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.graphs import fold as fold_graph
+from mosa_deploy.graphs.fold import fold_bundle
 from tests.host_gpu import HostGpu, write_engine
 from tests.serving.conftest import ADMIN, running
 from tests.serving.test_engines import CPU, check, warnings, ways
@@ -20,7 +20,7 @@ from tests.serving.test_engines import CPU, check, warnings, ways
 def folded_engine(store: Path, maker: TaskMaker, archive: Archive, **how: Any) -> Path:
     """The task's own engine, beside its export."""
     graph = store / "tasks" / archive.bundle().record.task / "folded.onnx"
-    onnx.save(fold_graph.fold(maker.graph, archive.bundle()), graph)
+    onnx.save(fold_bundle(maker.graph, archive.bundle()), graph)
     return write_engine(graph, bank=None, **how)
 
 

@@ -15,7 +15,7 @@ from benchmarks.service import PROC, Server, serve
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import ConfigError
-from serving.leader import Place
+from serving.leader import WorkerRendezvous
 from tests.serving.conftest import ADMIN
 
 
@@ -104,14 +104,14 @@ def test_when_the_one_that_infers_is_killed_another_takes_its_place(server: Serv
 
 def test_the_meeting_place_of_another_user_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    place = Place.of_siblings()
+    place = WorkerRendezvous.of_siblings()
     lock = place.claim()
     assert lock is not None
-    assert Place.of_siblings().claim() is None
+    assert WorkerRendezvous.of_siblings().claim() is None
     lock.close()
     again = place.claim()
     assert again is not None
     again.close()
     place.folder.chmod(0o755)
     with pytest.raises(ConfigError, match="belongs to someone else"):
-        Place.of_siblings()
+        WorkerRendezvous.of_siblings()

@@ -12,11 +12,11 @@ from scipy import stats
 
 from mosa_deploy.errors import DataError
 from tests.training.conftest import Few
-from training import comparison
+from training import result_table
 from training.compare import CompareConfig, compare, main, source
-from training.comparison import Result, accuracies, differences, interval, tables
 from training.config import Recipe, TuneConfig
 from training.evaluate import EvaluateConfig, evaluate
+from training.result_table import Result, accuracies, differences, interval, tables
 from training.run import METRICS
 from training.trials import FACTORS, flags, label, settings
 
@@ -76,11 +76,11 @@ def test_interval_is_students_t_of_the_paired_differences() -> None:
 
 
 def test_an_earlier_comparison_lends_the_methods_that_were_not_run_again(tmp_path: Path) -> None:
-    comparison.write(tmp_path, results())
-    earlier = comparison.read(tmp_path / "compare.csv")
+    result_table.write(tmp_path, results())
+    earlier = result_table.read(tmp_path / "compare.csv")
     assert earlier == results()
     own = [Result("a", "mosa", "experts-2", seed, 1000, 0.5, value) for seed, value in enumerate((0.7, 0.8, 0.9))]
-    both = comparison.beside(own, earlier)
+    both = result_table.beside(own, earlier)
     assert accuracies(both, "a", "mosa") == [0.7, 0.8, 0.9]
     np.testing.assert_allclose(differences(both, "a", "mosa"), [0.1, 0.1, 0.1])
     assert {result.task for result in both} == {"a"}

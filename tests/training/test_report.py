@@ -18,9 +18,9 @@ from tests.training.conftest import PREPROCESS
 from training.config import Recipe
 from training.events import EVENTS
 from training.loop import Row
-from training.metrics import figures
 from training.plots import draw_calibration, draw_confusion, draw_curves
 from training.report import write_report
+from training.scores import figures
 
 CLASSES = ("airport", "harbor", "a|b", "empty")
 PREDICTED = [0, 0, 0, 1, 1, 1, 0, 1]

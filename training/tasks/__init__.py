@@ -1,6 +1,6 @@
 """The tasks that `--task` knows."""
 
-from mosa_deploy.errors import ConfigError, one_of
+from mosa_deploy.errors import ConfigError, unknown_name
 from training.tasks.base import Task
 from training.tasks.cifar10 import Cifar10
 from training.tasks.digits import Digits
@@ -20,5 +20,5 @@ def find(name: str) -> Task:
         ConfigError: no such task; offers the nearest names.
     """
     if name not in TASKS:
-        raise ConfigError(one_of("task", name, TASKS))
+        raise ConfigError(unknown_name("task", name, TASKS))
     return TASKS[name]

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from mosa_deploy.adapters.attach import adapters, attach, freeze, task_state
 from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.adapters.restore import describe_backbone
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, frame_of
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
 from mosa_deploy.bundles.bundle import Bundle, parse_record
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BackboneError, BundleError
 from tests import swin
 from tests.conftest import perturb
@@ -38,22 +38,23 @@ def test_a_frame_has_timms_own_names_and_widths(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     assert isinstance(model, Transformer)
-    frame, parts = frame_of(model), dict(model.named_modules())
+    topology, parts = topology_of(model), dict(model.named_modules())
     norms: dict[str, Any] = {
         path.removesuffix(".norm2"): part for path, part in parts.items() if path.endswith(".norm2")
     }
-    assert frame.blocks == {path: norm.weight.numel() for path, norm in norms.items()}
-    assert frame.depth == len(norms)
+    assert topology.blocks == {path: norm.weight.numel() for path, norm in norms.items()}
+    assert topology.depth == len(norms)
     head: Any = model.get_classifier()
-    assert parts[frame.head] is head
-    assert frame.features == head.in_features
+    assert parts[topology.head] is head
+    assert topology.features == head.in_features
 
 
 @pytest.mark.parametrize(
-    ("frame", "text"), [(Frame(2, 24), "2 blocks of width 24"), (Frame(4, 16, (2, 2)), "4 blocks of width 16 to 32")]
+    ("topology", "text"),
+    [(BlockTopology(2, 24), "2 blocks of width 24"), (BlockTopology(4, 16, (2, 2)), "4 blocks of width 16 to 32")],
 )
-def test_a_frame_says_how_deep_and_wide(frame: Frame, text: str) -> None:
-    assert str(frame) == text
+def test_a_frame_says_how_deep_and_wide(topology: BlockTopology, text: str) -> None:
+    assert str(topology) == text
 
 
 def test_an_adapted_block_is_the_formula_of_norm2_written_out() -> None:
@@ -82,7 +83,7 @@ def test_the_norm_is_norm2s_and_training_leaves_it() -> None:
     freeze(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     own = {name for name in task_state(model) if not name.endswith((".base", ".owner"))}
-    norms = {f"{block}.adapter.norm.{part}" for block in frame_of(model).blocks for part in ("weight", "bias")}
+    norms = {f"{block}.adapter.norm.{part}" for block in topology_of(model).blocks for part in ("weight", "bias")}
     assert len(norms) == 8
     assert trained == own - norms
     state = model.state_dict()
@@ -105,7 +106,7 @@ def test_a_record_without_stages_is_of_a_vit_and_one_whose_stages_do_not_add_up_
 ) -> None:
     fields = json.loads(bundle.save(tmp_path).record.model_dump_json())
     del fields["backbone"]["stages"]
-    assert parse_record(json.dumps(fields).encode(), "old").backbone.frame.blocks == {"blocks.0": 3}
+    assert parse_record(json.dumps(fields).encode(), "old").backbone.topology.blocks == {"blocks.0": 3}
     fields["backbone"] |= {"stages": [1, 1], "depth": 3}
     with pytest.raises(BundleError, match=r"^new: backbone: .*stages of 1, 1 blocks are not 3 in all$"):
         parse_record(json.dumps(fields).encode(), "new")
@@ -117,7 +118,7 @@ def test_a_record_of_what_does_not_go_on_a_swin_is_refused(
 ) -> None:
     fields = json.loads(bundle.save(tmp_path).record.model_dump_json())
     fields["backbone"] |= {"stages": [1]}
-    assert parse_record(json.dumps(fields).encode(), "mosa").backbone.frame.head == "head.fc"
+    assert parse_record(json.dumps(fields).encode(), "mosa").backbone.topology.head == "head.fc"
     fields |= change if "method" in change else {"adapter": fields["adapter"] | change}
     with pytest.raises(BundleError, match=r"^full or so: .* on vit_toy: a Swin takes adapters beside its FFNs: choose"):
         parse_record(json.dumps(fields).encode(), "full or so")

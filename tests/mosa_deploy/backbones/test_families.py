@@ -16,7 +16,7 @@ from mosa_deploy.adapters.attach import adapters, attach, freeze, task_state
 from mosa_deploy.adapters.fold import fold, widened_ratio
 from mosa_deploy.adapters.merge import merge
 from mosa_deploy.backbones import embedded
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, frame_of
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.errors import BackboneError
@@ -132,10 +132,10 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 def widened(model: Transformer) -> float | tuple[float, ...]:
     """timm's `mlp_ratio` of the folded model: one number, or of a Swin one a stage."""
-    widths, parts = frame_of(model).blocks, blocks_of(model)
+    widths, parts = topology_of(model).blocks, blocks_of(model)
     hidden = {width: feed_forward(parts[name]).fc1.out_features for name, width in widths.items()}
     ratios = tuple(widened_ratio(inner + BOTTLENECK, width) for width, inner in hidden.items())
-    return ratios if frame_of(model).stages else ratios[0]
+    return ratios if topology_of(model).stages else ratios[0]
 
 
 @pytest.mark.parametrize(("name", "kwargs"), CASES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CASES)])
@@ -151,7 +151,7 @@ def test_a_plain_model_goes_the_whole_way_and_ends_in_timms_own_class(name: str,
     expected = logits(model, x)
     plain.head = model.head
     assert (expected - logits(plain, x)).abs().max() > 1e-4
-    assert len(adapters(model)) == frame_of(plain).depth
+    assert len(adapters(model)) == topology_of(plain).depth
 
     merged = merge(copy.deepcopy(model))
     folded = fold(merged)

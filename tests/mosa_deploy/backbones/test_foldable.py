@@ -5,7 +5,7 @@ from timm.layers import GELUTanh, LayerNorm2d, LayerScale, QuickGELU, SimpleNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from mosa_deploy.backbones.foldable import check_plain, feed_forward
+from mosa_deploy.backbones.foldable import check_foldable, feed_forward
 from mosa_deploy.errors import BackboneError
 
 Toy = Callable[..., VisionTransformer]
@@ -22,7 +22,7 @@ def block_of(model: VisionTransformer, i: int) -> Block:
 )
 def test_a_plain_vit_passes_and_is_returned_itself(toy: Toy, kwargs: dict[str, object]) -> None:
     model = toy(**kwargs)
-    assert check_plain(model) is model
+    assert check_foldable(model) is model
 
 
 def test_all_faults_of_all_blocks_are_named_at_once(toy: Toy) -> None:
@@ -32,7 +32,7 @@ def test_all_faults_of_all_blocks_are_named_at_once(toy: Toy) -> None:
     block_of(model, 2).add_module("ls2", nn.Linear(12, 12))
     faults = "blocks.1: mlp is SwiGLU, not Mlp; blocks.2: norm2 has no affine; blocks.2: ls2 is Linear;"
     with pytest.raises(BackboneError, match=f"cannot be folded exactly: {faults} choose a plain"):
-        check_plain(model)
+        check_foldable(model)
 
 
 def test_a_fault_of_many_blocks_is_named_once_for_all_of_them(toy: Toy) -> None:
@@ -41,7 +41,7 @@ def test_a_fault_of_many_blocks_is_named_once_for_all_of_them(toy: Toy) -> None:
         block_of(model, i).mlp = SwiGLU(12)
     faults = "blocks.0: mlp is SwiGLU, not Mlp; blocks.2-5: mlp is SwiGLU, not Mlp; choose"
     with pytest.raises(BackboneError, match=f"^toy cannot be folded exactly: {faults}"):
-        check_plain(model, "toy")
+        check_foldable(model, "toy")
 
 
 class Doubled(nn.LayerNorm):
@@ -75,14 +75,14 @@ def test_a_part_that_only_resembles_the_right_one_is_refused(
     model = toy()
     block_of(model, 1).set_submodule(part, module)
     with pytest.raises(BackboneError, match=f"exactly: blocks\\.1: {fault}; choose"):
-        check_plain(model)
+        check_foldable(model)
 
 
 @pytest.mark.parametrize("act", [nn.SiLU(inplace=True), nn.ReLU(inplace=True), GELUTanh(), QuickGELU(), nn.Hardswish()])
 def test_any_activation_that_works_on_each_channel_alone_passes(toy: Toy, act: nn.Module) -> None:
     model = toy()
     block_of(model, 1).set_submodule("mlp.act", act)
-    assert check_plain(model) is model
+    assert check_foldable(model) is model
 
 
 def test_a_subclass_of_timms_vit_is_refused(toy: Toy) -> None:
@@ -92,7 +92,7 @@ def test_a_subclass_of_timms_vit_is_refused(toy: Toy) -> None:
     with pytest.raises(
         BackboneError, match=r"^this model is a Other, not a plain ViT or Swin: choose one of timm's vit_"
     ):
-        check_plain(Other(img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3))
+        check_foldable(Other(img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3))
 
 
 def test_an_mlp_of_convolutions_is_refused(toy: Toy) -> None:
@@ -101,7 +101,7 @@ def test_an_mlp_of_convolutions_is_refused(toy: Toy) -> None:
     assert isinstance(mlp, nn.Module)
     mlp.fc1 = nn.Conv2d(12, 48, 1)
     with pytest.raises(BackboneError, match=r"blocks\.0: mlp is not made of linear layers;"):
-        check_plain(model)
+        check_foldable(model)
 
 
 def test_feed_forward_names_the_blocks_own_parts(toy: Toy) -> None:

@@ -6,18 +6,18 @@ import pytest
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank
 
 DEPTH, WIDTH = 2, 6
-LAYOUT = Layout(Frame(DEPTH, WIDTH))
+LAYOUT = Layout(BlockTopology(DEPTH, WIDTH))
 
 
 def rows(bottleneck: int, seed: int = 0, depth: int = DEPTH, width: int = WIDTH) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    shapes = Layout(Frame(depth, width)).shapes(bottleneck)
+    shapes = Layout(BlockTopology(depth, width)).shapes(bottleneck)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -82,7 +82,7 @@ def test_a_linear_task_takes_an_empty_slot() -> None:
 @pytest.mark.parametrize(("depth", "width"), [(DEPTH + 1, WIDTH), (DEPTH, WIDTH + 1)])
 def test_rows_of_another_backbone_are_refused_and_take_no_slot(depth: int, width: int) -> None:
     bank = Bank(LAYOUT)
-    with pytest.raises(ConfigError, match=r"^the rows are not of 2 blocks of width 6: give the backbone's own$"):
+    with pytest.raises(ConfigError, match="are not of 2 blocks of width 6: give those of this backbone$"):
         bank.write(rows(4, depth=depth, width=width))
     assert bank.free == [0]
 
@@ -126,7 +126,7 @@ def test_whoever_holds_a_copy_is_told_the_slots_that_changed_since() -> None:
 
 
 def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() -> None:
-    layout = Layout(Frame(1, 6), (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)))
+    layout = Layout(BlockTopology(1, 6), (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)))
     assert layout.file == "shared-qkv-fc2.onnx"
     bank = Bank(layout, bottleneck=5)
     assert {name: tensor.shape for name, tensor in bank.tensors.items()} == {
@@ -135,14 +135,14 @@ def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() 
         "blocks.0.mlp.fc2.down": (1, 24, 5),
         "blocks.0.mlp.fc2.up": (1, 5, 6),
     }
-    with pytest.raises(ConfigError, match=r"^the rows are not of 1 blocks of width 6 with updates of attn"):
+    with pytest.raises(ConfigError, match=r"^the adapter weights are not of 1 blocks of width 6 with updates of attn"):
         bank.write(rows(4, depth=1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems give memory in their own way")
 def test_a_large_bank_takes_memory_only_for_the_slots_that_are_written() -> None:
     process = psutil.Process()
-    bank, given = Bank(Layout(Frame(6, 64)), bottleneck=16, capacity=5000), rows(16, depth=6, width=64)
+    bank, given = Bank(Layout(BlockTopology(6, 64)), bottleneck=16, capacity=5000), rows(16, depth=6, width=64)
     before = process.memory_full_info().uss
     for _ in range(10):
         bank.write(given)

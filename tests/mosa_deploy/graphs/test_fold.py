@@ -17,14 +17,14 @@ from export.trace import node_types, trace_plain
 from mosa_deploy.adapters.attach import attach, task_state
 from mosa_deploy.backbones.foldable import Transformer, feed_forward
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
-from mosa_deploy.bundles.adapter_config import PLACES, AdapterConfig
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.bundle import Backbone, Bundle, Record
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.graphs.backbone_graph import PlainGraph, save_graphs
-from mosa_deploy.graphs.fold import fold, fold_parameters
+from mosa_deploy.graphs.fold import fold_bundle, fold_parameters
 from tests.conftest import perturb
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
@@ -97,7 +97,7 @@ def tiny() -> tuple[PlainGraph, Bundle, Transformer]:
 def test_a_graph_folded_with_numpy_is_the_split_model_in_float64(name: str, kwargs: dict[str, Any]) -> None:
     graph, bundle, model = make(name, ADAPTER, **kwargs)
     images = noise(kwargs["img_size"])
-    folded = fold(graph, bundle)
+    folded = fold_bundle(graph, bundle)
     onnx.checker.check_model(folded, full_check=True)
     with torch.inference_mode():
         wanted = model.double()(torch.from_numpy(images).double()).numpy()
@@ -114,12 +114,12 @@ def test_a_low_rank_task_folded_with_numpy_keeps_every_shape_and_is_the_split_mo
     adapter: AdapterConfig,
 ) -> None:
     graph, bundle, model = make("vit_small_patch14_reg4_dinov2", adapter, img_size=28)
-    images, folded = noise(28), fold(graph, bundle)
+    images, folded = noise(28), fold_bundle(graph, bundle)
     with torch.inference_mode():
         wanted = model.double()(torch.from_numpy(images).double()).numpy()
     assert np.abs(answers(folded, images) - wanted).max() <= 1e-5 * np.abs(wanted).max()
     changed = fold_parameters(graph, bundle)
-    layers = {PLACES[target].module for target in adapter.targets}
+    layers = {TARGET_SLICES[target].module for target in adapter.targets}
     assert changed.keys() - {"head.weight", "head.bias"} == {
         f"blocks.{i}.{name}.weight" for i in (0, 1) for name in layers
     }
@@ -141,7 +141,7 @@ def test_a_fully_tuned_backbone_takes_the_place_of_every_parameter() -> None:
     graph, bundle, model = full_task()
     with torch.inference_mode():
         wanted = model.double()(torch.from_numpy(noise(32)).double()).numpy()
-    np.testing.assert_allclose(answers(fold(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(answers(fold_bundle(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_a_fully_tuned_backbone_of_another_shape_is_refused_with_every_fault() -> None:
@@ -149,7 +149,7 @@ def test_a_fully_tuned_backbone_of_another_shape_is_refused_with_every_fault() -
     tensors = {name: value for name, value in bundle.tensors.items() if name != "norm.bias"}
     tensors["blocks.0.mlp.fc1.bias"] = np.zeros(7, np.float32)
     with pytest.raises(BundleError, match=r"blocks\.0\.mlp\.fc1\.bias is \(7,\), not \(96,\); missing norm\.bias$"):
-        fold(graph, Bundle(bundle.record, tensors, bundle.canary))
+        fold_bundle(graph, Bundle(bundle.record, tensors, bundle.canary))
 
 
 def test_traced_graph_answers_as_its_model_and_names_every_parameter(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_equal_tensors_of_a_backbone_are_kept_apart() -> None:
 def test_folding_leaves_the_plain_graph_as_it_is(tiny: tuple[PlainGraph, Bundle, Transformer]) -> None:
     graph, bundle, _ = tiny
     before = graph.model.SerializeToString(deterministic=True)
-    fold(graph, bundle)
+    fold_bundle(graph, bundle)
     assert graph.model.SerializeToString(deterministic=True) == before
 
 
@@ -191,7 +191,7 @@ def test_shapes_between_the_nodes_are_those_of_the_folded_widths(
     tiny: tuple[PlainGraph, Bundle, Transformer],
 ) -> None:
     graph, bundle, _ = tiny
-    folded = fold(graph, bundle).graph
+    folded = fold_bundle(graph, bundle).graph
     widths = {info.type.tensor_type.shape.dim[-1].dim_value for info in folded.value_info}
     assert 96 + 5 in widths
     assert 96 not in widths
@@ -203,7 +203,7 @@ def test_a_linear_task_changes_the_head_alone() -> None:
     assert fold_parameters(graph, bundle).keys() == {"head.weight", "head.bias"}
     with torch.inference_mode():
         wanted = model(torch.from_numpy(noise(32))).numpy()
-    np.testing.assert_allclose(answers(fold(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(answers(fold_bundle(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, Transformer]) -> None:
@@ -222,7 +222,7 @@ def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, T
     other = bundle.record.backbone.model_copy(update={"sha256": "f" * 64})
     stranger = Bundle(bundle.record.model_copy(update={"backbone": other}), bundle.tensors, bundle.canary)
     with pytest.raises(BundleError, match=r"^'parts' was tuned on vit_tiny_patch16_224-ffffffff, this graph is of "):
-        fold(graph, stranger)
+        fold_bundle(graph, stranger)
 
 
 def test_a_saved_graph_loads_as_it_was(tiny: tuple[PlainGraph, Bundle, Transformer], tmp_path: Path) -> None:
@@ -266,5 +266,5 @@ def test_a_graph_that_is_not_what_was_traced_is_refused_in_one_line(
 def test_nodes_are_counted_as_in_the_file(tiny: tuple[PlainGraph, Bundle, Transformer], tmp_path: Path) -> None:
     graph, bundle, _ = tiny
     save_graphs(tmp_path, graph.index, {PLAIN: graph.model})
-    onnx.save(fold(graph, bundle), tmp_path / "folded.onnx")
+    onnx.save(fold_bundle(graph, bundle), tmp_path / "folded.onnx")
     assert node_types(tmp_path / "plain.onnx") == node_types(tmp_path / "folded.onnx")

@@ -14,14 +14,14 @@ from onnx.reference import ReferenceEvaluator
 from export.trace import trace_plain, trace_shared
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.bundles.topology import Frame
+from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.openvino import OpenVinoRunner
 from mosa_deploy.runtimes.runner import GraphRunnerName, OnnxRunner, RunnerName, SharedRunner, check_runner, open_runner
 
-LAYOUT = Layout(Frame(2, 24))
+LAYOUT = Layout(BlockTopology(2, 24))
 TOLERANCE: dict[RunnerName, float] = {
     "onnxruntime-cpu": 1e-5,
     "onnxruntime-cuda": 1e-3,

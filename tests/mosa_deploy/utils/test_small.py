@@ -12,7 +12,7 @@ import torch
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Share
 from mosa_deploy.bundles.bundle import RECORD, Backbone
-from mosa_deploy.bundles.store_layout import Store
+from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.errors import ConfigError, StoreError
 from mosa_deploy.utils import versions
 from mosa_deploy.utils.seeds import derive
@@ -78,18 +78,18 @@ def test_a_store_lists_the_tasks_that_have_a_record(tmp_path: Path) -> None:
         (tmp_path / "tasks" / name).mkdir(parents=True)
         (tmp_path / "tasks" / name / RECORD).touch()
     (tmp_path / "tasks" / "unfinished").mkdir()
-    assert Store(tmp_path).tasks() == ["ants", "zebra"]
+    assert StoreLayout(tmp_path).tasks() == ["ants", "zebra"]
 
 
 def test_a_store_lays_backbones_by_name_and_hash_and_tasks_by_name() -> None:
     backbone = Backbone(name="vit", source="file", sha256="0123456789abcdef", depth=1, embed_dim=1)
-    assert Store(Path("root")).backbone(backbone) == Path("root/backbones/vit-01234567")
-    assert Store(Path("root")).task("ants") == Path("root/tasks/ants")
+    assert StoreLayout(Path("root")).backbone(backbone) == Path("root/backbones/vit-01234567")
+    assert StoreLayout(Path("root")).task("ants") == Path("root/tasks/ants")
 
 
 def test_an_empty_store_names_the_command_that_fills_it(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=rf"^no task in {tmp_path}/tasks: .*`python -m export --out {tmp_path}`$"):
-        Store(tmp_path).tasks()
+        StoreLayout(tmp_path).tasks()
 
 
 def test_all_faults_of_an_adapter_config_are_told_at_once() -> None:

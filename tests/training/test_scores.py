@@ -4,7 +4,7 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from training.metrics import confusions, figures, fit_temperature, kept, reliability
+from training.scores import confusions, figures, fit_temperature, kept, reliability
 
 
 def draw(count: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
