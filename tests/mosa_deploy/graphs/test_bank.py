@@ -82,7 +82,7 @@ def test_a_linear_task_takes_an_empty_slot() -> None:
 @pytest.mark.parametrize(("depth", "width"), [(DEPTH + 1, WIDTH), (DEPTH, WIDTH + 1)])
 def test_rows_of_another_backbone_are_refused_and_take_no_slot(depth: int, width: int) -> None:
     bank = Bank(LAYOUT)
-    with pytest.raises(ConfigError, match="are not of 2 blocks of width 6: give those of this backbone$"):
+    with pytest.raises(ConfigError, match=r"are not of 2 blocks of width 6: give those of this backbone$"):
         bank.write(rows(4, depth=depth, width=width))
     assert bank.free == [0]
 
