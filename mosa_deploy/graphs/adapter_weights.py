@@ -53,7 +53,7 @@ class Layout:
         return f"{'-'.join(['shared', *(name.rpartition('.')[2] for name, _, _ in self.modules)])}.onnx"
 
     def shapes(self, bottleneck: int) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor, in the order of the shared graph's inputs; every module's R is `bottleneck`."""
+        """Name and shape of every tensor, in the order of the shared graph's inputs; R is `bottleneck` everywhere."""
         r, shapes = bottleneck, dict[str, tuple[int, ...]]()
         for block, c in self.topology.blocks.items():
             if not self.modules:
