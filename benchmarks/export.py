@@ -24,9 +24,10 @@ from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.adapter_config import AdapterConfig
-from mosa_deploy.bundles.bundle import Bundle, Record
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.errors import command
 from mosa_deploy.graphs.backbone_graph import PlainGraph

@@ -29,7 +29,7 @@ from export.timing import Answer, ratio_interval, time_sessions
 from export.trace import STAND_IN_CLASSES, trace_plain
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
-from mosa_deploy.bundles.bundle import read_record
+from mosa_deploy.bundles.record import read_record
 from mosa_deploy.bundles.store_layout import FOLDED, StoreLayout
 from mosa_deploy.errors import command
 from mosa_deploy.graphs.adapter_weights import layout_of

@@ -28,7 +28,8 @@ from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SEQUENTIAL
-from mosa_deploy.bundles.bundle import Bundle, Record
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
 from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of

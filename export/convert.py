@@ -30,9 +30,10 @@ from mosa_deploy.backbones.checkpoints import load_weights, read_head
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
 from mosa_deploy.backbones.transformers_config import EPS, eps_of
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
-from mosa_deploy.bundles.bundle import TASK_NAME, Bundle, Record, Tensors, check_tensors, expected_shapes
+from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
+from mosa_deploy.bundles.record import TASK_NAME, Record
 from mosa_deploy.errors import BackboneError, ConfigError, command
 from mosa_deploy.utils.files import replacing_folder
 from mosa_deploy.utils.versions import git_commit, library_versions

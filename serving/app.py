@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.routing import Match, Route
 
 from mosa_deploy import __version__
-from mosa_deploy.bundles.bundle import TASK_NAME
+from mosa_deploy.bundles.record import TASK_NAME
 from mosa_deploy.client.schema import Answer, Answers, Fault, Pin, TaskInfo, Tasks
 from serving import metrics
 from serving.auth import may_ask, may_change

@@ -18,9 +18,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundles.bundle import Bundle, Record
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Arithmetic
 from mosa_deploy.bundles.preprocess import Array, Preprocess
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout, layout_of
 from mosa_deploy.graphs.bank import Bank

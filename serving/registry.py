@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.bundle import Bundle, Record
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, unknown_name
 from serving.batching import Batcher
 from serving.errors import RequestError

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.bundle import RECORD, TENSORS, Record, parse_record
+from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles
 

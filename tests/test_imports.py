@@ -45,6 +45,19 @@ def test_a_room_imports_only_in_the_allowed_direction(room: str) -> None:
     assert not wrong
 
 
+def test_the_formats_import_nothing_of_ours_but_errors_and_utilities() -> None:
+    files = files_of("mosa_deploy/bundles")
+    allowed = ("mosa_deploy.bundles", "mosa_deploy.errors", "mosa_deploy.utils")
+    wrong = {
+        f"{path.name}: {module}"
+        for path in files
+        for module in imports_of(path)
+        if module.startswith("mosa_deploy.") and not module.startswith(allowed)
+    }
+    assert files
+    assert not wrong
+
+
 @pytest.mark.parametrize(
     ("room", "extra"), [("training", "train"), ("export", "export"), ("serving", "serve"), ("serving", "serve-cpu")]
 )

@@ -22,8 +22,9 @@ from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, check_name
-from mosa_deploy.bundles.bundle import RECORD, Bundle, Record, read_record
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.record import RECORD, Record, read_record
 from mosa_deploy.errors import ConfigError, DataError, command
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank

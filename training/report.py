@@ -11,8 +11,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig
-from mosa_deploy.bundles.bundle import Record
 from mosa_deploy.bundles.preprocess import probabilities
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.utils.files import write_text
 from training import plots
 from training.config import Recipe

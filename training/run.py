@@ -14,7 +14,7 @@ import csv
 import io
 from pathlib import Path
 
-from mosa_deploy.bundles.bundle import RECORD
+from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.files import write_text
 from training.config import differences

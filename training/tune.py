@@ -18,9 +18,10 @@ from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer, check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SPLIT
-from mosa_deploy.bundles.bundle import TASK_NAME, Bundle, Record
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.record import TASK_NAME, Record
 from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.utils.files import replacing, write_text
 from mosa_deploy.utils.seeds import derive

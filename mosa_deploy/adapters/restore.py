@@ -5,7 +5,8 @@ import torch
 from mosa_deploy.adapters.attach import attach, load_task_state
 from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, topology_of
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
-from mosa_deploy.bundles.bundle import Backbone, Bundle
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import Backbone
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 

@@ -15,7 +15,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mosa_deploy.bundles.bundle import RECORD, TENSORS, Bundle, parse_record
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import RECORD, TENSORS, parse_record
 from mosa_deploy.errors import BundleError, command
 from mosa_deploy.utils.files import write_bytes
 

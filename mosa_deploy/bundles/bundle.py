@@ -1,103 +1,27 @@
-"""The bundle: all that a task owns, as `adapter.safetensors` and `adapter.json` in one folder.
+"""The bundle: everything that a task owns, as `adapter.safetensors` and `adapter.json` in one folder.
 
-The tensors are the adapters, the head and the canary. The record says what they are and what they fit, and holds the
-sha256 of `adapter.safetensors`, which is the bundle's digest. Nothing here needs torch, and nothing unpickles.
+The tensors are the adapters, the head and the canary. The record (`mosa_deploy.bundles.record`) describes them and
+holds the sha256 of `adapter.safetensors`, which is the bundle's digest. This needs no torch, and nothing unpickles.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mosa_deploy.bundles.adapter_config import ON_SWIN, TARGET_SLICES, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.canary import PREFIX, Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess
-from mosa_deploy.bundles.topology import BlockTopology
-from mosa_deploy.errors import BundleError, ConfigError
-from mosa_deploy.graphs.adapter_weights import module_shape
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.record import RECORD, TENSORS, Record, read_record
+from mosa_deploy.errors import BundleError
 from mosa_deploy.utils.files import replacing
 from mosa_deploy.utils.shapes import Shapes, shape_faults, shapes_of
 
-FORMAT_VERSION = 1
-TENSORS, RECORD = "adapter.safetensors", "adapter.json"
-
-TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
-
 Tensors = dict[str, NDArray[np.generic]]
-
-
-class Backbone(BaseModel):
-    """What the task was tuned on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    source: Literal["pretrained", "file", "random"]
-    sha256: str
-    """Of the headless state dict, see `mosa_deploy.backbones.load.fingerprint`."""
-    # Bounded, since a record from a stranger is looped over before it is compared with anything.
-    depth: Annotated[int, Field(ge=1, le=1000)]
-    embed_dim: Annotated[int, Field(ge=1, le=65536)]
-    stages: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=8)] = ()
-    """How many blocks each stage of a Swin has; empty for a ViT."""
-    hidden: int | None = None
-    """M, the inner width of the FFNs, for updates of theirs."""
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        if self.stages and sum(self.stages) != self.depth:
-            raise ValueError(f"stages of {', '.join(map(str, self.stages))} blocks are not {self.depth} in all")
-        return self
-
-    @property
-    def topology(self) -> BlockTopology:
-        """Where its blocks lie."""
-        return BlockTopology(self.depth, self.embed_dim, self.stages)
-
-    @property
-    def folder(self) -> str:
-        """The backbone's folder in a store."""
-        return f"{self.name}-{self.sha256[:8]}"
-
-
-class Record(BaseModel):
-    """`adapter.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = FORMAT_VERSION
-    task: Annotated[str, Field(pattern=TASK_NAME)]
-    """What it is called where it is served."""
-    dataset: str
-    """The task of `training.tasks` whose images it was tuned on."""
-    backbone: Backbone
-    method: Method
-    form: Literal["split", "merged"]
-    """`split`: the experts are still apart, as tuning leaves them; `merged`: one complete adapter."""
-    adapter: AdapterConfig | None
-    """None for `linear`, which has a head only, and for `full`, which has every parameter of the backbone."""
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    metrics: dict[str, float]
-    seed: int
-    versions: dict[str, str]
-    git_commit: str | None
-    sha256: str = ""
-
-    @model_validator(mode="after")
-    def _can_be_on_a_swin(self) -> Self:
-        beside = self.adapter is None or self.adapter.style == "parallel"
-        if self.backbone.stages and not (beside and self.method != "full"):
-            raise ValueError(f"{self.method} on {self.backbone.name}: {ON_SWIN}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -171,44 +95,6 @@ class Bundle:
         return cls(record, tensors, Canary.from_tensors(stored))
 
 
-def read_record(folder: Path) -> Record:
-    """`adapter.json` of a bundle.
-
-    Raises:
-        BundleError: the file is missing, of another format version, or says what it cannot.
-    """
-    path = folder / RECORD
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
-    return parse_record(content, str(path))
-
-
-def parse_record(content: bytes, where: str) -> Record:
-    """The bytes of `adapter.json`, which messages call `where`.
-
-    Raises:
-        BundleError: of another format version, or says what it cannot.
-    """
-    try:
-        fields = json.loads(content)
-        version = fields.get("format_version")
-    except (ValueError, AttributeError, RecursionError):
-        raise BundleError(f"{where} is not a JSON object: copy the bundle again") from None
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{where} has format version {version!s:.40}, this release reads {FORMAT_VERSION}: upgrade mosa-deploy"
-        )
-    try:
-        return Record.model_validate(fields)
-    except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise BundleError(f"{where}: {'; '.join(faults)}") from None
-    except ConfigError as error:
-        raise BundleError(f"{where}: adapter: {error}") from None
-
-
 def expected_shapes(record: Record) -> Shapes:
     """Name and shape of every tensor that a bundle of this record holds, without the canary."""
     topology, adapter = record.backbone.topology, record.adapter
@@ -226,7 +112,7 @@ def expected_shapes(record: Record) -> Shapes:
             shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter.{place}", width, width, bias=True)
         for target in adapter.targets:
             module, _, parts = TARGET_SLICES[target]
-            outputs, inputs = module_shape(record, module)
+            outputs, inputs = record.module_shape(module)
             name = f"{block}.{module}.adapter.{target}"
             shapes |= _bottleneck_shapes(record, adapter, name, inputs, outputs // parts, bias=False)
     return shapes

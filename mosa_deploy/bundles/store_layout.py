@@ -10,7 +10,7 @@ Beside each graph but the plain one lie what was made of it: .fp16.onnx, .int8.o
 from dataclasses import dataclass
 from pathlib import Path
 
-from mosa_deploy.bundles.bundle import RECORD, Backbone
+from mosa_deploy.bundles.record import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
 PLAIN, GRAPH = "plain.onnx", "graph.json"

@@ -29,7 +29,8 @@ from mosa_deploy.errors import BundleError
 
 if TYPE_CHECKING:
     # Only named: the shared graph reads the layout where there is no pydantic.
-    from mosa_deploy.bundles.bundle import Bundle, Record, Tensors
+    from mosa_deploy.bundles.bundle import Bundle, Tensors
+    from mosa_deploy.bundles.record import Record
 
 Array = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -87,22 +88,8 @@ def layout_of(record: Record) -> Layout:
         return Layout(backbone.topology)
     wanted = {TARGET_SLICES[target].module for target in adapter.targets}
     modules = dict.fromkeys(place.module for place in TARGET_SLICES.values() if place.module in wanted)
-    shapes = {name: module_shape(record, name) for name in modules}
+    shapes = {name: record.module_shape(name) for name in modules}
     return Layout(backbone.topology, tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items()))
-
-
-def module_shape(record: Record, module: str) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer of a plain block.
-
-    Raises:
-        BundleError: the record does not say how wide the FFN is.
-    """
-    width, hidden = record.backbone.embed_dim, record.backbone.hidden
-    if module.startswith("attn"):
-        return {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}[module]
-    if hidden is None:
-        raise BundleError(f"'{record.task}' updates {module}, but its record lacks backbone.hidden: convert it again")
-    return {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}[module]
 
 
 def adapter_weights(bundle: Bundle) -> dict[str, Array]:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundles.bundle import RECORD, Bundle
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import TOLERANCE
 from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreError
 from mosa_deploy.runtimes.cuda import Buffer, Device, device_capability
 from mosa_deploy.runtimes.tensorrt_library import INSTALL, installed, load_library

@@ -12,9 +12,10 @@ from export.trace import trace_plain, trace_shared
 from mosa_deploy.adapters.attach import attach, split_layers, task_state
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
 from mosa_deploy.bundles.adapter_config import AdapterConfig
-from mosa_deploy.bundles.bundle import Backbone, Bundle, Record
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank

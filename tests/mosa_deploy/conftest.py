@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig
-from mosa_deploy.bundles.bundle import Backbone, Bundle, Record, Tensors
+from mosa_deploy.bundles.bundle import Bundle, Tensors
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.record import Backbone, Record
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load, save
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.bundle import RECORD, TENSORS
+from mosa_deploy.bundles.record import RECORD, TENSORS
 
 Named = tuple[str, bytes]
 

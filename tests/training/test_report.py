@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig
-from mosa_deploy.bundles.bundle import Backbone, Record
+from mosa_deploy.bundles.record import Backbone, Record
 from tests.training.conftest import PREPROCESS
 from training.config import Recipe
 from training.events import EVENTS

@@ -12,8 +12,9 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from mosa_deploy.adapters.attach import split_layers
 from mosa_deploy.adapters.restore import restore
-from mosa_deploy.bundles.bundle import Bundle, read_record
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import probabilities
+from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import ConfigError
 from tests.training.conftest import Few, random_images
 from training.config import TuneConfig

@@ -13,8 +13,9 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig
-from mosa_deploy.bundles.bundle import Backbone, Bundle
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.record import Backbone
 from mosa_deploy.errors import BackboneError
 from tests.conftest import perturb
 

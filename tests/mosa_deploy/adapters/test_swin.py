@@ -18,7 +18,8 @@ from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer, blocks_of, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
-from mosa_deploy.bundles.bundle import Bundle, parse_record
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import parse_record
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BackboneError, BundleError
 from tests import swin

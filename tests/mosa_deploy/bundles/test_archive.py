@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.bundles.archive import RECORD_LIMIT, Archive
-from mosa_deploy.bundles.bundle import RECORD, TENSORS, Bundle
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import RECORD, TENSORS
 from mosa_deploy.errors import BundleError
 from tests.mosa_deploy.conftest import small_bundle
 

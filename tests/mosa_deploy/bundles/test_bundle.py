@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy.adapters.attach import attach, task_state
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Share
-from mosa_deploy.bundles.bundle import RECORD, TENSORS, Bundle, expected_shapes, read_record
+from mosa_deploy.bundles.bundle import Bundle, expected_shapes
+from mosa_deploy.bundles.record import RECORD, TENSORS, read_record
 from mosa_deploy.errors import BundleError, WriteError
 
 

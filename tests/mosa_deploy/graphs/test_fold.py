@@ -18,9 +18,10 @@ from mosa_deploy.adapters.attach import attach, task_state
 from mosa_deploy.backbones.foldable import Transformer, feed_forward
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
-from mosa_deploy.bundles.bundle import Backbone, Bundle, Record
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess
+from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.graphs.backbone_graph import PlainGraph, save_graphs

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Share
-from mosa_deploy.bundles.bundle import RECORD, Backbone
+from mosa_deploy.bundles.record import RECORD, Backbone
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.errors import ConfigError, StoreError
 from mosa_deploy.utils import versions
@@ -109,9 +109,8 @@ def test_the_widest_adapter_config_is_accepted() -> None:
 
 
 def test_what_serving_imports_leaves_torch_unloaded() -> None:
-    modules = ", ".join(
-        f"mosa_deploy.{name}" for name in ("bundle", "preprocess", "canary", "runners", "store", "versions")
-    )
+    names = ("bundles.archive", "bundles.store_layout", "graphs.bank", "runtimes.runner", "utils.versions")
+    modules = ", ".join(f"mosa_deploy.{name}" for name in names)
     code = f"import sys, {modules}; print(sorted({{'torch', 'timm', 'torchvision', 'scipy'}} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert answer.stdout.strip() == "[]"

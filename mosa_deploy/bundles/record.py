@@ -1,0 +1,136 @@
+"""`adapter.json`: what a task is, which backbone it was tuned on, and the sha256 of its tensors."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mosa_deploy.bundles.adapter_config import ON_SWIN, AdapterConfig, Method
+from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.topology import BlockTopology
+from mosa_deploy.errors import BundleError, ConfigError
+
+FORMAT_VERSION = 1
+TENSORS, RECORD = "adapter.safetensors", "adapter.json"
+
+TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
+
+
+class Backbone(BaseModel):
+    """What the task was tuned on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: Literal["pretrained", "file", "random"]
+    sha256: str
+    """Hash of the headless state dict, see `mosa_deploy.backbones.load.fingerprint`."""
+    # Bounded, because a stranger's record is looped over before it is compared with anything.
+    depth: Annotated[int, Field(ge=1, le=1000)]
+    embed_dim: Annotated[int, Field(ge=1, le=65536)]
+    stages: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=8)] = ()
+    """How many blocks each stage of a Swin has; empty for a ViT."""
+    hidden: int | None = None
+    """M, the inner width of the FFNs; only adapters that update an FFN's layers need it."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.stages and sum(self.stages) != self.depth:
+            raise ValueError(f"stages of {', '.join(map(str, self.stages))} blocks are not {self.depth} in all")
+        return self
+
+    @property
+    def topology(self) -> BlockTopology:
+        """Where its blocks lie."""
+        return BlockTopology(self.depth, self.embed_dim, self.stages)
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in a store."""
+        return f"{self.name}-{self.sha256[:8]}"
+
+
+class Record(BaseModel):
+    """`adapter.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    task: Annotated[str, Field(pattern=TASK_NAME)]
+    """The name under which it is served."""
+    dataset: str
+    """The task of `training.tasks` whose images it was tuned on."""
+    backbone: Backbone
+    method: Method
+    form: Literal["split", "merged"]
+    """`split`: the experts are still apart, as tuning leaves them; `merged`: one complete adapter."""
+    adapter: AdapterConfig | None
+    """None for `linear`, which has only a head, and for `full`, which has every parameter of the backbone."""
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    metrics: dict[str, float]
+    seed: int
+    versions: dict[str, str]
+    git_commit: str | None
+    sha256: str = ""
+    """Hash of `adapter.safetensors`; empty until the bundle is saved."""
+
+    @model_validator(mode="after")
+    def _can_be_on_a_swin(self) -> Self:
+        beside = self.adapter is None or self.adapter.style == "parallel"
+        if self.backbone.stages and not (beside and self.method != "full"):
+            raise ValueError(f"{self.method} on {self.backbone.name}: {ON_SWIN}")
+        return self
+
+    def module_shape(self, module: str) -> tuple[int, int]:
+        """(outputs, inputs) of a linear layer in a plain block of the backbone.
+
+        Raises:
+            BundleError: the record does not say how wide the FFN is.
+        """
+        width, hidden = self.backbone.embed_dim, self.backbone.hidden
+        if module.startswith("attn"):
+            return {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}[module]
+        if hidden is None:
+            raise BundleError(f"'{self.task}' updates {module}, but its record lacks backbone.hidden: convert it again")
+        return {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}[module]
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record of the bundle in a folder.
+
+    Raises:
+        BundleError: the file is missing, is not a valid record, or was written by a newer release.
+    """
+    path = folder / RECORD
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
+    return parse_record(content, str(path))
+
+
+def parse_record(content: bytes, where: str) -> Record:
+    """Check the bytes of an `adapter.json`; errors call it `where`.
+
+    Raises:
+        BundleError: it is not a valid record, or was written by a newer release.
+    """
+    try:
+        fields = json.loads(content)
+        version = fields.get("format_version")
+    except (ValueError, AttributeError, RecursionError):
+        raise BundleError(f"{where} is not a JSON object: copy the bundle again") from None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has format version {version!s:.40}, this release reads {FORMAT_VERSION}: upgrade mosa-deploy"
+        )
+    try:
+        return Record.model_validate(fields)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise BundleError(f"{where}: {'; '.join(faults)}") from None
+    except ConfigError as error:
+        raise BundleError(f"{where}: adapter: {error}") from None
