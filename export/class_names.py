@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mosa_deploy.backbones.transformers_config import FILE, read_config
+from mosa_deploy.backbones.transformers import CONFIG_FILE, read_config
 from mosa_deploy.errors import ConfigError
 
 
@@ -40,4 +40,4 @@ def _known_names(path: Path) -> tuple[tuple[str, ...], str]:
     labels = read_config(folder).get("id2label")
     if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
         labels = {}
-    return tuple(str(labels[key]) for key in sorted(labels, key=int)), f"id2label in {folder / FILE}"
+    return tuple(str(labels[key]) for key in sorted(labels, key=int)), f"id2label in {folder / CONFIG_FILE}"

@@ -28,7 +28,7 @@ from export.sample_images import list_images, read_images, smooth_noise
 from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.checkpoints import load_weights, read_head
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
-from mosa_deploy.backbones.transformers_config import EPS, eps_of
+from mosa_deploy.backbones.transformers import DEFAULT_EPS, layer_norm_eps
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.canary import Canary
@@ -147,10 +147,10 @@ def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Tas
             f"--from peft {folder} is of transformers' ViT, whose head reads the class token after the last norm;"
             f" the backbone pools by '{model.global_pool}': give the timm ViT with the same weights"
         )
-    if adapter.of_transformers and eps_of(model) > EPS:
+    if adapter.of_transformers and layer_norm_eps(model) > DEFAULT_EPS:
         print(
-            f"a ViT of transformers has layer_norm_eps {EPS:g} unless its config says otherwise, this backbone"
-            f" {eps_of(model):g}: for answers that agree to 1e-5 give its own weights with --backbone-weights"
+            f"a ViT of transformers has layer_norm_eps {DEFAULT_EPS:g} unless its config says otherwise, this backbone"
+            f" {layer_norm_eps(model):g}: for answers that agree to 1e-5 give its own weights with --backbone-weights"
         )
     settings = AdapterConfig(
         bottleneck=adapter.rank,
@@ -178,10 +178,11 @@ def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
     head = read_head(config.path, FROM_TIMM)
     tuned = copy.deepcopy(model)
     load_weights(tuned, config.backbone, config.path, FROM_TIMM)
-    if eps_of(tuned) != eps_of(model):
+    if layer_norm_eps(tuned) != layer_norm_eps(model):
         raise BackboneError(
-            f"{FROM_TIMM} {config.path} has layer_norm_eps {eps_of(tuned):g}, the backbone {eps_of(model):g}:"
-            " give the checkpoint itself as --backbone-weights, or the one that it was tuned from"
+            f"{FROM_TIMM} {config.path} has layer_norm_eps {layer_norm_eps(tuned):g}, the backbone"
+            f" {layer_norm_eps(model):g}: give the checkpoint itself as --backbone-weights, or the one that it was"
+            " tuned from"
         )
     if fingerprint(tuned.state_dict()) == fingerprint(model.state_dict()):
         return Task("linear", head)

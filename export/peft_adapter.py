@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from torch import Tensor
 
 from mosa_deploy.backbones.checkpoints import HEAD, read_state
-from mosa_deploy.backbones.transformers_names import timm_name
+from mosa_deploy.backbones.transformers import timm_name
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, Target
 from mosa_deploy.errors import BundleError
 

@@ -1,4 +1,4 @@
-"""Attach adapters to a timm vision transformer, ViT or Swin, and freeze what they stand on."""
+"""Attach adapters to a timm ViT or Swin, freeze the backbone, and read or load what a task owns."""
 
 from typing import TypeVar
 
@@ -7,9 +7,11 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from mosa_deploy.adapters.bottleneck import Bottleneck
 from mosa_deploy.adapters.low_rank import LowRankAdapter, LowRankLinear
-from mosa_deploy.adapters.parallel import Bottleneck, ParallelAdapter, SplitLinear
+from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.adapters.sequential import HoulsbyAdapter, PfeifferAdapter
+from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.backbones.foldable import (
     Transformer,
     blocks_of,
@@ -27,7 +29,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Adapted(nn.Module):
-    """A block, open after attention and at its end; the adapter says what it reads and writes there."""
+    """A block that calls its adapter after attention and at its end."""
 
     def __init__(self, block: nn.Module, adapter: ParallelAdapter | PfeifferAdapter | HoulsbyAdapter) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class Adapted(nn.Module):
 
 
 class AdaptedBlock(Adapted):
-    """A timm `Block`, opened."""
+    """A timm `Block` with an adapter."""
 
     block: Block
 
@@ -45,11 +47,11 @@ class AdaptedBlock(Adapted):
         block = self.block
         attended = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
         h = self.adapter.after_attention(x + block.drop_path1(block.ls1(attended)))
-        return self.adapter.finish(h, block.drop_path2(block.ls2(block.mlp(block.norm2(h)))))
+        return self.adapter.block_output(h, block.drop_path2(block.ls2(block.mlp(block.norm2(h)))))
 
 
 class AdaptedSwinBlock(Adapted):
-    """A timm `SwinTransformerBlock`, opened: it has no LayerScale, and attends in windows of the image."""
+    """A timm `SwinTransformerBlock` with an adapter; it has no LayerScale, and attends within windows of the image."""
 
     block: SwinTransformerBlock
 
@@ -58,18 +60,19 @@ class AdaptedSwinBlock(Adapted):
         block = self.block
         attended = x + block.drop_path1(block._attn(block.norm1(x)))
         h = self.adapter.after_attention(attended.flatten(1, 2))
-        return self.adapter.finish(h, block.drop_path2(block.mlp(block.norm2(h)))).reshape(x.shape)
+        return self.adapter.block_output(h, block.drop_path2(block.mlp(block.norm2(h)))).reshape(x.shape)
 
 
 def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> Model:
-    """Give every block an adapter, in place, with the block's own activation and eps; the logits stay the same.
+    """Give every block an adapter, in place, and return the model; its logits stay the same.
 
-    In a Swin the adapter reads norm2(h) as the FFN does; in a ViT it has a norm of its own.
-
-    With `split` the adapters are ready for tuning; without, they are the merged ones that a bundle may hold.
+    Parallel adapters share their block's activation and eps. In a ViT they normalise with a LayerNorm of their own, in
+    a Swin they read norm2(h), as the FFN does. With `split` the adapters get their experts and can be tuned; without,
+    they are dense, as a merged bundle holds them.
 
     Raises:
-        BackboneError: a block that does not qualify, or not for this style, or that has an adapter already.
+        BackboneError: the model has adapters already, or a block does not qualify for adapters of this style.
+        ConfigError: a projection has fewer entries than `config.experts`.
     """
     if adapters(model):
         raise BackboneError("this model has adapters already: start from a plain backbone")
@@ -79,9 +82,9 @@ def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = 
     for i, (name, block) in enumerate(blocks_of(plain).items()):
         generator = torch.Generator().manual_seed(derive(seed, "adapter", i))
         if config.style == "low-rank":
-            _update(block, config, generator)
+            _attach_low_rank(block, config, generator)
         else:
-            plain.set_submodule(name, _adapted(block, config, generator))
+            plain.set_submodule(name, _with_adapter(block, config, generator))
         adapted = plain.get_submodule(name)
         if split:
             for adapter in adapters(adapted):
@@ -90,12 +93,13 @@ def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = 
     return model
 
 
-def _adapted(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> Adapted:
+def _with_adapter(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> Adapted:
     part = feed_forward(block)
     width, eps = part.norm.normalized_shape[0], part.norm.eps
     if isinstance(block, SwinTransformerBlock):
-        beside = ParallelAdapter(width, config, part.act, eps, generator)
-        return AdaptedSwinBlock(block, beside.read_(part.norm))
+        adapter = ParallelAdapter(width, config, part.act, eps, generator)
+        adapter.copy_norm_(part.norm)
+        return AdaptedSwinBlock(block, adapter)
     match config.style:
         case "pfeiffer":
             return AdaptedBlock(block, PfeifferAdapter(width, config, eps, generator))
@@ -105,8 +109,8 @@ def _adapted(block: nn.Module, config: AdapterConfig, generator: torch.Generator
             return AdaptedBlock(block, ParallelAdapter(width, config, part.act, eps, generator))
 
 
-def _update(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> None:
-    """Give each layer that holds a target an adapter, in place."""
+def _attach_low_rank(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> None:
+    """Give every linear layer that holds a target a low-rank adapter, in place."""
     for module in dict.fromkeys(TARGET_SLICES[target].module for target in TARGET_SLICES if target in config.targets):
         linear = block.get_submodule(module)
         assert isinstance(linear, nn.Linear)
@@ -115,7 +119,7 @@ def _update(block: nn.Module, config: AdapterConfig, generator: torch.Generator)
 
 
 def adapters(model: nn.Module) -> list[Bottleneck]:
-    """The adapters of `model` in the order of its blocks; of low-rank ones each target's."""
+    """The adapters of `model` in the order of its blocks; low-rank ones count once per target."""
     return [part for part in model.modules() if isinstance(part, Bottleneck)]
 
 
@@ -125,10 +129,10 @@ def split_layers(model: nn.Module) -> list[SplitLinear]:
 
 
 def set_passes(model: nn.Module, passes: int) -> None:
-    """How many equal parts of a training batch draw an expert of their own.
+    """Let each of `passes` equal parts of a training batch draw an expert of its own.
 
     Raises:
-        ConfigError: fewer than one.
+        ConfigError: `passes` is below 1.
     """
     if passes < 1:
         raise ConfigError(f"passes {passes}: at least 1")
@@ -137,42 +141,42 @@ def set_passes(model: nn.Module, passes: int) -> None:
 
 
 def set_dense(model: nn.Module, dense: bool) -> None:
-    """Whether training too uses the merged adapter, instead of experts that are drawn."""
+    """Let training use the merged adapter, as evaluation does, or draw experts again."""
     for layer in split_layers(model):
         layer.dense = dense
 
 
 def set_merge_scale(model: nn.Module, scale: float) -> None:
-    """What merging multiplies every split update with."""
+    """Set the factor by which merging multiplies every split update."""
     for layer in split_layers(model):
         layer.merge_scale = scale
 
 
 def reseed(model: nn.Module, seed: int, epoch: int) -> None:
-    """Start every layer's draw of experts anew from (seed, epoch, layer)."""
+    """Seed every layer's draw of experts from (seed, epoch, layer), so that a resumed run draws the same ones."""
     for i, layer in enumerate(split_layers(model)):
         layer.generator.manual_seed(derive(seed, "expert", epoch, i))
 
 
 def freeze(model: Transformer) -> None:
-    """Leave only the adapters and the head to be trained."""
+    """Freeze the backbone, so that only the adapters and the head are tuned."""
     model.requires_grad_(False)
     for adapter in adapters(model):
-        adapter.train_()
+        adapter.unfreeze()
     model.get_classifier().requires_grad_(True)
 
 
 def task_state(model: Transformer) -> dict[str, Tensor]:
-    """What a task owns: its adapters, `<block>.adapter.*`, and its head, `head.*` or `head.fc.*`; sorted by name."""
+    """The tensors that a task owns: adapters, `*.adapter.*`, and head, `head.*` or `head.fc.*`; sorted by name."""
     state, head = model.state_dict(), f"{topology_of(model).head}."
     return {name: state[name] for name in sorted(state) if ".adapter." in name or name.startswith(head)}
 
 
 def load_task_state(model: Transformer, state: dict[str, Tensor]) -> None:
-    """Put `task_state` back into a model that has adapters and a head of the same shapes.
+    """Load the tensors of `task_state` into a model with adapters and a head of the same shapes.
 
     Raises:
-        BackboneError: lists every missing, unexpected and misshapen tensor at once.
+        BackboneError: tensors are missing, unexpected or of another shape; all of them are listed.
     """
     faults = shape_faults(shapes_of(task_state(model)), shapes_of(state))
     if faults:

@@ -60,7 +60,7 @@ def fold(model: Model) -> Model:
     for block in beside.values():
         _widen(block)
     for part in updated.values():
-        part.linear.weight += part.adapter.weight()
+        part.linear.weight += part.adapter.delta_weight()
     return folded
 
 

@@ -1,6 +1,6 @@
 """Low-rank updates of a block's linear layers, dense (LoRA) or split (MoSL).
 
-- LoRA: arXiv 2106.09685; its B is zero at first, so that a new update changes nothing.
+- LoRA: arXiv 2106.09685; B starts at zero, so a new update adds nothing.
 - MoSL: "Split & Merge", arXiv 2312.02923; B is split into experts, A is shared.
 """
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mosa_deploy.adapters.parallel import Bottleneck
+from mosa_deploy.adapters.bottleneck import Bottleneck
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Target
 
 
-class Update(Bottleneck):
-    """up(down(x)) = B A x, without biases: A (r, in) kaiming-uniform, B (out, r) zero."""
+class LowRankUpdate(Bottleneck):
+    """B A x without biases: A (r, in), the weight of `down`, starts kaiming-uniform, and B (out, r) at zero."""
 
     def __init__(self, inputs: int, outputs: int, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Update(Bottleneck):
 
 
 class LowRankAdapter(nn.Module):
-    """scale * sum of the targets' updates of drop(x), each in its own part of the layer's outputs."""
+    """s * B A drop(x) of every target, each in its own slice of the layer's outputs; slices that overlap add up."""
 
     def __init__(
         self, linear: nn.Linear, targets: Sequence[Target], config: AdapterConfig, generator: torch.Generator
@@ -42,28 +42,28 @@ class LowRankAdapter(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         for target in targets:
             outputs = linear.out_features // TARGET_SLICES[target].parts
-            self.add_module(target, Update(linear.in_features, outputs, config, generator))
+            self.add_module(target, LowRankUpdate(linear.in_features, outputs, config, generator))
 
-    def updates(self) -> dict[Target, Update]:
+    def updates(self) -> dict[Target, LowRankUpdate]:
         """The update of each target."""
         own = dict(self.named_children())
-        return {target: update for target in TARGET_SLICES if isinstance(update := own.get(target), Update)}
+        return {target: update for target in TARGET_SLICES if isinstance(update := own.get(target), LowRankUpdate)}
 
-    def placed(self, target: Target, value: Tensor) -> Tensor:
-        """A target's part (..., out / parts) among all the layer's outputs (..., out), zeros elsewhere."""
+    def pad_to_outputs(self, target: Target, value: Tensor) -> Tensor:
+        """A target's slice (..., out / parts), padded with zeros to all of the layer's outputs (..., out)."""
         start = TARGET_SLICES[target].start(self.outputs)
         return F.pad(value, (start, self.outputs - start - value.shape[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
         x = self.drop(x)
-        parts = [self.placed(target, update(x)) for target, update in self.updates().items()]
+        parts = [self.pad_to_outputs(target, update(x)) for target, update in self.updates().items()]
         return self.scale * torch.stack(parts).sum(0) if len(parts) > 1 else self.scale * parts[0]
 
-    def weight(self) -> Tensor:
+    def delta_weight(self) -> Tensor:
         """What the merged adapter adds to the layer's weight (out, in): s * B A, each target in its own rows."""
         products = [
-            self.placed(target, (update.up.weight @ update.down.weight).T).T
+            self.pad_to_outputs(target, (update.up.weight @ update.down.weight).T).T
             for target, update in self.updates().items()
         ]
         return self.scale * torch.stack(products).sum(0)

@@ -5,18 +5,20 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mosa_deploy.adapters.parallel import Bottleneck
+from mosa_deploy.adapters.bottleneck import Bottleneck
 from mosa_deploy.errors import BundleError
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def merge(model: Model) -> Model:
-    """Merge every adapter of `model` in place and return it; merging again changes nothing.
+    """Merge every adapter of `model`, in place, and return it; merging again changes nothing.
 
-    The merged adapter is the expectation over the draw of the expert: U_bar = U / E, u_bar = mean of the biases,
-    and for a split down projection D_bar = D0 + Delta / E (arXiv 2312.02923, section 3.3). A `merge_scale` in the
-    adapter's settings stands in for 1 / E.
+    Each split projection becomes the expectation over the expert that training draws (arXiv 2312.02923, section 3.3):
+
+        W = W0 + Delta / E      b = mean of the experts' biases
+
+    where W0 is zero for `up`. If the adapter's settings give a `merge_scale`, it takes the place of 1 / E.
 
     Raises:
         BundleError: an adapter holds a value that is not finite; nothing is merged.

@@ -1,4 +1,4 @@
-"""Adapters that read what a block wrote, dense or split. They cannot fold, since no weights of the block follow them.
+"""Adapters that read what a block has written. No weights of the block follow them, so they cannot be folded.
 
 - Pfeiffer: AdapterFusion, arXiv 2005.00247; after the FFN, with a LayerNorm of its own and ReLU.
 - Houlsby: arXiv 1902.00751; after attention and after the FFN, on the residual stream, with SiLU.
@@ -9,12 +9,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mosa_deploy.adapters.parallel import Bottleneck
+from mosa_deploy.adapters.bottleneck import Bottleneck
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 
 
 class SequentialAdapter(Bottleneck):
-    """up(act(down(norm(x)))): `down` is kaiming-uniform, `up` zero, so that a new adapter adds nothing."""
+    """up(act(down(norm(x)))); `down` starts kaiming-uniform and `up` at zero, so a new adapter adds nothing."""
 
     def __init__(
         self, embed_dim: int, config: AdapterConfig, norm: nn.Module, act: nn.Module, generator: torch.Generator
@@ -35,19 +35,19 @@ class SequentialAdapter(Bottleneck):
 
 
 class PfeifferAdapter(SequentialAdapter):
-    """y = h + z + adapter(z)."""
+    """y = h + z + adapter(z), where z = FFN(LN2(h))."""
 
     def __init__(self, embed_dim: int, config: AdapterConfig, eps: float, generator: torch.Generator) -> None:
         super().__init__(embed_dim, config, nn.LayerNorm(embed_dim, eps=eps), nn.ReLU(), generator)
 
-    def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """What the FFN read and wrote (B, N, C) -> the block's output."""
-        out: Tensor = h + z + self(z)
+    def block_output(self, h: Tensor, ffn: Tensor) -> Tensor:
+        """The block's output h + ffn + adapter(ffn), from what the FFN read and what it wrote; all (B, N, C)."""
+        out: Tensor = h + ffn + self(ffn)
         return out
 
 
 class HoulsbyAdapter(nn.Module):
-    """h' = h + attn(h); y = x + ffn(x) of x = h' + z."""
+    """x <- x + adapter(x), twice on the residual stream: `attn` after attention, `ffn` at the end of the block."""
 
     def __init__(self, embed_dim: int, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class HoulsbyAdapter(nn.Module):
         )
 
     def after_attention(self, h: Tensor) -> Tensor:
-        """The residual stream (B, N, C) -> what the FFN reads."""
+        """The residual stream after attention (B, N, C) -> what the FFN reads: h + attn(h)."""
         out: Tensor = h + self.attn(h)
         return out
 
-    def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """What the FFN read and wrote (B, N, C) -> the block's output."""
-        x = h + z
+    def block_output(self, h: Tensor, ffn: Tensor) -> Tensor:
+        """The block's output x + self.ffn(x) of x = h + ffn, what the FFN read and what it wrote; all (B, N, C)."""
+        x = h + ffn
         out: Tensor = x + self.ffn(x)
         return out

@@ -18,8 +18,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from mosa_deploy.backbones.foldable import Transformer
-from mosa_deploy.backbones.transformers_config import fit_to_config
-from mosa_deploy.backbones.transformers_names import is_transformers, timm_state
+from mosa_deploy.backbones.transformers import fit_to_config, is_transformers, timm_state
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 

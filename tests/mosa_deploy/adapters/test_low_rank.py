@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mosa_deploy.adapters.attach import adapters, attach, freeze, set_passes, split_layers, task_state
 from mosa_deploy.adapters.fold import fold
-from mosa_deploy.adapters.low_rank import LowRankLinear, Update
+from mosa_deploy.adapters.low_rank import LowRankLinear, LowRankUpdate
 from mosa_deploy.adapters.merge import merge
-from mosa_deploy.adapters.parallel import SplitLinear
+from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Target
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError
@@ -82,7 +82,7 @@ def test_a_low_rank_task_goes_the_whole_way_and_ends_in_timms_own_class(toy: Toy
 def test_b_is_split_a_is_shared_and_each_expert_owns_its_entries(toy: Toy) -> None:
     model = tuned(toy)
     for update in adapters(model):
-        assert isinstance(update, Update)
+        assert isinstance(update, LowRankUpdate)
         assert isinstance(update.down, torch.nn.Linear)
         assert isinstance(update.up, SplitLinear)
         assert update.up.bias is None

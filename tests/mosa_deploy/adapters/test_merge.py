@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mosa_deploy.adapters.attach import adapters, attach, split_layers
 from mosa_deploy.adapters.merge import merge
-from mosa_deploy.adapters.parallel import SplitLinear
+from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Share
 from mosa_deploy.errors import BundleError
 from tests.conftest import perturb

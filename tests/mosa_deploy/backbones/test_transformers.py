@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
-from mosa_deploy.backbones.transformers_names import timm_name
+from mosa_deploy.backbones.transformers import timm_name
 from mosa_deploy.errors import BackboneError
 from tests.export.peft_models import NAME, images, vit
 
