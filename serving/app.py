@@ -13,7 +13,7 @@ from starlette.routing import Match, Route
 
 from mosa_deploy import __version__
 from mosa_deploy.bundles.record import TASK_NAME
-from mosa_deploy.client.schema import Answer, Answers, Fault, Pin, TaskInfo, Tasks
+from mosa_deploy.client.schema import Answer, Answers, Fault, Pin, Task, Tasks
 from serving import metrics
 from serving.auth import may_ask, may_change
 from serving.backend import Backend
@@ -154,7 +154,7 @@ async def classify(
             raise results[0]
         return results[0]
     names = [name for one in sent for name in one.tasks]
-    return Answers(results=[result(name, each) for name, each in zip(names, results, strict=True)])
+    return Answers(results=tuple(result(name, each) for name, each in zip(names, results, strict=True)))
 
 
 def assign(files: Sequence[tuple[str, bytes]], task: Sequence[str], tasks: Sequence[str], limit: int) -> list[Sent]:
@@ -195,10 +195,10 @@ def _note(request: Request, sent: Sequence[Sent], results: Sequence[Answer | Req
 
 async def list_tasks(backend: TheBackend) -> Tasks:
     """List the tasks of the store."""
-    return Tasks(tasks=await backend.tasks())
+    return Tasks(tasks=tuple(await backend.tasks()))
 
 
-async def read_task(name: Name, backend: TheBackend) -> TaskInfo:
+async def read_task(name: Name, backend: TheBackend) -> Task:
     """What a task is, and how it is served."""
     return await backend.task(name)
 
@@ -209,7 +209,7 @@ async def put_task(
     backend: TheBackend,
     new_classes: Annotated[bool, Query(description="Serve other class names than before.")] = False,
     lane: Annotated[Literal["shared", "folded"] | None, Query(description="How it is served from now on.")] = None,
-) -> TaskInfo:
+) -> Task:
     """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
 
     Requests in flight finish on the version they began with.
@@ -228,12 +228,12 @@ async def delete_task(name: Name, backend: TheBackend) -> Response:
     return Response(status_code=204)
 
 
-async def pin_task(name: Name, backend: TheBackend, pin: Pin | None = None) -> TaskInfo:
+async def pin_task(name: Name, backend: TheBackend, pin: Pin | None = None) -> Task:
     """Load a task and keep it loaded; `{"pinned": false}` lets it go again."""
     return await backend.pin(name, True if pin is None else pin.pinned)
 
 
-async def roll_back_task(name: Name, backend: TheBackend) -> TaskInfo:
+async def roll_back_task(name: Name, backend: TheBackend) -> Task:
     """Serve the version before this one; a second rollback takes the first one back."""
     return await backend.rollback(name)
 

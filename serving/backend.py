@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
-from mosa_deploy.client.schema import TaskInfo
+from mosa_deploy.client.schema import Task
 from serving.errors import RequestError
 from serving.store import LaneName
 
@@ -62,15 +62,15 @@ class Backend(Protocol):
         """Images (H, W, 3), each for a lease of one request -> an outcome each, within so many seconds."""
         ...
 
-    async def tasks(self) -> list[TaskInfo]:
+    async def tasks(self) -> list[Task]:
         """Every task."""
         ...
 
-    async def task(self, name: str) -> TaskInfo:
+    async def task(self, name: str) -> Task:
         """One task."""
         ...
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> TaskInfo:
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> Task:
         """Serve a new version."""
         ...
 
@@ -78,11 +78,11 @@ class Backend(Protocol):
         """Stop serving a task."""
         ...
 
-    async def rollback(self, name: str) -> TaskInfo:
+    async def rollback(self, name: str) -> Task:
         """Serve the version before."""
         ...
 
-    async def pin(self, name: str, pinned: bool) -> TaskInfo:
+    async def pin(self, name: str, pinned: bool) -> Task:
         """Keep a task loaded, or no longer."""
         ...
 

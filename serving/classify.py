@@ -144,7 +144,7 @@ def ranked(lease: Lease, answered: Answered, top_k: int, milliseconds: float) ->
     order = np.argsort(-answered.probabilities, kind="stable")[:top_k]
     return Answer(
         task=lease.task,
-        predictions=[Prediction(label=lease.classes[k], score=float(answered.probabilities[k])) for k in order],
+        predictions=tuple(Prediction(label=lease.classes[k], score=float(answered.probabilities[k])) for k in order),
         bundle=lease.digest,
         milliseconds=round(milliseconds, 3),
     )

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from mosa_deploy.bundles.preprocess import Pixels
-from mosa_deploy.client.schema import TaskInfo
+from mosa_deploy.client.schema import Task
 from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
 from serving.backend import Answered, Health, Lease, Outcome
@@ -118,15 +118,15 @@ class LocalBackend:
             return RequestError(503, f"'{active.version.record.task}' overflows on this image: tune it again")
         return Answered(answer, item.waited, item.ran, item.size)
 
-    async def tasks(self) -> list[TaskInfo]:
+    async def tasks(self) -> list[Task]:
         """See `Backend`."""
         return [self._info(entry) for entry in self.registry.list()]
 
-    async def task(self, name: str) -> TaskInfo:
+    async def task(self, name: str) -> Task:
         """See `Backend`."""
         return self._info(self.registry.entry(name))
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> TaskInfo:
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> Task:
         """See `Backend`."""
         return self._info(await self._change(partial(self.registry.put, name, content, new_classes, lane)))
 
@@ -134,11 +134,11 @@ class LocalBackend:
         """See `Backend`."""
         await self._change(partial(self.registry.remove, name))
 
-    async def rollback(self, name: str) -> TaskInfo:
+    async def rollback(self, name: str) -> Task:
         """See `Backend`."""
         return self._info(await self._change(partial(self.registry.rollback, name)))
 
-    async def pin(self, name: str, pinned: bool) -> TaskInfo:
+    async def pin(self, name: str, pinned: bool) -> Task:
         """See `Backend`."""
         return self._info(await self._change(partial(self.registry.pin, name, pinned)))
 
@@ -164,12 +164,12 @@ class LocalBackend:
         except MosaError as fault:
             raise RequestError.of(fault) from None
 
-    def _info(self, entry: Entry) -> TaskInfo:
+    def _info(self, entry: Entry) -> Task:
         record = entry.version.record if entry.version else None
         way = entry.active.lane.plan if entry.active else None
-        return TaskInfo(
+        return Task(
             task=entry.name,
-            classes=list(record.classes) if record else [],
+            classes=record.classes if record else (),
             backbone=record.backbone.folder if record else "",
             method=record.method if record else "",
             bundle=record.sha256 if record else "",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
-from mosa_deploy.client.schema import TaskInfo
+from mosa_deploy.client.schema import Task
 from mosa_deploy.errors import MosaError
 from serving import ipc
 from serving.backend import Answered, Backend, Health, Lease, Outcome
@@ -105,30 +105,30 @@ class RemoteBackend:
             for each, row in zip(reply["outcomes"], rows, strict=True)
         ]
 
-    async def tasks(self) -> list[TaskInfo]:
+    async def tasks(self) -> list[Task]:
         """See `Backend`."""
-        return [TaskInfo.model_validate(each) for each in (await self._ask("tasks"))["value"]]
+        return [Task.model_validate(each) for each in (await self._ask("tasks"))["value"]]
 
-    async def task(self, name: str) -> TaskInfo:
+    async def task(self, name: str) -> Task:
         """See `Backend`."""
-        return TaskInfo.model_validate((await self._ask("task", name=name))["value"])
+        return Task.model_validate((await self._ask("task", name=name))["value"])
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> TaskInfo:
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> Task:
         """See `Backend`."""
         reply = await self._ask("put", [content], name=name, new_classes=new_classes, lane=lane)
-        return TaskInfo.model_validate(reply["value"])
+        return Task.model_validate(reply["value"])
 
     async def remove(self, name: str) -> None:
         """See `Backend`."""
         await self._ask("remove", name=name)
 
-    async def rollback(self, name: str) -> TaskInfo:
+    async def rollback(self, name: str) -> Task:
         """See `Backend`."""
-        return TaskInfo.model_validate((await self._ask("rollback", name=name))["value"])
+        return Task.model_validate((await self._ask("rollback", name=name))["value"])
 
-    async def pin(self, name: str, pinned: bool) -> TaskInfo:
+    async def pin(self, name: str, pinned: bool) -> Task:
         """See `Backend`."""
-        return TaskInfo.model_validate((await self._ask("pin", name=name, pinned=pinned))["value"])
+        return Task.model_validate((await self._ask("pin", name=name, pinned=pinned))["value"])
 
     async def health(self) -> Health:
         """See `Backend`; without an engine this process lives, but it is not ready."""
@@ -242,7 +242,7 @@ class InferenceServer:
                 health = await self.engine.health()
                 return {"value": {"alive": health.alive, "ready": health.ready}}, []
             case "task" | "rollback" | "pin" as call:
-                info: TaskInfo = await getattr(self.engine, call)(**head)
+                info: Task = await getattr(self.engine, call)(**head)
                 return {"value": info.model_dump()}, []
         raise RequestError(503, "the workers are of different versions: restart the server")
 

@@ -1,5 +1,7 @@
 """A typed client of the service: `from mosa_deploy.client import Client`."""
 
-from mosa_deploy.client.client import Answer, AsyncClient, Client, Failure, Picture, Prediction, Task
+from mosa_deploy.client.client import AsyncClient, Client
+from mosa_deploy.client.requests import Picture
+from mosa_deploy.client.schema import Answer, Failure, Prediction, Task
 
 __all__ = ["Answer", "AsyncClient", "Client", "Failure", "Picture", "Prediction", "Task"]

@@ -1,156 +1,133 @@
-"""What a client sends to the service and what the answers say; `mosa_deploy.client.client` does the sending."""
+"""The requests that a client sends, and how their responses are read; `mosa_deploy.client.client` sends them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.client.schema import Answer, Answers, Failure, LaneName, Pin, Task, Tasks
+from mosa_deploy.errors import DataError
 
 T = TypeVar("T")
 
-Picture = bytes | Path
+Content = bytes | str | os.PathLike[str]
+"""The bytes of a file, or its path."""
+
+Picture = Content
 """An encoded image, or the path of its file."""
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One class with its calibrated probability."""
-
-    label: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a task says of an image, likeliest first; `bundle` is the digest of the version that said it."""
-
-    task: str
-    predictions: tuple[Prediction, ...]
-    bundle: str
-    milliseconds: float
-
-    @property
-    def label(self) -> str:
-        """The likeliest class."""
-        return self.predictions[0].label
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an image has no answer; `status` is HTTP's."""
-
-    task: str
-    status: int
-    detail: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task as the service has it."""
-
-    task: str
-    classes: tuple[str, ...]
-    backbone: str
-    method: str
-    bundle: str
-    lane: Literal["shared", "folded"]
-    runtime: str | None
-    precision: str | None
-    state: Literal["active", "registered", "refused"]
-    pinned: bool
-    can_roll_back: bool
-    reason: str | None
-
-
-@dataclass(frozen=True)
 class ApiRequest(Generic[T]):
-    """One HTTP request, and how the JSON of its answer reads."""
+    """One HTTP request, and how the body of its response is read."""
 
     method: str
     path: str
-    read: Callable[[Any], T]
+    parse: Callable[[bytes], T]
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `httpx.Client.request`: the body and the query."""
+    repeatable: bool = True
+    """Whether sending it twice does the same as sending it once."""
 
 
 def classify(picture: Picture, task: str, top_k: int) -> ApiRequest[Answer]:
-    """One image by one task."""
-    return ApiRequest("POST", "/classify", _answer, _form([picture], {"task": task, "top_k": top_k}))
+    """Classify one image by one task."""
+    return ApiRequest("POST", "/classify", Answer.model_validate_json, _form([picture], task=task, top_k=top_k))
 
 
 def classify_many(
-    asked: Iterable[tuple[Picture, str]], top_k: int, batch: int
+    pairs: Iterable[tuple[Picture, str]], top_k: int, batch: int
 ) -> Iterator[ApiRequest[list[Answer | Failure]]]:
-    """Images, each with its task, `batch` in a request."""
-    left = iter(asked)
-    while part := list(islice(left, batch)):
-        form = _form([picture for picture, _ in part], {"task": [task for _, task in part], "top_k": top_k})
-        yield ApiRequest("POST", "/classify", _results, form)
+    """Classify images, each by its own task, `batch` images per request."""
+    remaining = iter(pairs)
+    while part := list(islice(remaining, batch)):
+        pictures, tasks = zip(*part, strict=True)
+        if len(part) == 1:
+            # A lone `task` would be answered by an HTTP error instead of a Failure.
+            yield classify_by(pictures[0], tasks, top_k)
+        else:
+            yield ApiRequest("POST", "/classify", _results, _form(pictures, task=tasks, top_k=top_k))
 
 
 def classify_by(picture: Picture, tasks: Sequence[str], top_k: int) -> ApiRequest[list[Answer | Failure]]:
-    """One image by several tasks."""
-    return ApiRequest("POST", "/classify", _results, _form([picture], {"tasks": ",".join(tasks), "top_k": top_k}))
+    """Classify one image by several tasks."""
+    return ApiRequest("POST", "/classify", _results, _form([picture], tasks=",".join(tasks), top_k=top_k))
 
 
 def tasks() -> ApiRequest[list[Task]]:
-    """Every task."""
-    return ApiRequest("GET", "/v1/tasks", lambda found: [_task(each) for each in found["tasks"]])
+    """List every task."""
+    return ApiRequest("GET", "/v1/tasks", lambda body: list(Tasks.model_validate_json(body).tasks))
 
 
 def task(name: str) -> ApiRequest[Task]:
-    """One task."""
-    return ApiRequest("GET", f"/v1/tasks/{name}", _task)
+    """Describe one task."""
+    return ApiRequest("GET", _path(name), Task.model_validate_json)
 
 
-def put(name: str, bundle: Picture, new_classes: bool, lane: str | None) -> ApiRequest[Task]:
-    """A `.mosa` file, or a folder's bundle, as a task's new version."""
+def put(name: str, bundle: Content, new_classes: bool, lane: LaneName | None) -> ApiRequest[Task]:
+    """Serve a `.mosa` file, or the bundle in a folder, as a task's new version."""
     params = {"new_classes": new_classes} | ({"lane": lane} if lane else {})
-    return ApiRequest("PUT", f"/v1/tasks/{name}", _task, {"content": _mosa(bundle), "params": params})
+    return ApiRequest("PUT", _path(name), Task.model_validate_json, {"content": _packed(bundle), "params": params})
 
 
 def remove(name: str) -> ApiRequest[None]:
     """Stop serving a task."""
-    return ApiRequest("DELETE", f"/v1/tasks/{name}", lambda _: None)
+    return ApiRequest("DELETE", _path(name), lambda _: None)
 
 
 def roll_back(name: str) -> ApiRequest[Task]:
-    """Serve the version before."""
-    return ApiRequest("POST", f"/v1/tasks/{name}/rollback", _task)
+    """Serve the previous version; a second rollback would undo the first."""
+    return ApiRequest("POST", f"{_path(name)}/rollback", Task.model_validate_json, repeatable=False)
 
 
 def pin(name: str, pinned: bool) -> ApiRequest[Task]:
-    """Keep a task loaded, or no longer."""
-    return ApiRequest("POST", f"/v1/tasks/{name}/pin", _task, {"json": {"pinned": pinned}})
+    """Keep a task loaded, or stop keeping it."""
+    body = {"json": Pin(pinned=pinned).model_dump()}
+    return ApiRequest("POST", f"{_path(name)}/pin", Task.model_validate_json, body)
 
 
-def _form(pictures: Sequence[Picture], fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {"files": [("image", _file(picture)) for picture in pictures], "data": fields}
+def _results(body: bytes) -> list[Answer | Failure]:
+    return list(Answers.model_validate_json(body).results)
 
 
-def _file(picture: Picture) -> tuple[str, bytes]:
-    return (picture.name, picture.read_bytes()) if isinstance(picture, Path) else ("image", picture)
+def _path(task: str) -> str:
+    return f"/v1/tasks/{quote(task, safe='')}"
 
 
-def _mosa(bundle: Picture) -> bytes:
-    if isinstance(bundle, Path) and bundle.is_dir():
-        from mosa_deploy.bundles.archive import Archive
-
-        return Archive.of(bundle).pack()
-    return bundle.read_bytes() if isinstance(bundle, Path) else bundle
+def _form(pictures: Sequence[Picture], **fields: Any) -> dict[str, Any]:
+    return {"files": [("image", (_name(picture), _read(picture))) for picture in pictures], "data": fields}
 
 
-def _answer(fields: Mapping[str, Any]) -> Answer:
-    predictions = tuple(Prediction(each["label"], each["score"]) for each in fields["predictions"])
-    return Answer(fields["task"], predictions, fields["bundle"], fields["milliseconds"])
+def _name(picture: Picture) -> str:
+    """What the service calls an image in its messages."""
+    return "image" if isinstance(picture, bytes) else Path(picture).name
 
 
-def _results(fields: Mapping[str, Any]) -> list[Answer | Failure]:
-    """Those of several, or of one."""
-    return [
-        _answer(each) if "predictions" in each else Failure(each["task"], each["status"], each["detail"])
-        for each in fields.get("results", [fields])
-    ]
+def _packed(bundle: Content) -> bytes:
+    """The bytes of a `.mosa` file.
+
+    Raises:
+        BundleError: the folder holds no whole bundle.
+        DataError: there is no such file.
+    """
+    if not isinstance(bundle, bytes) and Path(bundle).is_dir():
+        return Archive.of(Path(bundle)).pack()
+    return _read(bundle)
 
 
-def _task(fields: Mapping[str, Any]) -> Task:
-    return Task(**{**fields, "classes": tuple(fields["classes"])})
+def _read(content: Content) -> bytes:
+    """The bytes, read from the file if a path is given.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if isinstance(content, bytes):
+        return content
+    try:
+        return Path(content).read_bytes()
+    except OSError as error:
+        raise DataError(f"{os.fspath(content)}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""What the service answers."""
+"""What goes over HTTP between a client and the service, written down once: both use these models."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mosa_deploy.bundles.canary import Arithmetic
 from mosa_deploy.runtimes.runner import RunnerName
+
+LaneName = Literal["shared", "folded"]
+"""How a task is served: by the graph that all tasks share, or by a folded graph of its own."""
 
 Example = dict[str, Any]
 
@@ -32,27 +35,38 @@ TASK: Example = {
 }
 
 
-class Prediction(BaseModel):
+class Model(BaseModel):
+    """One JSON object of a request or a response."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Prediction(Model):
     """One class with its calibrated probability."""
 
     label: str
     score: float
 
 
-class Answer(BaseModel):
+class Answer(Model):
     """The classes of one image by one task, likeliest first."""
 
     model_config = ConfigDict(json_schema_extra={"example": ANSWER})
 
     task: str
-    predictions: list[Prediction]
+    predictions: tuple[Prediction, ...]
     bundle: str
     """sha256 of the adapter that answered."""
     milliseconds: float
     """From the image's bytes to the answer, in the service."""
 
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.predictions[0].label
 
-class Failure(BaseModel):
+
+class Failure(Model):
     """Why one image of several has no answer."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"task": "digits", "status": 400, **FAULT}})
@@ -63,27 +77,27 @@ class Failure(BaseModel):
     detail: str
 
 
-class Answers(BaseModel):
+class Answers(Model):
     """The results of several images or tasks, in the order of the request: image by image, task by task."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"results": [ANSWER, {"task": "digits", "status": 400, **FAULT}]}}
     )
 
-    results: list[Answer | Failure]
+    results: tuple[Answer | Failure, ...]
 
 
-class TaskInfo(BaseModel):
+class Task(Model):
     """A task of the store."""
 
     model_config = ConfigDict(json_schema_extra={"example": TASK})
 
     task: str
-    classes: list[str]
+    classes: tuple[str, ...]
     backbone: str
     method: str
     bundle: str
-    lane: Literal["shared", "folded"]
+    lane: LaneName
     runtime: RunnerName | None = None
     """What runs its graph, once it is active."""
     precision: Arithmetic | None = None
@@ -96,21 +110,21 @@ class TaskInfo(BaseModel):
     """Why it is refused."""
 
 
-class Tasks(BaseModel):
+class Tasks(Model):
     """All tasks of the store."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"tasks": [TASK]}})
 
-    tasks: list[TaskInfo]
+    tasks: tuple[Task, ...]
 
 
-class Pin(BaseModel):
+class Pin(Model):
     """Whether a task stays loaded."""
 
     pinned: Annotated[bool, Field(strict=True)] = True
 
 
-class Fault(BaseModel):
+class Fault(Model):
     """What was wrong with a request."""
 
     model_config = ConfigDict(json_schema_extra={"example": FAULT})

@@ -261,6 +261,6 @@ def test_the_api_s_description_names_every_fault_of_a_route(client: TestClient) 
         "Answer",
         "Answers",
         "Fault",
-        "TaskInfo",
+        "Task",
         "Tasks",
     }

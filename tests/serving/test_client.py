@@ -13,7 +13,7 @@ import pytest
 from benchmarks.service import Server, serve
 from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.client.client import Answer, AsyncClient, Client, Failure
+from mosa_deploy.client import Answer, AsyncClient, Client, Failure
 from mosa_deploy.errors import ServiceError
 from tests.walker import ROOT
 
