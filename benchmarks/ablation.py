@@ -17,7 +17,8 @@ import tyro
 from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
-from training.compare import Cell, CompareConfig, carry_out, names, preset, validation
+from training.compare import Cell, carry_out, names, preset, validation
+from training.options import CompareConfig
 from training.trials import Setting, label
 
 MOSA: dict[str, Setting] = {

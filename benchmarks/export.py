@@ -18,7 +18,8 @@ import onnx
 import torch
 import tyro
 
-from export.__main__ import ExportConfig, export
+from export.export import export
+from export.options import ExportConfig
 from mosa_deploy.adapters.attach import adapters, attach, task_state
 from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import image_size

@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 import tyro
 
-from export.__main__ import ExportConfig, export
 from export.engines import BankLimits, Request, TensorRtRtx
+from export.export import export
 from export.formats import ENGINE_FORMATS, FORMATS, format_file
 from export.fp16 import to_fp16
 from export.int8 import to_int8
-from export.options import FileOptions
+from export.options import ExportConfig, FileOptions
 from export.timing import Answer, ratio_interval, time_sessions
 from export.trace import STAND_IN_CLASSES, trace_plain
 from mosa_deploy.backbones.foldable import image_size
@@ -37,7 +37,8 @@ from mosa_deploy.runtimes.runner import OnnxRunner
 from mosa_deploy.runtimes.tensorrt_library import installed
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
-from training.evaluate import EvaluateConfig, evaluate, settings
+from training.evaluate import evaluate, settings
+from training.options import EvaluateConfig
 
 TIMED = ("fp32", "control", "fp16", "int8")
 """`control` is the fp32 file again: it shows the noise."""

@@ -7,21 +7,20 @@ The bundle answers as the source library does, and is exported and served like o
 """
 
 import copy
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import timm.data
 import torch
-import tyro
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from export.arguments import convert_config
 from export.calibration import write_calibration
 from export.class_names import class_names
+from export.options import ConvertConfig
 from export.peft_adapter import PeftAdapter, read_peft
 from export.processor import read_processor
 from export.sample_images import list_images, read_images, smooth_noise
@@ -33,7 +32,7 @@ from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Met
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
-from mosa_deploy.bundles.record import TASK_NAME, Record
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import BackboneError, ConfigError, command
 from mosa_deploy.utils.files import replacing_folder
 from mosa_deploy.utils.versions import git_commit, library_versions
@@ -42,46 +41,6 @@ DATASET = "folder"
 """The task of `training.tasks` by which a converted bundle is evaluated, on images of the user's."""
 
 FROM_TIMM = "--from timm"
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Make a bundle of a LoRA adapter of PEFT's, or of a timm checkpoint with its head."""
-
-    path: tyro.conf.Positional[Path]
-    """The folder that PEFT's save_pretrained wrote, or the checkpoint."""
-    source: Annotated[Literal["peft", "timm"], tyro.conf.arg(name="from")]
-    """What it was made with."""
-    name: str
-    """What the task is called where it is served."""
-    backbone: str
-    """timm's name of the ViT that was tuned, e.g. vit_base_patch16_224.augreg_in21k."""
-    backbone_weights: Path | None = None
-    """A file of its weights before tuning, of timm or of transformers, instead of timm's hub."""
-    random_weights: bool = False
-    """Random weights, to try the way without any."""
-    classes: str | None = None
-    """Names in the order of the head's outputs, a,b,c or a file with one a line; else those of a config.json there."""
-    images: Path | None = None
-    """A folder of images of the task, for the canary and for calibration."""
-    preprocess: Path | None = None
-    """A preprocessor_config.json of transformers, instead of the backbone's own way."""
-    image_size: int | None = None
-    """Side of the input in pixels, if it is not the backbone's own."""
-    out: Path | None = None
-    """The bundle's folder, runs/NAME if it is not given."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError with every fault at once."""
-        faults = []
-        if not re.fullmatch(TASK_NAME, self.name):
-            faults.append(f"--name {self.name}: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most")
-        if self.image_size is not None and self.image_size < 1:
-            faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
-        if self.image_size is not None and self.preprocess is not None:
-            faults.append("--image-size and --preprocess exclude each other: drop one")
-        if faults:
-            raise ConfigError("; ".join(faults))
 
 
 @dataclass(frozen=True)
@@ -231,7 +190,7 @@ def report(record: Record) -> str:
 @command
 def main() -> None:
     """The command line."""
-    convert(tyro.cli(ConvertConfig, prog="python -m export.convert", config=(tyro.conf.FlagCreatePairsOff,)))
+    convert(convert_config())
 
 
 if __name__ == "__main__":

@@ -17,23 +17,23 @@ from typing import cast, get_args
 
 import numpy as np
 import torch
-import tyro
 
+from export.arguments import latency_config
 from export.latency_plot import draw_ratios
+from export.options import LatencyConfig
 from export.timing import Row, Times, ratio_interval, time_sessions
 from export.trace import STAND_IN_CLASSES
-from export.variants import MIXED_TASKS, VARIANTS, Task, Variant, random_task, write_variants
+from export.variants import MIXED_TASKS, Task, Variant, random_task, write_variants
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.errors import ConfigError, ProviderError, command, unknown_name
+from mosa_deploy.errors import ConfigError, ProviderError, command
 from mosa_deploy.graphs.adapter_weights import adapter_weights
 from mosa_deploy.runtimes.runner import GraphRunnerName, RunnerName, check_runner
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import library_versions, machine
 
-QUICK = ("plain", "control", "folded", "shared")
 BOTTLENECK = 64
 
 COLUMNS = (
@@ -47,68 +47,6 @@ median ratio of its rounds, and the table has their geometric mean with Student'
 again: it shows the noise. FLOP ratio: what the matrix products predict. Nodes: of the file, and as ONNX Runtime
 optimises it for the CPU. MB: the file, and the bank beside it.
 """
-
-
-@dataclass(frozen=True)
-class LatencyConfig:
-    """Compare the ways to give a backbone a task with the plain backbone."""
-
-    bundle: Path | None = None
-    """A run's folder; or give --backbone."""
-    backbone: str | None = None
-    """A plain timm ViT or Swin, to time it with adapters of random values."""
-    backbone_weights: Path | None = None
-    random_weights: bool = False
-    """Random weights, every 1-D tensor perturbed: time depends on shapes alone."""
-    bottlenecks: tuple[int, ...] = ()
-    """r of the random adapters, 64 if none is given; a bundle has its own."""
-    variants: tuple[str, ...] | None = None
-    """Of plain, control, folded, lora, unfolded, shared, shared-mixed; plain is always timed.
-
-    Default: plain, control, folded and shared of a bundle, all of a backbone.
-    """
-    runners: tuple[str, ...] | None = None
-    """Of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16. Default: all that are here."""
-    batch_sizes: tuple[int, ...] = (1, 8)
-    seconds: float = 20.0
-    """Time for the rounds of each runner and batch size, for all variants together."""
-    sessions: int = 5
-    """How often every graph is opened anew."""
-    threads: int = 0
-    """Cores for one inference; 0 takes all."""
-    out: Path = Path("artifacts/latency")
-    """Where latency.csv, latency.md and latency.png go."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError with every fault at once."""
-        faults = []
-        if (self.bundle is None) == (self.backbone is None):
-            faults.append("give either --bundle FOLDER or --backbone NAME")
-        if self.bundle is not None and self.bottlenecks:
-            faults.append("--bottlenecks: a bundle has its own, give them with --backbone")
-        for flag, names, known in (
-            ("variant", self.variants, VARIANTS),
-            ("runner", self.runners, get_args(GraphRunnerName)),
-        ):
-            if names is not None and not names:
-                faults.append(f"--{flag}s: give at least one of {', '.join(known)}")
-            faults += [unknown_name(flag, name, known) for name in names or () if name not in known]
-        faults += [f"--bottlenecks {r}: at least 1" for r in self.bottlenecks if r < 1]
-        faults += [f"--batch-sizes {size}: at least 1" for size in self.batch_sizes if size < 1]
-        if not self.batch_sizes:
-            faults.append("--batch-sizes: give at least one")
-        if self.sessions < 3:
-            faults.append(f"--sessions {self.sessions}: at least 3, fewer give no interval")
-        if self.threads < 0:
-            faults.append(f"--threads {self.threads}: 0 for all cores, or how many")
-        if faults:
-            raise ConfigError("; ".join(faults))
-
-    @property
-    def chosen_variants(self) -> list[str]:
-        """The variants in the order of the table."""
-        chosen = self.variants or (VARIANTS if self.bundle is None else QUICK)
-        return [name for name in VARIANTS if name in chosen or name == "plain"]
 
 
 @dataclass(frozen=True)
@@ -245,16 +183,20 @@ def write(config: LatencyConfig, words: str, rows: Sequence[Row]) -> None:
     draw_ratios(config.out / "latency.png", f"{words}; {machine()}", rows)
 
 
-@command
-def main() -> None:
-    """The command line."""
-    config = tyro.cli(LatencyConfig, prog="python -m export.latency", config=(tyro.conf.FlagCreatePairsOff,))
+def print_latency(config: LatencyConfig) -> None:
+    """Time the variants, write the results, and print their table."""
     runners = choose_runners(config.runners)
     given = subject(config)
     rows = measure(config, given, runners)
     write(config, given.words, rows)
     print(table(rows))
     print(f"written to {config.out}")
+
+
+@command
+def main() -> None:
+    """The command line."""
+    print_latency(latency_config())
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.graphs.fold import Parameters, fold_adapter, head_parameters
 from mosa_deploy.runtimes.runner import RunnerName, SharedRunner, open_runner
 
-VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
 WITHOUT_ADAPTER = ("plain", "control", "lora")
 SHARED = ("shared", "shared-mixed")
 

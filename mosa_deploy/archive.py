@@ -1,6 +1,14 @@
-"""Keeps `python -m mosa_deploy.archive` working; the code is `mosa_deploy.bundles.archive`."""
+"""`python -m mosa_deploy.archive`, which is `mosa pack`."""
 
-from mosa_deploy.bundles.archive import main
+from mosa_deploy.cli import pack
+from mosa_deploy.errors import command
+
+
+@command
+def main() -> None:
+    """The command line."""
+    pack()
+
 
 if __name__ == "__main__":
     main()

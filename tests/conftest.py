@@ -11,7 +11,8 @@ import torch
 from filelock import FileLock
 from timm.models.vision_transformer import VisionTransformer
 
-from export.__main__ import ExportConfig, export
+from export.export import export
+from export.options import ExportConfig
 from mosa_deploy.adapters.attach import adapters
 from mosa_deploy.backbones.load import randomise
 from training.config import TuneConfig

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.walker import ROOT, closure, imported, imports_of
+from tests.walker import ROOT, closure, file_of, imported, imports_of
 
 FORBIDDEN = {
     "mosa_deploy": {"training", "export", "serving", "benchmarks", "tests"},
@@ -16,6 +17,28 @@ FORBIDDEN = {
     "export": {"training", "serving", "benchmarks", "tests"},
     "serving": {"training", "export", "benchmarks", "tests"},
 }
+
+BELOW = {
+    "utils": set[str](),
+    "bundles": {"utils"},
+    "graphs": {"bundles", "utils"},
+    "runtimes": {"graphs", "bundles", "utils"},
+    "client": {"runtimes", "graphs", "bundles", "utils"},
+    "backbones": {"bundles", "utils"},
+    "adapters": {"backbones", "bundles", "utils"},
+}
+"""The packages of `mosa_deploy`, and which of them each may import; all may import `mosa_deploy.errors`."""
+
+HEAVY = {"torch", "timm", "torchvision", "scipy", "sklearn", "matplotlib", "training", "export"}
+
+UNLOADED = {
+    "bundles": HEAVY | {"onnx", "onnxruntime"},
+    "graphs": HEAVY,
+    "runtimes": HEAVY | {"onnx"},
+    "client": HEAVY | {"onnx"},
+    "utils": HEAVY,
+}
+"""What no module of a package loads into a fresh process."""
 
 
 def files_of(room: str) -> set[Path]:
@@ -45,17 +68,58 @@ def test_a_room_imports_only_in_the_allowed_direction(room: str) -> None:
     assert not wrong
 
 
-def test_the_formats_import_nothing_of_ours_but_errors_and_utilities() -> None:
-    files = files_of("mosa_deploy/bundles")
-    allowed = ("mosa_deploy.bundles", "mosa_deploy.errors", "mosa_deploy.utils")
+def packages_of(path: Path) -> set[str]:
+    """The packages of `mosa_deploy` that a file imports from."""
+    found = {module.split(".")[1] for module in imports_of(path) if module.startswith("mosa_deploy.")}
+    return found & BELOW.keys()
+
+
+def modules_of(package: str) -> list[str]:
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(files_of(f"mosa_deploy/{package}"))
+    ]
+
+
+def test_every_package_of_the_library_has_its_place_in_the_order() -> None:
+    packages = {path.name for path in (ROOT / "mosa_deploy").iterdir() if (path / "__init__.py").is_file()}
+    assert packages == BELOW.keys()
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_a_package_imports_only_those_below_it(package: str) -> None:
     wrong = {
-        f"{path.name}: {module}"
-        for path in files
-        for module in imports_of(path)
-        if module.startswith("mosa_deploy.") and not module.startswith(allowed)
+        f"{path.name}: {other}"
+        for path in files_of(f"mosa_deploy/{package}")
+        for other in packages_of(path) - BELOW[package] - {package}
     }
-    assert files
     assert not wrong
+
+
+def test_the_order_of_the_packages_has_no_circle() -> None:
+    assert list(TopologicalSorter(BELOW).static_order())
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    files = [path for room in FORBIDDEN for path in files_of(room) if path.name != "__init__.py"]
+    imports = {path: {file for name in imports_of(path, loaded=True) if (file := file_of(name))} for path in files}
+    assert list(TopologicalSorter({path: found - {path} for path, found in imports.items()}).static_order())
+
+
+def test_utils_know_nothing_of_ours_but_the_errors() -> None:
+    ours = {
+        module
+        for path in files_of("mosa_deploy/utils")
+        for module in imports_of(path)
+        if module.split(".")[0] in FORBIDDEN and not module.startswith("mosa_deploy.errors")
+    }
+    assert ours <= {"mosa_deploy"} | {module for module in ours if module.startswith("mosa_deploy.utils")}
+
+
+@pytest.mark.parametrize("package", UNLOADED)
+def test_a_light_package_loads_nothing_heavy(package: str) -> None:
+    loaded = new_modules(f"import {', '.join(modules_of(package))}")
+    assert "mosa_deploy" in loaded
+    assert not loaded & UNLOADED[package]
 
 
 @pytest.mark.parametrize(

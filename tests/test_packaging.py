@@ -84,12 +84,12 @@ def test_the_bento_includes_every_file_that_the_service_loads() -> None:
     assert hasattr(importlib.import_module(module), name)
     files, _ = closure({ROOT / "serving" / "service.py"})
     loaded = {PurePosixPath(path.relative_to(ROOT).as_posix()) for path in files}
-    assert {"service.py", "registry.py", "runners.py"} <= {path.name for path in loaded}
+    assert {"service.py", "registry.py", "bank.py"} <= {path.name for path in loaded}
     assert not {path for path in loaded if not any(path.match(pattern) for pattern in BENTOFILE["include"])}
 
 
 def test_the_embedded_weights_are_small_and_in_half_precision() -> None:
-    (path,) = (ROOT / "mosa_deploy" / "weights").glob("*.safetensors")
+    (path,) = (ROOT / "mosa_deploy" / "backbones" / "weights").glob("*.safetensors")
     content = path.read_bytes()
     assert len(content) < 9_000_000
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -9,14 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LOADERS = {"import_module", "__import__"}
 
 
-def imported(source: str, package: str) -> Iterator[str]:
+def imported(source: str, package: str, loaded: bool = False) -> Iterator[str]:
     """Every module that `source`, of `package`, imports at any depth; of `from a import b` both `a` and `a.b`.
+
+    With `loaded`, only what running it may load: not what type checkers alone read, and not what a package's
+    `__getattr__` imports when somebody asks for a name.
 
     Raises:
         ValueError: a module is imported by a name that only a run would tell.
     """
     called = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in walk(ast.parse(source), loaded):
         match node:
             case ast.Import(names=names):
                 yield from (alias.name for alias in names)
@@ -37,6 +40,20 @@ def imported(source: str, package: str) -> Iterator[str]:
                 raise ValueError(f"line {node.lineno}: an import function is passed on")
 
 
+def walk(tree: ast.AST, loaded: bool) -> Iterator[ast.AST]:
+    """All nodes; with `loaded` without those that running the source passes over."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=orelse) if loaded:
+                for other in orelse:
+                    yield from walk(other, loaded)
+            case ast.FunctionDef(name="__getattr__") if loaded and isinstance(tree, ast.Module):
+                continue
+            case _:
+                yield node
+                yield from walk(node, loaded)
+
+
 def name_of(function: ast.Name | ast.Attribute) -> str:
     """The last part of a dotted name."""
     return function.id if isinstance(function, ast.Name) else function.attr
@@ -49,9 +66,9 @@ def file_of(module: str) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def imports_of(path: Path) -> set[str]:
-    """What a file of this project imports."""
-    return set(imported(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts)))
+def imports_of(path: Path, loaded: bool = False) -> set[str]:
+    """What a file of this project imports; see `imported`."""
+    return set(imported(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts), loaded))
 
 
 def closure(start: set[Path]) -> tuple[set[Path], set[str]]:
@@ -62,7 +79,7 @@ def closure(start: set[Path]) -> tuple[set[Path], set[str]]:
     while waiting:
         path = waiting.pop()
         files.add(path)
-        for module in imports_of(path):
+        for module in imports_of(path, loaded=True):
             parts = module.split(".")
             ours = {file_of(".".join(parts[: i + 1])) for i in range(len(parts))} - {None}
             waiting |= {file for file in ours if file is not None and file not in files}

@@ -14,45 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from mosa_deploy.errors import ConfigError, DataError, command, unknown_name
 from mosa_deploy.utils.files import write_text
 from training import result_table, run
+from training.arguments import compare_config
 from training.config import Recipe, TuneConfig
-from training.evaluate import EvaluateConfig, evaluate
+from training.evaluate import evaluate
+from training.options import CompareConfig, EvaluateConfig
 from training.result_table import Result
 from training.tasks import TASKS, find
 from training.trials import Setting, flags, label, settings
 from training.tune import tune
 
 TEST = "test.json"
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Tune every task by every method with every seed, and compare with the dense adapter."""
-
-    tasks: str = "digits,sprites-location"
-    """Built-in tasks, or folders and archives of that name in --data-dir, with commas between."""
-    methods: str = "linear,adapter,mosa"
-    seeds: int = 5
-    """Runs of each task and method with the chosen setting."""
-    trials: int = 1
-    """Settings that adapter and mosa try on seed 0; 1 is the preset alone."""
-    epochs: int | None = None
-    """Of every run; each task's preset if left out."""
-    data_dir: Path | None = None
-    """The folder that holds the images: `<task>/` or `<task>.tar*` for each task that needs any."""
-    precision: str = "auto"
-    """As in training.tune."""
-    jobs: int = 1
-    """Runs at a time."""
-    beside: Path | None = None
-    """The compare.csv of an earlier comparison, whose other methods stand in the tables too."""
-    out: Path = Path("runs/compare")
 
 
 @dataclass(frozen=True)
@@ -203,13 +180,16 @@ def result(config: CompareConfig, cell: Cell, test: bool) -> Result:
     )
 
 
+def print_comparison(config: CompareConfig) -> None:
+    """Compare, print the tables, and say where they are."""
+    print(result_table.tables(compare(config)))
+    print(f"written to {config.out}/compare.md, compare.csv and compare.png")
+
+
 @command
 def main() -> None:
     """The command line."""
-    config = tyro.cli(CompareConfig, prog="python -m training.compare")
-    results = compare(config)
-    print(result_table.tables(results))
-    print(f"written to {config.out}/compare.md, compare.csv and compare.png")
+    print_comparison(compare_config())
 
 
 if __name__ == "__main__":

@@ -49,6 +49,12 @@ METHODS_OF: dict[str, tuple[Method, ...]] = {
 }
 """The methods that take a setting which not all take."""
 
+GROUPS = {
+    " and ".join(methods): [name for name, taken in METHODS_OF.items() if taken == methods]
+    for methods in dict.fromkeys(METHODS_OF.values())
+}
+"""Headings of the help for settings that only some methods take."""
+
 LOW_RANK_SETTINGS: dict[str, Any] = {"bottleneck": 16, "scale": 1.0, "style": "low-rank", "targets": ("q", "v")}
 """What a low-rank method has instead of the preset's."""
 
@@ -87,6 +93,7 @@ class TuneConfig:
     targets: tuple[Target, ...] | None = None
     """mosl, lora: what of each block is updated, of q, k, v, qkv, proj, fc1, fc2; q and v if left out."""
     epochs: int | None = None
+    """Passes over the training images."""
     batch_size: int | None = None
     """Halve it when the GPU's memory does not suffice."""
     lr: float | None = None

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import timm
 import timm.data
-import tyro
 
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones import embedded
@@ -30,8 +29,10 @@ from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import Runner, RunnerName, SharedRunner, open_runner
 from mosa_deploy.runtimes.tensorrt import EngineRunner
+from training.arguments import evaluate_config
 from training.data import Images, decode_all
 from training.loop import predict
+from training.options import EvaluateConfig
 from training.run import CONFIG
 from training.scores import figures
 from training.tasks import TASKS, find
@@ -40,29 +41,6 @@ from training.tune import choose_device
 BATCH = 256
 
 Logits = Callable[[Images], Array]
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Accuracy, negative log likelihood and calibration error on a task's test set.
-
-    Give one of --bundle, --onnx and --backbone; with a shared graph, which has no task of its own, --bundle too.
-    """
-
-    bundle: Path | None = None
-    """A run's folder, or a task's folder in a store."""
-    onnx: Path | None = None
-    """An exported graph or engine of any precision, with its bundle beside it, or given with --bundle."""
-    backbone: str | None = None
-    """A timm model by the head that comes with its weights, tagged with a task: vit_tinyd6_patch4_32.cifar10."""
-    backbone_weights: Path | None = None
-    """The file that a bundle's task was tuned on, if it was tuned on one."""
-    data_dir: Path | None = None
-    """The folder that holds the task's images; the run's own if left out."""
-    split: str | None = None
-    """As in training.tune; the run's own if left out."""
-    device: str = "auto"
-    """auto, cpu or cuda; a graph runs on the CPU, an engine on its GPU."""
 
 
 @dataclass(frozen=True)
@@ -184,15 +162,19 @@ def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | N
     return data_dir, config.split or run.get("split")
 
 
-@command
-def main() -> None:
-    """The command line."""
-    config = tyro.cli(EvaluateConfig, prog="python -m training.evaluate")
+def print_evaluation(config: EvaluateConfig) -> None:
+    """Evaluate, and print the figures in one line."""
     measured = evaluate(config)
     print(
         f"test of {config.onnx or config.bundle or config.backbone}: "
         + ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
     )
+
+
+@command
+def main() -> None:
+    """The command line."""
+    print_evaluation(evaluate_config())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import timm.data
 import torch
-import tyro
 
 from mosa_deploy.adapters.attach import attach, freeze, task_state
 from mosa_deploy.adapters.restore import describe_backbone
@@ -27,6 +26,7 @@ from mosa_deploy.utils.files import replacing, write_text
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
+from training.arguments import tune_config
 from training.config import Recipe, TuneConfig, adapter_config, describe
 from training.data import Images, check_classes, decode_all
 from training.events import write_events
@@ -214,7 +214,7 @@ def write_calibration(out: Path, train: Images, validation: Images, seed: int) -
 @command
 def main() -> None:
     """The command line."""
-    tune(tyro.cli(TuneConfig, prog="python -m training.tune", config=(tyro.conf.FlagCreatePairsOff,)))
+    tune(tune_config())
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-ARCHITECTURE = "vit_tinyd6_patch4_32"
-NAME = f"{ARCHITECTURE}.cifar10"
+from mosa_deploy.backbones.names import EMBEDDED
+
+NAME = EMBEDDED
+ARCHITECTURE = NAME.partition(".")[0]
 WEIGHTS = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
 
 default_cfgs = generate_default_cfgs(

@@ -4,9 +4,6 @@ Importing this module registers the embedded backbone with timm.
 """
 
 import hashlib
-import http.client
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,12 +17,10 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
 from mosa_deploy.errors import BackboneError, unknown_name
+from mosa_deploy.utils.network import unreachable
 from mosa_deploy.utils.seeds import derive
 
 Source = Literal["pretrained", "file", "random"]
-
-PREFLIGHT_SECONDS = 5.0
-"""timm retries an unreachable hub for 52 s; one request with this limit goes first."""
 
 WAYS_ON = f"give --backbone-weights FILE, or --backbone {embedded.NAME}, which is in the package"
 
@@ -134,17 +129,6 @@ def _check_reachable(name: str) -> None:
     if fault or constants.HF_HUB_OFFLINE:
         tried = f"{constants.HF_HUB_CACHE} and {constants.ENDPOINT}"
         raise BackboneError(f"no weights for {name}: tried {tried} ({fault or 'HF_HUB_OFFLINE is set'}); {WAYS_ON}")
-
-
-def unreachable(url: str) -> str | None:
-    """Why `url`'s host does not answer one HEAD request within the limit; None if it answers, whatever it says."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PREFLIGHT_SECONDS).close()
-    except urllib.error.HTTPError:
-        return None
-    except (OSError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", error))
-    return None
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ states, the ratio, the checksums, the hash, and every tensor. Members are stored
 bundle gives the same bytes.
 """
 
-import argparse
 import hashlib
 import io
 import zipfile
@@ -17,8 +16,7 @@ from pathlib import Path
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import RECORD, TENSORS, parse_record
-from mosa_deploy.errors import BundleError, command
-from mosa_deploy.utils.files import write_bytes
+from mosa_deploy.errors import BundleError
 
 RECORD_LIMIT = 1 << 20
 """Bytes of `adapter.json`; those of a thousand classes are 30 kB."""
@@ -106,18 +104,3 @@ def _check(members: list[zipfile.ZipInfo], limit: int) -> None:
             raise BundleError(f"{RECORD} has {member.file_size} bytes; at most {RECORD_LIMIT} are taken")
         if member.file_size > RATIO_LIMIT * max(1, member.compress_size):
             raise BundleError(f"{member.filename} is packed to less than 1/{RATIO_LIMIT}: store it uncompressed")
-
-
-@command
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m mosa_deploy.archive", description="Pack a bundle for upload.")
-    parser.add_argument("bundle", type=Path, help="folder with adapter.safetensors and adapter.json")
-    parser.add_argument("out", type=Path, help="the .mosa file to write")
-    arguments = parser.parse_args()
-    write_bytes(arguments.out, Archive.of(arguments.bundle).pack())
-    print(f"{arguments.out}: {arguments.out.stat().st_size} bytes")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,8 @@ import onnx
 import pytest
 import torch
 
-from export.__main__ import ExportConfig, export
+from export.export import export
+from export.options import ExportConfig
 from export.trace import trace_plain, trace_shared
 from mosa_deploy.adapters.attach import attach, split_layers, task_state
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise

@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
-from export.convert import ConvertConfig, convert
+from export.convert import convert
+from export.options import ConvertConfig
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle

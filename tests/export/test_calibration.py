@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.__main__ import ExportConfig, export
 from export.calibration import Samples, read_samples, require_enough
+from export.export import export
+from export.options import ExportConfig
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import ConfigError, DataError
 from tests.export.conftest import make_run

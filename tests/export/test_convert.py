@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from export.__main__ import ExportConfig, export
 from export.calibration import read_samples
 from export.convert import convert
+from export.export import export
+from export.options import ExportConfig
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import BackboneError

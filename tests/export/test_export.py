@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.__main__ import ExportConfig, export
+from export.export import export
+from export.options import ExportConfig
 from export.trace import node_types
 from mosa_deploy.adapters.attach import split_layers
 from mosa_deploy.adapters.restore import restore

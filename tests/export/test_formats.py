@@ -10,9 +10,9 @@ import onnx
 import pytest
 import torch
 
-from export.__main__ import ExportConfig, export
+from export.export import export
 from export.formats import Written
-from export.options import FileOptions
+from export.options import ExportConfig, FileOptions
 from export.overview import overview
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.bundle import Bundle

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from export.latency import QUICK, LatencyConfig, choose_runners, main, subject
-from export.variants import VARIANTS
+from export.latency import choose_runners, main, subject
+from export.options import QUICK, VARIANTS, LatencyConfig
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import BackboneError, ConfigError, ProviderError

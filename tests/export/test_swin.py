@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.__main__ import ExportConfig, export
-from export.convert import ConvertConfig, convert
-from export.options import FileOptions
+from export.convert import convert
+from export.export import export
+from export.options import ConvertConfig, ExportConfig, FileOptions
 from export.trace import node_types, trace_plain
 from export.windows import gathered
 from mosa_deploy.adapters.restore import restore

@@ -9,8 +9,9 @@ import torch
 from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 
+from export.options import VARIANTS
 from export.trace import node_types
-from export.variants import VARIANTS, Task, Variant, flops, outline, random_task, write_variants
+from export.variants import Task, Variant, flops, outline, random_task, write_variants
 from mosa_deploy.adapters.attach import attach
 from mosa_deploy.adapters.fold import fold, widened_ratio
 from mosa_deploy.backbones.foldable import Transformer

@@ -13,9 +13,10 @@ from scipy import stats
 from mosa_deploy.errors import DataError
 from tests.training.conftest import Few
 from training import result_table
-from training.compare import CompareConfig, compare, main, source
+from training.compare import compare, main, source
 from training.config import Recipe, TuneConfig
-from training.evaluate import EvaluateConfig, evaluate
+from training.evaluate import evaluate
+from training.options import CompareConfig, EvaluateConfig
 from training.result_table import Result, accuracies, differences, interval, tables
 from training.run import METRICS
 from training.trials import FACTORS, flags, label, settings

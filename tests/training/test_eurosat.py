@@ -13,7 +13,8 @@ from mosa_deploy.errors import DataError
 from tests.conftest import DATA
 from tests.training.conftest import write_jpegs
 from training.config import TuneConfig
-from training.evaluate import EvaluateConfig, evaluate
+from training.evaluate import evaluate
+from training.options import EvaluateConfig
 from training.tasks import eurosat
 from training.tasks.base import Example, Splits
 from training.tasks.eurosat import EuroSat, listed

@@ -21,7 +21,8 @@ from tests.training.conftest import Few, write_jpegs
 from training import tasks
 from training.config import Recipe, TuneConfig
 from training.data import decode_all
-from training.evaluate import EvaluateConfig, evaluate, main
+from training.evaluate import evaluate, main
+from training.options import EvaluateConfig
 from training.tasks.base import Example, Splits
 from training.tune import tune
 

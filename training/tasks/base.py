@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from sklearn.model_selection import train_test_split
-
 from mosa_deploy.errors import DataError
 from training.config import Recipe
 
@@ -101,6 +99,9 @@ def draw_sets(
     Raises:
         DataError: a class would be left out of one of them.
     """
+    # scikit-learn takes a second to import, which the help of a command need not wait for.
+    from sklearn.model_selection import train_test_split
+
     drawn: dict[str, list[Example]] = {}
     rest, names = list(examples), list(counts)
     have = Counter(example.label for example in examples)

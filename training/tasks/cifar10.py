@@ -11,7 +11,7 @@ A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
 from pathlib import Path
 from random import Random
 
-from mosa_deploy.backbones import embedded
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
@@ -26,7 +26,7 @@ class Cifar10:
     """10 classes of animals and vehicles, 32 x 32."""
 
     name = "cifar10"
-    recipe = Recipe(backbone=embedded.NAME, experts=2, scale=1.0, epochs=20, batch_size=16, lr=1e-2)
+    recipe = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=20, batch_size=16, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
-from mosa_deploy.backbones import embedded
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.preprocess import Pixels, encode
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
@@ -22,11 +21,13 @@ class Digits:
     """10 classes, ink on an empty ground."""
 
     name = "digits"
-    recipe = Recipe(backbone=embedded.NAME, experts=2, scale=1.0, epochs=8, batch_size=16, lr=1e-2)
+    recipe = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=8, batch_size=16, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """See `Task.splits`; `data_dir` and `split` mean nothing here."""
+        from sklearn.datasets import load_digits
+
         data = load_digits()
         grey = np.round(data.images * (255 / 16)).astype(np.uint8)
         examples = [

@@ -13,10 +13,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchvision.datasets import EuroSAT
-
-from mosa_deploy.backbones.load import unreachable
 from mosa_deploy.errors import DataError
+from mosa_deploy.utils.network import unreachable
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
 from training.tasks.source import Source, read_classes
@@ -75,6 +73,8 @@ def locate(data_dir: Path | None) -> Source:
                 f"no EuroSAT images: tried {folder} and {HOST} ({fault}); download EuroSAT.zip elsewhere and give"
                 " --data-dir FOLDER that holds 2750/<Class>/*.jpg, or start with --task digits, which needs nothing"
             )
+        from torchvision.datasets import EuroSAT
+
         try:
             EuroSAT(str(CACHE), download=True)
         except (OSError, RuntimeError) as error:

@@ -10,7 +10,7 @@ Expected accuracy: that of your images.
 
 from pathlib import Path
 
-from mosa_deploy.backbones import embedded
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.errors import DataError
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Splits, draw_sets, shares, stratified
@@ -21,7 +21,7 @@ class Folder:
     """Whatever classes the folder holds."""
 
     name = "folder"
-    recipe = Recipe(backbone=embedded.NAME, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
+    recipe = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mosa_deploy.backbones import embedded
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.preprocess import encode
 from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
@@ -34,7 +34,7 @@ PERIODS = {"square": 10, "ellipse": 20, "heart": 40}
 STREAM = 1
 """Not 0: the test set of that stream was looked at while presets were being sought."""
 
-RECIPE = Recipe(backbone=embedded.NAME, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
+RECIPE = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
 
 Point = tuple[float, float]
 

@@ -13,9 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mosa_deploy.backbones import embedded
-from mosa_deploy.backbones import load as backbone
-from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise, unreachable
+from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.utils import network
+from mosa_deploy.utils.network import unreachable
 
 NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -108,7 +109,7 @@ def test_a_host_that_answers_is_reachable_whatever_it_says(answering: str) -> No
 
 @pytest.mark.parametrize("answering", [b"", b"no HTTP at all\r\n\r\n"], indirect=True)
 def test_a_host_that_keeps_silent_or_speaks_nonsense_is_not(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone, "PREFLIGHT_SECONDS", 0.5)
+    monkeypatch.setattr(network, "PREFLIGHT_SECONDS", 0.5)
     assert unreachable(answering)
 
 

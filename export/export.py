@@ -1,0 +1,145 @@
+"""Export a bundle: `mosa export --bundle runs/digits --out artifacts`.
+
+Merges the task, folds it into the backbone's traced graph, and proves on the canary and on validation images that
+nothing changed. The trace is made once for a backbone; folding takes numpy alone.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from export.calibration import read_samples, require_enough
+from export.engine_files import choose_build
+from export.formats import fp32_file, write_formats
+from export.options import ExportConfig
+from export.overview import overview
+from export.parity import BY_RUNNER, Chain, table
+from export.targets import ExportTarget, shared_target
+from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
+from mosa_deploy.adapters.attach import task_state
+from mosa_deploy.adapters.fold import fold
+from mosa_deploy.adapters.merge import merge
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.adapter_config import SEQUENTIAL
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
+from mosa_deploy.graphs.adapter_weights import Layout, layout_of
+from mosa_deploy.graphs.backbone_graph import PlainGraph, graph_file, read_index
+from mosa_deploy.graphs.fold import fold_bundle
+from mosa_deploy.runtimes.runner import check_runner, open_runner
+from mosa_deploy.utils.files import replacing_folder, sha256, write_text
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the task into the store and return its folder.
+
+    Raises:
+        MosaError: the bundle, the backbone or the calibration does not fit, an engine cannot be built, or parity is
+            broken; the store stays as it was.
+    """
+    build = choose_build(config.files, config.out / TIMINGS)
+    for name in config.runners:
+        check_runner(name)
+    bundle = Bundle.load(config.bundle)
+    record = bundle.record
+    samples = read_samples(config.bundle, record.preprocess.size)
+    if "int8" in config.files.precisions:
+        require_enough(samples, config.bundle)
+    weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
+    model = restore(bundle, weights)
+    store = StoreLayout(config.out)
+    chain = Chain(bundle, *(samples.compared(config.parity_images) if samples else ()))
+    chain.add_model("expectation", model)
+    chain.add_model("merged", merge(model))
+    chain.require()
+    target = store.task(record.task)
+    with replacing_folder(target) as aside:
+        if record.adapter is not None and record.adapter.style in SEQUENTIAL:
+            lanes = write_unfolded(chain, model, aside)
+        else:
+            lanes = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
+        for lane in lanes:
+            add_runners(chain, lane, config.runners)
+        print(table(chain.links))
+        chain.require()
+        written, calibration = [], samples.images if samples else None
+        for lane in lanes:
+            written += [fp32_file(lane, chain), *write_formats(lane, config.files.precisions, chain, calibration)]
+            if build is not None:
+                written += build.write(lane, config.files.precisions, chain)
+        print(overview(written, target, len(chain.labels)))
+        file = lanes[0].path.name
+        merged = merged_bundle(bundle, model).save(aside)
+        report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
+        write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
+    print(f"{target / file}: {node_types(target / file).total()} nodes; merged bundle {merged.digest[:12]}")
+    return target
+
+
+def write_folded(
+    chain: Chain, model: Transformer, folder: Path, backbone: Path, weights: Weights | None
+) -> list[ExportTarget]:
+    """The task in the plain graph's weights; the chain grows by what is folded, and by the shared graph."""
+    bundle = chain.bundle
+    chain.add_model("folded", fold(model))
+    chain.require()
+    graph = plain_graph(backbone, bundle.record, weights)
+    onnx.save(fold_bundle(graph, bundle), folder / FOLDED)
+    chain.add_graph("folded ONNX", folder / FOLDED)
+    lanes = [ExportTarget("folded", folder / FOLDED)]
+    if bundle.record.method != "full":
+        lanes.append(shared_target(graph_file(backbone, graph.index, layout_of(bundle.record).file), bundle))
+        chain.add_shared("shared ONNX", lanes[-1].path)
+    print(f"the plain graph has {len(graph.model.graph.node)} nodes")
+    return lanes
+
+
+def add_runners(chain: Chain, lane: ExportTarget, names: Sequence[str]) -> None:
+    """A lane's graph by other runners than ONNX Runtime's on the CPU, which proved it already."""
+    for name, tolerance in BY_RUNNER.items():
+        if name in names and name != "onnxruntime-cpu":
+            answer = lane.logits(open_runner(lane.path, name), chain.inputs)
+            chain.branch(lane.stage, f"{lane.name} by {name}", answer, tolerance)
+
+
+def write_unfolded(chain: Chain, model: Transformer, folder: Path) -> list[ExportTarget]:
+    """The task with its adapters as nodes of their own."""
+    adapter = chain.bundle.record.adapter
+    assert adapter is not None
+    print(f"{adapter.style} adapters cannot fold: tracing the task with nodes of its own", flush=True)
+    write_onnx(model, folder / UNFOLDED)
+    chain.add_graph("unfolded ONNX", folder / UNFOLDED)
+    return [ExportTarget("unfolded", folder / UNFOLDED)]
+
+
+def merged_bundle(bundle: Bundle, model: Transformer) -> Bundle:
+    """The bundle with the tensors of the merged model; a fully tuned one stays as it is."""
+    if bundle.record.method == "full":
+        return bundle
+    tensors = {name: value.numpy() for name, value in task_state(model).items()}
+    return Bundle(bundle.record.model_copy(update={"form": "merged"}), tensors, bundle.canary)
+
+
+def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainGraph:
+    """The backbone's graph in its folder of the store; it and the task's shared graph are traced if they are not there.
+
+    Raises:
+        StoreError: it was altered since.
+    """
+    # A fully tuned task has no adapter weights, but the folder is for the others too.
+    wanted = Layout(record.backbone.topology) if record.method == "full" else layout_of(record)
+    known = read_index(folder).files if (folder / GRAPH).is_file() else {}
+    if wanted.file not in known:
+        print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)
+        used = weights or Weights(record.backbone.source)
+        model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=record.preprocess.size)
+        if known:
+            trace_layout(model, folder, wanted)
+        else:
+            trace_backbone(model, record.backbone.sha256, folder, wanted)
+    return PlainGraph.load(folder)

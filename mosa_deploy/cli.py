@@ -1,0 +1,73 @@
+"""The command `mosa`, and those of its subcommands that need neither torch nor the service.
+
+A subcommand is an entry point of the group `mosa.commands`: a function that takes the arguments and the program's name
+for its help. The first line of its docstring is what `mosa --help` says of it. So this module imports none of the
+packages that build on `mosa_deploy`, and other distributions can add commands of their own.
+"""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from mosa_deploy import __version__
+from mosa_deploy.errors import ConfigError, command, unknown_name
+
+GROUP = "mosa.commands"
+
+ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve")
+"""Commands in the order in which a user meets them; others follow by name."""
+
+USAGE = """\
+usage: mosa COMMAND [OPTIONS]
+
+One frozen vision transformer, hundreds of tasks, at the latency of the plain backbone.
+
+{commands}
+
+`mosa COMMAND --help` describes the options of a command; `mosa --version` prints the version."""
+
+
+@command
+def main() -> None:
+    """Run the subcommand that the command line names."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    known = commands()
+    if name in ("-h", "--help"):
+        width = max(map(len, known))
+        print(USAGE.format(commands="\n".join(f"  {each:{width}}  {summary(point)}" for each, point in known.items())))
+    elif name == "--version":
+        print(f"mosa-deploy {__version__}")
+    elif name in known:
+        known[name].load()(arguments, f"mosa {name}")
+    else:
+        raise ConfigError(f"{unknown_name('command', name, known)}; see mosa --help")
+
+
+def commands() -> dict[str, EntryPoint]:
+    """The subcommands that are installed, by name."""
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    first = [name for name in ORDER if name in found]
+    return {name: found[name] for name in [*first, *sorted(found.keys() - {*first})]}
+
+
+def summary(point: EntryPoint) -> str:
+    """What a subcommand does, in one line; or what has to be installed for it."""
+    try:
+        return (point.load().__doc__ or "").partition("\n")[0]
+    except ImportError as error:
+        return f"not installed here ({error})"
+
+
+def pack(arguments: Sequence[str] | None = None, prog: str = "python -m mosa_deploy.archive") -> None:
+    """Pack a bundle into one .mosa file, for upload to a service."""
+    parser = ArgumentParser(prog=prog, description=pack.__doc__)
+    parser.add_argument("bundle", type=Path, help="folder with adapter.safetensors and adapter.json")
+    parser.add_argument("out", type=Path, help="the .mosa file to write")
+    given = parser.parse_args(arguments)
+    from mosa_deploy.bundles.archive import Archive
+    from mosa_deploy.utils.files import write_bytes
+
+    write_bytes(given.out, Archive.of(given.bundle).pack())
+    print(f"{given.out}: {given.out.stat().st_size} bytes")

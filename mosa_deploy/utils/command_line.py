@@ -1,0 +1,85 @@
+"""A typed config is the command line: tyro reads it, and this module arranges its help."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tyro
+from docstring_parser import parse_from_object
+
+Config = TypeVar("Config")
+
+Groups = Mapping[str, Sequence[str]]
+
+MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+
+
+def parse(
+    config: type[Config],
+    prog: str,
+    arguments: Sequence[str] | None = None,
+    groups: Groups | None = None,
+    hints: Mapping[str, str] | None = None,
+) -> Config:
+    """Read `arguments`, or those of the process, into a dataclass, whose docstrings are the help.
+
+    A nested dataclass is a group of options without a prefix. `groups` puts further options under a heading of their
+    own, such as `{"mosa and mosl": ["experts", "share"]}`. `hints` says what applies where an option is left out and
+    the dataclass holds None; without a hint the help names no default.
+
+    Raises:
+        SystemExit: after the help, or with code 2 after a usage error.
+    """
+    outline = _outline(config, groups or {}, hints or {})
+    found = tyro.cli(outline, prog=prog, args=None if arguments is None else list(arguments), config=MARKERS)
+    return _build(config, _flat(found))
+
+
+def _outline(config: type[Any], groups: Groups, hints: Mapping[str, str]) -> type[Any]:
+    """A dataclass with the options of `config`, in which those of a group are nested."""
+    documents = {entry.arg_name: entry.description or "" for entry in parse_from_object(config).params}
+    kinds = get_type_hints(config, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+
+    def option(name: str) -> tuple[str, Any, Any]:
+        kind, field = kinds[name], fields[name]
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            return _group(name, name, _outline(kind, {}, hints))
+        text = " ".join(documents.get(name, "").split())
+        if field.default is None:
+            hint = f"({hints[name]})" if name in hints else ""
+            described = tyro.conf.arg(prefix_name=False, help=text, help_behavior_hint=hint)
+        else:
+            described = tyro.conf.arg(prefix_name=False, help=text)
+        return name, Annotated[kind, described], dataclasses.field(default=field.default)
+
+    grouped = {name for names in groups.values() for name in names}
+    options = [option(name) for name in fields if name not in grouped]
+    for i, (title, names) in enumerate(groups.items()):
+        nested = dataclasses.make_dataclass(config.__name__, [option(name) for name in names], kw_only=True)
+        options.append(_group(f"group_{i}", title, nested))
+    made = dataclasses.make_dataclass(config.__name__, options, kw_only=True)
+    made.__doc__ = config.__doc__
+    return made
+
+
+def _group(name: str, title: str, outline: type[Any]) -> tuple[str, Any, Any]:
+    return name, Annotated[outline, tyro.conf.arg(name=title)], dataclasses.field(default_factory=outline)
+
+
+def _flat(found: Any) -> dict[str, Any]:
+    """Every option by name, out of all groups."""
+    values: dict[str, Any] = {}
+    for name, value in vars(found).items():
+        values |= _flat(value) if dataclasses.is_dataclass(value) else {name: value}
+    return values
+
+
+def _build(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """The config with these values, nested dataclasses included."""
+    given: dict[str, Any] = {}
+    for name, kind in get_type_hints(config).items():
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        given[name] = _build(kind, values) if nested else values[name]
+    return config(**given)

@@ -1,0 +1,78 @@
+"""Read and check the arguments of this package's commands, before anything that loads torch is imported."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from mosa_deploy.bundles.record import read_record
+from mosa_deploy.errors import BackboneError, ConfigError, DataError
+from mosa_deploy.utils.command_line import parse
+from training.config import GROUPS, Recipe, TuneConfig
+from training.options import CompareConfig, EvaluateConfig
+from training.tasks import TASKS, find
+
+
+def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.tune") -> TuneConfig:
+    """The options of `tune`.
+
+    Raises:
+        MosaError: an option that cannot be, or a file that is not there.
+    """
+    config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
+    config.checked_method()
+    config.recipe(find(config.task).recipe)
+    _check_data_dir(config.data_dir)
+    if config.backbone_weights is not None and not config.backbone_weights.is_file():
+        raise BackboneError(f"--backbone-weights {config.backbone_weights}: no such file")
+    return config
+
+
+def evaluate_config(
+    arguments: Sequence[str] | None = None, prog: str = "python -m training.evaluate"
+) -> EvaluateConfig:
+    """The options of `evaluate`.
+
+    Raises:
+        MosaError: a file that is not there, or a bundle that is damaged.
+    """
+    config = parse(EvaluateConfig, prog, arguments)
+    _check_data_dir(config.data_dir)
+    if config.bundle is not None:
+        read_record(config.bundle)
+    return config
+
+
+def compare_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.compare") -> CompareConfig:
+    """The options of `compare`.
+
+    Raises:
+        ConfigError: a file that is not there.
+    """
+    config = parse(CompareConfig, prog, arguments)
+    if config.beside is not None and not config.beside.is_file():
+        raise ConfigError(f"--beside {config.beside}: no such file; give the compare.csv of an earlier comparison")
+    return config
+
+
+def preset_hints(arguments: Sequence[str] | None) -> dict[str, str]:
+    """What each setting is if it is left out: the preset's value, of the task that `arguments` name if they do."""
+    given = list(arguments or ())
+    named = [given[i + 1] for i in range(len(given) - 1) if given[i] == "--task" and given[i + 1] in TASKS]
+    recipes = {name: task.recipe for name, task in TASKS.items() if name in named or not named}
+    hints = {}
+    for field in dataclasses.fields(Recipe):
+        values = {name: getattr(recipe, field.name) for name, recipe in recipes.items()}
+        (usual, _), *_ = Counter(values.values()).most_common()
+        others = [f"{_shown(value)} for {name}" for name, value in values.items() if value != usual]
+        hints[field.name] = "; ".join([f"preset: {_shown(usual)}", *others])
+    return hints | {"targets": "default: q v"}
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_data_dir(folder: Path | None) -> None:
+    if folder is not None and not folder.exists():
+        raise DataError(f"--data-dir {folder}: no such folder; give a folder or a tar archive of images")

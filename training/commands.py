@@ -1,0 +1,33 @@
+"""The commands of this package, as `mosa` finds them; each is imported only when its arguments have been checked."""
+
+from collections.abc import Sequence
+
+
+def tune(arguments: Sequence[str], prog: str) -> None:
+    """Tune one task's adapter and head on a frozen backbone."""
+    from training.arguments import tune_config
+
+    config = tune_config(arguments, prog)
+    from training.tune import tune
+
+    tune(config)
+
+
+def evaluate(arguments: Sequence[str], prog: str) -> None:
+    """Read a task's test set: accuracy, negative log likelihood and calibration error."""
+    from training.arguments import evaluate_config
+
+    config = evaluate_config(arguments, prog)
+    from training.evaluate import print_evaluation
+
+    print_evaluation(config)
+
+
+def compare(arguments: Sequence[str], prog: str) -> None:
+    """Compare methods on tasks, with equal trials and several seeds."""
+    from training.arguments import compare_config
+
+    config = compare_config(arguments, prog)
+    from training.compare import print_comparison
+
+    print_comparison(config)
