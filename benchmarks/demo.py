@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.service import serve
+from tests.support.service import serve
 from training.tasks import find
 
 FOLDER = Path("build/demo")

@@ -8,12 +8,12 @@ import httpx
 import numpy as np
 from scipy import stats
 
-from benchmarks.load import classify, closed
-from benchmarks.service import KEY, Server, serve
 from benchmarks.serving_speed import Figures
-from benchmarks.serving_tasks import TaskMaker, renamed
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import ServiceError
+from tests.support.load import classify, closed
+from tests.support.service import KEY, Server, serve
+from tests.support.tasks import TaskMaker, renamed
 
 ADMIN = {"authorization": f"Bearer {KEY}"}
 SETTLE_SECONDS = 1.0

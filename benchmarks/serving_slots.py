@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.serving_speed import Figures
-from benchmarks.serving_tasks import CLASSES, TaskMaker, packed
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Arithmetic, Canary
@@ -26,6 +25,7 @@ from serving.backend import Answered, Lease
 from serving.errors import RequestError
 from serving.local_backend import LocalBackend
 from serving.settings import Settings
+from tests.support.tasks import CLASSES, TaskMaker, packed
 
 SHARPNESS = 8.0
 NUMBER = "blocks.0.adapter.up.bias"

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.load import Ask, Reply, arriving, classify, closed, connect, even, send, throughput, wrong
-from benchmarks.service import KEY, Server, serve
+from benchmarks.load import arriving, even, throughput, wrong
 from benchmarks.serving_speed import Figures
-from benchmarks.serving_tasks import CLASSES, TaskMaker
 from mosa_deploy.bundles.archive import Archive
+from tests.support.load import Ask, Reply, classify, closed, connect, send
+from tests.support.service import KEY, Server, serve
+from tests.support.tasks import CLASSES, TaskMaker
 
 TOLERANCE = 1e-4
 """Of a probability, against the task's folded graph alone."""

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.load import Ask, arriving, classify, closed, even, poisson, throughput, wrong
-from benchmarks.service import Server, serve
-from benchmarks.serving_tasks import CLASSES, TaskMaker, picture
+from benchmarks.load import arriving, even, poisson, throughput, wrong
 from export.timing import ratio_interval
 from mosa_deploy.bundles.preprocess import decode
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import SharedRunner
+from tests.support.load import Ask, classify, closed
+from tests.support.service import Server, serve
+from tests.support.tasks import CLASSES, TaskMaker, picture
 
 Figures = dict[str, Any]
 
@@ -73,7 +74,7 @@ class Bench:
 def bench(scale: Scale, folder: Path) -> Iterator[Bench]:
     """Make the tasks, start the service and warm it up."""
     height, width = 240, 320
-    images = tuple(picture(seed, (width, height)) for seed in range(16))
+    images = tuple(picture(seed, size=(width, height)) for seed in range(16))
     maker = TaskMaker(folder / "store", scale.backbone, images)
     names = [f"task-{t}" for t in range(scale.tasks)]
     for seed, name in enumerate(names):

@@ -13,12 +13,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from export.export import export
 from export.options import ExportConfig
-from mosa_deploy.adapters.attach import adapters
 from mosa_deploy.backbones.load import randomise
+from tests.support.images import DATA
+from tests.support.runs import Once
 from training.config import TuneConfig
 from training.tune import tune
-
-DATA = Path(os.environ.get("MOSA_TEST_DATA", "../shared/data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,18 +40,6 @@ def toy() -> Callable[..., VisionTransformer]:
         return model.eval()
 
     return make
-
-
-@torch.no_grad()
-def perturb(model: torch.nn.Module, size: float = 0.3, seed: int = 1) -> None:
-    """Move every adapter away from the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    for adapter in adapters(model):
-        for parameter in adapter.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-
-
-Once = Callable[[str, Callable[[Path], Any]], Path]
 
 
 @pytest.fixture(scope="session")

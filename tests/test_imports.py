@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.walker import ROOT, closure, file_of, imported, imports_of
+from tests.support.walker import ROOT, closure, file_of, imported, imports_of
 
 FORBIDDEN = {
     "mosa_deploy": {"training", "export", "serving", "benchmarks", "tests"},
@@ -120,6 +120,22 @@ def test_a_light_package_loads_nothing_heavy(package: str) -> None:
     loaded = new_modules(f"import {', '.join(modules_of(package))}")
     assert "mosa_deploy" in loaded
     assert not loaded & UNLOADED[package]
+
+
+def test_tests_share_nothing_but_what_is_in_tests_support() -> None:
+    wrong = set()
+    for path in files_of("tests"):
+        # Tests of the benchmark scripts are the one exception: they import the script that they test.
+        rooms = {"tests"} if path.parent == ROOT / "tests" / "benchmarks" else {"tests", "benchmarks"}
+        for module in imports_of(path):
+            if module.split(".")[0] in rooms and not f"{module}.".startswith("tests.support."):
+                wrong.add(f"{path.relative_to(ROOT)}: {module}")
+    assert not wrong
+
+
+def test_the_gpu_benchmarks_need_nothing_of_the_tests() -> None:
+    files, _ = closure({ROOT / "benchmarks" / "gpu.py", ROOT / "benchmarks" / "step.py"})
+    assert not {path for path in files if path.is_relative_to(ROOT / "tests")}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from mosa_deploy.backbones.load import Weights, load_backbone
-from tests.export.peft_models import CLASSES, NAME, of_transformers
+from tests.support.peft_models import CLASSES, NAME, of_transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)]

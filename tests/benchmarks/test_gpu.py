@@ -39,7 +39,7 @@ from benchmarks.step import TwoForwards
 from mosa_deploy.adapters.attach import attach
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import ConfigError
-from tests.walker import ROOT
+from tests.support.walker import ROOT
 from training.config import Recipe, adapter_config
 from training.data import Images, normalise
 from training.loop import Trainer

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import serving
-from benchmarks.load import Ask, Reply, even, poisson, throughput, wrong
+from benchmarks.load import even, poisson, throughput, wrong
 from benchmarks.serving_soak import GONE, History
 from benchmarks.serving_speed import batch_sizes, compare, graph_seconds
+from tests.support.load import Ask, Reply
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from export.export import export
 from export.options import ExportConfig
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import ConfigError, DataError
-from tests.export.conftest import make_run
+from tests.support.runs import make_run
 
 
 def save(folder: Path, **arrays: Any) -> None:

@@ -24,7 +24,7 @@ from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import SharedRunner
-from tests.export.peft_models import (
+from tests.support.peft_models import (
     CLASSES,
     EQUAL,
     NAME,
@@ -39,7 +39,7 @@ from tests.export.peft_models import (
     run_module,
     vit,
 )
-from tests.walker import ROOT
+from tests.support.walker import ROOT
 
 OLD_NAMES = {
     "layers.": "encoder.layer.",

@@ -10,7 +10,7 @@ import torch
 from export.convert import convert
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError
-from tests.export.peft_models import (
+from tests.support.peft_models import (
     CLASSES,
     EQUAL,
     NAME,

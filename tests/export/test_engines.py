@@ -15,7 +15,7 @@ from mosa_deploy.errors import ConfigError, ProviderError
 from mosa_deploy.runtimes.runner import OnnxRunner
 from mosa_deploy.runtimes.tensorrt import EngineRunner, load_engine
 from mosa_deploy.runtimes.tensorrt_record import EngineRecord, Precision
-from tests.export.conftest import noise, random_bank
+from tests.support.graphs import noise, random_bank
 
 RTX = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import shutil
 import subprocess
@@ -23,16 +22,11 @@ from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError, ParityError, ProviderError
-from tests.export.conftest import BACKBONE, make_run
-from tests.walker import ROOT
+from tests.support.files import files_of
+from tests.support.runs import BACKBONE, make_run
+from tests.support.walker import ROOT
 
 TASK_FILES = {"adapter.json", "adapter.safetensors", "folded.onnx", "parity.json"}
-
-
-def digests(root: Path) -> dict[str, str]:
-    """Every file below `root`, hidden ones too, with the sha256 of its bytes."""
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture
@@ -46,7 +40,7 @@ def test_the_store_holds_the_backbone_once_and_four_files_a_task(store: Path, di
     tasks = {f"tasks/{task}/{name}" for task in ("digits", "sprites-location") for name in TASK_FILES}
     backbone = f"backbones/vit_tinyd6_patch4_32.cifar10-{sha256[:8]}"
     shared = {f"{backbone}/{name}" for name in ("plain.onnx", "shared.onnx", "graph.json")}
-    assert set(digests(store)) == {*shared, *tasks}
+    assert set(files_of(store)) == {*shared, *tasks}
 
 
 def test_the_stored_bundle_is_the_expectation_over_the_experts(parts_run: Path, parts_store: Path) -> None:
@@ -79,19 +73,19 @@ def test_parity_links_every_stage_and_names_the_files_that_it_holds_for(store: P
     assert all(link["tolerance"]["reason"] for link in report["links"])
     assert all(link["top1_agreement"] == 1 for link in report["links"])
     assert (report["canary_images"], report["validation_images"], report["other_images"]) == (8, 24, 0)
-    found = digests(folder)
+    found = files_of(folder)
     assert (report["bundle"], report["folded_sha256"]) == (found["adapter.safetensors"], found["folded.onnx"])
 
 
 def test_a_low_rank_task_joins_the_store_with_a_shared_graph_of_its_own(copied: Path, tmp_path: Path) -> None:
     low_rank = AdapterConfig(bottleneck=4, experts=3, style="low-rank", targets=("q", "v"))
     make_run(tmp_path / "run", adapter=low_rank, name="screws")
-    before = digests(copied)
+    before = files_of(copied)
     folder = export(ExportConfig(bundle=tmp_path / "run", out=copied))
     report = json.loads((folder / "parity.json").read_text())
     assert report["links"][-1]["second"] == "shared ONNX"
     assert (report["canary_images"], report["validation_images"], report["other_images"]) == (3, 0, 0)
-    found = digests(copied)
+    found = files_of(copied)
     (backbone,) = (copied / "backbones").iterdir()
     assert {name.rpartition("/")[2] for name in found.keys() - before.keys()} == {"shared-qkv.onnx", *TASK_FILES}
     changed = {name for name in before if found[name] != before[name]}
@@ -106,10 +100,10 @@ def test_sequential_adapters_are_exported_with_nodes_of_their_own(
 ) -> None:
     make_run(tmp_path / "run", adapter=AdapterConfig(bottleneck=4, experts=3, scale=1.0, share="none", style=style))
     folder = export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
-    assert set(digests(folder)) == TASK_FILES - {"folded.onnx"} | {"unfolded.onnx"}
+    assert set(files_of(folder)) == TASK_FILES - {"folded.onnx"} | {"unfolded.onnx"}
     report = json.loads((folder / "parity.json").read_text())
     assert [link["second"] for link in report["links"]] == ["expectation", "merged", "unfolded ONNX"]
-    assert report["unfolded_sha256"] == digests(folder)["unfolded.onnx"]
+    assert report["unfolded_sha256"] == files_of(folder)["unfolded.onnx"]
     assert Bundle.load(folder).record.form == "merged"
     (plain,) = (parts_store / "backbones").glob(f"*/{PLAIN}")
     products = [node_types(path)["MatMul"] for path in (plain, folder / "unfolded.onnx")]
@@ -132,7 +126,7 @@ def test_a_fully_tuned_backbone_is_exported_folded_alone(copied: Path, tmp_path:
     folder = export(ExportConfig(bundle=tmp_path / "run", out=copied))
     report = json.loads((folder / "parity.json").read_text())
     assert report["links"][-1]["second"] == "folded ONNX"
-    assert set(digests(folder)) == TASK_FILES
+    assert set(files_of(folder)) == TASK_FILES
 
 
 def test_other_runners_must_answer_alike(parts_run: Path, tmp_path: Path, parts_store: Path) -> None:
@@ -158,7 +152,7 @@ def test_a_runner_that_is_not_here_stops_the_export_before_anything_is_read(
 
 def test_a_second_export_replaces_the_task_and_leaves_the_backbone(copied: Path, tmp_path: Path) -> None:
     task, (plain,) = copied / "tasks" / "parts", (copied / "backbones").glob(f"*/{PLAIN}")
-    before, traced = digests(task), plain.stat()
+    before, traced = files_of(task), plain.stat()
     (task / "stale.engine").write_bytes(b"of the task's last weights")
     bundle = make_run(tmp_path / "run")
     moved = Bundle(bundle.record.model_copy(update={"classes": ("a", "b", "c")}), bundle.tensors, bundle.canary)
@@ -166,20 +160,20 @@ def test_a_second_export_replaces_the_task_and_leaves_the_backbone(copied: Path,
     assert export(ExportConfig(bundle=tmp_path / "run", out=copied)) == task
     assert (plain.stat().st_mtime_ns, plain.stat().st_ino) == (traced.st_mtime_ns, traced.st_ino)
     assert Bundle.load(task).record.classes == ("a", "b", "c")
-    assert set(digests(task)) == TASK_FILES
-    assert digests(task)["adapter.json"] != before["adapter.json"]
+    assert set(files_of(task)) == TASK_FILES
+    assert files_of(task)["adapter.json"] != before["adapter.json"]
     assert [path.name for path in (copied / "tasks").iterdir()] == ["parts"]
 
 
 def test_broken_parity_names_both_stages_and_leaves_the_store_as_it_was(
     copied: Path, tmp_path: Path, parts_run: Path
 ) -> None:
-    before, bundle = digests(copied), Bundle.load(parts_run)
+    before, bundle = files_of(copied), Bundle.load(parts_run)
     wrong = bundle.canary.probabilities[:, ::-1].copy()
     Bundle(bundle.record, bundle.tensors, Canary(bundle.canary.images, wrong)).save(tmp_path / "run")
     with pytest.raises(ParityError, match=r"^'parts': canary and expectation differ .* the store keeps what it had\."):
         export(ExportConfig(bundle=tmp_path / "run", out=copied))
-    assert digests(copied) == before
+    assert files_of(copied) == before
     assert [path.name for path in (copied / "tasks").iterdir()] == ["parts"]
 
 
@@ -189,7 +183,7 @@ def test_a_canary_of_another_class_count_is_broken_parity(tmp_path: Path, parts_
     Bundle(bundle.record, bundle.tensors, canary).save(tmp_path / "run")
     with pytest.raises(ParityError, match=r"canary and expectation differ by inf"):
         export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
-    assert digests(tmp_path / "store") == {}
+    assert files_of(tmp_path / "store") == {}
 
 
 def test_a_bundle_of_other_weights_is_refused(tmp_path: Path, parts_run: Path) -> None:
@@ -211,7 +205,7 @@ def test_a_task_of_a_weights_file_is_exported_with_that_file_only(tmp_path: Path
     with pytest.raises(BackboneError, match=r"weights from a file: give it again with --backbone-weights"):
         export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
     folder = export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store", backbone_weights=file))
-    assert set(digests(folder)) == TASK_FILES
+    assert set(files_of(folder)) == TASK_FILES
 
 
 def test_a_missing_bundle_is_refused_by_its_path(tmp_path: Path) -> None:
@@ -239,7 +233,7 @@ def test_the_command_line_refuses_an_altered_bundle_in_one_line(tmp_path: Path, 
 
 def test_exporting_a_merged_bundle_in_place_gives_the_same_bundle(copied: Path) -> None:
     merged = copied / "tasks" / "parts"
-    before = digests(merged)
+    before = files_of(merged)
     assert not split_layers(restore(Bundle.load(merged)))
     export(ExportConfig(bundle=merged, out=copied))
-    assert {name for name in TASK_FILES if digests(merged)[name] != before[name]} <= {"folded.onnx", "parity.json"}
+    assert {name for name in TASK_FILES if files_of(merged)[name] != before[name]} <= {"folded.onnx", "parity.json"}

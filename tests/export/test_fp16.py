@@ -13,7 +13,7 @@ from export.fp16 import Watch, require_finite, to_fp16
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ParityError
 from mosa_deploy.runtimes.runner import OnnxRunner
-from tests.export.conftest import noise, random_bank
+from tests.support.graphs import noise, random_bank
 
 
 def reference(path: Path, inputs: dict[str, Any]) -> Array:

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.export.test_export import digests
-from tests.training.conftest import write_jpegs
-from tests.walker import ROOT
+from tests.support.files import files_of
+from tests.support.images import write_jpegs
+from tests.support.walker import ROOT
 
 LIMITED = """
 import resource, runpy, signal, sys
@@ -33,18 +33,18 @@ def test_an_export_that_runs_out_of_room_leaves_a_new_store_without_halves(parts
     assert text.endswith(
         "/plain.onnx cannot be written: File too large; what was there is kept: free some space, or write elsewhere\n"
     )
-    assert digests(tmp_path / "store") == {}
+    assert files_of(tmp_path / "store") == {}
 
 
 def test_an_export_that_runs_out_of_room_leaves_the_earlier_task_as_it_was(
     parts_run: Path, parts_store: Path, tmp_path: Path
 ) -> None:
     store = Path(shutil.copytree(parts_store, tmp_path / "store"))
-    before = digests(store)
+    before = files_of(store)
     assert "/tasks/parts cannot be written: " in limited(
         100_000, "export", "--bundle", str(parts_run), "--out", str(store)
     )
-    assert digests(store) == before
+    assert files_of(store) == before
 
 
 def test_a_run_that_finds_no_room_for_a_checkpoint_ends_in_one_line(tmp_path: Path) -> None:

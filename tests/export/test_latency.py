@@ -19,7 +19,7 @@ from export.options import QUICK, VARIANTS, LatencyConfig
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import BackboneError, ConfigError, ProviderError
-from tests.export.conftest import BACKBONE, make_run
+from tests.support.runs import BACKBONE, make_run
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from export.peft_adapter import read_peft
 from mosa_deploy.errors import BackboneError, BundleError
-from tests.export.peft_models import of_timm, of_transformers, vit
+from tests.support.peft_models import of_timm, of_transformers, vit
 
 A, B = "base_model.model.blocks.0.attn.qkv.lora_A.weight", "base_model.model.blocks.0.attn.qkv.lora_B.weight"
 

@@ -21,8 +21,8 @@ from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import OnnxRunner, SharedRunner
-from tests import swin
-from tests.training.conftest import write_jpegs
+from tests.support import swin
+from tests.support.images import write_jpegs
 from training.config import TuneConfig
 from training.tune import tune
 

@@ -12,7 +12,7 @@ from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
-from tests.export.conftest import BACKBONE
+from tests.support.runs import BACKBONE
 
 
 def run(path: Path, images: Array) -> Array:

@@ -19,7 +19,7 @@ from mosa_deploy.graphs.adapter_weights import Layout, adapter_weights, layout_o
 from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import SharedRunner
-from tests.mosa_deploy.graphs.test_fold import make_task, noise
+from tests.support.graphs import make_task, noise
 
 NAME, KWARGS = "vit_small_patch14_reg4_dinov2", {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 28}
 """LayerScale, registers, a class token."""
@@ -56,7 +56,7 @@ def test_a_mixed_batch_answers_each_sample_by_its_own_task(folder: Path) -> None
     runner = SharedRunner(folder / "shared.onnx", bank)
     slots = [bank.write(rows) for rows, _ in tasks]
     empty = bank.write({})
-    images = np.concatenate([noise(28), noise(28)[::-1]])
+    images = np.concatenate([noise(), noise()[::-1]])
     order = np.array([slots[0], slots[1], empty, slots[2], slots[0], slots[1]])
     given = runner.run(images, order)
     plain = load_backbone(NAME, Weights("random"), **KWARGS)
@@ -83,7 +83,7 @@ def test_a_mixed_batch_of_low_rank_tasks_answers_each_sample_by_its_own(
     runner = SharedRunner(tmp_path / "b" / wide.file, bank)
     slots = [bank.write(adapter_weights(bundle)) for bundle, _ in tasks]
     empty = bank.write({})
-    images = noise(28)
+    images = noise()
     given = runner.run(images, np.array([slots[1], empty, slots[0]]))
     plain.reset_classifier(0)
     for i, model in enumerate((tasks[1][1], plain, tasks[0][1])):
@@ -106,7 +106,7 @@ def test_a_backbones_folder_takes_another_layout_and_keeps_what_it_had(folder: P
 
 def test_padding_other_slots_and_growth_change_no_answer(folder: Path) -> None:
     rows, _ = task(5, 1)
-    images = noise(28)
+    images = noise()
     alone = Bank(LAYOUT, bottleneck=5)
     slot = alone.write(rows)
     before = SharedRunner(folder / "shared.onnx", alone).run(images, np.full(3, slot))
@@ -124,7 +124,7 @@ def test_padding_other_slots_and_growth_change_no_answer(folder: Path) -> None:
 def test_a_slot_that_is_written_anew_answers_at_once(folder: Path) -> None:
     bank = Bank(LAYOUT)
     runner = SharedRunner(folder / "shared.onnx", bank)
-    images, (old, _), (new, model) = noise(28), task(5, 1), task(5, 2)
+    images, (old, _), (new, model) = noise(), task(5, 1), task(5, 2)
     slot = bank.write(old)
     stale = runner.run(images, np.full(3, slot))
     bank.clear(slot)

@@ -1,40 +1,21 @@
 """A store of tasks that need no tuning, the app on it in this process, and pictures to ask about."""
 
-import io
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.store_layout import StoreLayout
-from serving.app import attach, create_app
-from serving.local_backend import LocalBackend
-from serving.settings import Settings
-from tests.conftest import Once
-from tests.host_gpu import HostGpu
-
-Ask = Callable[..., Any]
-Scores = dict[str, float]
-
-ADMIN = {"authorization": "Bearer root-key"}
-
-
-def picture(seed: int = 0, mode: str = "RGB", kind: str = "png") -> bytes:
-    """A picture of 48 x 40 with coarse structure, as a file."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC).convert(mode).save(buffer, format=kind)
-    return buffer.getvalue()
-
+from tests.support.app import ADMIN, Classify, running
+from tests.support.host_gpu import HostGpu
+from tests.support.runs import Once
+from tests.support.tasks import TaskMaker
 
 METHODS = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear", "grains": "lora"}
 
@@ -83,31 +64,6 @@ def shared(copied: Path) -> Path:
     return folder / "shared.onnx"
 
 
-@contextmanager
-def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
-    """The app on a store, in this process."""
-    given = {"artifacts": str(store), "threads": 1, "max_wait_ms": 0.5, "max_batch": 8, **settings}
-    chosen = Settings.model_validate(given)
-    engine = LocalBackend(chosen)
-    try:
-        app = create_app(chosen)
-        attach(app, engine)
-        with TestClient(app, raise_server_exceptions=False) as client:
-            yield client
-    finally:
-        engine.stop()
-
-
-def engine_of(client: TestClient) -> LocalBackend:
-    """The engine behind a client."""
-    engine = client.app.state.backend  # type: ignore[attr-defined] # starlette calls any app an ASGIApp
-    assert isinstance(engine, LocalBackend)
-    return engine
-
-
-Running = Callable[..., AbstractContextManager[TestClient]]
-
-
 @pytest.fixture(scope="module")
 def client(maker: TaskMaker, archives: Mapping[str, Archive]) -> Iterator[TestClient]:
     """The service with all tasks, which nobody may change."""
@@ -124,24 +80,13 @@ def admin(copied: Path) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def ask(client: TestClient) -> Ask:
+def ask(client: TestClient) -> Classify:
     """Classify a file and return the response."""
 
     def classify(content: bytes, task: str, **form: str) -> Any:
         return client.post("/classify", files={"image": ("some.png", content)}, data={"task": task, **form})
 
     return classify
-
-
-def scores(response: Any) -> Scores:
-    """Label -> score of a response, in the order of the answer."""
-    assert response.status_code == 200, response.text
-    return {entry["label"]: entry["score"] for entry in response.json()["predictions"]}
-
-
-def named(archive: Archive, row: "np.typing.NDArray[np.float32]") -> Scores:
-    """Label -> probability of one row of a reference."""
-    return dict(zip(archive.bundle().record.classes, map(float, row), strict=True))
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
-from tests.serving.conftest import ADMIN, named, running, scores
+from tests.support.app import ADMIN, named, running, scores
+from tests.support.tasks import TaskMaker
 
 SECOND = "test_vit"
 """A small ViT of timm's, of 160 px: another image size, depth and width than the embedded one's."""

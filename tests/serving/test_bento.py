@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.service import Installation, serve
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
-from tests.serving.conftest import named, scores
-from tests.walker import ROOT
+from tests.support.app import named, scores
+from tests.support.service import Installation, serve
+from tests.support.tasks import TaskMaker
+from tests.support.walker import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.load import Ask, closed
-from benchmarks.service import PROC, Server, serve
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
-from tests.serving.conftest import ADMIN, picture, scores
+from tests.support.app import ADMIN, scores
+from tests.support.load import Ask, closed
+from tests.support.service import PROC, Server, serve
+from tests.support.tasks import TaskMaker, picture
 
 
 @pytest.fixture(scope="module")

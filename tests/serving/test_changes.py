@@ -3,35 +3,19 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.serving_tasks import TaskMaker, packed
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from serving.lanes import SharedLane
 from serving.store import Decision
-from tests.serving.conftest import ADMIN, engine_of, picture, running, scores
-
-
-def put(client: TestClient, name: str, archive: Archive | bytes, **query: str) -> Any:
-    content = archive if isinstance(archive, bytes) else archive.pack()
-    return client.put(f"/v1/tasks/{name}", content=content, params=query)
-
-
-def top(client: TestClient, task: str, image: bytes) -> tuple[str, str]:
-    """The likeliest label and the digest of the bundle that said so."""
-    answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "1"})
-    (label,) = scores(answer)
-    return label, answer.json()["bundle"]
-
-
-def files_of(store: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+from tests.support.app import ADMIN, engine_of, maker_on, put, running, scores, top
+from tests.support.files import files_of
+from tests.support.tasks import TaskMaker, packed, picture
 
 
 def test_a_new_task_answers_at_once_and_after_a_restart(admin: TestClient, copied: Path, maker: TaskMaker) -> None:
@@ -103,11 +87,6 @@ def test_no_version_is_kept_but_the_one_that_answers_and_the_one_before(
     assert len(lane.bank.free) == free
     kept = {path.name for path in (copied / "uploads").iterdir()}
     assert kept == {f"{archive.key}.mosa" for archive in (newer, third)}
-
-
-def maker_on(root: Path, maker: TaskMaker) -> TaskMaker:
-    """The same maker, writing elsewhere."""
-    return TaskMaker(root, maker.name, maker.images)
 
 
 def test_a_removed_task_is_gone_also_after_a_restart_until_it_is_rolled_back(

@@ -11,11 +11,11 @@ from PIL import Image
 from scipy.special import softmax
 from timm.data import create_transform, resolve_model_data_config
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
-from tests.serving.conftest import Ask, engine_of, named, picture, running, scores
+from tests.support.app import Classify, engine_of, named, running, scores
+from tests.support.tasks import TaskMaker, picture
 
 TASKS = ("birds", "fields")
 
@@ -39,7 +39,9 @@ def heard() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_answers_with_its_own_bundle_and_labels(ask: Ask, archives: Mapping[str, Archive], task: str) -> None:
+def test_a_task_answers_with_its_own_bundle_and_labels(
+    ask: Classify, archives: Mapping[str, Archive], task: str
+) -> None:
     answer = ask(picture(), task, top_k="999").json()
     bundle = archives[task].bundle()
     assert answer["task"] == task
@@ -51,7 +53,7 @@ def test_a_task_answers_with_its_own_bundle_and_labels(ask: Ask, archives: Mappi
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_scores_are_those_of_the_torch_model_behind_timm_s_own_transform(
-    ask: Ask, archives: Mapping[str, Archive], task: str, kind: str
+    ask: Classify, archives: Mapping[str, Archive], task: str, kind: str
 ) -> None:
     bundle = archives[task].bundle()
     model = restore(bundle).double()
@@ -77,19 +79,19 @@ def test_both_lanes_give_the_reference_s_probabilities(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_scores_of_all_classes_sum_to_one_and_descend(ask: Ask, task: str) -> None:
+def test_scores_of_all_classes_sum_to_one_and_descend(ask: Classify, task: str) -> None:
     given = list(scores(ask(picture(2), task, top_k="99")).values())
     assert sum(given) == pytest.approx(1, abs=1e-5)
     assert given == sorted(given, reverse=True)
 
 
 @pytest.mark.parametrize(("form", "count"), [({}, 5), ({"top_k": "1"}, 1), ({"top_k": "3"}, 3), ({"top_k": "50"}, 32)])
-def test_as_many_classes_are_answered_as_asked_for(ask: Ask, form: dict[str, str], count: int) -> None:
+def test_as_many_classes_are_answered_as_asked_for(ask: Classify, form: dict[str, str], count: int) -> None:
     everything = scores(ask(picture(), "birds", top_k="32"))
     assert list(scores(ask(picture(), "birds", **form)).items()) == list(everything.items())[:count]
 
 
-def test_alternating_tasks_never_mix(ask: Ask, maker: TaskMaker, offline: Mapping[str, Array]) -> None:
+def test_alternating_tasks_never_mix(ask: Classify, maker: TaskMaker, offline: Mapping[str, Array]) -> None:
     for i, image in enumerate(maker.images):
         for task, rows in offline.items():
             (label,) = scores(ask(image, task, top_k="1"))
@@ -143,7 +145,7 @@ def test_one_bad_image_or_task_fails_alone_with_the_status_that_it_would_have_ha
 
 
 @pytest.mark.parametrize("task", ["429", "007", "X", "%2e/../?"])
-def test_an_unknown_task_is_named_as_it_was_sent_with_the_known_ones(ask: Ask, task: str) -> None:
+def test_an_unknown_task_is_named_as_it_was_sent_with_the_known_ones(ask: Classify, task: str) -> None:
     response = ask(picture(), task)
     assert response.status_code == 404
     assert response.json() == {"detail": f"unknown task '{task}'; known: birds, cracks, fields, fields.b, grains"}
@@ -162,7 +164,7 @@ def test_an_unknown_task_is_named_as_it_was_sent_with_the_known_ones(ask: Ask, t
     ids=["text", "empty", "GIF's first bytes", "half a PNG", "a JPEG's head", "PNG of zeros"],
 )
 def test_a_file_that_is_no_image_is_the_sender_s_fault_in_one_line(
-    ask: Ask, content: bytes, status: int, detail: str
+    ask: Classify, content: bytes, status: int, detail: str
 ) -> None:
     response = ask(content, "birds")
     assert response.status_code == status
@@ -206,13 +208,13 @@ def test_what_cannot_be_told_apart_is_refused(client: TestClient, form: dict[str
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
-def test_an_image_of_another_mode_answers_as_its_rgb_twin(ask: Ask, mode: str) -> None:
+def test_an_image_of_another_mode_answers_as_its_rgb_twin(ask: Classify, mode: str) -> None:
     content, twin = picture(3, mode), io.BytesIO()
     Image.open(io.BytesIO(content)).convert("RGB").save(twin, format="png")
     assert scores(ask(content, "birds")) == scores(ask(twin.getvalue(), "birds"))
 
 
-def test_a_photo_that_lies_on_its_side_is_read_upright(ask: Ask) -> None:
+def test_a_photo_that_lies_on_its_side_is_read_upright(ask: Classify) -> None:
     upright = Image.open(io.BytesIO(picture(4)))
     turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
     exif[0x0112] = 6

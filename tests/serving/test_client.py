@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.service import Server, serve
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.client import Answer, AsyncClient, Client, Failure
 from mosa_deploy.errors import ServiceError
-from tests.walker import ROOT
+from tests.support.service import Server, serve
+from tests.support.tasks import TaskMaker
+from tests.support.walker import ROOT
 
 
 @pytest.fixture(scope="module")

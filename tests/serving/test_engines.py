@@ -1,6 +1,5 @@
 """Engines in the service, on a GPU of numpy; the test at the end needs a real one."""
 
-import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,9 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fastapi.testclient import TestClient
 
-from benchmarks.serving_tasks import TaskMaker
 from export.engines import BankLimits, Request, choose_backend
 from export.fp16 import to_fp16
 from mosa_deploy.bundles.archive import Archive
@@ -20,31 +17,12 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError
 from mosa_deploy.runtimes.tensorrt_record import EngineRecord, engines_of, write_record
 from mosa_deploy.utils.files import sha256
-from tests.host_gpu import HostGpu, write_engine
-from tests.serving.conftest import ADMIN, engine_of, named, running, scores
-from tests.serving.test_changes import maker_on
+from tests.support.app import ADMIN, CPU, check, engine_of, maker_on, running, warnings, ways
+from tests.support.host_gpu import HostGpu, write_engine
+from tests.support.tasks import TaskMaker
 
 LANES = {"birds": "shared", "cracks": "shared", "fields": "shared", "fields.b": "shared"}
 """The tasks that read `shared.onnx`; `grains` reads a graph of its own kind."""
-
-
-def ways(client: TestClient) -> dict[str, tuple[str, str]]:
-    """Task -> runtime and precision."""
-    return {each["task"]: (each["runtime"], each["precision"]) for each in client.get("/v1/tasks").json()["tasks"]}
-
-
-def warnings(said: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
-
-
-def check(client: TestClient, maker: TaskMaker, task: str, archive: Archive, rows: Array, atol: float = 1e-5) -> None:
-    """Every image of the maker, against the reference."""
-    for image, row in zip(maker.images, rows, strict=True):
-        answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "99"})
-        assert scores(answer) == pytest.approx(named(archive, row), abs=atol)
-
-
-CPU = ("onnxruntime-cpu", "fp32")
 
 
 @pytest.mark.parametrize("runtime", ["auto", "tensorrt"])

@@ -1,7 +1,5 @@
 """Whatever is sent, the answer is a 4xx that says why, memory stays flat, and the store and its answers stay."""
 
-import gc
-import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -10,15 +8,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.service import Server, serve
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
-from tests.serving.conftest import ADMIN, picture, running
-from tests.serving.hostile import bundles, images
-from tests.serving.test_changes import files_of, put, top
-
-GROWTH = 300 << 20
-"""Bytes that the process may hold more at the end: one image of the largest size, and what the allocator keeps."""
+from tests.support.app import ADMIN, GROWTH, memory, put, running, top
+from tests.support.files import files_of
+from tests.support.hostile import bundles, images
+from tests.support.service import Server, serve
+from tests.support.tasks import TaskMaker, picture
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +26,6 @@ def hostile(store: Path) -> Iterator[TestClient]:
     with running(store, admin_keys="root-key") as client:
         client.headers.update(ADMIN)
         yield client
-
-
-def memory() -> int:
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_corpus_is_large(archives: Mapping[str, Archive]) -> None:

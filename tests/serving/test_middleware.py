@@ -13,7 +13,8 @@ from starlette.types import Message
 
 from serving.middleware import LimitsMiddleware
 from serving.settings import Settings
-from tests.serving.conftest import ADMIN, engine_of, picture, running
+from tests.support.app import ADMIN, engine_of, running
+from tests.support.tasks import picture
 
 
 def classify(client: TestClient, **headers: str) -> Any:

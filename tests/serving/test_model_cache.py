@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import decode
 from serving.errors import RequestError
 from serving.model_cache import LoadedTask
 from serving.registry import Entry
 from serving.store import Decision, Version
-from tests.serving.conftest import ADMIN, engine_of, picture, running
-from tests.serving.test_changes import put, top
+from tests.support.app import ADMIN, engine_of, put, running, top
+from tests.support.tasks import TaskMaker, picture
 
 
 def test_the_least_recently_asked_goes_and_comes_back_and_a_pinned_one_stays(copied: Path, maker: TaskMaker) -> None:

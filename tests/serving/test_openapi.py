@@ -18,13 +18,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from serving.app import create_app
 from serving.settings import Settings
-from tests.serving.conftest import ADMIN, picture, running
-from tests.serving.test_changes import files_of, top
-from tests.serving.test_hostile import GROWTH, memory
+from tests.support.app import ADMIN, GROWTH, memory, running, top
+from tests.support.files import files_of
+from tests.support.tasks import TaskMaker, picture
 
 CONFIG = {
     "auth": {"openapi": {"HTTPBearer": {"bearer": "root-key"}}},

@@ -12,7 +12,7 @@ from serving.lanes import ExecutionPlan
 from serving.local_backend import LocalBackend
 from serving.runtime import Runtimes, choose
 from serving.settings import Settings
-from tests.host_gpu import HostGpu
+from tests.support.host_gpu import HostGpu
 
 
 def test_without_a_gpu_tensorrt_stops_the_start_and_auto_says_that_it_uses_no_engines(

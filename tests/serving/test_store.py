@@ -12,14 +12,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles, open_files
 from serving.store import Decision, TaskStore
-from tests.serving.conftest import ADMIN, running
-from tests.serving.test_changes import files_of, put, top
-from tests.walker import ROOT
+from tests.support.app import ADMIN, put, running, top
+from tests.support.files import files_of
+from tests.support.tasks import TaskMaker
+from tests.support.walker import ROOT
 
 LIMIT = 10 << 20
 

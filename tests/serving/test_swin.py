@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
-from tests import swin
-from tests.serving.conftest import named, running, scores
+from tests.support import swin
+from tests.support.app import named, running, scores
+from tests.support.tasks import TaskMaker
 
 METHODS = {"leaves": ("mosa", 3), "bark": ("mosa", 6), "moss": ("linear", 4)}
 

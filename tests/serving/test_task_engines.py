@@ -8,13 +8,12 @@ import fsspec
 import onnx
 import pytest
 
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.graphs.fold import fold_bundle
-from tests.host_gpu import HostGpu, write_engine
-from tests.serving.conftest import ADMIN, running
-from tests.serving.test_engines import CPU, check, warnings, ways
+from tests.support.app import ADMIN, CPU, check, running, warnings, ways
+from tests.support.host_gpu import HostGpu, write_engine
+from tests.support.tasks import TaskMaker
 
 
 def folded_engine(store: Path, maker: TaskMaker, archive: Archive, **how: Any) -> Path:

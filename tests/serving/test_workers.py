@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.service import PROC, Server, serve
-from benchmarks.serving_tasks import TaskMaker
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import ConfigError
 from serving.leader import WorkerRendezvous
-from tests.serving.conftest import ADMIN
+from tests.support.app import ADMIN
+from tests.support.service import PROC, Server, serve
+from tests.support.tasks import TaskMaker
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from mosa_deploy.errors import DataError
-from tests.conftest import DATA
-from tests.training.conftest import write_jpegs
+from tests.support.images import DATA, write_jpegs
 from training.tasks.base import Splits
 from training.tasks.folder import Folder
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.errors import DataError
-from tests.conftest import DATA
-from tests.training.conftest import write_jpegs
+from tests.support.images import DATA, write_jpegs
 from training.tasks.cifar10 import Cifar10
 
 

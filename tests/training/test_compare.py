@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from mosa_deploy.errors import DataError
-from tests.training.conftest import Few
+from tests.support.runs import Few
 from training import result_table
 from training.compare import compare, main, source
 from training.config import Recipe, TuneConfig

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mosa_deploy.errors import DataError
-from tests.training.conftest import PREPROCESS, random_images
+from tests.support.images import PREPROCESS, random_images
 from training.data import check_classes, decode_all, normalise
 from training.tasks.base import Example
 

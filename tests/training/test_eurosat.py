@@ -10,8 +10,7 @@ import pytest
 
 from mosa_deploy.backbones import embedded
 from mosa_deploy.errors import DataError
-from tests.conftest import DATA
-from tests.training.conftest import write_jpegs
+from tests.support.images import DATA, write_jpegs
 from training.config import TuneConfig
 from training.evaluate import evaluate
 from training.options import EvaluateConfig

@@ -16,8 +16,8 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import encode
 from mosa_deploy.errors import ConfigError, DataError, MosaError
-from tests.conftest import DATA
-from tests.training.conftest import Few, write_jpegs
+from tests.support.images import DATA, write_jpegs
+from tests.support.runs import Few
 from training import tasks
 from training.config import Recipe, TuneConfig
 from training.data import decode_all

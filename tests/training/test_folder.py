@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.errors import DataError
-from tests.training.conftest import write_jpegs
+from tests.support.images import write_jpegs
 from training.tasks.base import Splits
 from training.tasks.folder import Folder
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from mosa_deploy.adapters.attach import attach, split_layers, task_state
 from mosa_deploy.adapters.merge import merge
 from mosa_deploy.errors import TrainingError
-from tests.conftest import perturb
-from tests.training.conftest import PREPROCESS, Toy, random_images
+from tests.support.images import PREPROCESS, random_images
+from tests.support.models import Toy, perturb
 from training.config import Recipe, adapter_config
 from training.loop import Trainer, predict, task_loss
 

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from mosa_deploy.adapters.attach import attach, set_merge_scale, split_layers
 from mosa_deploy.adapters.merge import merge
 from mosa_deploy.bundles.adapter_config import AdapterConfig
-from tests.conftest import perturb
-from tests.training.conftest import PREPROCESS, Toy, random_images
+from tests.support.images import PREPROCESS, random_images
+from tests.support.models import Toy, perturb
 from training.loop import predict
 from training.merge_scale import fit_merge_scale
 

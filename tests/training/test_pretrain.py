@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mosa_deploy.backbones import embedded
 from mosa_deploy.errors import ConfigError, MosaError, TrainingError
-from tests.training.conftest import PRETRAINED_CLASSES
+from tests.support.images import PRETRAINED_CLASSES
 from training import pretrain
 from training.pretrain import start, train_epoch
 from training.pretrain_config import PretrainConfig, parse

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mosa_deploy.errors import DataError
-from tests.training.conftest import PRETRAINED_CLASSES, write_jpegs
+from tests.support.images import PRETRAINED_CLASSES, write_jpegs
 from training.pretrain_data import POLICIES, Images, augment, crop_and_flip, mixing, read_images, split_held_out
 
 

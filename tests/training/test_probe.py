@@ -11,7 +11,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import VisionTransformer
 
-from tests.training.conftest import PREPROCESS, Toy, random_images
+from tests.support.images import PREPROCESS, random_images
+from tests.support.models import Toy
 from training.data import Images
 from training.loop import predict
 from training.probe import GRID, fit_probe

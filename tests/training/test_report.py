@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.record import Backbone, Record
-from tests.training.conftest import PREPROCESS
+from tests.support.images import PREPROCESS
 from training.config import Recipe
 from training.events import EVENTS
 from training.loop import Row

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mosa_deploy.backbones import embedded
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, TrainingError
-from tests.training.conftest import snapshot, write_jpegs
+from tests.support.files import snapshot
+from tests.support.images import write_jpegs
 from training.config import TuneConfig
 from training.tune import tune
 

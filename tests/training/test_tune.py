@@ -16,7 +16,8 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import probabilities
 from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import ConfigError
-from tests.training.conftest import Few, random_images
+from tests.support.images import random_images
+from tests.support.runs import Few
 from training.config import TuneConfig
 from training.data import decode_all
 from training.run import open_run

@@ -23,7 +23,7 @@ from mosa_deploy.adapters.attach import (
 from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.errors import BackboneError, ConfigError
-from tests.conftest import perturb
+from tests.support.models import perturb
 
 Toy = Callable[..., VisionTransformer]
 

@@ -16,7 +16,7 @@ from mosa_deploy.adapters.merge import merge
 from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.errors import BackboneError
-from tests.conftest import perturb
+from tests.support.models import perturb
 
 Toy = Callable[..., VisionTransformer]
 

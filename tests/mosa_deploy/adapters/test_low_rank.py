@@ -19,7 +19,7 @@ from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Target
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError
-from tests.conftest import perturb
+from tests.support.models import perturb
 
 Toy = Callable[..., VisionTransformer]
 

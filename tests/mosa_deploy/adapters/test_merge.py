@@ -12,7 +12,7 @@ from mosa_deploy.adapters.merge import merge
 from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Share
 from mosa_deploy.errors import BundleError
-from tests.conftest import perturb
+from tests.support.models import perturb
 
 Toy = Callable[..., VisionTransformer]
 

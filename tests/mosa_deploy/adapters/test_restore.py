@@ -17,7 +17,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.record import Backbone
 from mosa_deploy.errors import BackboneError
-from tests.conftest import perturb
+from tests.support.models import perturb
 
 CONFIG = AdapterConfig(bottleneck=4, experts=3, share="none", scale=0.5)
 

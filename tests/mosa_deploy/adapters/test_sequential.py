@@ -16,7 +16,7 @@ from mosa_deploy.adapters.fold import fold
 from mosa_deploy.adapters.merge import merge
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
 from mosa_deploy.errors import BackboneError, ConfigError
-from tests.conftest import perturb
+from tests.support.models import perturb
 
 Toy = Callable[..., VisionTransformer]
 STYLES: tuple[Style, ...] = ("pfeiffer", "houlsby")

@@ -22,8 +22,8 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import parse_record
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BackboneError, BundleError
-from tests import swin
-from tests.conftest import perturb
+from tests.support import swin
+from tests.support.models import perturb
 
 CONFIG = AdapterConfig(bottleneck=3, experts=2, scale=0.7)
 

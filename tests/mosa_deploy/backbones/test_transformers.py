@@ -13,7 +13,7 @@ from transformers import ViTForImageClassification, ViTForMaskedImageModeling, V
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.backbones.transformers import timm_name
 from mosa_deploy.errors import BackboneError
-from tests.export.peft_models import NAME, images, vit
+from tests.support.peft_models import NAME, images, vit
 
 
 def features(file: Path, **kwargs: Any) -> Tensor:

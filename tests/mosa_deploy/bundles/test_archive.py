@@ -9,7 +9,7 @@ from mosa_deploy.bundles.archive import RECORD_LIMIT, Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import RECORD, TENSORS
 from mosa_deploy.errors import BundleError
-from tests.mosa_deploy.conftest import small_bundle
+from tests.support.runs import small_bundle
 
 LIMIT = 50_000_000
 

@@ -14,21 +14,17 @@ import torch
 from onnx import numpy_helper
 
 from export.trace import node_types, trace_plain
-from mosa_deploy.adapters.attach import attach, task_state
-from mosa_deploy.backbones.foldable import Transformer, feed_forward
-from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess
-from mosa_deploy.bundles.record import Backbone, Record
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.graphs.backbone_graph import PlainGraph, save_graphs
 from mosa_deploy.graphs.fold import fold_bundle, fold_parameters
-from tests.conftest import perturb
+from tests.support.graphs import SMALL, make_task, noise
 
-SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("vit_tiny_patch16_224", {"img_size": 32}),
     ("vit_small_patch14_reg4_dinov2", {"img_size": 28}),
@@ -45,34 +41,6 @@ LOW_RANK = [
 ]
 
 
-def make_task(name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any) -> tuple[Bundle, Transformer]:
-    """A task whose experts are still apart, and its torch model."""
-    model = load_backbone(name, Weights("random"), **SMALL, **kwargs)
-    sha256, hidden = fingerprint(model.state_dict()), feed_forward(model.get_submodule("blocks.0")).fc1.out_features
-    torch.manual_seed(seed)
-    model.reset_classifier(4)
-    if adapter:
-        attach(model, adapter, seed)
-        perturb(model, seed=seed)
-    record = Record(
-        task="parts",
-        dataset="parts",
-        backbone=Backbone(name=name, source="random", sha256=sha256, depth=2, embed_dim=24, hidden=hidden),
-        method="mosa" if adapter else "linear",
-        form="split" if adapter else "merged",
-        adapter=adapter,
-        classes=tuple("abcd"),
-        preprocess=Preprocess(size=(32, 32)),
-        temperature=1.0,
-        metrics={},
-        seed=0,
-        versions={},
-        git_commit=None,
-    )
-    tensors = {key: value.detach().numpy() for key, value in task_state(model.eval()).items()}
-    return Bundle(record, tensors, Canary((), np.empty((0, 4), np.float32))), model
-
-
 def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[PlainGraph, Bundle, Transformer]:
     """The traced backbone and a task on it."""
     bundle, model = make_task(name, adapter, **kwargs)
@@ -85,10 +53,6 @@ def answers(graph: onnx.ModelProto, images: Array) -> Array:
     return np.asarray(session.run(None, {"images": images})[0])
 
 
-def noise(side: int) -> Array:
-    return np.random.default_rng(0).standard_normal((3, 3, side, side), dtype=np.float32)
-
-
 @pytest.fixture(scope="module")
 def tiny() -> tuple[PlainGraph, Bundle, Transformer]:
     return make("vit_tiny_patch16_224", ADAPTER, img_size=32)
@@ -97,7 +61,7 @@ def tiny() -> tuple[PlainGraph, Bundle, Transformer]:
 @pytest.mark.parametrize(("name", "kwargs"), FAMILIES, ids=[f"{name}-{len(kwargs)}" for name, kwargs in FAMILIES])
 def test_a_graph_folded_with_numpy_is_the_split_model_in_float64(name: str, kwargs: dict[str, Any]) -> None:
     graph, bundle, model = make(name, ADAPTER, **kwargs)
-    images = noise(kwargs["img_size"])
+    images = noise(side=kwargs["img_size"])
     folded = fold_bundle(graph, bundle)
     onnx.checker.check_model(folded, full_check=True)
     with torch.inference_mode():
@@ -115,7 +79,7 @@ def test_a_low_rank_task_folded_with_numpy_keeps_every_shape_and_is_the_split_mo
     adapter: AdapterConfig,
 ) -> None:
     graph, bundle, model = make("vit_small_patch14_reg4_dinov2", adapter, img_size=28)
-    images, folded = noise(28), fold_bundle(graph, bundle)
+    images, folded = noise(), fold_bundle(graph, bundle)
     with torch.inference_mode():
         wanted = model.double()(torch.from_numpy(images).double()).numpy()
     assert np.abs(answers(folded, images) - wanted).max() <= 1e-5 * np.abs(wanted).max()
@@ -141,8 +105,10 @@ def full_task() -> tuple[PlainGraph, Bundle, Transformer]:
 def test_a_fully_tuned_backbone_takes_the_place_of_every_parameter() -> None:
     graph, bundle, model = full_task()
     with torch.inference_mode():
-        wanted = model.double()(torch.from_numpy(noise(32)).double()).numpy()
-    np.testing.assert_allclose(answers(fold_bundle(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
+        wanted = model.double()(torch.from_numpy(noise(side=32)).double()).numpy()
+    np.testing.assert_allclose(
+        answers(fold_bundle(graph, bundle), noise(side=32)), wanted, atol=1e-5 * np.abs(wanted).max()
+    )
 
 
 def test_a_fully_tuned_backbone_of_another_shape_is_refused_with_every_fault() -> None:
@@ -156,7 +122,7 @@ def test_a_fully_tuned_backbone_of_another_shape_is_refused_with_every_fault() -
 def test_traced_graph_answers_as_its_model_and_names_every_parameter(tmp_path: Path) -> None:
     model = load_backbone("test_vit2", Weights("random"), 10)
     graph = trace_plain(model, "0" * 64)
-    images = noise(160)
+    images = noise(side=160)
     with torch.inference_mode():
         wanted = model(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(answers(graph.model, images), wanted, atol=1e-4 * np.abs(wanted).max())
@@ -203,8 +169,10 @@ def test_a_linear_task_changes_the_head_alone() -> None:
     graph, bundle, model = make("vit_tiny_patch16_224", None, img_size=32)
     assert fold_parameters(graph, bundle).keys() == {"head.weight", "head.bias"}
     with torch.inference_mode():
-        wanted = model(torch.from_numpy(noise(32))).numpy()
-    np.testing.assert_allclose(answers(fold_bundle(graph, bundle), noise(32)), wanted, atol=1e-5 * np.abs(wanted).max())
+        wanted = model(torch.from_numpy(noise(side=32))).numpy()
+    np.testing.assert_allclose(
+        answers(fold_bundle(graph, bundle), noise(side=32)), wanted, atol=1e-5 * np.abs(wanted).max()
+    )
 
 
 def test_a_merge_scale_is_folded_too(tiny: tuple[PlainGraph, Bundle, Transformer]) -> None:

@@ -15,7 +15,7 @@ from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreErr
 from mosa_deploy.runtimes.tensorrt import EngineRunner, open_engine, prove
 from mosa_deploy.runtimes.tensorrt_record import EngineRecord, write_record
 from mosa_deploy.utils.files import sha256
-from tests.host_gpu import HostDevice
+from tests.support.host_gpu import HostDevice
 
 LIMITS = {"images": (8, 3, 2, 2), "slots": (8,), "bank": (4, 3, 5)}
 

@@ -36,11 +36,11 @@ SHARPNESS = 8.0
 """What a head says of the right class before the softmax; of others it says 0."""
 
 
-def picture(seed: int, size: tuple[int, int] = (48, 40)) -> bytes:
-    """A picture (W, H) with coarse structure, as a PNG."""
+def picture(seed: int = 0, mode: str = "RGB", kind: str = "png", size: tuple[int, int] = (48, 40)) -> bytes:
+    """A picture (W, H) with coarse structure, as a file."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(buffer, format="png")
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, format=kind)
     return buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ from export.options import ConvertConfig
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle
-from tests.walker import ROOT
+from tests.support.walker import ROOT
 
 NAME = "test_vit"
 """timm's own small ViT for tests: embed_dim 64, depth 6, hidden width 192, 160 px."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.util import resolve_name
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LOADERS = {"import_module", "__import__"}
 
 

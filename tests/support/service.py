@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 120
 PROC = Path("/proc")
 WORKER = "_bentoml_impl.worker.service"

@@ -1,0 +1,103 @@
+"""The service's app in this process: how tests start it, change it and read its answers."""
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.preprocess import Array
+from serving.app import attach, create_app
+from serving.local_backend import LocalBackend
+from serving.settings import Settings
+from tests.support.tasks import TaskMaker
+
+Classify = Callable[..., Any]
+
+Scores = dict[str, float]
+
+
+@contextmanager
+def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
+    """The app on a store, in this process."""
+    given = {"artifacts": str(store), "threads": 1, "max_wait_ms": 0.5, "max_batch": 8, **settings}
+    chosen = Settings.model_validate(given)
+    engine = LocalBackend(chosen)
+    try:
+        app = create_app(chosen)
+        attach(app, engine)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+    finally:
+        engine.stop()
+
+
+ADMIN = {"authorization": "Bearer root-key"}
+
+CPU = ("onnxruntime-cpu", "fp32")
+
+GROWTH = 300 << 20
+"""Bytes that the process may hold more at the end: one image of the largest size, and what the allocator keeps."""
+
+
+def engine_of(client: TestClient) -> LocalBackend:
+    """The engine behind a client."""
+    engine = client.app.state.backend  # type: ignore[attr-defined] # starlette calls any app an ASGIApp
+    assert isinstance(engine, LocalBackend)
+    return engine
+
+
+def scores(response: Any) -> Scores:
+    """Label -> score of a response, in the order of the answer."""
+    assert response.status_code == 200, response.text
+    return {entry["label"]: entry["score"] for entry in response.json()["predictions"]}
+
+
+def named(archive: Archive, row: "np.typing.NDArray[np.float32]") -> Scores:
+    """Label -> probability of one row of a reference."""
+    return dict(zip(archive.bundle().record.classes, map(float, row), strict=True))
+
+
+def put(client: TestClient, name: str, archive: Archive | bytes, **query: str) -> Any:
+    content = archive if isinstance(archive, bytes) else archive.pack()
+    return client.put(f"/v1/tasks/{name}", content=content, params=query)
+
+
+def top(client: TestClient, task: str, image: bytes) -> tuple[str, str]:
+    """The likeliest label and the digest of the bundle that said so."""
+    answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "1"})
+    (label,) = scores(answer)
+    return label, answer.json()["bundle"]
+
+
+def maker_on(root: Path, maker: TaskMaker) -> TaskMaker:
+    """The same maker, writing elsewhere."""
+    return TaskMaker(root, maker.name, maker.images)
+
+
+def ways(client: TestClient) -> dict[str, tuple[str, str]]:
+    """Task -> runtime and precision."""
+    return {each["task"]: (each["runtime"], each["precision"]) for each in client.get("/v1/tasks").json()["tasks"]}
+
+
+def check(client: TestClient, maker: TaskMaker, task: str, archive: Archive, rows: Array, atol: float = 1e-5) -> None:
+    """Every image of the maker, against the reference."""
+    for image, row in zip(maker.images, rows, strict=True):
+        answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "99"})
+        assert scores(answer) == pytest.approx(named(archive, row), abs=atol)
+
+
+def warnings(said: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
+
+
+def memory() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,63 @@
+"""What traced graphs are run with: tasks whose experts are still apart, banks, noise."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mosa_deploy.adapters.attach import attach, task_state
+from mosa_deploy.backbones.foldable import Transformer, feed_forward
+from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.preprocess import Array, Preprocess
+from mosa_deploy.bundles.record import Backbone, Record
+from mosa_deploy.bundles.topology import BlockTopology
+from mosa_deploy.graphs.adapter_weights import Layout
+from mosa_deploy.graphs.bank import Bank
+from tests.support.models import perturb
+
+SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
+
+
+def make_task(name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any) -> tuple[Bundle, Transformer]:
+    """A task whose experts are still apart, and its torch model."""
+    model = load_backbone(name, Weights("random"), **SMALL, **kwargs)
+    sha256, hidden = fingerprint(model.state_dict()), feed_forward(model.get_submodule("blocks.0")).fc1.out_features
+    torch.manual_seed(seed)
+    model.reset_classifier(4)
+    if adapter:
+        attach(model, adapter, seed)
+        perturb(model, seed=seed)
+    record = Record(
+        task="parts",
+        dataset="parts",
+        backbone=Backbone(name=name, source="random", sha256=sha256, depth=2, embed_dim=24, hidden=hidden),
+        method="mosa" if adapter else "linear",
+        form="split" if adapter else "merged",
+        adapter=adapter,
+        classes=tuple("abcd"),
+        preprocess=Preprocess(size=(32, 32)),
+        temperature=1.0,
+        metrics={},
+        seed=0,
+        versions={},
+        git_commit=None,
+    )
+    tensors = {key: value.detach().numpy() for key, value in task_state(model.eval()).items()}
+    return Bundle(record, tensors, Canary((), np.empty((0, 4), np.float32))), model
+
+
+def noise(batch: int = 3, side: int = 28) -> Array:
+    """Images (B, 3, side, side)."""
+    return np.random.default_rng(batch).standard_normal((batch, 3, side, side), dtype=np.float32)
+
+
+def random_bank(bottleneck: int = 4, capacity: int = 3) -> Bank:
+    """A bank of tasks that move the features, for `traced`."""
+    bank = Bank(Layout(BlockTopology(2, 24)), bottleneck, capacity)
+    for seed in range(capacity):
+        rng = np.random.default_rng(seed)
+        bank.write({n: rng.normal(0, 0.3, t.shape[1:]).astype(np.float32) for n, t in bank.tensors.items()})
+    return bank

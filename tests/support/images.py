@@ -1,0 +1,42 @@
+"""Images that tests make or find: folders of small JPEGs, noise, the sets on disk."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mosa_deploy.bundles.preprocess import Preprocess
+from training.data import Images
+from training.tasks.base import Example
+
+DATA = Path(os.environ.get("MOSA_TEST_DATA", "../shared/data"))
+
+PREPROCESS = Preprocess(size=(16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+"""Of the toy transformer; three different means and deviations, so that a mixed-up channel shows."""
+
+
+PRETRAINED_CLASSES = ("bird", "cat", "ship")
+
+
+def write_jpegs(folder: Path, counts: Mapping[str, int], size: int = 8) -> Path:
+    """`<folder>/<class>/<class>_<i>.jpg`; a class is a grey level with noise."""
+    rng = np.random.default_rng(0)
+    for level, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            noise = rng.integers(0, 60, (size, size, 3))
+            pixels = (noise + 150 * level // max(1, len(counts) - 1)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{name}_{i + 1}.jpg")
+    return folder
+
+
+def random_images(count: int, classes: int, seed: int = 0) -> Images:
+    """Noise of 16 x 16, a little brighter from class to class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    noise = torch.randint(0, 160, (count, 16, 16, 3), generator=generator)
+    pixels = (noise + 20 * labels[:, None, None, None]).to(torch.uint8)
+    return Images(pixels, labels, [Example(f"noise/{i}", bytes, int(label)) for i, label in enumerate(labels)])

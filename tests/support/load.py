@@ -1,0 +1,76 @@
+"""Requests whose every answer can be checked, and a closed load of them."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import httpx
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, ready to be sent, and what it is about."""
+
+    body: bytes
+    content_type: str
+    task: str
+    image: int
+    """The number of the probe image."""
+    status: int = 200
+    """That it should be answered with."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of it; times by `time.monotonic`."""
+
+    ask: Ask
+    start: float
+    """When it was sent, or due to be sent."""
+    end: float
+    status: int
+    fields: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """From its start to the last byte of the answer."""
+        return self.end - self.start
+
+
+def classify(task: str, image: int, content: bytes, top_k: int = 1, status: int = 200) -> Ask:
+    """A request of one image for one task."""
+    files = {"image": ("image.png", content)}
+    request = httpx.Request("POST", "http://service/classify", files=files, data={"task": task, "top_k": str(top_k)})
+    return Ask(request.read(), request.headers["content-type"], task, image, status)
+
+
+async def send(session: aiohttp.ClientSession, ask: Ask, due: float | None = None) -> Reply:
+    """Send one request and read its answer."""
+    start = time.monotonic() if due is None else due
+    headers = {"content-type": ask.content_type}
+    async with session.post("/classify", data=ask.body, headers=headers) as response:
+        content = await response.read()
+    return Reply(ask, start, time.monotonic(), response.status, json.loads(content))
+
+
+def connect(address: str) -> aiohttp.ClientSession:
+    """A session with as many connections as there are requests in flight."""
+    timeout = aiohttp.ClientTimeout(total=120)
+    return aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+
+
+async def closed(address: str, asks: Iterable[Ask], in_flight: int) -> list[Reply]:
+    """Keep so many requests in flight until all are answered."""
+    waiting, replies = iter(asks), list[Reply]()
+
+    async def sender(session: aiohttp.ClientSession) -> None:
+        for ask in waiting:
+            replies.append(await send(session, ask))
+
+    async with connect(address) as session:
+        await asyncio.gather(*(sender(session) for _ in range(in_flight)))
+    return replies

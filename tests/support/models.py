@@ -1,0 +1,19 @@
+"""Small transformers and what moves their adapters."""
+
+from collections.abc import Callable
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from mosa_deploy.adapters.attach import adapters
+
+Toy = Callable[..., VisionTransformer]
+
+
+@torch.no_grad()
+def perturb(model: torch.nn.Module, size: float = 0.3, seed: int = 1) -> None:
+    """Move every adapter away from the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for adapter in adapters(model):
+        for parameter in adapter.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
