@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mosa_deploy.adapters.attach import adapters, attach, freeze, set_passes
-from mosa_deploy.adapters.fold import absorb_norm, fold
+from mosa_deploy.adapters.fold import fold
 from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import randomise
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.graphs.adapter_weights import Layout
+from mosa_deploy.utils.affine import absorb_norm
 
 PLAIN, CONTROL, FOLDED, LOW_RANK = "plain", "control", "folded", "merged low-rank"
 UNFOLDED, SHARED, MIXED, PEFT = "unfolded", "shared, one task", "shared, 8 tasks", "peft, 8 tasks"
@@ -82,7 +83,8 @@ def rows(adapter: ParallelAdapter) -> list[Tensor]:
     """What a merged adapter adds to its block, as `mosa_deploy.graphs.adapter_weights` has it."""
     assert isinstance(adapter.down, nn.Linear)
     assert isinstance(adapter.up, nn.Linear)
-    weight, bias = absorb_norm(adapter.down, adapter.norm)
+    down, norm = adapter.down, adapter.norm
+    weight, bias = absorb_norm(down.weight, down.bias, norm.weight, norm.bias)
     return [weight.T, bias, adapter.scale * adapter.up.weight.T, adapter.scale * adapter.up.bias]
 
 

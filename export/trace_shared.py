@@ -11,9 +11,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mosa_deploy.adapters.fold import absorb_norm, linear
+from mosa_deploy.adapters.fold import linear_of
 from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_foldable, feed_forward
 from mosa_deploy.graphs.adapter_weights import PARTS, Layout
+from mosa_deploy.utils.affine import absorb_norm
 
 Inputs = dict[str, Tensor]
 """Slots, and banks by their names, while the model runs."""
@@ -82,8 +83,8 @@ def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
     """Absorb norm2 and LayerScale, in place, and let the FFN read `inputs`."""
     norm, fc1, act, fc2, layer_scale = feed_forward(block)
     ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
-    wide = linear(*absorb_norm(fc1, norm))
-    narrow = linear(ls2[:, None] * fc2.weight, ls2 * fc2.bias)
+    wide = linear_of(*absorb_norm(fc1.weight, fc1.bias, norm.weight, norm.bias))
+    narrow = linear_of(ls2[:, None] * fc2.weight, ls2 * fc2.bias)
     block.mlp = SharedMlp(wide, act, narrow, inputs, name)
     block.norm2 = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
     if layer_scale is not None:

@@ -1,8 +1,8 @@
-"""A task's adapter weights: what its merged adapter adds to every block, with numpy alone.
+"""A task's adapter weights: what its merged adapter adds to every block, computed with numpy alone.
 
-The folded lane puts them into the weights (`mosa_deploy.graphs.fold`), the shared lane keeps them in banks
-(`mosa_deploy.graphs.bank`). With s the scale and ga, bea the affine of the adapter's norm, for a block by its name in
-timm:
+The folded lane adds them to the backbone's parameters (`mosa_deploy.graphs.fold`), the shared lane keeps them in banks
+(`mosa_deploy.graphs.bank`). Their names begin with timm's name of the block. With s the scale and ga, bea the affine of
+the adapter's norm:
 
     parallel    <block>.down       (C, r)   [ D diag(ga) ]^T        <block>.up       (r, C)   [ s U ]^T
                 <block>.down_bias  (r,)     d + D bea               <block>.up_bias  (C,)     s u
@@ -10,8 +10,8 @@ timm:
     low-rank    <block>.<module>.down  (in, R)   A^T of every target in the module, side by side
                 <block>.<module>.up    (R, out)  [ s B ]^T, each in the outputs of its target, zeros elsewhere
 
-R is r times the most targets that one module has. Modules with fewer targets leave the rest of R zero. Sums are carried
-in float64.
+R is r times the largest number of targets in one module. Modules with fewer targets leave the rest of R zero.
+Everything is computed in float64 and rounded to float32 at the end.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from mosa_deploy.bundles.adapter_config import SEQUENTIAL, TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError
+from mosa_deploy.utils.affine import absorb_norm
 
 if TYPE_CHECKING:
     # Only named: the shared graph reads the layout where there is no pydantic.
@@ -36,17 +37,19 @@ Array = NDArray[np.float32]
 Double = NDArray[np.float64]
 
 PARTS = ("down", "down_bias", "up", "up_bias")
+"""The weights of a parallel adapter, in the order of the shared graph's inputs."""
 
 AdapterWeights = Mapping[str, Array]
+"""Name -> weight, as above."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which weights the tasks of one shared graph have: those beside the FFN, or those of some linear layers."""
+    """Which adapter weights the tasks of one shared graph have: beside the FFN, or in some of its linear layers."""
 
     topology: BlockTopology
     modules: tuple[tuple[str, int, int], ...] = ()
-    """The layers that low-rank tasks update: name in a block, inputs, outputs."""
+    """The layers that low-rank tasks update: name within the block, inputs, outputs; empty for parallel adapters."""
 
     @property
     def file(self) -> str:
@@ -54,7 +57,7 @@ class Layout:
         return f"{'-'.join(['shared', *(name.rpartition('.')[2] for name, _, _ in self.modules)])}.onnx"
 
     def shapes(self, bottleneck: int) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor, in the order of the shared graph's inputs; R is `bottleneck` everywhere."""
+        """Name -> shape of every weight in the order of the graph's inputs; `bottleneck` is r, or R if low-rank."""
         r, shapes = bottleneck, dict[str, tuple[int, ...]]()
         for block, c in self.topology.blocks.items():
             if not self.modules:
@@ -74,13 +77,13 @@ def layout_of(record: Record) -> Layout:
     """The layout of a task's adapter weights; a linear task has none and fits the parallel one.
 
     Raises:
-        BundleError: the task has none, since all of the backbone was tuned, or its adapters are sequential.
+        BundleError: no shared graph can serve the task: all of its backbone was tuned, or its adapters are sequential.
     """
     backbone, adapter = record.backbone, record.adapter
     if adapter is not None and adapter.style in SEQUENTIAL:
         raise BundleError(
-            f"'{record.task}' has {adapter.style} adapters, which read what a block wrote: neither fold nor bank takes"
-            " them, only a graph of the task's own"
+            f"'{record.task}' has {adapter.style} adapters, which can neither be folded nor go into a bank: export it"
+            " unfolded, as a graph of its own"
         )
     if record.method == "full":
         raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
@@ -93,15 +96,15 @@ def layout_of(record: Record) -> Layout:
 
 
 def adapter_weights(bundle: Bundle) -> dict[str, Array]:
-    """The adapter weights of a task, its experts merged; a linear task has none.
+    """The adapter weights of a task, float32, its experts merged; a linear task has none.
 
     Raises:
-        BundleError: the task has no adapter weights, since all of the backbone was tuned.
+        BundleError: no shared graph can serve the task, see `layout_of`.
     """
     record, names = bundle.record, layout_of(bundle.record)
     if record.adapter is None:
         return {}
-    tensors = merged(bundle.tensors, record.adapter)
+    tensors = merge_experts(bundle.tensors, record.adapter)
     of_block = _low_rank if names.modules else _parallel
     weights: dict[str, Double] = {}
     for block in names.topology.blocks:
@@ -110,9 +113,8 @@ def adapter_weights(bundle: Bundle) -> dict[str, Array]:
 
 
 def _parallel(tensors: Tensors, block: str, config: AdapterConfig, names: Layout) -> dict[str, Double]:
-    parts = ("down.weight", "down.bias", "up.weight", "up.bias")
-    weight, bias, up, up_bias = (tensors[f"{block}.adapter.{part}"].astype(np.float64) for part in parts)
-    gain, shift = (tensors[f"{block}.adapter.norm.{part}"] for part in ("weight", "bias"))
+    parts = ("down.weight", "down.bias", "up.weight", "up.bias", "norm.weight", "norm.bias")
+    weight, bias, up, up_bias, gain, shift = (tensors[f"{block}.adapter.{part}"].astype(np.float64) for part in parts)
     weight, bias = absorb_norm(weight, bias, gain, shift)
     values = (weight.T, bias, config.scale * up.T, config.scale * up_bias)
     return {f"{block}.{part}": value for part, value in zip(PARTS, values, strict=True)}
@@ -133,8 +135,8 @@ def _low_rank(tensors: Tensors, block: str, config: AdapterConfig, names: Layout
     return weights
 
 
-def merged(tensors: Tensors, config: AdapterConfig) -> Tensors:
-    """The tensors of complete adapters: W0 + m * Delta and the mean of the biases, where experts are still apart."""
+def merge_experts(tensors: Tensors, config: AdapterConfig) -> Tensors:
+    """A bundle's tensors with every split projection merged: W = W0 + m * Delta, b = mean of the experts' biases."""
     scale = 1 / config.experts if config.merge_scale is None else config.merge_scale
     whole = {name: value for name, value in tensors.items() if not name.endswith((".owner", ".base"))}
     for name in tensors:
@@ -145,10 +147,3 @@ def merged(tensors: Tensors, config: AdapterConfig) -> Tensors:
             if f"{layer}.bias" in tensors:
                 whole[f"{layer}.bias"] = tensors[f"{layer}.bias"].astype(np.float64).mean(axis=0)
     return whole
-
-
-def absorb_norm(
-    weight: Double, bias: Double, gain: NDArray[np.generic], shift: NDArray[np.generic]
-) -> tuple[Double, Double]:
-    """Weight (out, C) and bias (out,) of a layer as if the norm before it had no affine: W diag(g) and b + W be."""
-    return weight * gain.astype(np.float64), bias + weight @ shift.astype(np.float64)

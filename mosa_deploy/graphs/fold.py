@@ -1,6 +1,6 @@
-"""Fold with numpy alone: a task's adapter weights, or all its parameters, go into the plain backbone's graph.
+"""Fold with numpy alone: a task's adapter weights, or all its parameters, replace parameters of the backbone's graph.
 
-The formulas are those of `mosa_deploy.adapters.fold`.
+`mosa_deploy.adapters.fold` states the formulas. Both are written independently, so that each checks the other.
 """
 
 import numpy as np
@@ -9,32 +9,35 @@ import onnx
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BundleError
-from mosa_deploy.graphs.adapter_weights import AdapterWeights, absorb_norm, adapter_weights
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, adapter_weights
 from mosa_deploy.graphs.backbone_graph import PlainGraph
+from mosa_deploy.utils.affine import absorb_norm
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
 Parameters = dict[str, Array]
 
 
 def fold_bundle(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
-    """The graph of one task: images (B, 3, H, W) -> logits (B, K), with the plain graph's nodes.
+    """The graph of one task: images (B, 3, H, W) -> logits (B, K), node for node the backbone's graph.
 
     Raises:
-        BundleError: the task was tuned on another backbone.
+        BundleError: see `fold_parameters`.
     """
     return graph.replaced(fold_parameters(graph, bundle))
 
 
 def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
-    """The parameters in which a task's graph differs from the plain one, by timm's names.
+    """The parameters in which a task's graph differs from the backbone's, under timm's names.
 
     Raises:
-        BundleError: the task was tuned on another backbone, or, fully tuned, has other parameters than it.
+        BundleError: the task was tuned on another backbone, is fully tuned but lacks some of the graph's parameters, or
+            has sequential adapters.
     """
     record = bundle.record
     if record.backbone.sha256 != graph.index.backbone:
         raise BundleError(
-            f"'{record.task}' was tuned on {record.backbone.folder}, this graph is of {graph.index.backbone[:8]}:"
+            f"'{record.task}' was tuned on {record.backbone.folder}, but the graph's backbone is"
+            f" {graph.index.backbone[:8]}:"
             " export the task with its own backbone"
         )
     if record.method == "full":
@@ -45,12 +48,12 @@ def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
 
 
 def head_parameters(graph: PlainGraph, weight: Array, bias: Array) -> Parameters:
-    """A classifier (K, C), (K,) by the names that the backbone's has."""
+    """A classifier, weight (K, C) and bias (K,), under the names that the graph has for it."""
     return {f"{graph.index.topology.head}.weight": weight, f"{graph.index.topology.head}.bias": bias}
 
 
 def check_complete(graph: PlainGraph, own: Parameters) -> None:
-    """Raises BundleError unless these are all the parameters of the graph, but for the width of the head."""
+    """Raises BundleError unless `own` has the graph's parameters, name by name and shape by shape, except the head."""
     expected = {name: graph.parameter(name).shape for name in graph.index.parameters}
     expected |= {name: own[name].shape for name in ("head.weight", "head.bias")}
     faults = shape_faults(expected, shapes_of(own))
@@ -59,7 +62,7 @@ def check_complete(graph: PlainGraph, own: Parameters) -> None:
 
 
 def fold_adapter(graph: PlainGraph, weights: AdapterWeights) -> Parameters:
-    """The parameters that a task's adapter weights change; none for a linear task."""
+    """The parameters that a task's adapter weights change; none for a linear task. Low-rank: W' = W + (down up)^T."""
     folded: Parameters = {}
     for name in weights:
         layer, _, part = name.rpartition(".")
@@ -73,7 +76,7 @@ def fold_adapter(graph: PlainGraph, weights: AdapterWeights) -> Parameters:
 
 
 def fold_block(graph: PlainGraph, block: str, weights: AdapterWeights) -> Parameters:
-    """The feed-forward part of one block, widened by the task's adapter."""
+    """The FFN of one block, widened from M to M + r by the task's adapter, with norm2 and LayerScale absorbed."""
     names = ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias", "norm2.weight", "norm2.bias")
     fc1, bias1, fc2, bias2, gain, shift = (graph.parameter(f"{block}.{name}").astype(np.float64) for name in names)
     down, down_bias, up, up_bias = (weights[f"{block}.{part}"] for part in ("down", "down_bias", "up", "up_bias"))

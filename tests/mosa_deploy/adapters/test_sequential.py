@@ -99,7 +99,7 @@ def test_new_adapters_change_nothing_and_merging_keeps_the_logits(toy: Toy, styl
 
 @pytest.mark.parametrize(("style", "name"), [("pfeiffer", "PfeifferAdapter"), ("houlsby", "HoulsbyAdapter")])
 def test_they_are_refused_by_name_where_they_would_be_folded(toy: Toy, style: Style, name: str) -> None:
-    with pytest.raises(BackboneError, match=rf"^blocks\.0: a {name} reads what the block wrote, .*: export it "):
+    with pytest.raises(BackboneError, match=rf"^blocks\.0: a {name} reads what the block has written, .*: export it "):
         fold(merge(tuned(toy, style)))
 
 

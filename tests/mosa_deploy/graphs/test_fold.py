@@ -190,7 +190,7 @@ def test_a_task_of_another_backbone_is_refused(tiny: tuple[PlainGraph, Bundle, T
     graph, bundle, _ = tiny
     other = bundle.record.backbone.model_copy(update={"sha256": "f" * 64})
     stranger = Bundle(bundle.record.model_copy(update={"backbone": other}), bundle.tensors, bundle.canary)
-    with pytest.raises(BundleError, match=r"^'parts' was tuned on vit_tiny_patch16_224-ffffffff, this graph is of "):
+    with pytest.raises(BundleError, match=r"^'parts' was tuned on vit_tiny_patch16_224-ffffffff, but the graph's "):
         fold_bundle(graph, stranger)
 
 
