@@ -33,7 +33,7 @@ from mosa_deploy.bundles.record import read_record
 from mosa_deploy.bundles.store_layout import FOLDED, StoreLayout
 from mosa_deploy.errors import command
 from mosa_deploy.graphs.adapter_weights import layout_of
-from mosa_deploy.runtimes.runner import OnnxRunner
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.tensorrt_library import installed
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from benchmarks.serving_speed import Figures
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
-from mosa_deploy.bundles.canary import Arithmetic, Canary
+from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Pixels, encode, probabilities
+from mosa_deploy.runtimes.names import Arithmetic
 from serving.backend import Answered, Lease
 from serving.errors import RequestError
 from serving.local_backend import LocalBackend
@@ -89,7 +90,7 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
     for found in versions.values():
         maker.store(found[0])
     settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
-    with patch("mosa_deploy.runtimes.runner.open_runner", CheapRunner):
+    with patch("serving.lanes.open_runner", CheapRunner):
         engine = LocalBackend(settings)
         try:
             return asyncio.run(asked(engine, versions, numbers, [image(maker, c) for c in range(16)], items))

@@ -19,7 +19,8 @@ from mosa_deploy.bundles.preprocess import decode
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.runner import SharedRunner
+from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 from tests.support.load import Ask, classify, closed
 from tests.support.service import Server, serve
 from tests.support.tasks import CLASSES, TaskMaker, picture
@@ -113,7 +114,7 @@ def against_bare(made: Bench) -> Figures:
     bank = Bank(layout_of(bundles[0].record), scale.bottleneck, len(bundles))
     slots = [bank.write(adapter_weights(bundle)) for bundle in bundles]
     graph = StoreLayout(maker.root).backbone(maker.backbone) / layout_of(bundles[0].record).file
-    runner = SharedRunner(graph, bank, "onnxruntime-cpu", 0, spinning=False)
+    runner = SharedRunner(open_runner(graph, spinning=False), bank)
     pixels = np.stack([maker.preprocess.pixels(decode(content)) for content in maker.images])
     images = np.resize(maker.preprocess.normalise(pixels), (scale.images, *pixels.transpose(0, 3, 1, 2).shape[1:]))
     of_images = np.resize(slots, scale.images).astype(np.int64)

@@ -14,8 +14,9 @@ from export.parity import TOLERANCES, Chain
 from export.targets import ExportTarget
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.runtimes.cuda import device_capability
+from mosa_deploy.runtimes.names import Precision
 from mosa_deploy.runtimes.tensorrt import load_engine
-from mosa_deploy.runtimes.tensorrt_record import EngineRecord, Precision, read_records, write_record
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord, read_records, write_record
 from mosa_deploy.utils.files import replacing, sha256
 
 DEFERRED: Literal["deferred"] = "deferred"

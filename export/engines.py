@@ -7,12 +7,12 @@ tensorrt_rtx   for any capability that it knows, GPU or not; it compiles the ker
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from mosa_deploy.errors import ConfigError, ProviderError, unknown_name
 from mosa_deploy.runtimes.cuda import device_capability
+from mosa_deploy.runtimes.names import Precision
 from mosa_deploy.runtimes.tensorrt_library import INSTALL, Library, installed, load_library
-from mosa_deploy.runtimes.tensorrt_record import Precision
 from mosa_deploy.utils.files import write_bytes
 
 IMAGES, SLOTS = "images", "slots"
@@ -146,7 +146,7 @@ def choose_backend(name: str | None, cache: Path) -> Backend:
         case "tensorrt_rtx":
             return TensorRtRtx()
         case unknown:
-            raise ConfigError(unknown_name("--engine-backend", unknown, ("tensorrt", "tensorrt_rtx")))
+            raise ConfigError(unknown_name("--engine-backend", unknown, get_args(Library)))
 
 
 def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tuple[bytes, Any]:

@@ -31,6 +31,7 @@ from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNF
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of
 from mosa_deploy.graphs.backbone_graph import PlainGraph, graph_file, read_index
 from mosa_deploy.graphs.fold import fold_bundle
+from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import check_runner, open_runner
 from mosa_deploy.utils.files import replacing_folder, sha256, write_text
 
@@ -102,7 +103,7 @@ def write_folded(
 def add_runners(chain: Chain, lane: ExportTarget, names: Sequence[str]) -> None:
     """A lane's graph by other runners than ONNX Runtime's on the CPU, which proved it already."""
     for name, tolerance in BY_RUNNER.items():
-        if name in names and name != "onnxruntime-cpu":
+        if name in names and name != DEFAULT_RUNNER:
             answer = lane.logits(open_runner(lane.path, name), chain.inputs)
             chain.branch(lane.stage, f"{lane.name} by {name}", answer, tolerance)
 

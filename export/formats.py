@@ -20,8 +20,9 @@ from export.parity import TOLERANCES, Chain, Link
 from export.targets import ExportTarget
 from mosa_deploy.bundles.preprocess import Array, Pixels
 from mosa_deploy.graphs.backbone_graph import add_graph_file, graph_file, read_index
-from mosa_deploy.runtimes.runner import OnnxRunner, Runner
-from mosa_deploy.runtimes.tensorrt_record import Precision
+from mosa_deploy.runtimes.names import Precision
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
+from mosa_deploy.runtimes.runner import Runner
 from mosa_deploy.utils.files import replacing
 
 FORMATS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "int8": ("int8", "int8-tensorrt")}

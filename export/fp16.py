@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from onnxconverter_common import float16
 
 from mosa_deploy.errors import ParityError
+from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS
 
 KEPT_IN_FP32 = ("LayerNormalization", "Softmax", "GatherND")
 """Norm and softmax sum many terms, which fp16 cannot. Banks are gathered before they are cast: the other way round
@@ -80,7 +81,7 @@ class Watch:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
-            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            probe.SerializeToString(), options, providers=[EXECUTION_PROVIDERS["cpu"]]
         )
 
     def first_non_finite(self, feed: Mapping[str, NDArray[Any]]) -> str | None:

@@ -13,10 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import numpy as np
-import torch
 
 from export.arguments import latency_config
 from export.latency_plot import draw_ratios
@@ -30,7 +29,8 @@ from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, ProviderError, command
 from mosa_deploy.graphs.adapter_weights import adapter_weights
-from mosa_deploy.runtimes.runner import GraphRunnerName, RunnerName, check_runner
+from mosa_deploy.runtimes.names import GRAPH_RUNNERS, GraphRunnerName
+from mosa_deploy.runtimes.runner import check_runner
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import library_versions, machine
 
@@ -92,7 +92,7 @@ def random_tasks(model: Transformer, bottleneck: int) -> list[Task]:
     return [random_task(topology_of(model), bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
 
 
-def choose_runners(names: Sequence[str] | None) -> list[RunnerName]:
+def choose_runners(names: Sequence[str] | None) -> list[GraphRunnerName]:
     """Those asked for, or else all that are here.
 
     Raises:
@@ -101,20 +101,18 @@ def choose_runners(names: Sequence[str] | None) -> list[RunnerName]:
     if names is not None:
         for name in names:
             check_runner(name)
-        return cast(list[RunnerName], list(dict.fromkeys(names)))
-    found: list[RunnerName] = []
-    for name in get_args(GraphRunnerName):
+        return cast(list[GraphRunnerName], list(dict.fromkeys(names)))
+    found: list[GraphRunnerName] = []
+    for name in GRAPH_RUNNERS:
         try:
             check_runner(name)
         except ProviderError:
             continue
-        # Without a GPU onnxruntime-gpu has the provider all the same.
-        if name != "onnxruntime-cuda" or torch.cuda.is_available():
-            found.append(name)
+        found.append(name)
     return found
 
 
-def measure(config: LatencyConfig, given: Subject, runners: Sequence[RunnerName]) -> list[Row]:
+def measure(config: LatencyConfig, given: Subject, runners: Sequence[GraphRunnerName]) -> list[Row]:
     """Write the graphs and time them; one row a runner, batch size and variant."""
     height, width = image_size(given.model)
     batches = [

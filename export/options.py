@@ -3,17 +3,23 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from mosa_deploy.bundles.record import TASK_NAME
 from mosa_deploy.errors import ConfigError, unknown_name
-from mosa_deploy.runtimes.runner import GraphRunnerName
+from mosa_deploy.runtimes.names import DEFAULT_RUNNER, GRAPH_RUNNERS, PRECISIONS, Precision
 from mosa_deploy.runtimes.tensorrt_library import Library
-from mosa_deploy.runtimes.tensorrt_record import Precision
 
 TARGETS = ("onnx", "tensorrt")
+
+PRECISION_HELP = (
+    f"Of {', '.join(PRECISIONS)}, with commas. The fp32 graph is always written: the others are proved against it."
+)
+BACKEND_HELP = f"{' or '.join(get_args(Library))}. Default: what is installed."
+RUNNERS_HELP = f"The runners whose answers must agree too, of {', '.join(GRAPH_RUNNERS)}."
+TIMED_HELP = f"Of {', '.join(GRAPH_RUNNERS)}. Default: all that are here."
 
 VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
 """What `export.latency` times, in the order of its table; `export.variants` describes them."""
@@ -26,12 +32,10 @@ QUICK = ("plain", "control", "folded", "shared")
 class FileOptions:
     """Precisions, targets, and what engines are built for."""
 
-    precision: str = "fp32"
-    """Of fp32, fp16, int8, with commas. The fp32 graph is always written: the others are proved against it."""
+    precision: Annotated[str, tyro.conf.arg(help=PRECISION_HELP)] = "fp32"
     targets: str = "onnx"
     """Of onnx, tensorrt, with commas. Engines are built from the ONNX files, which are always written."""
-    engine_backend: str | None = None
-    """tensorrt or tensorrt_rtx. Default: what is installed."""
+    engine_backend: Annotated[str | None, tyro.conf.arg(help=BACKEND_HELP)] = None
     compute_capability: str | None = None
     """The GPU that will run the engines, e.g. sm86. Default: the GPU that is here."""
     batch_sizes: tuple[int, ...] = (1, 8)
@@ -45,7 +49,7 @@ class FileOptions:
         """Raises ConfigError with every fault at once."""
         faults = []
         for flag, text, known in (
-            ("precision", self.precision, get_args(Precision)),
+            ("precision", self.precision, PRECISIONS),
             ("targets", self.targets, TARGETS),
         ):
             names = text.split(",")
@@ -69,7 +73,7 @@ class FileOptions:
     def precisions(self) -> list[Precision]:
         """Those asked for, each once, in the order of `Precision`."""
         given = self.precision.split(",")
-        return [cast(Precision, name) for name in get_args(Precision) if name in given]
+        return [name for name in PRECISIONS if name in given]
 
     @property
     def engines(self) -> bool:
@@ -90,15 +94,13 @@ class ExportConfig:
     parity_images: int = 24
     """How many of the run's validation images stages are compared on beside the canary, and accuracy is shown of."""
 
-    runners: tuple[str, ...] = ("onnxruntime-cpu",)
-    """Those whose answers must agree too, of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16."""
+    runners: Annotated[tuple[str, ...], tyro.conf.arg(help=RUNNERS_HELP)] = (DEFAULT_RUNNER,)
     files: FileOptions = field(default_factory=FileOptions)
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
         faults = [f"--parity-images {self.parity_images}: at least 0"] if self.parity_images < 0 else []
-        known = get_args(GraphRunnerName)
-        faults += [unknown_name("runner", name, known) for name in self.runners if name not in known]
+        faults += [unknown_name("runner", name, GRAPH_RUNNERS) for name in self.runners if name not in GRAPH_RUNNERS]
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -161,8 +163,7 @@ class LatencyConfig:
 
     Default: plain, control, folded and shared of a bundle, all of a backbone.
     """
-    runners: tuple[str, ...] | None = None
-    """Of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16. Default: all that are here."""
+    runners: Annotated[tuple[str, ...] | None, tyro.conf.arg(help=TIMED_HELP)] = None
     batch_sizes: tuple[int, ...] = (1, 8)
     seconds: float = 20.0
     """Time for the rounds of each runner and batch size, for all variants together."""
@@ -182,7 +183,7 @@ class LatencyConfig:
             faults.append("--bottlenecks: a bundle has its own, give them with --backbone")
         for flag, names, known in (
             ("variant", self.variants, VARIANTS),
-            ("runner", self.runners, get_args(GraphRunnerName)),
+            ("runner", self.runners, GRAPH_RUNNERS),
         ):
             if names is not None and not names:
                 faults.append(f"--{flag}s: give at least one of {', '.join(known)}")

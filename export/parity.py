@@ -20,7 +20,10 @@ from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.errors import ParityError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.runner import GraphRunnerName, OnnxRunner, SharedRunner
+from mosa_deploy.runtimes.names import GRAPH_ARITHMETIC, Arithmetic, GraphRunnerName
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
+from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,15 @@ FP32 = Tolerance(
     "fp32 sums in another order differ by 1e-6 to 1e-5 of the largest logit; a wrong fold differs by far more",
 )
 
-TOLERANCES = {
+TOLERANCES: dict[Arithmetic, Tolerance] = {
     "fp32": FP32,
+    "tf32": Tolerance(1e-2, 0.9999, "CUDA multiplies in TF32, which has ten bits: 1e-3 of each product"),
     "fp16": Tolerance(
         2e-2,
         0.999,
         "fp16 rounds to 5e-4 and sums many such errors, measured 3e-4; ViT engines were reported at a cosine of 0.14",
     ),
+    "bf16": Tolerance(5e-2, 0.999, "bf16 has eight bits: 4e-3 of each product, measured 1e-2 of the logits"),
     "int8": Tolerance(
         0.3,
         0.95,
@@ -54,14 +59,10 @@ TOLERANCES = {
         " what must not be quantised ends below 0.8. Whether the answers suffer is for the test set to say",
     ),
 }
-"""By precision of the second stage."""
+"""By what the second stage computes in."""
 
-BY_RUNNER: dict[GraphRunnerName, Tolerance] = {
-    "onnxruntime-cpu": FP32,
-    "openvino": FP32,
-    "onnxruntime-cuda": Tolerance(1e-2, 0.9999, "CUDA multiplies in TF32, which has ten bits: 1e-3 of each product"),
-    "openvino-bf16": Tolerance(5e-2, 0.999, "bf16 has eight bits: 4e-3 of each product, measured 1e-2 of the logits"),
-}
+BY_RUNNER: dict[GraphRunnerName, Tolerance] = {name: TOLERANCES[own] for name, own in GRAPH_ARITHMETIC.items()}
+"""Of an fp32 graph by each runner."""
 
 WAYS_OUT = {
     True: "Check that the bundle was tuned on these very weights",
@@ -163,7 +164,7 @@ class Chain:
         """The shared graph with this task in one of its slots, and the task's head, as the next stage."""
         bank = Bank(layout_of(self.bundle.record))
         slot = bank.write(adapter_weights(self.bundle))
-        features = SharedRunner(path, bank).run(self.inputs, np.full(len(self.inputs), slot))
+        features = SharedRunner(open_runner(path), bank).run(self.inputs, np.full(len(self.inputs), slot))
         head, bias = self.bundle.head
         self.add(stage, features @ head.T + bias)
 

@@ -22,6 +22,7 @@ from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.backbone_graph import Index, ParameterRef, PlainGraph, add_graph, save_graphs
 from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS
 from mosa_deploy.utils.files import replacing
 
 OPSET = 20
@@ -162,5 +163,5 @@ def optimised_node_types(path: Path, scratch: Path) -> Counter[str]:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(scratch)
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(path, options, providers=[EXECUTION_PROVIDERS["cpu"]])
     return node_types(scratch)

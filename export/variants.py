@@ -33,7 +33,9 @@ from mosa_deploy.graphs.adapter_weights import PARTS, AdapterWeights, Layout
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.graphs.fold import Parameters, fold_adapter, head_parameters
-from mosa_deploy.runtimes.runner import RunnerName, SharedRunner, open_runner
+from mosa_deploy.runtimes.names import RunnerName
+from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 
 WITHOUT_ADAPTER = ("plain", "control", "lora")
 SHARED = ("shared", "shared-mixed")
@@ -88,9 +90,10 @@ class Variant:
     def open(self, runner: RunnerName, threads: int) -> Answer:
         """Load the graph; what comes back answers images with logits."""
         # A session's idle threads must not spin while the next one is timed.
+        opened = open_runner(self.path, runner, threads, spinning=False)
         if self.name not in SHARED:
-            return open_runner(self.path, runner, threads, spinning=False).run
-        shared = SharedRunner(self.path, self.bank, runner, threads, spinning=False)
+            return opened.run
+        shared = SharedRunner(opened, self.bank)
         tasks = self.tasks if self.name == "shared-mixed" else self.tasks[:1]
 
         def answer(images: Array) -> list[Array]:

@@ -19,20 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.canary import Arithmetic
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout, layout_of
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.runner import Runner, RunnerName, SharedRunner, open_runner
+from mosa_deploy.runtimes.names import ON_GPU, Arithmetic, RunnerName
+from mosa_deploy.runtimes.runner import Runner, open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 from mosa_deploy.runtimes.tensorrt_record import RECORDS, engines_of, read_records
 from serving.batching import Batcher, Item, sizes_up_to
 from serving.runtime import Runtimes
 
 log = logging.getLogger("mosa_deploy.serving")
-
-ON_GPU: tuple[RunnerName, ...] = ("onnxruntime-cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class SharedLane:
         """Raises StoreError if there is no such graph."""
         self.bank = bank
         self.empty = bank.write({})
-        self.runner = SharedRunner(graph, bank, runner, threads, spinning=False)
+        self.runner = SharedRunner(open_runner(graph, runner, threads, spinning=False), bank)
         self.plan = ExecutionPlan.of(self.runner.runner, runner, max_batch)
         self.proved = False
         """Whether a task has passed its canary here."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.canary import TOLERANCE
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.bundles.store_layout import FOLDED
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
+from mosa_deploy.runtimes.names import CANARY_TOLERANCE
 from mosa_deploy.runtimes.tensorrt_record import AGAIN, RECORDS
 from serving import metrics
 from serving.batching import Batcher, Item
@@ -209,7 +209,7 @@ def prove(active: LoadedTask, bundle: Bundle, batcher: Batcher) -> None:
     items = [active.item(each, deadline) for each in pixels]
     batcher.submit(items, bounded=False)
     error, way = bundle.canary.error(active.probabilities(rows_of(items))), active.lane.plan
-    tolerance = TOLERANCE[way.precision]
+    tolerance = CANARY_TOLERANCE[way.precision]
     if not error <= tolerance:
         way_out = AGAIN if way.runtime == "tensorrt" else "export the task again with its own backbone"
         raise ParityError(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from mosa_deploy.errors import ProviderError
 from mosa_deploy.runtimes.cuda import device_capability
-from mosa_deploy.runtimes.runner import GraphRunnerName, check_runner
+from mosa_deploy.runtimes.names import GraphRunnerName, RuntimeSetting
+from mosa_deploy.runtimes.runner import check_runner
 from mosa_deploy.runtimes.tensorrt import check_engines
-from serving.settings import Runtime
 
 log = logging.getLogger("mosa_deploy.serving")
 
@@ -27,7 +27,7 @@ class Runtimes:
         return f"{engines}{self.graphs}"
 
 
-def choose(setting: Runtime) -> Runtimes:
+def choose(setting: RuntimeSetting) -> Runtimes:
     """Look for what a setting needs.
 
     Raises:

@@ -2,13 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mosa_deploy.errors import ConfigError
-
-Runtime = Literal["auto", "onnxruntime-cpu", "onnxruntime-cuda", "openvino", "openvino-bf16", "tensorrt"]
+from mosa_deploy.runtimes.names import RuntimeSetting
 
 PREFIX = "MOSA_"
 SECRET = ("api_keys", "admin_keys")
@@ -31,7 +30,7 @@ class Settings(BaseModel):
 
     artifacts: str = "artifacts"
     """The store: a folder, or a URL that fsspec opens."""
-    runtime: Runtime = "auto"
+    runtime: RuntimeSetting = "auto"
     """`tensorrt` is an engine for each graph that has one that fits, others run by ONNX Runtime. `auto` is that where
     TensorRT and an NVIDIA GPU are here, else ONNX Runtime, with an NVIDIA driver on CUDA."""
     threads: Annotated[int, Field(ge=0)] = 0

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 import tomllib
 from graphlib import TopologicalSorter
@@ -9,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.walker import ROOT, closure, file_of, imported, imports_of
+from tests.support.walker import ROOT, closure, file_of, imported, imports_of, new_modules
 
 FORBIDDEN = {
     "mosa_deploy": {"training", "export", "serving", "benchmarks", "tests"},
@@ -43,17 +42,6 @@ UNLOADED = {
 
 def files_of(room: str) -> set[Path]:
     return set((ROOT / room).rglob("*.py"))
-
-
-def new_modules(statement: str) -> set[str]:
-    """Top names that a statement adds to a fresh interpreter's modules."""
-    code = (
-        f"import sys; old = set(sys.modules); {statement}; print(*{{m.split('.')[0] for m in {{*sys.modules}} - old}})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
-    )
-    return set(done.stdout.split())
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)

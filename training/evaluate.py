@@ -27,8 +27,9 @@ from mosa_deploy.bundles.record import RECORD, Record, read_record
 from mosa_deploy.errors import ConfigError, DataError, command
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.runner import Runner, RunnerName, SharedRunner, open_runner
-from mosa_deploy.runtimes.tensorrt import EngineRunner
+from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RunnerName
+from mosa_deploy.runtimes.runner import Runner, open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 from training.arguments import evaluate_config
 from training.data import Images, decode_all
 from training.loop import predict
@@ -133,14 +134,14 @@ def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array],
 
     With `task`, the folder of a bundle, the graph is a shared one, and the bundle is alone in its banks.
     """
-    name: RunnerName = "tensorrt" if path.suffix == ".engine" else "onnxruntime-cpu"
+    name: RunnerName = "tensorrt" if path.suffix == ".engine" else DEFAULT_RUNNER
     if task is None:
         runner = open_runner(path, name)
         return runner.run, largest_batch(runner)
     bundle = Bundle.load(task)
     bank = Bank(layout_of(bundle.record))
     slot = bank.write(adapter_weights(bundle))
-    shared = SharedRunner(path, bank, name)
+    shared = SharedRunner(open_runner(path, name), bank)
     head, bias = bundle.head
 
     def answer(images: Array) -> Array:
@@ -151,7 +152,7 @@ def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array],
 
 def largest_batch(runner: Runner) -> int:
     """An engine takes no more than its largest profile."""
-    return runner.sizes[-1] if isinstance(runner, EngineRunner) else BATCH
+    return runner.sizes[-1] if runner.sizes else BATCH
 
 
 def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | None]:

@@ -6,7 +6,7 @@ that bytes still become the same probabilities.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,6 @@ from mosa_deploy.errors import BundleError
 
 SIZE = 8
 PREFIX = "canary."
-
-Arithmetic = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
-"""What a runner rounds the factors of its products to."""
-
-TOLERANCE: dict[Arithmetic, float] = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.25}
-"""Largest difference of a probability by precision.
-
-fp32 sums in another order move one by about 1e-6. fp16 and tf32 have eleven bits, which moves one by up to about 1e-3;
-bf16 has eight, eight times as coarse. int8 has eight at most, and an image between two classes moves by tenths: this
-finds a broken file, accuracy judges a whole one.
-"""
 
 
 @dataclass(frozen=True)

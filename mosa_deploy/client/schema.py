@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mosa_deploy.bundles.canary import Arithmetic
-from mosa_deploy.runtimes.runner import RunnerName
+from mosa_deploy.runtimes.names import Arithmetic, RunnerName
 
 LaneName = Literal["shared", "folded"]
 """How a task is served: by the graph that all tasks share, or by a folded graph of its own."""

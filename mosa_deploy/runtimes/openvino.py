@@ -7,21 +7,20 @@ import importlib
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.runtimes.names import OpenVinoPrecision
 
-Precision = Literal["fp32", "bf16"]
-
-# Said even for fp32: where a CPU has bf16, OpenVINO would take that.
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+# fp32 is a hint too: without it OpenVINO takes bf16 on a CPU that has it.
+HINTS: dict[OpenVinoPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
-def load_openvino(precision: Precision = "fp32") -> Any:
+def load_openvino(precision: OpenVinoPrecision = "fp32") -> Any:
     """The library.
 
     Raises:
@@ -42,7 +41,7 @@ class OpenVinoRunner:
 
     sizes = None
 
-    def __init__(self, path: Path, precision: Precision = "fp32", threads: int = 0) -> None:
+    def __init__(self, path: Path, precision: OpenVinoPrecision = "fp32", threads: int = 0) -> None:
         """Raises ProviderError as `load_openvino`, StoreError if the file is missing or not a graph."""
         self.openvino = load_openvino(precision)
         if not path.is_file():

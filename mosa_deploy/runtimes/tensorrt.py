@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.canary import TOLERANCE
 from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreError
 from mosa_deploy.runtimes.cuda import Buffer, Device, device_capability
+from mosa_deploy.runtimes.names import CANARY_TOLERANCE
 from mosa_deploy.runtimes.tensorrt_library import INSTALL, installed, load_library
 from mosa_deploy.runtimes.tensorrt_record import AGAIN, EngineRecord, check_engine, read_record
 
@@ -77,7 +77,7 @@ def prove(runner: "EngineRunner", bundle: Bundle) -> None:
     inputs, size = bundle.canary.inputs(bundle.record.preprocess), runner.sizes[-1]
     logits = np.concatenate([runner.run(inputs[i : i + size]) for i in range(0, len(inputs), size)])
     error = bundle.canary.error(probabilities(logits, bundle.record.temperature))
-    tolerance = TOLERANCE[runner.record.precision]
+    tolerance = CANARY_TOLERANCE[runner.record.precision]
     if not error <= tolerance:
         raise ParityError(
             f"{runner.name} misses its canary's probabilities by {error:.1e}, above {tolerance:.0e}: {AGAIN}, or run"

@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.runtimes.names import Precision
 from mosa_deploy.runtimes.tensorrt_library import Library
 from mosa_deploy.utils.files import sha256, write_text
 
 FORMAT_VERSION = 1
 RECORDS = "engine.json"
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 PREFERRED: tuple[Precision, ...] = ("fp16", "int8", "fp32")
 """The engine to take where several fit: int8 may cost accuracy, which is to be weighed before; fp32 is the slowest."""

@@ -46,7 +46,8 @@ def _outline(config: type[Any], groups: Groups, hints: Mapping[str, str]) -> typ
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
             return _group(name, name, _outline(kind, {}, hints))
-        text = " ".join(documents.get(name, "").split())
+        # None leaves the help to the field's own annotation, which may name what a constant lists.
+        text = " ".join(documents.get(name, "").split()) or None
         if field.default is None:
             hint = f"({hints[name]})" if name in hints else ""
             described = tyro.conf.arg(prefix_name=False, help=text, help_behavior_hint=hint)

@@ -23,7 +23,8 @@ from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.runner import SharedRunner
+from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 from tests.support.peft_models import (
     CLASSES,
     EQUAL,
@@ -302,7 +303,7 @@ def test_a_mixed_batch_of_converted_tasks_answers_each_sample_by_its_own(tmp_pat
     (folder,) = (tmp_path / "store" / "backbones").iterdir()
     wanted = layout_of(bundles[0].record)
     bank = Bank(wanted, bottleneck=2)
-    runner = SharedRunner(graph_file(folder, read_index(folder), wanted.file), bank)
+    runner = SharedRunner(open_runner(graph_file(folder, read_index(folder), wanted.file)), bank)
     slots = [bank.write(adapter_weights(bundle)) for bundle in bundles]
     features = runner.run(images().numpy(), np.array([slots[i % 2] for i in range(8)]))
     answered = [answers(first).numpy(), answers(second).numpy()]

@@ -12,9 +12,10 @@ from export.fp16 import to_fp16
 from export.int8 import to_int8
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, ProviderError
-from mosa_deploy.runtimes.runner import OnnxRunner
+from mosa_deploy.runtimes.names import Precision
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.tensorrt import EngineRunner, load_engine
-from mosa_deploy.runtimes.tensorrt_record import EngineRecord, Precision
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord
 from tests.support.graphs import noise, random_bank
 
 RTX = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")

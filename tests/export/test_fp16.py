@@ -12,7 +12,7 @@ from scipy.spatial.distance import cosine
 from export.fp16 import Watch, require_finite, to_fp16
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ParityError
-from mosa_deploy.runtimes.runner import OnnxRunner
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from tests.support.graphs import noise, random_bank
 
 

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cosine
 
 from export.int8 import Flavour, constant_products, to_int8
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.runtimes.runner import OnnxRunner
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from tests.support.graphs import noise, random_bank
 
 FLAVOURS: tuple[Flavour, ...] = ("cpu", "tensorrt")

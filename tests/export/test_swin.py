@@ -20,7 +20,9 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.runner import OnnxRunner, SharedRunner
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
+from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 from tests.support import swin
 from tests.support.images import write_jpegs
 from training.config import TuneConfig
@@ -107,7 +109,8 @@ def test_a_mixed_batch_of_the_shared_graph_answers_each_sample_by_its_own_task(r
     slots = [bank.write(each) for each in rows]
     assert [rows[0][f"layers.{i}.blocks.1.down"].shape for i in (0, 1)] == [(16, 3), (32, 3)]
     images, order = noise(5), [1, 0, 2, 0, 1]
-    given = SharedRunner(backbone(root) / "shared.onnx", bank).run(images, np.array([slots[k] for k in order]))
+    runner = SharedRunner(open_runner(backbone(root) / "shared.onnx"), bank)
+    given = runner.run(images, np.array([slots[k] for k in order]))
     wanted = [reference(restore(bundle), images, features=True) for bundle in bundles]
     for i, k in enumerate(order):
         np.testing.assert_allclose(given[i], wanted[k][i], rtol=0, atol=1e-5 * np.abs(wanted[k][i]).max())

@@ -18,7 +18,8 @@ from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout, adapter_weights, layout_of
 from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.runner import SharedRunner
+from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 from tests.support.graphs import make_task, noise
 
 NAME, KWARGS = "vit_small_patch14_reg4_dinov2", {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 28}
@@ -53,7 +54,7 @@ def task(bottleneck: int, seed: int) -> tuple[dict[str, Array], Transformer]:
 def test_a_mixed_batch_answers_each_sample_by_its_own_task(folder: Path) -> None:
     tasks = [task(5, 1), task(3, 2), task(20, 3)]
     bank = Bank(LAYOUT, bottleneck=4)
-    runner = SharedRunner(folder / "shared.onnx", bank)
+    runner = SharedRunner(open_runner(folder / "shared.onnx"), bank)
     slots = [bank.write(rows) for rows, _ in tasks]
     empty = bank.write({})
     images = np.concatenate([noise(), noise()[::-1]])
@@ -80,7 +81,7 @@ def test_a_mixed_batch_of_low_rank_tasks_answers_each_sample_by_its_own(
     wide = layout_of(tasks[0][0].record)
     trace_backbone(plain, "0" * 64, tmp_path / "b", wide)
     bank = Bank(wide, bottleneck=2)
-    runner = SharedRunner(tmp_path / "b" / wide.file, bank)
+    runner = SharedRunner(open_runner(tmp_path / "b" / wide.file), bank)
     slots = [bank.write(adapter_weights(bundle)) for bundle, _ in tasks]
     empty = bank.write({})
     images = noise()
@@ -109,10 +110,10 @@ def test_padding_other_slots_and_growth_change_no_answer(folder: Path) -> None:
     images = noise()
     alone = Bank(LAYOUT, bottleneck=5)
     slot = alone.write(rows)
-    before = SharedRunner(folder / "shared.onnx", alone).run(images, np.full(3, slot))
+    before = SharedRunner(open_runner(folder / "shared.onnx"), alone).run(images, np.full(3, slot))
     bank = Bank(LAYOUT, bottleneck=16)
     first = bank.write(rows)
-    runner = SharedRunner(folder / "shared.onnx", bank)
+    runner = SharedRunner(open_runner(folder / "shared.onnx"), bank)
     padded = runner.run(images, np.full(3, first))
     np.testing.assert_allclose(padded, before, atol=1e-6 * np.abs(before).max())
     others = [bank.write(task(30, seed)[0]) for seed in (2, 3)]
@@ -123,7 +124,7 @@ def test_padding_other_slots_and_growth_change_no_answer(folder: Path) -> None:
 
 def test_a_slot_that_is_written_anew_answers_at_once(folder: Path) -> None:
     bank = Bank(LAYOUT)
-    runner = SharedRunner(folder / "shared.onnx", bank)
+    runner = SharedRunner(open_runner(folder / "shared.onnx"), bank)
     images, (old, _), (new, model) = noise(), task(5, 1), task(5, 2)
     slot = bank.write(old)
     stale = runner.run(images, np.full(3, slot))

@@ -20,7 +20,8 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ProviderError
-from mosa_deploy.runtimes.runner import RunnerName, check_runner
+from mosa_deploy.runtimes.names import RunnerName
+from mosa_deploy.runtimes.runner import check_runner
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 TOLERANCE: dict[RunnerName, float] = {"onnxruntime-cpu": 1e-5, "openvino": 1e-5, "openvino-bf16": 5e-2}

@@ -1,13 +1,12 @@
 """What MOSA_RUNTIME means on a machine, and what is said where engines cannot be used."""
 
 from pathlib import Path
-from typing import get_args
 
 import onnxruntime
 import pytest
 
 from mosa_deploy.errors import ProviderError
-from mosa_deploy.runtimes.runner import RunnerName
+from mosa_deploy.runtimes.names import RUNNERS
 from serving.lanes import ExecutionPlan
 from serving.local_backend import LocalBackend
 from serving.runtime import Runtimes, choose
@@ -50,6 +49,6 @@ def test_auto_without_tensorrt_names_the_extra(
 
 
 def test_batches_are_padded_for_gpus_alone() -> None:
-    padding = {name: ExecutionPlan(name, "fp32", (1, 2)).padding for name in get_args(RunnerName)}
+    padding = {name: ExecutionPlan(name, "fp32", (1, 2)).padding for name in RUNNERS}
     gpu = {"onnxruntime-cuda": 0.25, "tensorrt": 0.25}
     assert padding == {"onnxruntime-cpu": 0, "openvino": 0, "openvino-bf16": 0, **gpu}

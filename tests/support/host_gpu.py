@@ -20,7 +20,8 @@ from onnx import numpy_helper
 from export.engine_files import engine_file
 from export.engines import BankLimits, shape_range
 from mosa_deploy.runtimes.cuda import Buffer
-from mosa_deploy.runtimes.tensorrt_record import EngineRecord, Precision, write_record
+from mosa_deploy.runtimes.names import Precision
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord, write_record
 from mosa_deploy.utils.files import sha256
 
 VERSION, CAPABILITY = "1.7.1", "sm86"

@@ -1,6 +1,8 @@
 """What a source file imports, read from its syntax tree."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import resolve_name
 from pathlib import Path
@@ -86,3 +88,14 @@ def closure(start: set[Path]) -> tuple[set[Path], set[str]]:
             if not ours:
                 others.add(parts[0])
     return files, others
+
+
+def new_modules(statement: str) -> set[str]:
+    """The top names that a statement adds to a fresh interpreter's modules."""
+    code = (
+        f"import sys; old = set(sys.modules); {statement}; print(*{{m.split('.')[0] for m in {{*sys.modules}} - old}})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return set(done.stdout.split())

@@ -2,7 +2,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,8 +18,11 @@ from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.names import GRAPH_RUNNERS, RunnerName
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.openvino import OpenVinoRunner
-from mosa_deploy.runtimes.runner import GraphRunnerName, OnnxRunner, RunnerName, SharedRunner, check_runner, open_runner
+from mosa_deploy.runtimes.runner import check_runner, open_runner
+from mosa_deploy.runtimes.shared import SharedRunner
 
 LAYOUT = Layout(BlockTopology(2, 24))
 TOLERANCE: dict[RunnerName, float] = {
@@ -31,7 +34,7 @@ TOLERANCE: dict[RunnerName, float] = {
 """Of the largest output; bf16 has eight bits, CUDA multiplies in TF32."""
 
 
-@pytest.fixture(params=get_args(GraphRunnerName))
+@pytest.fixture(params=GRAPH_RUNNERS)
 def name(request: pytest.FixtureRequest) -> RunnerName:
     """Every runner of ONNX files that is here."""
     given: RunnerName = request.param
@@ -148,7 +151,7 @@ def test_every_runner_answers_the_task_graph_as_the_reference_evaluator(
 def test_every_runner_answers_the_shared_graph_as_the_reference_evaluator(traced: Path, name: RunnerName) -> None:
     bank = Bank(LAYOUT, bottleneck=8, capacity=3)
     slots = np.array([bank.write(rows(r, seed=r)) for r in (3, 8, 5)])[[2, 0, 1, 2]]
-    runner = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
+    runner = SharedRunner(open_runner(traced / "shared.onnx", name, threads=1), bank)
     wanted = reference(traced / "shared.onnx", {"images": noise(4), "slots": slots, **bank.tensors})
     np.testing.assert_allclose(runner.run(noise(4), slots), wanted, rtol=0, atol=TOLERANCE[name] * np.abs(wanted).max())
     other = runner.run(noise(4), np.roll(slots, 1))
@@ -157,7 +160,7 @@ def test_every_runner_answers_the_shared_graph_as_the_reference_evaluator(traced
 
 def test_a_slot_written_cleared_or_moved_by_growth_is_seen_at_the_next_run(traced: Path, name: RunnerName) -> None:
     bank = Bank(LAYOUT, bottleneck=4, capacity=1)
-    runner = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
+    runner = SharedRunner(open_runner(traced / "shared.onnx", name, threads=1), bank)
 
     def check(slot: int) -> Array:
         slots = np.full(2, slot)
@@ -181,7 +184,7 @@ def test_threads_that_share_a_runner_get_their_own_answers(traced: Path, name: R
     bank = Bank(LAYOUT, bottleneck=4, capacity=2)
     bank.write(rows(4, seed=1))
     task = open_runner(traced / "plain.onnx", name, threads=1)
-    shared = SharedRunner(traced / "shared.onnx", bank, name, threads=1)
+    shared = SharedRunner(open_runner(traced / "shared.onnx", name, threads=1), bank)
     batches = [1, 2, 3, 5] * 10
 
     def both(batch: int) -> tuple[Array, Array]:

@@ -1,0 +1,114 @@
+"""ONNX Runtime: graphs of both lanes on the CPU or on CUDA."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS, PROVIDER_ARITHMETIC, Provider
+
+FOR_TENSORRT = "int8-tensorrt"
+"""In the names of files whose eight-bit weights overflow ONNX Runtime's integer kernels on CPUs without VNNI."""
+
+
+def execution_provider(provider: Provider) -> str:
+    """ONNX Runtime's name of a provider that starts here.
+
+    Raises:
+        ProviderError: the installed onnxruntime was built without it, or it does not start.
+    """
+    wanted = EXECUTION_PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise ProviderError(f"{wanted} is not in this onnxruntime: install onnxruntime-gpu, or run on the CPU")
+    if provider == "cuda":
+        onnxruntime.preload_dlls()
+        try:
+            # The provider is listed wherever onnxruntime-gpu is installed. Only memory on the device shows a GPU.
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, dtype=np.float32), "cuda", 0)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
+            raise ProviderError(
+                f"{wanted} did not start, CUDA's libraries or a GPU are missing: run on the CPU"
+            ) from error
+    return wanted
+
+
+def open_session(
+    path: Path, provider: Provider = "cpu", threads: int = 0, spinning: bool = True
+) -> onnxruntime.InferenceSession:
+    """A session on one execution provider. It never falls back to the CPU: a provider that is missing is an error.
+
+    `threads` of 0 takes one thread for each core. Without `spinning` idle threads sleep at once.
+
+    Raises:
+        ProviderError: the provider did not start.
+        StoreError: the file is missing or not a graph.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path}: no such file; write it with `python -m export`")
+    wanted = execution_provider(provider)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.log_severity_level = 3
+    if FOR_TENSORRT in path.name:
+        # Its pairs of Q and DQ run as they stand, which is what TensorRT computes.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
+        raise StoreError(f"{path} cannot be loaded: {str(error).splitlines()[0]}; export it again") from error
+    if wanted not in session.get_providers():
+        raise ProviderError(f"{wanted} did not start, its libraries are missing: run on the CPU")
+    return session
+
+
+class OnnxRunner:
+    """Runs a graph with ONNX Runtime; the arguments are those of `open_session`.
+
+    On the CPU bound inputs are read where they lie; on CUDA they are copied to the device.
+    """
+
+    sizes = None
+
+    def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0, spinning: bool = True) -> None:
+        self.session = open_session(path, provider, threads, spinning)
+        self.provider, self.precision = provider, PROVIDER_ARITHMETIC[provider]
+        self.inputs = [given.name for given in self.session.get_inputs()]
+        self.output = self.session.get_outputs()[0].name
+        self.bound: dict[str, onnxruntime.OrtValue] = {}
+        self.binding, self.lock = self.session.io_binding(), threading.Lock()
+
+    def bind(self, tensors: Mapping[str, Array]) -> None:
+        """Give inputs that stay from run to run, by name."""
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(tensor, self.provider, 0) for name, tensor in tensors.items()
+        }
+        with self.lock:
+            for name, value in values.items():
+                self.binding.bind_ortvalue_input(name, value)
+            # What is bound must outlive the binding.
+            self.bound = values
+
+    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
+        """On CUDA, copy all of what is bound to the device again: an OrtValue is written as a whole."""
+        if self.provider == "cuda":
+            self.bind(tensors)
+
+    def run(self, *inputs: NDArray[Any]) -> Array:
+        """Run the graph on the inputs that are not bound, given in the graph's order."""
+        given = dict(zip((name for name in self.inputs if name not in self.bound), inputs, strict=True))
+        if not self.bound:
+            return np.asarray(self.session.run(None, given)[0], dtype=np.float32)
+        # A session serves many threads at once, a binding only one.
+        with self.lock:
+            for name, value in given.items():
+                self.binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            self.binding.bind_output(self.output, "cpu")
+            self.session.run_with_iobinding(self.binding)
+            return np.asarray(self.binding.copy_outputs_to_cpu()[0], dtype=np.float32)
