@@ -26,6 +26,7 @@ from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
 from mosa_deploy.bundles.record import Record
@@ -85,7 +86,7 @@ def write_task(folder: Path, config: Config, name: str, seed: int) -> Record:
     canary = Canary.record([encode(image) for image in noise[:SIZE]], preprocess, answer)
     tensors = {key: value.numpy() for key, value in task_state(model).items()}
     Bundle(record, tensors, canary).save(folder)
-    np.savez_compressed(folder / "calibration.npz", images=noise[SIZE:])
+    write_samples(folder, Samples.unlabelled(noise[SIZE:]))
     return record
 
 

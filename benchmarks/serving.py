@@ -27,6 +27,7 @@ from benchmarks.serving_slots import slots
 from benchmarks.serving_soak import endurance, soak
 from benchmarks.serving_speed import Bench, Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
 from mosa_deploy.backbones.embedded import NAME as EMBEDDED
+from mosa_deploy.bundles.store_layout import BACKBONES
 from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
@@ -171,9 +172,9 @@ def measure(config: Config) -> list[str]:
 def with_backbones(scratch: Path, name: str) -> Path:
     """A part's folder, whose store has the backbones that parts before it have traced."""
     store = scratch / name / "store"
-    traced = next(scratch.glob("*/store/backbones"), None)
+    traced = next(scratch.glob(f"*/store/{BACKBONES}"), None)
     if traced is not None:
-        shutil.copytree(traced, store / "backbones", copy_function=os.link)
+        shutil.copytree(traced, store / BACKBONES, copy_function=os.link)
     store.mkdir(parents=True, exist_ok=True)
     return scratch / name
 

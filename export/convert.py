@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from export.arguments import convert_config
-from export.calibration import write_calibration
 from export.class_names import class_names
 from export.options import ConvertConfig
 from export.peft_adapter import PeftAdapter, read_peft
@@ -30,6 +29,7 @@ from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
 from mosa_deploy.backbones.transformers import DEFAULT_EPS, layer_norm_eps
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
+from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
 from mosa_deploy.bundles.record import Record
@@ -174,7 +174,7 @@ def write(
     canary = Canary.record(samples, record.preprocess, answer)
     with replacing_folder(out) as aside:
         if calibration is not None:
-            write_calibration(aside, calibration)
+            write_samples(aside, Samples.unlabelled(calibration))
         return Bundle(record, tensors, canary).save(aside)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import onnx
 
-from export.calibration import read_samples, require_enough
 from export.engine_files import choose_build
 from export.formats import fp32_file, write_formats
+from export.int8 import require_enough
 from export.options import ExportConfig
 from export.overview import overview
 from export.parity import BY_RUNNER, Chain, table
@@ -26,6 +26,7 @@ from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SEQUENTIAL
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of

@@ -18,10 +18,16 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from mosa_deploy.bundles.calibration import CALIBRATION, Samples
+from mosa_deploy.errors import DataError
+
 Flavour = Literal["cpu", "tensorrt"]
 Feed = Mapping[str, NDArray[Any]]
 
 PRODUCTS = ("MatMul", "Gemm")
+
+LEAST_IMAGES = 32
+"""Fewer calibration images miss the outliers, which set the ranges of activations."""
 
 SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 
@@ -65,6 +71,21 @@ def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], flavour: Flavour) -> 
             },
         )
         return onnx.load(path)
+
+
+def require_enough(samples: Samples | None, folder: Path) -> None:
+    """Check that the run in `folder` has images enough to learn the range of every activation.
+
+    Raises:
+        DataError: it has none, or too few.
+    """
+    way_out = "tune the task again, or leave int8 out of --precision"
+    if samples is None:
+        raise DataError(f"{folder / CALIBRATION}: no such file; int8 is calibrated on it: {way_out}")
+    if len(samples.images) < LEAST_IMAGES:
+        raise DataError(
+            f"{folder / CALIBRATION} holds {len(samples.images)} images, int8 needs at least {LEAST_IMAGES}: {way_out}"
+        )
 
 
 def constant_products(model: onnx.ModelProto) -> list[str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.calibration import Labels
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import Labels
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.errors import ParityError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of

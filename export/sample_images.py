@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES
 from mosa_deploy.bundles.canary import SIZE
 from mosa_deploy.bundles.preprocess import FORMATS, Pixels, Preprocess, decode, encode
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.seeds import derive
-
-CALIBRATION_IMAGES = 256
 
 WAVES = 6
 """Random colours along each side of a smooth image; what lies between them is interpolated."""

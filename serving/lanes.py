@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.store_layout import ENGINES
 from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.names import ON_GPU, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import SharedRunner
-from mosa_deploy.runtimes.tensorrt_record import RECORDS, engines_of, read_records
+from mosa_deploy.runtimes.tensorrt_record import engines_of, read_records
 from serving.batching import Batcher, Item, sizes_up_to
 from serving.runtime import Runtimes
 
@@ -155,7 +156,7 @@ class Lanes:
         try:
             found = engines_of(folder, graph, self.runtimes.capability)
         except StoreError as fault:
-            self.disable_engine(folder / RECORDS, graph, fault)
+            self.disable_engine(folder / ENGINES, graph, fault)
             return []
         return [engine for engine in found if engine not in self._disabled]
 

@@ -11,17 +11,17 @@ import numpy as np
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
-from mosa_deploy.bundles.store_layout import FOLDED
+from mosa_deploy.bundles.store_layout import ENGINES, FOLDED, backbone_folder, task_folder
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE
-from mosa_deploy.runtimes.tensorrt_record import AGAIN, RECORDS
+from mosa_deploy.runtimes.tensorrt_record import AGAIN
 from serving import metrics
 from serving.batching import Batcher, Item
 from serving.errors import RequestError, busy
 from serving.images import read_pixels
 from serving.lanes import AnyLane, Lanes, SharedLane
-from serving.store import BACKBONES, TASKS, LaneName, TaskStore, Version
+from serving.store import LaneName, TaskStore, Version
 
 CANARY_SECONDS = 60.0
 CANARY_PIXELS = 50_000_000
@@ -162,20 +162,20 @@ class ModelCache:
         if self.lanes.runtimes.capability is None:
             return []
         if lane == "shared":
-            folder, graph = f"{BACKBONES}/{record.backbone.folder}", layout_of(record).file
+            folder, graph = backbone_folder(record.backbone), layout_of(record).file
         elif version.key == self.store.exported(record.task):
-            folder, graph = f"{TASKS}/{record.task}", FOLDED
+            folder, graph = task_folder(record.task), FOLDED
         else:
             # An upload has other weights than the engine beside the export.
             return []
-        if RECORDS not in self.store.files.names(folder):
+        if ENGINES not in self.store.files.names(folder):
             return []
         return self.lanes.engines(self.store.files.local(folder), graph)
 
     def _place(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> LoadedTask:
         if lane == "folded" and engine:
             return LoadedTask(version, self.lanes.by_engine(engine, bundle), 0, None)
-        folder = self.store.files.local(f"{BACKBONES}/{version.record.backbone.folder}")
+        folder = self.store.files.local(backbone_folder(version.record.backbone))
         if lane == "folded":
             return LoadedTask(version, self.lanes.folded(folder, bundle), 0, None)
         weights = adapter_weights(bundle)

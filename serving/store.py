@@ -1,12 +1,9 @@
 """The tasks of a store, their versions, and what the operator decided about them.
 
-    backbones/<name>-<sha8>/      as exported
-    tasks/<task>/                 as exported: version one of a task
-    uploads/<key>.mosa            versions that came by HTTP, named by their content
-    decisions/<task>.json         which version is served, which one before, pin, lane
-
-A version is written before the decision that names it, and a decision is one small file: whenever a process is killed,
-the store says either the old or the new. A task whose export is newer than the last decision is served from the export.
+`mosa_deploy.bundles.store_layout` says where they lie. A task's exported version lies in `tasks/`, its uploaded ones in
+`uploads/`. A version is written before the decision that names it, and a decision is one small file: whenever a
+process is killed, the store names the old version or the new one. An export that is newer than the last decision is
+served.
 """
 
 from dataclasses import dataclass
@@ -16,12 +13,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
+from mosa_deploy.bundles.store_layout import DECISIONS, TASKS, UPLOADS, decision_file, task_folder, upload_file
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles
 
 LaneName = Literal["shared", "folded"]
-
-UPLOADS, DECISIONS, TASKS, BACKBONES = "uploads", "decisions", "tasks", "backbones"
 
 
 class Decision(BaseModel):
@@ -82,20 +78,18 @@ class TaskStore:
         """
         exported = self.exported(name)
         try:
-            decided = Decision.model_validate_json(self.files.read(f"{DECISIONS}/{name}.json"))
+            decided = Decision.model_validate_json(self.files.read(decision_file(name)))
         except FileNotFoundError:
             return Decision(current=exported, exported=exported)
         except ValidationError:
-            raise StoreError(
-                f"{self}/{DECISIONS}/{name}.json is damaged: remove it, and upload the task again"
-            ) from None
+            raise StoreError(f"{self}/{decision_file(name)} is damaged: remove it, and upload the task again") from None
         if exported not in (None, decided.exported, decided.current):
             return decided.model_copy(update={"current": exported, "previous": decided.current, "exported": exported})
         return decided
 
     def decide(self, name: str, decision: Decision) -> None:
         """Make it hold."""
-        self.files.write(f"{DECISIONS}/{name}.json", decision.model_dump_json(indent=2).encode() + b"\n")
+        self.files.write(decision_file(name), decision.model_dump_json(indent=2).encode() + b"\n")
 
     def version(self, name: str, key: str) -> Version:
         """A version's record.
@@ -104,9 +98,9 @@ class TaskStore:
             MosaError: it is missing or damaged.
         """
         if key == self.exported(name):
-            path = f"{TASKS}/{name}/{RECORD}"
+            path = f"{task_folder(name)}/{RECORD}"
             return self._checked(name, key, parse_record(self.files.read(path), f"{self}/{path}"))
-        return self._checked(name, key, parse_record(self.archive(name, key).record, f"{self}/{UPLOADS}/{key}.mosa"))
+        return self._checked(name, key, parse_record(self.archive(name, key).record, f"{self}/{upload_file(key)}"))
 
     def archive(self, name: str, key: str) -> Archive:
         """A version's bytes.
@@ -115,12 +109,12 @@ class TaskStore:
             MosaError: it is missing or damaged.
         """
         if key == self.exported(name):
-            folder = f"{TASKS}/{name}"
+            folder = task_folder(name)
             try:
                 return Archive(self.files.read(f"{folder}/{RECORD}"), self.files.read(f"{folder}/{TENSORS}"))
             except FileNotFoundError:
                 raise StoreError(f"{self}/{folder}/{TENSORS}: no such file; export the task again") from None
-        path = f"{UPLOADS}/{key}.mosa"
+        path = upload_file(key)
         try:
             archive = Archive.unpack(self.files.read(path), self.limit)
         except FileNotFoundError:
@@ -131,7 +125,7 @@ class TaskStore:
 
     def keep(self, archive: Archive) -> None:
         """Write a version, under the name of its content."""
-        self.files.write(f"{UPLOADS}/{archive.key}.mosa", archive.pack())
+        self.files.write(upload_file(archive.key), archive.pack())
 
     def keep_export(self, name: str, decision: Decision) -> None:
         """Write a copy of the exported version if it is served: the next export replaces it."""
@@ -140,17 +134,18 @@ class TaskStore:
 
     def forget_between(self, before: Decision, now: Decision) -> None:
         """Remove uploaded versions that neither an answer nor a rollback needs any more."""
-        for key in {before.current, before.previous} - {now.current, now.previous, None}:
-            self.files.remove(f"{UPLOADS}/{key}.mosa")
+        for key in {before.current, before.previous} - {now.current, now.previous}:
+            if key is not None:
+                self.files.remove(upload_file(key))
 
     def exported(self, name: str) -> str | None:
         """Key of what `python -m export` wrote for a task, if anything."""
         try:
-            return Archive(self.files.read(f"{TASKS}/{name}/{RECORD}"), b"").key
+            return Archive(self.files.read(f"{task_folder(name)}/{RECORD}"), b"").key
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _checked(self, name: str, key: str, record: Record) -> Version:
         if record.task != name:
-            raise StoreError(f"{self}/{TASKS}/{name} holds the bundle of '{record.task}': name the folder so")
+            raise StoreError(f"{self}/{task_folder(name)} holds the bundle of '{record.task}': name the folder so")
         return Version(key, record)

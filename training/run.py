@@ -20,8 +20,7 @@ from mosa_deploy.utils.files import write_text
 from training.config import differences
 from training.loop import Row
 
-CONFIG, CHECKPOINT, HISTORY = "config.json", "checkpoint.pt", "history.csv"
-METRICS, CALIBRATION = "metrics.json", "calibration.npz"
+CONFIG, CHECKPOINT, HISTORY, METRICS = "config.json", "checkpoint.pt", "history.csv", "metrics.json"
 
 
 def open_run(out: Path, description: str, resume: bool) -> bool:

@@ -8,7 +8,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import timm.data
 import torch
 
@@ -18,11 +17,12 @@ from mosa_deploy.backbones.foldable import Transformer, check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SPLIT
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import TASK_NAME, Record
 from mosa_deploy.errors import ConfigError, command
-from mosa_deploy.utils.files import replacing, write_text
+from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
@@ -36,8 +36,6 @@ from training.probe import fit_probe
 from training.report import write_report
 from training.scores import figures, fit_temperature
 from training.tasks import find
-
-CALIBRATION_IMAGES = 256
 
 
 def tune(config: TuneConfig) -> Path:
@@ -195,20 +193,17 @@ def write_results(
 
 
 def write_calibration(out: Path, train: Images, validation: Images, seed: int) -> None:
-    """`calibration.npz`: up to 256 random images (n, H, W, 3) uint8 of training, and of validation with labels."""
+    """Draw the images of `calibration.npz`: up to 256 of training, and as many of validation with their labels."""
 
     def some(images: Images, use: str) -> list[int]:
         generator = torch.Generator().manual_seed(derive(seed, use))
         return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
 
     calibrating, compared = some(train, "calibration"), some(validation, "parity")
-    with replacing(out / run.CALIBRATION) as aside, aside.open("wb") as handle:
-        np.savez_compressed(
-            handle,
-            images=train.pixels[calibrating].numpy(),
-            validation=validation.pixels[compared].numpy(),
-            labels=validation.labels[compared].numpy(),
-        )
+    samples = Samples(
+        train.pixels[calibrating].numpy(), validation.pixels[compared].numpy(), validation.labels[compared].numpy()
+    )
+    write_samples(out, samples)
 
 
 @command

@@ -1,10 +1,12 @@
-"""The store: the folder of what is exported and served.
+"""The store: the folder of everything that is exported and served. Its names are written here and nowhere else.
 
-backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx ... graph.json
-tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json
+    backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx ... graph.json
+    tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json
+    uploads/<key>.mosa         versions that came by HTTP, named by the sha256 of their record
+    decisions/<task>.json      which version is served, which one was before, pin, lane
 
-Beside each graph but the plain one lie what was made of it: .fp16.onnx, .int8.onnx, .int8-tensorrt.onnx, and engines,
-.<precision>.<capability>.engine, with one engine.json a folder.
+The graphs in other precisions lie beside each fp32 graph except the plain one: .fp16.onnx, .int8.onnx and
+.int8-tensorrt.onnx. So do engines, .<precision>.<capability>.engine, with one engine.json per folder.
 """
 
 from dataclasses import dataclass
@@ -13,33 +15,56 @@ from pathlib import Path
 from mosa_deploy.bundles.record import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
+BACKBONES, TASKS, UPLOADS, DECISIONS = "backbones", "tasks", "uploads", "decisions"
+
 PLAIN, GRAPH = "plain.onnx", "graph.json"
 FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
+ENGINES = "engine.json"
 TIMINGS = "timings.cache"
-"""TensorRT's, at the root: what its builds have timed on this machine's GPU."""
+"""What TensorRT's builds have timed on this machine's GPU; it lies at the root."""
+
+
+def backbone_folder(backbone: Backbone) -> str:
+    """Path below the root of what every task on this backbone shares."""
+    return f"{BACKBONES}/{backbone.folder}"
+
+
+def task_folder(task: str) -> str:
+    """Path below the root of an exported task."""
+    return f"{TASKS}/{task}"
+
+
+def upload_file(key: str) -> str:
+    """Path below the root of an uploaded version."""
+    return f"{UPLOADS}/{key}.mosa"
+
+
+def decision_file(task: str) -> str:
+    """Path below the root of what the operator decided about a task."""
+    return f"{DECISIONS}/{task}.json"
 
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """Where things lie below `root`."""
+    """The paths of a store in a folder of this machine."""
 
     root: Path
 
     def backbone(self, backbone: Backbone) -> Path:
         """The folder of what every task on this backbone shares."""
-        return self.root / "backbones" / backbone.folder
+        return self.root / backbone_folder(backbone)
 
     def task(self, name: str) -> Path:
-        """The folder of one task."""
-        return self.root / "tasks" / name
+        """The folder of an exported task."""
+        return self.root / task_folder(name)
 
     def tasks(self) -> list[str]:
-        """The names of the tasks, sorted.
+        """The names of the exported tasks, sorted.
 
         Raises:
-            StoreError: there is no store, or nothing in it.
+            StoreError: there is no store, or no task in it.
         """
-        names = sorted(record.parent.name for record in self.root.glob(f"tasks/[a-z]*/{RECORD}"))
+        names = sorted(record.parent.name for record in self.root.glob(f"{TASKS}/[a-z]*/{RECORD}"))
         if not names:
-            raise StoreError(f"no task in {self.root}/tasks: write one with `python -m export --out {self.root}`")
+            raise StoreError(f"no task in {self.root}/{TASKS}: write one with `python -m export --out {self.root}`")
         return names

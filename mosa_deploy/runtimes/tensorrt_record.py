@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mosa_deploy.bundles.store_layout import ENGINES
 from mosa_deploy.errors import ProviderError, StoreError
 from mosa_deploy.runtimes.names import Precision
 from mosa_deploy.runtimes.tensorrt_library import Library
 from mosa_deploy.utils.files import sha256, write_text
 
 FORMAT_VERSION = 1
-RECORDS = "engine.json"
 
 PREFERRED: tuple[Precision, ...] = ("fp16", "int8", "fp32")
 """The engine to take where several fit: int8 may cost accuracy, which is to be weighed before; fp32 is the slowest."""
@@ -51,7 +51,7 @@ def read_records(folder: Path) -> dict[str, EngineRecord]:
     Raises:
         StoreError: it is damaged or of another format version.
     """
-    path = folder / RECORDS
+    path = folder / ENGINES
     try:
         fields = json.loads(path.read_bytes())
         if fields["format_version"] != FORMAT_VERSION:
@@ -68,7 +68,7 @@ def write_record(path: Path, record: EngineRecord) -> None:
     records = read_records(path.parent) | {path.name: record}
     engines = {name: records[name].model_dump(mode="json") for name in sorted(records)}
     write_text(
-        path.parent / RECORDS, json.dumps({"format_version": FORMAT_VERSION, "engines": engines}, indent=2) + "\n"
+        path.parent / ENGINES, json.dumps({"format_version": FORMAT_VERSION, "engines": engines}, indent=2) + "\n"
     )
 
 
@@ -80,7 +80,7 @@ def read_record(path: Path) -> EngineRecord:
     """
     record = read_records(path.parent).get(path.name)
     if record is None or not path.is_file():
-        missing = path.parent / RECORDS if path.is_file() else path
+        missing = path.parent / ENGINES if path.is_file() else path
         raise StoreError(f"{missing}: no such engine; {AGAIN}")
     if sha256(path) != record.sha256:
         raise StoreError(f"{path} was altered or cut short since it was built: {AGAIN}")

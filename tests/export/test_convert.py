@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from export.calibration import read_samples
 from export.convert import convert
 from export.export import export
 from export.options import ExportConfig
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.backbone_graph import graph_file, read_index

@@ -21,7 +21,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.bundles.store_layout import PLAIN
-from mosa_deploy.errors import BackboneError, BundleError, ConfigError, ParityError, ProviderError
+from mosa_deploy.errors import BackboneError, BundleError, ConfigError, DataError, ParityError, ProviderError
 from tests.support.files import files_of
 from tests.support.runs import BACKBONE, make_run
 from tests.support.walker import ROOT
@@ -215,6 +215,19 @@ def test_a_missing_bundle_is_refused_by_its_path(tmp_path: Path) -> None:
         export(ExportConfig(bundle=tmp_path / "nowhere", out=tmp_path / "store"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
+
+
+def test_an_empty_calibration_file_stops_the_export_before_anything_is_written(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "calibration.npz").touch()
+    with pytest.raises(DataError, match=r"run/calibration\.npz cannot be read \(EOFError\): remove it, or"):
+        export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_fewer_than_no_parity_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--parity-images -1: at least 0$"):
+        ExportConfig(bundle=Path("runs/x"), parity_images=-1)
 
 
 def test_the_command_line_refuses_an_altered_bundle_in_one_line(tmp_path: Path, parts_run: Path) -> None:

@@ -9,8 +9,10 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from scipy.spatial.distance import cosine
 
-from export.int8 import Flavour, constant_products, to_int8
+from export.int8 import Flavour, constant_products, require_enough, to_int8
+from mosa_deploy.bundles.calibration import Samples
 from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.errors import DataError
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from tests.support.graphs import noise, random_bank
 
@@ -126,3 +128,23 @@ def test_a_shared_graph_leaves_its_banks_in_fp32_so_that_tasks_can_be_added(
     assert min(1 - cosine(a, b) for a, b in zip(given, wanted, strict=True)) >= 0.99
     banks = {entry.name for entry in model.graph.input[2:]}
     assert {node.op_type for node in model.graph.node for name in node.input if name in banks} == {"GatherND"}
+
+
+@pytest.mark.parametrize(
+    ("count", "line"),
+    [
+        (0, r"calibration\.npz: no such file; int8 is calibrated on it"),
+        (31, r"calibration\.npz holds 31 images, int8 needs at least 32"),
+    ],
+)
+def test_too_few_images_to_calibrate_on_are_refused_with_the_way_out(tmp_path: Path, count: int, line: str) -> None:
+    with pytest.raises(DataError, match=rf"{line}: tune the task again, or leave int8 out of --precision$"):
+        require_enough(some(count) if count else None, tmp_path)
+
+
+def test_32_images_are_enough_to_calibrate_on(tmp_path: Path) -> None:
+    require_enough(some(32), tmp_path)
+
+
+def some(count: int) -> Samples:
+    return Samples.unlabelled(np.zeros((count, 4, 4, 3), dtype=np.uint8))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.calibration import read_samples, write_calibration
 from export.sample_images import list_images, read_images, smooth_noise
 from mosa_deploy.bundles.preprocess import Preprocess, decode
 from mosa_deploy.errors import DataError
@@ -31,10 +30,6 @@ def test_up_to_256_of_more_images_are_drawn_over_all_of_them(tmp_path: Path) -> 
     numbers = drawn[:, 0, 0, 0].astype(int) + 256 * drawn[:, 0, 0, 1].astype(int)
     assert len(set(numbers)) == 256
     assert numbers.max() > 270
-    write_calibration(tmp_path, drawn)
-    kept = read_samples(tmp_path, (8, 12))
-    assert kept is not None
-    assert np.array_equal(kept.images, drawn)
 
 
 def test_an_unreadable_image_and_a_folder_of_none_are_named(tmp_path: Path) -> None:

@@ -7,12 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.calibration import Samples, read_samples, require_enough
-from export.export import export
-from export.options import ExportConfig
+from mosa_deploy.bundles.calibration import Samples, read_samples, write_samples
 from mosa_deploy.bundles.preprocess import Pixels
-from mosa_deploy.errors import ConfigError, DataError
-from tests.support.runs import make_run
+from mosa_deploy.errors import DataError
 
 
 def save(folder: Path, **arrays: Any) -> None:
@@ -48,6 +45,19 @@ def test_without_labels_stages_are_compared_on_the_calibration_images(tmp_path: 
     pixels, labels = found.compared(2)
     np.testing.assert_array_equal(pixels, images()[:2])
     assert len(labels) == 0
+
+
+@pytest.mark.parametrize(
+    "written",
+    [Samples(images(), images(5)[::-1], np.array([4, 0, 1, 1, 2])), Samples.unlabelled(images())],
+    ids=["labelled", "unlabelled"],
+)
+def test_images_come_back_as_they_were_written(tmp_path: Path, written: Samples) -> None:
+    write_samples(tmp_path, written)
+    found = read_samples(tmp_path, (4, 4))
+    assert found is not None
+    for name, array in vars(written).items():
+        np.testing.assert_array_equal(getattr(found, name), array)
 
 
 def test_a_run_without_any_has_none(tmp_path: Path) -> None:
@@ -103,33 +113,3 @@ def test_what_cannot_be_used_is_said_in_one_line_with_the_way_out(
     assert text in str(caught.value)
     assert str(caught.value).endswith("remove it, or copy the run again with its calibration.npz")
     assert "\n" not in str(caught.value)
-
-
-def test_an_empty_file_stops_the_export_before_anything_is_written(tmp_path: Path) -> None:
-    make_run(tmp_path / "run")
-    (tmp_path / "run" / "calibration.npz").touch()
-    with pytest.raises(DataError, match=r"run/calibration\.npz cannot be read \(EOFError\): remove it, or"):
-        export(ExportConfig(bundle=tmp_path / "run", out=tmp_path / "store"))
-    assert not (tmp_path / "store").exists()
-
-
-def test_fewer_than_no_parity_images_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^--parity-images -1: at least 0$"):
-        ExportConfig(bundle=Path("runs/x"), parity_images=-1)
-
-
-@pytest.mark.parametrize(
-    ("found", "line"),
-    [
-        (None, r"calibration\.npz: no such file; int8 is calibrated on it"),
-        (images(31), r"calibration\.npz holds 31 images, int8 needs at least 32"),
-    ],
-)
-def test_int8_needs_enough_images_and_says_the_way_out(tmp_path: Path, found: Pixels | None, line: str) -> None:
-    with pytest.raises(DataError, match=rf"{line}: tune the task again, or leave int8 out of --precision$"):
-        require_enough(None if found is None else unlabelled(found), tmp_path)
-    require_enough(unlabelled(images(32)), tmp_path)
-
-
-def unlabelled(pixels: Pixels) -> Samples:
-    return Samples(pixels, pixels[:0], np.empty(0, dtype=np.int64))

@@ -1,14 +1,14 @@
-"""The images that a run leaves beside its bundle for its export: `calibration.npz`.
+"""`calibration.npz`: the images that a run leaves beside its bundle for its export.
 
 images      (n, H, W, 3) uint8   training images, from which int8 learns the range of every activation
-validation  (m, H, W, 3) uint8   images that the task was not tuned on, if the run had any labelled ones
+validation  (m, H, W, 3) uint8   images that the task was not tuned on; may be empty, or missing
 labels      (m,) integers        their classes
 """
 
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.files import replacing
 
-FILE = "calibration.npz"
+CALIBRATION = "calibration.npz"
 
-LEAST = 32
-"""For int8: fewer images miss the outliers, which set the ranges of activations."""
+CALIBRATION_IMAGES = 256
+"""How many images of each kind a run keeps at most."""
 
 Labels = NDArray[np.integer[Any]]
 
@@ -34,25 +34,30 @@ class Samples:
     """Empty where there are no labels."""
     labels: Labels
 
+    @classmethod
+    def unlabelled(cls, images: Pixels) -> Self:
+        """Training images alone."""
+        return cls(images, images[:0], np.empty(0, dtype=np.int64))
+
     def compared(self, count: int) -> tuple[Pixels, Labels]:
-        """The images on which stages are compared, and the labels of as many of them as have one: all or none."""
+        """Up to `count` images on which stages are compared, and their labels: for all of them or for none."""
         if len(self.labels):
             return self.validation[:count], self.labels[:count]
         return self.images[:count], self.labels
 
 
 def read_samples(folder: Path, size: tuple[int, int]) -> Samples | None:
-    """The images of a run, or None if it has none; `size` is (H, W) of what the backbone reads.
+    """The images of a run, or None if it has none; `size` is the backbone's (H, W).
 
     Raises:
-        DataError: the file is damaged, empty, or holds images of another size.
+        DataError: the file is damaged or empty, or holds images of another size.
     """
-    path = folder / FILE
+    path = folder / CALIBRATION
     if not path.is_file():
         return None
-    again = f"remove it, or copy the run again with its {FILE}"
+    again = f"remove it, or copy the run again with its {CALIBRATION}"
     try:
-        # numpy leaves a path's file open when it fails, but not one that is open already.
+        # Given a path, numpy leaves the file open when it fails; given an open file, it does not.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             images: NDArray[Any] = arrays["images"]
             validation: NDArray[Any] = arrays.get("validation", images[:0])
@@ -71,20 +76,7 @@ def read_samples(folder: Path, size: tuple[int, int]) -> Samples | None:
     return Samples(images, validation, labels)
 
 
-def write_calibration(folder: Path, images: Pixels) -> None:
-    """Replace the calibration images of a run, (n, H, W, 3); they have no labels."""
-    with replacing(folder / FILE) as aside, aside.open("wb") as handle:
-        np.savez_compressed(handle, images=images)
-
-
-def require_enough(samples: Samples | None, folder: Path) -> None:
-    """See to it that a run has images from which int8 learns the range of every activation.
-
-    Raises:
-        DataError: there are none, or too few.
-    """
-    way_out = "tune the task again, or leave int8 out of --precision"
-    if samples is None:
-        raise DataError(f"{folder / FILE}: no such file; int8 is calibrated on it: {way_out}")
-    if len(samples.images) < LEAST:
-        raise DataError(f"{folder / FILE} holds {len(samples.images)} images, int8 needs at least {LEAST}: {way_out}")
+def write_samples(folder: Path, samples: Samples) -> None:
+    """Replace the calibration images of a run."""
+    with replacing(folder / CALIBRATION) as aside, aside.open("wb") as handle:
+        np.savez_compressed(handle, images=samples.images, validation=samples.validation, labels=samples.labels)
