@@ -20,16 +20,21 @@ from export.parity import TOLERANCES, Chain, Link
 from export.targets import ExportTarget
 from mosa_deploy.bundles.preprocess import Array, Pixels
 from mosa_deploy.graphs.backbone_graph import add_graph_file, graph_file, read_index
-from mosa_deploy.runtimes.names import Precision
+from mosa_deploy.runtimes.names import Precision, Quantisation
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.runner import Runner
 from mosa_deploy.utils.files import replacing
 
-FORMATS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "int8": ("int8", "int8-tensorrt")}
-"""What is written for a precision beside the fp32 graph."""
+FOR_TENSORRT = "int8-tensorrt"
 
-ENGINE_FORMATS: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8-tensorrt"}
-"""What an engine of a precision is built from."""
+QUANTISED: dict[str, Quantisation] = {"int8": "cpu", FOR_TENSORRT: "tensorrt"}
+"""The formats in int8, by what they are quantised for."""
+
+FORMATS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "int8": tuple(QUANTISED)}
+"""The formats that are written for a precision, beside the fp32 graph."""
+
+ENGINE_FORMATS: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": FOR_TENSORRT}
+"""The format that an engine of a precision is built from."""
 
 ROUNDS = 5
 
@@ -96,7 +101,7 @@ def convert(lane: ExportTarget, name: str, calibration: Array | None) -> onnx.Mo
     if name == "fp16":
         return to_fp16(graph)
     assert calibration is not None
-    return to_int8(graph, lane.feeds(calibration), "tensorrt" if name == "int8-tensorrt" else "cpu")
+    return to_int8(graph, lane.feeds(calibration), QUANTISED[name])
 
 
 def prove(lane: ExportTarget, file: Path, path: Path, precision: Precision, chain: Chain) -> Written:

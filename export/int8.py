@@ -3,15 +3,15 @@
     cpu        activations uint8, weights int8 of seven bits per channel: ONNX Runtime's integer kernels
     tensorrt   both int8 and symmetric, biases left alone: what TensorRT's explicit quantisation parses
 
-What is left in fp32: the patch embedding, whose input is the image itself; the products of two activations in
-attention; the banks of a shared graph, which change after calibration; norms, softmax and residuals.
+These stay in fp32: the patch embedding, whose input is the image itself; the products of two activations in attention;
+the banks of a shared graph, which change after calibration; norms, softmax and residuals.
 """
 
 import copy
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from mosa_deploy.bundles.calibration import CALIBRATION, Samples
 from mosa_deploy.errors import DataError
+from mosa_deploy.runtimes.names import QUANTISATION_KEY, Quantisation
 
-Flavour = Literal["cpu", "tensorrt"]
 Feed = Mapping[str, NDArray[Any]]
 
 PRODUCTS = ("MatMul", "Gemm")
@@ -43,13 +43,16 @@ class Feeds(CalibrationDataReader):  # type: ignore[misc] # onnxruntime ships no
         return next(self.feeds, None)
 
 
-def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], flavour: Flavour) -> onnx.ModelProto:
-    """The graph with Q/DQ pairs before every product with a constant weight, calibrated on `feeds`."""
+def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], quantisation: Quantisation) -> onnx.ModelProto:
+    """The graph with Q/DQ pairs before every product with a constant weight, calibrated on `feeds`.
+
+    Its metadata says what it was quantised for, and runners go by that.
+    """
     prepared = copy.deepcopy(model)
     del prepared.graph.value_info[:]
     # Its own preparation would fuse nodes for the CPU alone; shapes, which it needs, are inferred in any case.
     add_pre_process_metadata(prepared)
-    cpu = flavour == "cpu"
+    cpu = quantisation == "cpu"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "int8.onnx"
         quantize_static(
@@ -70,7 +73,9 @@ def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], flavour: Flavour) -> 
                 **({} if cpu else SYMMETRIC),
             },
         )
-        return onnx.load(path)
+        quantised = onnx.load(path)
+    quantised.metadata_props.add(key=QUANTISATION_KEY, value=quantisation)
+    return quantised
 
 
 def require_enough(samples: Samples | None, folder: Path) -> None:

@@ -18,6 +18,12 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+Quantisation = Literal["cpu", "tensorrt"]
+"""What an int8 file was quantised for. Each spoils it for the other: see `export.int8`."""
+
+QUANTISATION_KEY = "mosa_deploy.quantisation"
+"""The entry of an ONNX file's metadata that says which."""
+
 Provider = Literal["cpu", "cuda"]
 
 EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

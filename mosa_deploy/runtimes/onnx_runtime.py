@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ProviderError, StoreError
-from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS, PROVIDER_ARITHMETIC, Provider
-
-FOR_TENSORRT = "int8-tensorrt"
-"""In the names of files whose eight-bit weights overflow ONNX Runtime's integer kernels on CPUs without VNNI."""
+from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS, PROVIDER_ARITHMETIC, QUANTISATION_KEY, Provider
 
 
 def execution_provider(provider: Provider) -> str:
@@ -56,11 +53,13 @@ def open_session(
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 3
-    if FOR_TENSORRT in path.name:
-        # Its pairs of Q and DQ run as they stand, which is what TensorRT computes.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+        if session.get_modelmeta().custom_metadata_map.get(QUANTISATION_KEY) == "tensorrt":
+            # Its eight-bit weights overflow the integer kernels of CPUs without VNNI. Run as they stand, the pairs of
+            # Q and DQ compute what TensorRT does.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
         raise StoreError(f"{path} cannot be loaded: {str(error).splitlines()[0]}; export it again") from error
     if wanted not in session.get_providers():

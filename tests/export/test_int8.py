@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -9,14 +9,13 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from scipy.spatial.distance import cosine
 
-from export.int8 import Flavour, constant_products, require_enough, to_int8
+from export.int8 import constant_products, require_enough, to_int8
 from mosa_deploy.bundles.calibration import Samples
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import DataError
+from mosa_deploy.runtimes.names import QUANTISATION_KEY, Quantisation
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from tests.support.graphs import noise, random_bank
-
-FLAVOURS: tuple[Flavour, ...] = ("cpu", "tensorrt")
 
 PRODUCTS = {
     *(f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
@@ -29,19 +28,23 @@ def plain(traced: Path) -> onnx.ModelProto:
     return onnx.load(traced / "plain.onnx")
 
 
-@pytest.fixture(scope="module", params=FLAVOURS)
-def flavour(request: pytest.FixtureRequest) -> Flavour:
-    given: Flavour = request.param
+@pytest.fixture(scope="module", params=get_args(Quantisation))
+def quantisation(request: pytest.FixtureRequest) -> Quantisation:
+    given: Quantisation = request.param
     return given
 
 
 @pytest.fixture(scope="module")
-def quantised(plain: onnx.ModelProto, flavour: Flavour) -> onnx.ModelProto:
-    return to_int8(plain, [{"images": noise(16)}, {"images": noise(17)}], flavour)
+def quantised(plain: onnx.ModelProto, quantisation: Quantisation) -> onnx.ModelProto:
+    return to_int8(plain, [{"images": noise(16)}, {"images": noise(17)}], quantisation)
 
 
 def constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def test_a_file_says_what_it_was_quantised_for(quantised: onnx.ModelProto, quantisation: Quantisation) -> None:
+    assert {entry.key: entry.value for entry in quantised.metadata_props}[QUANTISATION_KEY] == quantisation
 
 
 def test_products_with_a_weight_are_quantised_and_nothing_else(
@@ -65,11 +68,11 @@ def test_products_with_a_weight_are_quantised_and_nothing_else(
 
 
 def test_weights_are_rounded_to_the_grid_of_their_own_output_channel(
-    plain: onnx.ModelProto, quantised: onnx.ModelProto, flavour: Flavour
+    plain: onnx.ModelProto, quantised: onnx.ModelProto, quantisation: Quantisation
 ) -> None:
     before, after = constants(plain), constants(quantised)
     # Seven bits for CPUs that would overflow, else eight; the grid is symmetric.
-    steps = 64 if flavour == "cpu" else 127
+    steps = 64 if quantisation == "cpu" else 127
     for name in PRODUCTS - {"head.weight"}:
         whole, whole_numbers, scale = before[name], after[f"{name}_quantized"], after[f"{name}_scale"]
         assert whole_numbers.dtype == np.int8
@@ -80,12 +83,12 @@ def test_weights_are_rounded_to_the_grid_of_their_own_output_channel(
 
 
 def test_for_tensorrt_everything_is_symmetric_and_no_bias_is_touched(
-    plain: onnx.ModelProto, quantised: onnx.ModelProto, flavour: Flavour
+    plain: onnx.ModelProto, quantised: onnx.ModelProto, quantisation: Quantisation
 ) -> None:
     found = constants(quantised)
     points = {name: value for name, value in found.items() if name.endswith("zero_point")}
     kinds = {tensor.data_type for tensor in quantised.graph.initializer if tensor.name in points}
-    if flavour == "tensorrt":
+    if quantisation == "tensorrt":
         assert kinds == {TensorProto.INT8}
         assert not any(value.any() for value in points.values())
         assert not [name for name in found if "bias" in name and name not in constants(plain)]
@@ -94,9 +97,9 @@ def test_for_tensorrt_everything_is_symmetric_and_no_bias_is_touched(
 
 
 def test_onnx_runtime_s_kernels_answer_as_the_formula_of_the_standard(
-    quantised: onnx.ModelProto, flavour: Flavour, tmp_path: Path
+    quantised: onnx.ModelProto, tmp_path: Path
 ) -> None:
-    path = tmp_path / ("a.int8.onnx" if flavour == "cpu" else "a.int8-tensorrt.onnx")
+    path = tmp_path / "a.onnx"
     onnx.save(quantised, path)
     outputs: Any = ReferenceEvaluator(quantised).run(None, {"images": noise(4)})
     wanted, given = np.asarray(outputs[0]), OnnxRunner(path).run(noise(4))
@@ -112,11 +115,13 @@ def test_answers_stay_near_the_fp32_graph_s(traced: Path, quantised: onnx.ModelP
 
 
 def test_a_shared_graph_leaves_its_banks_in_fp32_so_that_tasks_can_be_added(
-    traced: Path, flavour: Flavour, tmp_path: Path
+    traced: Path, quantisation: Quantisation, tmp_path: Path
 ) -> None:
     shared, calibrated, other = onnx.load(traced / "shared.onnx"), random_bank(), random_bank(6, 2)
     slots = np.array([0, 1, 0])
-    model = to_int8(shared, [{"images": noise(16), "slots": np.zeros(16, np.int64), **calibrated.tensors}], flavour)
+    model = to_int8(
+        shared, [{"images": noise(16), "slots": np.zeros(16, np.int64), **calibrated.tensors}], quantisation
+    )
     onnx.save(model, tmp_path / "int8.onnx")
 
     def features(path: Path) -> Array:

@@ -18,7 +18,7 @@ from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.names import GRAPH_RUNNERS, RunnerName
+from mosa_deploy.runtimes.names import GRAPH_RUNNERS, QUANTISATION_KEY, RunnerName
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.openvino import OpenVinoRunner
 from mosa_deploy.runtimes.runner import check_runner, open_runner
@@ -109,6 +109,31 @@ def test_threads_and_spinning_reach_the_session_and_not_the_answer(graph: Path) 
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     np.testing.assert_allclose(runner.run(images(2)), OnnxRunner(graph).run(images(2)), rtol=0, atol=1e-6)
+
+
+def quantised(graph: Path, what_for: str) -> Path:
+    """The graph, which says so in its metadata."""
+    model = onnx.load(graph)
+    model.metadata_props.add(key=QUANTISATION_KEY, value=what_for)
+    onnx.save(model, graph)
+    return graph
+
+
+def test_what_was_quantised_for_tensorrt_keeps_its_pairs_of_q_and_dq(graph: Path) -> None:
+    options = OnnxRunner(quantised(graph, "tensorrt")).session.get_session_options()
+    assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
+
+
+def test_what_was_quantised_for_cpus_runs_by_integer_kernels(graph: Path) -> None:
+    options = OnnxRunner(quantised(graph, "cpu")).session.get_session_options()
+    with pytest.raises(RuntimeError, match=r"disable_quant_qdq"):
+        options.get_session_config_entry("session.disable_quant_qdq")
+
+
+def test_a_file_s_name_says_nothing_of_its_quantisation(graph: Path) -> None:
+    renamed = graph.rename(graph.with_name("g.int8-tensorrt.onnx"))
+    with pytest.raises(RuntimeError, match=r"disable_quant_qdq"):
+        OnnxRunner(renamed).session.get_session_options().get_session_config_entry("session.disable_quant_qdq")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the provider is there")
