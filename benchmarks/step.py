@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_report import ratio_interval
 from mosa_deploy.adapters.attach import attach, set_passes
+from mosa_deploy.adapters.loss import pass_losses
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone
@@ -28,7 +29,7 @@ from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.config import Recipe, adapter_config
 from training.data import Images, normalise
-from training.loop import Trainer, task_loss
+from training.loop import Trainer
 from training.tune import choose_device, choose_precision
 
 REFERENCE = "dense adapter, two passes in one batch"
@@ -58,7 +59,7 @@ class TwoForwards(Trainer):
         set_passes(self.model, 1)
         with self.autocast:
             logits = torch.cat([self.model(inputs) for _ in range(self.recipe.passes)])
-        cross_entropy, consistency = task_loss(logits, labels, self.recipe.passes)
+        cross_entropy, consistency = pass_losses(logits, labels, self.recipe.passes)
         self.optimizer.zero_grad()
         (cross_entropy + self.recipe.consistency * consistency).backward()
         self.optimizer.step()

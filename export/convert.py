@@ -1,4 +1,4 @@
-"""Make a bundle of what a user has: `python -m export.convert --from peft|timm PATH --name TASK --backbone NAME`.
+"""Make a bundle of what a user has: `mosa convert --from peft|timm PATH --name TASK --backbone NAME`.
 
     peft    a LoRA adapter on a ViT of timm or transformers becomes a merged `lora` bundle
     timm    a checkpoint with its head becomes a `linear` bundle where the backbone stayed frozen, else a `full` one
@@ -22,7 +22,7 @@ from export.class_names import class_names
 from export.options import ConvertConfig
 from export.peft_adapter import PeftAdapter, read_peft
 from export.processor import read_processor
-from export.sample_images import list_images, read_images, smooth_noise
+from export.sample_images import read_images, sample_images, smooth_noise
 from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.checkpoints import load_weights, read_head
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
@@ -61,7 +61,7 @@ def convert(config: ConvertConfig) -> Path:
     out = config.out or Path("runs") / config.name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty: choose another --out")
-    paths = None if config.images is None else list_images(config.images)
+    paths = None if config.images is None else sample_images(config.images)
     given = None if config.preprocess is None else read_processor(config.preprocess)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # The adapter before the backbone: what cannot be mapped is refused before any weights are fetched.

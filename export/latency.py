@@ -1,4 +1,4 @@
-"""Time the ways to give a backbone a task: `python -m export.latency --bundle runs/digits --seconds 5`.
+"""Time the ways to give a backbone a task: `mosa latency --bundle runs/digits --seconds 5`.
 
 The variants (`export.variants`) run in turn, in one process, and are compared with the plain backbone round by round
 (`export.timing`). All of them: `--backbone vit_base_patch16_224 --random-weights --bottlenecks 16 64 256`.

@@ -1,6 +1,5 @@
 """The images that a converted task is proved and calibrated with: the user's own, or smooth noise without any."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from PIL import Image
 
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES
 from mosa_deploy.bundles.canary import SIZE
-from mosa_deploy.bundles.preprocess import FORMATS, Pixels, Preprocess, decode, encode
+from mosa_deploy.bundles.image_files import list_images
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess, decode, encode
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.seeds import derive
 
@@ -17,20 +17,15 @@ WAVES = 6
 """Random colours along each side of a smooth image; what lies between them is interpolated."""
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The images below a folder in the order of their paths; hidden ones are left out.
+def sample_images(folder: Path) -> list[Path]:
+    """The images below the folder of `--images`.
 
     Raises:
         DataError: no such folder, or none in it.
     """
     if not folder.is_dir():
         raise DataError(f"--images {folder}: no such folder; give a folder of images of the task")
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    images = sorted(path for path in found if path.suffix.lower() in suffixes)
+    images = list_images(folder)
     if not images:
         raise DataError(f"--images {folder} holds no images: give a folder of images of the task")
     return images

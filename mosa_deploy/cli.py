@@ -5,8 +5,9 @@ for its help. The first line of its docstring is what `mosa --help` says of it. 
 packages that build on `mosa_deploy`, and other distributions can add commands of their own.
 """
 
+import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -18,6 +19,9 @@ GROUP = "mosa.commands"
 
 ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve")
 """Commands in the order in which a user meets them; others follow by name."""
+
+ADDRESS = "http://localhost:3000"
+"""Where a service answers unless it is told otherwise."""
 
 USAGE = """\
 usage: mosa COMMAND [OPTIONS]
@@ -71,3 +75,34 @@ def pack(arguments: Sequence[str] | None = None, prog: str = "python -m mosa_dep
 
     write_bytes(given.out, Archive.of(given.bundle).pack())
     print(f"{given.out}: {given.out.stat().st_size} bytes")
+
+
+def predict(arguments: Sequence[str], prog: str) -> None:
+    """Classify images by an exported task, without a server, and write a CSV."""
+    parser = ArgumentParser(prog=prog, description=predict.__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("task", type=Path, help="a task's folder in a store, such as artifacts/tasks/digits")
+    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of images")
+    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="the CSV: file, class, score")
+    parser.add_argument("--top-k", type=int, default=1, help="classes for each image, one line each")
+    parser.add_argument("--batch", type=int, default=16, help="images that run together")
+    parser.add_argument("--runner", default="onnxruntime-cpu", help="what runs the graph")
+    given = parser.parse_args(arguments)
+    from mosa_deploy.client.predict import PredictConfig
+    from mosa_deploy.client.predict import predict as run
+
+    run(PredictConfig(**vars(given)))
+
+
+def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.ask") -> None:
+    """Ask a running service about images."""
+    parser = ArgumentParser(prog=prog, description=ask.__doc__)
+    parser.add_argument("images", type=Path, nargs="+", metavar="image")
+    parser.add_argument("--task", required=True, action="append", help="may be given several times")
+    address = os.environ.get("MOSA_ADDRESS") or ADDRESS
+    parser.add_argument("--address", default=address, help=f"MOSA_ADDRESS or {ADDRESS} if not given")
+    parser.add_argument("--key", help="an API key; MOSA_KEY if not given")
+    parser.add_argument("--top-k", type=int, default=3, help="how many classes to show")
+    given = parser.parse_args(arguments)
+    from mosa_deploy.client.ask import ask as run
+
+    run(given.images, given.task, given.address, given.key, given.top_k)

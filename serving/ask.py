@@ -1,6 +1,14 @@
-"""Keeps `python -m serving.ask` working; the code is `mosa_deploy.client.ask`."""
+"""`python -m serving.ask`, which is `mosa ask`."""
 
-from mosa_deploy.client.ask import main
+from mosa_deploy.cli import ask
+from mosa_deploy.errors import command
+
+
+@command
+def main() -> None:
+    """The command line."""
+    ask()
+
 
 if __name__ == "__main__":
     main()

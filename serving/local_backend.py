@@ -61,10 +61,8 @@ class LocalBackend:
         metrics.queue.set(self.batcher.waiting)
 
     def _require_tasks(self) -> None:
+        self.registry.store.require_tasks()
         entries = self.registry.list()
-        if not entries:
-            root = self.settings.artifacts
-            raise StoreError(f"no task in {root}/tasks: write one with `python -m export --out {root}`")
         if all(entry.refused for entry in entries):
             reasons = "; ".join(str(entry.refused) for entry in entries)
             raise StoreError(f"no task of {self.settings.artifacts} can be served: {reasons}")

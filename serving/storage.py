@@ -73,7 +73,7 @@ class LocalFiles:
         """See `Files`."""
         path = self.root / folder
         if not path.is_dir():
-            raise StoreError(f"{path}: no such folder; write it with `python -m export --out {self.root}`")
+            raise StoreError(f"{path}: no such folder; write it with `mosa export --out {self.root}`")
         return path
 
     def close(self) -> None:

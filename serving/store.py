@@ -70,6 +70,11 @@ class TaskStore:
         decided = {name.removesuffix(".json") for name in self.files.names(DECISIONS) if name.endswith(".json")}
         return sorted(decided | set(self.files.names(TASKS)))
 
+    def require_tasks(self) -> None:
+        """Raises StoreError if there is no task."""
+        if not self.names():
+            raise StoreError(f"no task in {self}/{TASKS}: write one with `mosa export --out {self}`")
+
     def decision(self, name: str) -> Decision:
         """What holds for a task now.
 
@@ -139,7 +144,7 @@ class TaskStore:
                 self.files.remove(upload_file(key))
 
     def exported(self, name: str) -> str | None:
-        """Key of what `python -m export` wrote for a task, if anything."""
+        """Key of what `mosa export` wrote for a task, if anything."""
         try:
             return Archive(self.files.read(f"{task_folder(name)}/{RECORD}"), b"").key
         except (FileNotFoundError, NotADirectoryError):

@@ -8,6 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import mosa_deploy
 from tests.support.walker import ROOT, closure, file_of, imported, imports_of, new_modules
 
 FORBIDDEN = {
@@ -202,6 +203,24 @@ def test_the_service_runs_without_torch_and_without_the_other_rooms() -> None:
     modules = new_modules("import serving.service")
     assert {"bentoml", "fastapi", "onnxruntime", "mosa_deploy"} <= modules
     assert not modules & {"torch", "timm", "onnx", "scipy", "matplotlib", "training", "export"}
+
+
+def test_the_walker_leaves_out_what_a_package_imports_on_demand() -> None:
+    source = "def __getattr__(name):\n    return import_module(name)\nif TYPE_CHECKING:\n    import torch\nimport json"
+    assert {*imported(source, "mosa_deploy")} == {"torch", "json"}
+    assert {*imported(source, "mosa_deploy", loaded=True)} == {"json"}
+
+
+@pytest.mark.parametrize("name", mosa_deploy.__all__)
+def test_a_public_name_is_what_its_module_says(name: str) -> None:
+    found = getattr(mosa_deploy, name)
+    assert found.__name__ == name
+    assert name in dir(mosa_deploy)
+
+
+def test_a_name_that_the_library_does_not_have_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'mosa_deploy' has no attribute 'unfold'"):
+        _ = mosa_deploy.unfold
 
 
 def test_importing_the_library_loads_nothing_but_itself() -> None:

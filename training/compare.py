@@ -1,6 +1,6 @@
 """Compare methods on tasks, with equal trials and several seeds.
 
-    python -m training.compare --tasks digits,sprites-location --methods linear,adapter,mosa --seeds 2 --epochs 3
+    mosa compare --tasks digits,sprites-location --methods linear,adapter,mosa --seeds 2 --epochs 3
 
 Every method tries the same number of settings on seed 0, validation chooses one, and that one is tuned with every
 seed. The test set is read once for each of those runs, after the choice. The same command run again goes on where it

@@ -1,9 +1,9 @@
 """Read the test set.
 
-    python -m training.evaluate --bundle runs/digits
-    python -m training.evaluate --onnx artifacts/tasks/digits/folded.onnx
-    python -m training.evaluate --onnx artifacts/backbones/NAME/shared.fp16.onnx --bundle artifacts/tasks/digits
-    python -m training.evaluate --backbone vit_tinyd6_patch4_32.cifar10 --data-dir cifar10.tar.gz
+    mosa evaluate --bundle runs/digits
+    mosa evaluate --onnx artifacts/tasks/digits/folded.onnx
+    mosa evaluate --onnx artifacts/backbones/NAME/shared.fp16.onnx --bundle artifacts/tasks/digits
+    mosa evaluate --backbone vit_tinyd6_patch4_32.cifar10 --data-dir cifar10.tar.gz
 
 Everything else selects on validation; this is the one place that looks at the test set.
 """

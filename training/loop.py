@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mosa_deploy.adapters.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
+from mosa_deploy.adapters.loss import pass_losses
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
@@ -37,23 +38,6 @@ class State:
     """(accuracy, -loss) on validation of the best epoch."""
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
-
-
-def task_loss(logits: Tensor, labels: Tensor, passes: int) -> tuple[Tensor, Tensor]:
-    """Cross entropy and consistency of `passes` stochastic passes of one batch, logits (passes * B, K).
-
-        CE(f1, y) + 1/2 [ KL(sg p2 || p1) + KL(sg p1 || p2) ]        (arXiv 2312.02923, section 3.4)
-
-    The first pass alone meets the labels; sg stops the gradient. One pass has no consistency term.
-    """
-    parts = logits.float().chunk(passes)
-    cross_entropy = F.cross_entropy(parts[0], labels)
-    if passes == 1:
-        return cross_entropy, torch.zeros_like(cross_entropy)
-    first, second = (part.log_softmax(dim=1) for part in parts)
-    forth = F.kl_div(first, second.detach(), reduction="batchmean", log_target=True)
-    back = F.kl_div(second, first.detach(), reduction="batchmean", log_target=True)
-    return cross_entropy, (forth + back) / 2
 
 
 @torch.inference_mode()
@@ -167,7 +151,7 @@ class Trainer:
         passes = self.recipe.passes
         with self.autocast:
             logits = self.model(inputs.repeat(passes, 1, 1, 1))
-        cross_entropy, consistency = task_loss(logits, labels, passes)
+        cross_entropy, consistency = pass_losses(logits, labels, passes)
         self.optimizer.zero_grad()
         (cross_entropy + self.recipe.consistency * consistency).backward()
         self.optimizer.step()

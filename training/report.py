@@ -58,7 +58,7 @@ Of {len(labels)} images, the same that chose the {axis} and the temperature: exp
 The test set was not read; this reads it:
 
 ```sh
-python -m training.evaluate --bundle {name}
+mosa evaluate --bundle {name}
 ```
 
 ## Largest confusions

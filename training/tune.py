@@ -1,4 +1,4 @@
-"""Tune one task: `python -m training.tune --task NAME`.
+"""Tune one task: `mosa tune --task NAME`.
 
 Reads from top to bottom: find the data, load the frozen backbone, train or fit, choose the temperature, write the run.
 """

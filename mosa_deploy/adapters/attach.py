@@ -64,7 +64,7 @@ class AdaptedSwinBlock(Adapted):
 
 
 def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> Model:
-    """Give every block an adapter, in place, and return the model; its logits stay the same.
+    """Give every block an adapter and freeze the backbone, in place, and return the model; its logits stay the same.
 
     Parallel adapters share their block's activation and eps. In a ViT they normalise with a LayerNorm of their own, in
     a Swin they read norm2(h), as the FFN does. With `split` the adapters get their experts and can be tuned; without,
@@ -90,6 +90,7 @@ def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = 
             for adapter in adapters(adapted):
                 adapter.split_(config, generator)
         adapted.to(device).train(plain.training)
+    freeze(plain)
     return model
 
 
@@ -164,6 +165,15 @@ def freeze(model: Transformer) -> None:
     for adapter in adapters(model):
         adapter.unfreeze()
     model.get_classifier().requires_grad_(True)
+
+
+def backbone_state(model: Transformer) -> dict[str, Tensor]:
+    """The backbone's own tensors by timm's names, without a head and whatever is attached to it."""
+    head, state = f"{topology_of(model).head}.", dict[str, Tensor]()
+    for name, value in model.state_dict().items():
+        if ".adapter." not in name and not name.startswith(head):
+            state[name.replace(".block.", ".").replace(".linear.", ".")] = value
+    return state
 
 
 def task_state(model: Transformer) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 import torch
 
-from mosa_deploy.adapters.attach import attach, load_task_state
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, topology_of
+from mosa_deploy.adapters.attach import attach, backbone_state, load_task_state
+from mosa_deploy.backbones.foldable import Transformer, topology_of
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import Backbone
@@ -43,11 +43,10 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
 
 
 def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:
-    """A backbone, with or without a head, as records have it."""
-    topology = topology_of(model)
-    state = {key: value for key, value in model.state_dict().items() if not key.startswith(f"{topology.head}.")}
+    """A backbone, with or without a head and adapters, as records have it."""
+    topology, state = topology_of(model), backbone_state(model)
     # The FFNs of a Swin differ in width, and no task updates their weights.
-    hidden = None if topology.stages else feed_forward(blocks_of(model)["blocks.0"]).fc1.out_features
+    hidden = None if topology.stages else len(state["blocks.0.mlp.fc1.bias"])
     return Backbone(
         name=name,
         source=source,

@@ -1,6 +1,6 @@
 """The `.mosa` file: a bundle as one zip of `adapter.safetensors` and `adapter.json`, for upload.
 
-    python -m mosa_deploy.archive runs/digits digits.mosa
+    mosa pack runs/digits digits.mosa
 
 It is read in memory, and everything is checked before anything is written: the names, the sizes that the directory
 states, the ratio, the checksums, the hash, and every tensor. Members are stored with fixed times, so that the same
@@ -69,9 +69,7 @@ class Archive:
             RuntimeError,
             OSError,
         ) as error:
-            raise BundleError(
-                f"not a readable .mosa file ({error}): pack it with `python -m mosa_deploy.archive`"
-            ) from None
+            raise BundleError(f"not a readable .mosa file ({error}): pack it with `mosa pack`") from None
 
     def pack(self) -> bytes:
         """The zip."""

@@ -66,5 +66,5 @@ class StoreLayout:
         """
         names = sorted(record.parent.name for record in self.root.glob(f"{TASKS}/[a-z]*/{RECORD}"))
         if not names:
-            raise StoreError(f"no task in {self.root}/{TASKS}: write one with `python -m export --out {self.root}`")
+            raise StoreError(f"no task in {self.root}/{TASKS}: write one with `mosa export --out {self.root}`")
         return names

@@ -16,9 +16,10 @@ import tenacity
 from pydantic import ValidationError
 
 from mosa_deploy.client import requests
-from mosa_deploy.client.requests import ApiRequest, Content, Picture
+from mosa_deploy.client.requests import ApiRequest, Picture
 from mosa_deploy.client.schema import Answer, Failure, Fault, LaneName, Task
 from mosa_deploy.errors import ConfigError, ServiceError
+from mosa_deploy.utils.files import Content
 
 T = TypeVar("T")
 

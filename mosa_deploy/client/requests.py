@@ -1,6 +1,5 @@
 """The requests that a client sends, and how their responses are read; `mosa_deploy.client.client` sends them."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,12 +9,9 @@ from urllib.parse import quote
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.client.schema import Answer, Answers, Failure, LaneName, Pin, Task, Tasks
-from mosa_deploy.errors import DataError
+from mosa_deploy.utils.files import Content, read_content
 
 T = TypeVar("T")
-
-Content = bytes | str | os.PathLike[str]
-"""The bytes of a file, or its path."""
 
 Picture = Content
 """An encoded image, or the path of its file."""
@@ -99,7 +95,7 @@ def _path(task: str) -> str:
 
 
 def _form(pictures: Sequence[Picture], **fields: Any) -> dict[str, Any]:
-    return {"files": [("image", (_name(picture), _read(picture))) for picture in pictures], "data": fields}
+    return {"files": [("image", (_name(picture), read_content(picture))) for picture in pictures], "data": fields}
 
 
 def _name(picture: Picture) -> str:
@@ -116,18 +112,4 @@ def _packed(bundle: Content) -> bytes:
     """
     if not isinstance(bundle, bytes) and Path(bundle).is_dir():
         return Archive.of(Path(bundle)).pack()
-    return _read(bundle)
-
-
-def _read(content: Content) -> bytes:
-    """The bytes, read from the file if a path is given.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if isinstance(content, bytes):
-        return content
-    try:
-        return Path(content).read_bytes()
-    except OSError as error:
-        raise DataError(f"{os.fspath(content)}: {error.strerror}") from None
+    return read_content(bundle)

@@ -47,7 +47,7 @@ def open_session(
         StoreError: the file is missing or not a graph.
     """
     if not path.is_file():
-        raise StoreError(f"{path}: no such file; write it with `python -m export`")
+        raise StoreError(f"{path}: no such file; write it with `mosa export`")
     wanted = execution_provider(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -45,7 +45,7 @@ class OpenVinoRunner:
         """Raises ProviderError as `load_openvino`, StoreError if the file is missing or not a graph."""
         self.openvino = load_openvino(precision)
         if not path.is_file():
-            raise StoreError(f"{path}: no such file; write it with `python -m export`")
+            raise StoreError(f"{path}: no such file; write it with `mosa export`")
         hints = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 PREFERRED: tuple[Precision, ...] = ("fp16", "int8", "fp32")
 """The engine to take where several fit: int8 may cost accuracy, which is to be weighed before; fp32 is the slowest."""
 
-AGAIN = "build it again with `python -m export --targets onnx,tensorrt`"
+AGAIN = "build it again with `mosa export --targets onnx,tensorrt`"
 
 
 class EngineRecord(BaseModel):

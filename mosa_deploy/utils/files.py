@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mosa_deploy.errors import WriteError
+from mosa_deploy.errors import DataError, WriteError
+
+Content = bytes | str | os.PathLike[str]
+"""The bytes of a file, or its path."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a spent quota, a file above the allowed size."""
@@ -83,6 +86,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Replace `path` by `content`."""
     write_bytes(path, content.encode())
+
+
+def read_content(content: Content) -> bytes:
+    """The bytes, read from the file if a path is given.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if isinstance(content, bytes):
+        return content
+    try:
+        return Path(content).read_bytes()
+    except OSError as error:
+        raise DataError(f"{os.fspath(content)}: {error.strerror}") from None
 
 
 def sha256(path: Path) -> str:

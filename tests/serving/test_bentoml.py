@@ -137,7 +137,7 @@ def test_no_process_of_the_server_has_loaded_torch(server: Server) -> None:
 
 def test_without_a_store_the_server_never_gets_ready_and_its_log_names_the_way_out(tmp_path: Path) -> None:
     with serve(tmp_path / "nowhere", tmp_path) as server:
-        server.wait_until(f"no task in {tmp_path}/nowhere/tasks: write one with `python -m export --out {tmp_path}")
+        server.wait_until(f"no task in {tmp_path}/nowhere/tasks: write one with `mosa export --out {tmp_path}")
         assert not server.ready()
 
 

@@ -74,5 +74,5 @@ def test_an_empty_store_names_the_command_that_fills_it_unless_tasks_may_be_adde
     (tmp_path / "tasks").mkdir()
     with pytest.raises(StoreError) as caught:
         LocalBackend(Settings(artifacts=str(tmp_path)))
-    assert str(caught.value) == f"no task in {tmp_path}/tasks: write one with `python -m export --out {tmp_path}`"
+    assert str(caught.value) == f"no task in {tmp_path}/tasks: write one with `mosa export --out {tmp_path}`"
     LocalBackend(Settings(artifacts=str(tmp_path), admin_keys=("a",))).stop()

@@ -14,8 +14,8 @@ LOADERS = {"import_module", "__import__"}
 def imported(source: str, package: str, loaded: bool = False) -> Iterator[str]:
     """Every module that `source`, of `package`, imports at any depth; of `from a import b` both `a` and `a.b`.
 
-    With `loaded`, only what running it may load: not what type checkers alone read, and not what a package's
-    `__getattr__` imports when somebody asks for a name.
+    With `loaded`, only what running it may load, and not what type checkers alone read. What a package's `__getattr__`
+    imports when somebody asks for a name is left out either way: type checkers read the same names beside it.
 
     Raises:
         ValueError: a module is imported by a name that only a run would tell.
@@ -49,7 +49,7 @@ def walk(tree: ast.AST, loaded: bool) -> Iterator[ast.AST]:
             case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=orelse) if loaded:
                 for other in orelse:
                     yield from walk(other, loaded)
-            case ast.FunctionDef(name="__getattr__") if loaded and isinstance(tree, ast.Module):
+            case ast.FunctionDef(name="__getattr__") if isinstance(tree, ast.Module):
                 continue
             case _:
                 yield node

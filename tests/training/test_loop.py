@@ -8,12 +8,13 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 
 from mosa_deploy.adapters.attach import attach, split_layers, task_state
+from mosa_deploy.adapters.loss import pass_losses
 from mosa_deploy.adapters.merge import merge
 from mosa_deploy.errors import TrainingError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.config import Recipe, adapter_config
-from training.loop import Trainer, predict, task_loss
+from training.loop import Trainer, predict
 
 RECIPE = Recipe(backbone="toy", bottleneck=4, experts=3, dropout=0.0, epochs=3, batch_size=8, lr=1e-2)
 
@@ -36,14 +37,14 @@ def test_task_loss_is_cross_entropy_and_half_the_two_divergences() -> None:
     first, second = np.split(softmax(logits.double().numpy(), axis=1), 2)
     cross_entropy = -log_softmax(logits[:6].double().numpy(), axis=1)[np.arange(6), labels].mean()
     consistency = (rel_entr(first, second).sum(1).mean() + rel_entr(second, first).sum(1).mean()) / 2
-    given = task_loss(logits, labels, passes=2)
+    given = pass_losses(logits, labels, passes=2)
     np.testing.assert_allclose([float(part) for part in given], [cross_entropy, consistency], rtol=1e-5)
 
 
 def test_gradient_of_the_task_loss_stops_where_the_paper_says() -> None:
     logits, labels = two_passes()
     logits.requires_grad_()
-    sum(task_loss(logits, labels, passes=2), start=torch.zeros(())).backward()
+    sum(pass_losses(logits, labels, passes=2), start=torch.zeros(())).backward()
     first, second = np.split(softmax(logits.detach().double().numpy(), axis=1), 2)
     # d KL(sg q || softmax(z)) / dz = softmax(z) - q, and nothing flows into q.
     expected = np.concatenate([first - np.eye(4)[labels] + (first - second) / 2, (second - first) / 2]) / 6
@@ -53,7 +54,7 @@ def test_gradient_of_the_task_loss_stops_where_the_paper_says() -> None:
 
 def test_one_pass_has_no_consistency() -> None:
     logits, labels = two_passes()
-    cross_entropy, consistency = task_loss(logits[:6], labels, passes=1)
+    cross_entropy, consistency = pass_losses(logits[:6], labels, passes=1)
     expected = -log_softmax(logits[:6].double().numpy(), axis=1)[np.arange(6), labels].mean()
     assert float(cross_entropy) == pytest.approx(expected, rel=1e-5)
     assert float(consistency) == 0

@@ -129,12 +129,12 @@ def test_report_gives_the_command_that_reads_the_test_set_and_no_path_of_the_mac
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (run / "report.md").read_text()
-    assert "\npython -m training.evaluate --bundle ports\n" in text
+    assert "\nmosa evaluate --bundle ports\n" in text
     for file in run.iterdir():
         assert str(run.parent).encode() not in file.read_bytes()
     monkeypatch.chdir(tmp_path)
     write_report(Path("runs/ports"), record(), RECIPE, LOGITS, LABELS, EPOCHS)
-    assert "\npython -m training.evaluate --bundle runs/ports\n" in Path("runs/ports/report.md").read_text()
+    assert "\nmosa evaluate --bundle runs/ports\n" in Path("runs/ports/report.md").read_text()
 
 
 def test_pictures_of_the_report_are_there_and_in_the_events(run: Path) -> None:

@@ -1,6 +1,6 @@
 """CIFAR-10 of few images: 20 of each class to tune on, 20 to select by, and the whole test set.
 
-    python -m training.tune --task cifar10 --data-dir cifar10.tar.gz
+    mosa tune --task cifar10 --data-dir cifar10.tar.gz
 
 The archive, or the folder, holds `{train,test}/<class>/<file>`. The two small sets are drawn from `train`. No test of
 transfer: the embedded backbone was pre-trained on the same training images. Test accuracy over 5 seeds:

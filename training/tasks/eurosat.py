@@ -1,7 +1,7 @@
 """EuroSAT: land use from Sentinel-2, 27,000 RGB images of 64 x 64 in 10 classes.
 
-    python -m training.tune --task eurosat
-    python -m training.tune --task eurosat --data-dir FOLDER --backbone vit_tinyd6_patch4_32.cifar10
+    mosa tune --task eurosat
+    mosa tune --task eurosat --data-dir FOLDER --backbone vit_tinyd6_patch4_32.cifar10
 
 Splits: `vtab` (800 / 200 / 5,400, our own stratified draw of VTAB's sizes; the default), `full` (16,200 / 5,400 /
 5,400), percentages, or a file that lists `train|validation|test <class>/<file>`. A folder of another size is split

@@ -1,7 +1,7 @@
 """A folder of one's own, or a tar archive of one: one folder a class.
 
-    python -m training.tune --task folder --name flowers --data-dir FOLDER
-    python -m training.tune --task folder --name flowers --data-dir flowers.tar.gz --split 80-10-10
+    mosa tune --task folder --name flowers --data-dir FOLDER
+    mosa tune --task folder --name flowers --data-dir flowers.tar.gz --split 80-10-10
 
 `<class>/<file>` is split 60-20-20 or as `--split` says; `{train,validation,test}/<class>/<file>` is taken as it is
 (`val` and `valid` are validation too). Without validation a fifth of train becomes it; without test there is no task.

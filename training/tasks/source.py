@@ -16,9 +16,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from PIL import Image
-
-from mosa_deploy.bundles.preprocess import FORMATS
+from mosa_deploy.bundles.image_files import image_suffixes
 from mosa_deploy.errors import DataError
 from training.tasks.base import Example
 
@@ -100,7 +98,7 @@ class Source:
 
 def list_folder(root: Path) -> tuple[set[Parts], dict[Parts, Callable[[], bytes]]]:
     """The folders and images below `root`; links are followed."""
-    suffixes = readable()
+    suffixes = image_suffixes()
     folders: set[Parts] = set()
     images: dict[Parts, Callable[[], bytes]] = {}
     todo: list[Parts] = [()]
@@ -126,7 +124,7 @@ def list_archive(path: Path) -> tuple[set[Parts], dict[Parts, Callable[[], bytes
         DataError: a member is neither file nor folder, or lies outside.
         ReadError: the archive is damaged; as other errors, of its compression.
     """
-    suffixes = readable()
+    suffixes = image_suffixes()
     folders: set[Parts] = set()
     images: dict[Parts, Callable[[], bytes]] = {}
     with tarfile.open(path) as archive:
@@ -165,11 +163,6 @@ def check_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError("unexpected end of data")
     while archive.fileobj.read(1 << 20):  # Only at its very end does a compressed file compare its checksum.
         pass
-
-
-def readable() -> set[str]:
-    """The suffixes of images that can be decoded."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 def read_classes(source: Source) -> tuple[tuple[str, ...], list[Example]]:

@@ -1,7 +1,7 @@
 """Sprites, drawn on the fly by dSprites' definitions: where is the shape, and how is it turned?
 
-    python -m training.tune --task sprites-location
-    python -m training.tune --task sprites-orientation
+    mosa tune --task sprites-location
+    mosa tune --task sprites-orientation
 
 Square, ellipse or heart; 6 scales; 40 orientations 2 pi k / 40; 32 x- and 32 y-positions; 32 px, antialiased, each
 image decided by its index alone. 800 / 200 / 2,000, 16 classes: two x-positions, or two and a half orientations each.

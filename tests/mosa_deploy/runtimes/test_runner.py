@@ -149,7 +149,7 @@ def test_a_provider_that_onnxruntime_lacks_names_the_package(graph: Path, monkey
 
 
 def test_a_missing_graph_names_the_command_that_writes_it(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"none\.onnx: no such file; write it with `python -m export`$"):
+    with pytest.raises(StoreError, match=r"none\.onnx: no such file; write it with `mosa export`$"):
         OnnxRunner(tmp_path / "none.onnx")
 
 
@@ -230,7 +230,7 @@ def test_a_run_with_too_few_inputs_is_refused(traced: Path, name: RunnerName) ->
 def test_openvino_refuses_what_is_missing_or_damaged_in_one_line(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     path = tmp_path / "g.onnx"
-    with pytest.raises(StoreError, match=r"g\.onnx: no such file; write it with `python -m export`$"):
+    with pytest.raises(StoreError, match=r"g\.onnx: no such file; write it with `mosa export`$"):
         open_runner(path, "openvino")
     path.write_bytes(b"")
     with pytest.raises(StoreError) as caught:

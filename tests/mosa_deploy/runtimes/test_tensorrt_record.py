@@ -71,9 +71,7 @@ def test_an_engine_of_another_version_or_gpu_is_one_line_with_the_flag_that_mend
 
 
 def test_a_missing_or_altered_engine_is_refused(engine: Path) -> None:
-    with pytest.raises(
-        StoreError, match=r"none\.engine: no such engine; build it again with `python -m export --target"
-    ):
+    with pytest.raises(StoreError, match=r"none\.engine: no such engine; build it again with `mosa export --target"):
         read_record(engine.with_name("none.engine"))
     engine.write_bytes(b"an engin")
     with pytest.raises(StoreError, match=r"folded\.fp16\.sm86\.engine was altered or cut short since it was built: "):

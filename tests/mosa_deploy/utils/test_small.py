@@ -87,7 +87,7 @@ def test_a_store_lays_backbones_by_name_and_hash_and_tasks_by_name() -> None:
 
 
 def test_an_empty_store_names_the_command_that_fills_it(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=rf"^no task in {tmp_path}/tasks: .*`python -m export --out {tmp_path}`$"):
+    with pytest.raises(StoreError, match=rf"^no task in {tmp_path}/tasks: .*`mosa export --out {tmp_path}`$"):
         StoreLayout(tmp_path).tasks()
 
 

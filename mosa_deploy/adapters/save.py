@@ -1,0 +1,96 @@
+"""Save what a user tuned in a training loop of their own as a bundle."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import timm.data
+import torch
+
+from mosa_deploy.adapters.attach import split_layers, task_state
+from mosa_deploy.adapters.restore import describe_backbone
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.load import Source
+from mosa_deploy.bundles.adapter_config import AdapterConfig, Method
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.canary import SIZE, Canary
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.record import Record
+from mosa_deploy.errors import ConfigError
+from mosa_deploy.utils.files import Content, read_content
+from mosa_deploy.utils.versions import git_commit, library_versions
+
+
+def save_bundle(
+    model: Transformer,
+    config: AdapterConfig | None,
+    folder: str | os.PathLike[str],
+    *,
+    task: str,
+    classes: Sequence[str],
+    images: Sequence[Content],
+    preprocess: Preprocess | None = None,
+    temperature: float = 1.0,
+    backbone: str | None = None,
+    source: Source = "pretrained",
+) -> Bundle:
+    """Write the adapters and the head of a tuned model as a bundle, which `mosa export` and the service take.
+
+    `config` is what was attached, None for a head alone. `classes` are the names of the head's outputs, in their order.
+    The first eight of `images`, encoded or as paths, become the canary: the service and every export prove with them
+    that they answer as this model does now. `preprocess` is timm's evaluation transform of the model if None.
+    `backbone` is timm's name, that of the model's pretrained config if None; `source` says where its weights came from.
+
+    Raises:
+        ConfigError: no images, or as many classes as the head has not.
+        DataError: an image cannot be read.
+        BundleError: a tensor is not finite.
+    """
+    head = model.get_classifier()
+    outputs = getattr(head, "out_features", 0)
+    if len(classes) != outputs:
+        raise ConfigError(f"{len(classes)} classes for a head of {outputs} outputs: name each output once")
+    if not images:
+        raise ConfigError(f"'{task}' needs images: give some of validation, the first {SIZE} become its canary")
+    if preprocess is None:
+        preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model))
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+
+    def answer(inputs: Array) -> Array:
+        with torch.inference_mode():
+            return probabilities(model(torch.from_numpy(inputs).to(device)).cpu().numpy(), temperature)
+
+    record = Record(
+        task=task,
+        dataset="folder",
+        backbone=describe_backbone(backbone or _timm_name(model), source, model),
+        method=_method(config),
+        form="split" if split_layers(model) else "merged",
+        adapter=config,
+        classes=tuple(classes),
+        preprocess=preprocess,
+        temperature=temperature,
+        metrics={},
+        seed=0,
+        versions=library_versions(),
+        git_commit=git_commit(),
+    )
+    canary = Canary.record([read_content(image) for image in images[:SIZE]], preprocess, answer)
+    model.train(training)
+    tensors = {name: value.cpu().numpy() for name, value in task_state(model).items()}
+    return Bundle(record, tensors, canary).save(Path(folder))
+
+
+def _method(config: AdapterConfig | None) -> Method:
+    if config is None:
+        return "linear"
+    if config.style == "low-rank":
+        return "mosl" if config.experts > 1 else "lora"
+    return "mosa" if config.experts > 1 else "adapter"
+
+
+def _timm_name(model: Transformer) -> str:
+    known = cast(dict[str, Any], model.pretrained_cfg)
+    return ".".join(part for part in (known.get("architecture"), known.get("tag")) if part)

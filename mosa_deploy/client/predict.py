@@ -1,0 +1,95 @@
+"""Classify files by one task, without a server, and write a CSV: `mosa predict artifacts/tasks/digits images/`."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mosa_deploy.bundles.image_files import list_images
+from mosa_deploy.client.predictor import Predictor
+from mosa_deploy.client.schema import Answer
+from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RunnerName
+from mosa_deploy.utils.files import replacing
+
+COLUMNS = ("file", "class", "score")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What `mosa predict` is asked for."""
+
+    task: Path
+    """The task's folder in a store."""
+    images: Sequence[Path]
+    """Files, and folders of files."""
+    out: Path
+    """The CSV to write."""
+    top_k: int = 1
+    """Classes for each image, one line each."""
+    batch: int = 16
+    runner: RunnerName = DEFAULT_RUNNER
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        numbers = {"--top-k": self.top_k, "--batch": self.batch}
+        faults = [f"{option} {value}: at least 1" for option, value in numbers.items() if value < 1]
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+
+def predict(config: PredictConfig) -> None:
+    """Answer every image that can be read, and list the others.
+
+    Raises:
+        MosaError: the task cannot be opened, or there are no images.
+        DataError: some images cannot be read; the answers of the others are written.
+    """
+    files = find_images(config.images)
+    predictor = Predictor.open(config.task, config.runner)
+    unreadable: list[str] = []
+    with replacing(config.out) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(COLUMNS)
+        for file, answer in answers(predictor, config, files, unreadable):
+            writer.writerows((file, each.label, f"{each.score:.6f}") for each in answer.predictions)
+    for fault in unreadable:
+        print(f"not answered: {fault}")
+    print(f"{config.out}: {predictor.task} answered {len(files) - len(unreadable)} of {len(files)} images")
+    if unreadable:
+        raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read, see above; mend or remove them")
+
+
+def answers(
+    predictor: Predictor, config: PredictConfig, files: Iterable[Path], unreadable: list[str]
+) -> Iterator[tuple[Path, Answer]]:
+    """Each file with its answer, in order; why a file has none is added to `unreadable`."""
+    remaining = iter(tqdm(files, unit="image", disable=None))
+    while part := list(islice(remaining, config.batch)):
+        pixels = {}
+        for file in part:
+            try:
+                pixels[file] = predictor.pixels(file)
+            except DataError as error:
+                unreadable.append(str(error))
+        if pixels:
+            yield from zip(pixels, predictor.answer(list(pixels.values()), config.top_k), strict=True)
+
+
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """The files that are named, and the images in the folders that are named.
+
+    Raises:
+        DataError: a place does not exist, or there is no image in any.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise DataError(f"{place}: no such file or folder; give images, or folders of images")
+        found += list_images(place) if place.is_dir() else [place]
+    if not found:
+        raise DataError(f"no images in {', '.join(map(str, places))}: give images, or folders of images")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,149 @@
+"""Answer images by one task in this process, without a server.
+
+    predictor = Predictor.open("artifacts/tasks/digits")
+    predictor.classify("image.png").label
+
+Needs numpy, Pillow and ONNX Runtime alone.
+"""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import Array, Pixels, decode, probabilities
+from mosa_deploy.bundles.store_layout import FOLDED, PARITY, UNFOLDED
+from mosa_deploy.client.schema import Answer, Prediction
+from mosa_deploy.errors import DataError, ParityError, StoreError
+from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, RunnerName
+from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.utils.files import Content, read_content, sha256
+
+BATCH = 16
+"""Images that run through the graph together."""
+
+
+class Predictor:
+    """Classifies images by a task's exported graph, with the probabilities that the service would give."""
+
+    def __init__(self, bundle: Bundle, logits: Callable[[Array], Array]) -> None:
+        """`logits` maps what the backbone reads, (B, 3, H, W), to logits (B, K)."""
+        self.bundle, self._logits = bundle, logits
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], runner: RunnerName = DEFAULT_RUNNER, threads: int = 0) -> Self:
+        """Load a task's folder in a store, e.g. `artifacts/tasks/digits`, and prove it on its canary.
+
+        `threads` of 0 takes one for each core.
+
+        Raises:
+            BundleError: the folder holds no bundle, or a damaged one.
+            StoreError: it holds no graph, as a run's folder does not, or one that was altered.
+            ProviderError: the runner's runtime is not installed here.
+            ParityError: the canary's probabilities come out otherwise than they were recorded.
+        """
+        bundle = Bundle.load(Path(folder))
+        opened = open_runner(_graph(Path(folder), bundle), runner, threads)
+        predictor = cls(bundle, opened.run)
+        error = bundle.canary.error(predictor.probabilities(bundle.canary.images))
+        if not error <= CANARY_TOLERANCE[opened.precision]:
+            raise ParityError(
+                f"{folder}: the graph misses its canary's probabilities by {error:.1e}, above"
+                f" {CANARY_TOLERANCE[opened.precision]:.0e}: export the task again"
+            )
+        return predictor
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.bundle.record.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the probabilities."""
+        return self.bundle.record.classes
+
+    def classify(self, image: Content, top_k: int = 5) -> Answer:
+        """The `top_k` likeliest classes of an image, given as encoded bytes or as the path of its file.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        (answer,) = self.classify_many([image], top_k)
+        return answer
+
+    def classify_many(self, images: Iterable[Content], top_k: int = 5, batch: int = BATCH) -> Iterator[Answer]:
+        """Classify images in batches; answers come in the order of the images.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        remaining = iter(images)
+        while part := list(itertools.islice(remaining, batch)):
+            yield from self.answer([self.pixels(image) for image in part], top_k)
+
+    def answer(self, images: Sequence[Pixels], top_k: int = 5) -> list[Answer]:
+        """Classify decoded images (H, W, 3) as one batch; `milliseconds` is the time of an image in it."""
+        start = time.perf_counter()
+        found = self._probabilities(images)
+        milliseconds = 1000 * (time.perf_counter() - start) / len(images)
+        return [self._answer(row, top_k, milliseconds) for row in found]
+
+    def probabilities(self, images: Sequence[Content]) -> Array:
+        """Calibrated probabilities (B, K) of images, given as encoded bytes or paths.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        return self._probabilities([self.pixels(image) for image in images])
+
+    def pixels(self, image: Content) -> Pixels:
+        """An image as the task reads it, (H, W, 3).
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        try:
+            return self.bundle.record.preprocess.pixels(decode(read_content(image)))
+        except DataError as error:
+            if isinstance(image, bytes) or str(error).startswith(os.fspath(image)):
+                raise
+            raise DataError(f"{os.fspath(image)}: {error}") from None
+
+    def _probabilities(self, images: Sequence[Pixels]) -> Array:
+        record = self.bundle.record
+        return probabilities(self._logits(record.preprocess.normalise(np.stack(images))), record.temperature)
+
+    def _answer(self, row: Array, top_k: int, milliseconds: float) -> Answer:
+        likeliest = np.argsort(-row, kind="stable")[:top_k]
+        predictions = tuple(Prediction(label=self.classes[k], score=float(row[k])) for k in likeliest)
+        return Answer(task=self.task, predictions=predictions, bundle=self.bundle.digest, milliseconds=milliseconds)
+
+
+def _graph(folder: Path, bundle: Bundle) -> Path:
+    """The task's own graph, whose bytes are those that the export proved.
+
+    Raises:
+        StoreError: there is none, or it was altered.
+    """
+    found = [folder / name for name in (FOLDED, UNFOLDED) if (folder / name).is_file()]
+    if not found:
+        raise StoreError(
+            f"{folder} holds no graph, as a run's folder does not: write one with `mosa export --bundle {folder}"
+            f" --out artifacts`, and open artifacts/tasks/{bundle.record.task}"
+        )
+    path = found[0]
+    try:
+        proved = json.loads((folder / PARITY).read_bytes())
+        expected = proved[f"{path.stem}_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StoreError(f"{folder / PARITY} is missing or damaged: export the task again") from None
+    if sha256(path) != expected or proved.get("bundle") != bundle.digest:
+        raise StoreError(f"{path} is not the graph that was proved with this bundle: export the task again")
+    return path

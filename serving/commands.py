@@ -1,0 +1,69 @@
+"""The command `mosa serve`."""
+
+import errno
+import os
+import socket
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Sequence
+
+from mosa_deploy.errors import ConfigError
+
+SERVICE = "serving.service:Classifier"
+
+
+def serve(arguments: Sequence[str], prog: str) -> None:
+    """Serve every task of a store over HTTP.
+
+    Raises:
+        MosaError: a setting cannot be read, the store is empty, or the port is taken.
+    """
+    parser = ArgumentParser(
+        prog=prog,
+        description="Serve every task of a store over HTTP, from any folder.",
+        epilog="Every other limit is an environment variable MOSA_...: the service prints all of them at start.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    artifacts = os.environ.get("MOSA_ARTIFACTS", "artifacts")
+    parser.add_argument("--artifacts", default=artifacts, help="the store: a folder, or a URL of fsspec")
+    parser.add_argument("--host", default="0.0.0.0", help="the address to listen on")
+    parser.add_argument("--port", type=int, default=3000)
+    given = parser.parse_args(arguments)
+    os.environ["MOSA_ARTIFACTS"] = given.artifacts
+    check_store()
+    check_port(given.host, given.port)
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
+    # The server takes this process's place, and so its signals.
+    os.execv(sys.executable, command)
+
+
+def check_store() -> None:
+    """See to it that the settings can be read, and that there is something to serve.
+
+    Raises:
+        ConfigError: a variable cannot be read.
+        StoreError: the store has no task, and nobody may add one.
+    """
+    from serving.settings import Settings
+    from serving.storage import open_files
+    from serving.store import TaskStore
+
+    settings = Settings.from_environment()
+    store = TaskStore(open_files(settings.artifacts), settings.max_upload)
+    if not settings.admin_keys:
+        store.require_tasks()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError if nothing can listen at this address."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OverflowError:
+        raise ConfigError(f"--port {port}: 1 to 65535") from None
+    except OSError as error:
+        taken = "something listens there already: stop it, or choose another --port"
+        reason = taken if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
+        raise ConfigError(f"{host}:{port}: {reason}") from None
