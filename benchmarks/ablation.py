@@ -16,6 +16,7 @@ import tyro
 
 from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.compare import Cell, carry_out, names, preset, validation
 from training.options import CompareConfig
@@ -90,15 +91,14 @@ def main() -> None:
     for key, values in found.items():
         writer.writerows((*key, label(cells[key][0].setting), seed, value) for seed, value in enumerate(values))
     write_text(config.out / "ablation.csv", buffer.getvalue())
-    lines = ["| task | method | change | validation accuracy | of each seed |", "|---|---|---|---|---|"]
+    rows = []
     for key, values in found.items():
-        each = ", ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {' | '.join(key)} | {np.mean(values):.4f} | {each} |")
+        rows.append((*key, f"{np.mean(values):.4f}", ", ".join(f"{value:.3f}" for value in values)))
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     head = f"`python -m benchmarks.ablation {shlex.join(sys.argv[1:])}`; {machine()}; commit {git_commit()}; {versions}"
-    table = "\n".join(lines)
-    write_text(config.out / "ablation.md", f"# One change at a time\n\n{head}\n\n{table}\n")
-    print(table)
+    text = table(("task", "method", "change", "validation accuracy", "of each seed"), rows)
+    write_text(config.out / "ablation.md", f"# One change at a time\n\n{head}\n\n{text}\n")
+    print(text)
 
 
 if __name__ == "__main__":

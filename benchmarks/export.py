@@ -35,6 +35,7 @@ from mosa_deploy.errors import command
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 
 CLASSES = 10
@@ -125,13 +126,13 @@ def main() -> None:
         found = measure(config, Path(scratch))
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     head = f"`python -m benchmarks.export {shlex.join(sys.argv[1:])}`".replace(" `", "`")
-    lines = ["| step | seconds |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in found.items())]
+    text = table(("step", "seconds"), [(name, f"{value:.2f}") for name, value in found.items()])
     words = f"{config.backbone}, r = {config.bottleneck}, parity on {SIZE + config.calibration} images"
     write_text(
         config.out,
-        f"# Exporting {words}\n\n{head}; {machine()}; commit {git_commit()}; {versions}\n\n" + "\n".join(lines) + "\n",
+        f"# Exporting {words}\n\n{head}; {machine()}; commit {git_commit()}; {versions}\n\n{text}\n",
     )
-    print("\n".join(lines))
+    print(text)
 
 
 if __name__ == "__main__":

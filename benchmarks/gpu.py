@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_models import INFERENCE, MIXED, PEFT, STEPS, Variant, inference_variants, training_steps
-from benchmarks.gpu_report import NOT_MEASURED, Row, provenance, ratio_interval, tables, write
+from benchmarks.gpu_report import NOT_MEASURED, Row, provenance, tables, write
 from benchmarks.gpu_timing import (
     COMPILE,
     EAGER,
@@ -38,6 +38,7 @@ from benchmarks.gpu_timing import (
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.errors import ConfigError, command
+from mosa_deploy.utils.intervals import median_interval
 from mosa_deploy.utils.versions import git_commit
 
 SHARES = {EAGER: 1, GRAPHS: 1, TRAINING: 1, COMPILE: 4}
@@ -176,7 +177,7 @@ class Bench:
             row.note = row.note.removeprefix(NOT_MEASURED)
             row.rounds, row.ms = len(values), 1000 * float(np.median(values))
             row.images_per_second = 1000 * cell.batch / row.ms
-            row.ratio, row.ratio_low, row.ratio_high = ratio_interval(values / times[reference])
+            row.ratio, row.ratio_low, row.ratio_high = median_interval(values / times[reference])
             if not training:
                 row.flop_ratio = self.flops[name] / self.flops[reference]
         if training and self.config.device == "cuda":

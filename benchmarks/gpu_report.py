@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.gpu`, their statistics, and the two files that hold them."""
+"""The rows of `benchmarks.gpu` and the two files that hold them."""
 
 import csv
 import importlib.metadata
@@ -11,11 +11,10 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import library_versions, machine
 
 NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
@@ -25,8 +24,6 @@ Ratios are taken round by round: the median and its 95 % bootstrap interval. The
 reference, and `control` a copy of it. `merged low-rank` is the plain backbone with an update of rank 16 added to
 every qkv; `unfolded` has the merged adapters as modules of their own; `shared` gathers each sample's rows from the
 banks of 8 tasks."""
-
-RESAMPLES = 2000
 
 
 @dataclass
@@ -51,13 +48,6 @@ class Row:
     note: str = NOT_MEASURED
 
 
-def ratio_interval(ratios: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The median and its 95 % percentile bootstrap interval (B. Efron, Annals of Statistics 7(1), 1979)."""
-    draws = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
-    return float(np.median(ratios)), float(low), float(high)
-
-
 def write(out: Path, title: str, head: str, rows: list[Row]) -> None:
     """`gpu.csv`, and `gpu.md` with how the rows came about."""
     buffer = io.StringIO()
@@ -75,17 +65,17 @@ def tables(rows: list[Row]) -> str:
     start = ["mode", "batch", "variant", "ms", "images/s", "ratio", "95 %"]
     found = []
     if inference:
-        lines = [[*start, "FLOP ratio", "ready s", "rounds", ""]]
-        for row in inference:
-            lines.append([*_start(row), _text(row.flop_ratio, 4), _text(row.ready_s, 1), _text(row.rounds), row.note])
-        found.append(_markdown(lines))
+        lines = [
+            [*_start(row), _text(row.flop_ratio, 4), _text(row.ready_s, 1), _text(row.rounds), row.note]
+            for row in inference
+        ]
+        found.append(table([*start, "FLOP ratio", "ready s", "rounds", ""], lines))
     if training:
-        lines = [[*start, "MiB", "memory ratio", "rounds", ""]]
-        for row in training:
-            lines.append(
-                [*_start(row), _text(row.memory_mib, 1), _text(row.memory_ratio, 3), _text(row.rounds), row.note]
-            )
-        found.append(_markdown(lines))
+        lines = [
+            [*_start(row), _text(row.memory_mib, 1), _text(row.memory_ratio, 3), _text(row.rounds), row.note]
+            for row in training
+        ]
+        found.append(table([*start, "MiB", "memory ratio", "rounds", ""], lines))
     return "\n\n".join(found)
 
 
@@ -97,11 +87,6 @@ def _start(row: Row) -> list[str]:
 
 def _text(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(cells).replace(chr(10), ' ')} |" for cells in lines)
 
 
 def provenance(device: str, commit: str) -> str:

@@ -25,7 +25,7 @@ from export.formats import ENGINE_FORMATS, FORMATS, format_file
 from export.fp16 import to_fp16
 from export.int8 import to_int8
 from export.options import ExportConfig, FileOptions
-from export.timing import Answer, ratio_interval, time_sessions
+from export.timing import Answer, time_sessions
 from export.trace import STAND_IN_CLASSES, trace_plain
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
@@ -36,6 +36,8 @@ from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.tensorrt_library import installed
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.intervals import ratio_interval
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.evaluate import evaluate, settings
 from training.options import EvaluateConfig
@@ -175,36 +177,33 @@ def builds(config: Config, files: dict[str, Path]) -> list[Built]:
 
 
 def quality_table(rows: list[Quality]) -> str:
-    """A Markdown table."""
-    lines = ["| task | file | MB | accuracy | change, points | NLL | ECE |", "|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row.task} | {row.file} | {row.megabytes:.1f} | {row.accuracy:.4f} | {row.change:+.2f} | {row.nll:.4f}"
-        f" | {row.ece:.4f} |"
+    """The rows as a Markdown table."""
+    lines = [
+        (
+            *(row.task, row.file, f"{row.megabytes:.1f}", f"{row.accuracy:.4f}"),
+            *(f"{row.change:+.2f}", f"{row.nll:.4f}", f"{row.ece:.4f}"),
+        )
         for row in rows
     ]
-    return "\n".join(lines)
+    return table(("task", "file", "MB", "accuracy", "change, points", "NLL", "ECE"), lines)
 
 
 def speed_table(rows: list[Speed]) -> str:
-    """A Markdown table."""
-    lines = ["| precision | batch | median ms | faster than fp32 | 95 % interval | rounds | MB |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {row.precision} | {row.batch} | {row.median_ms:.1f} | {row.speedup:.3f} | {row.low:.3f} - {row.high:.3f}"
-        f" | {row.rounds} | {row.megabytes:.1f} |"
+    """The rows as a Markdown table."""
+    lines = [
+        (
+            *(row.precision, row.batch, f"{row.median_ms:.1f}", f"{row.speedup:.3f}"),
+            *(f"{row.low:.3f} - {row.high:.3f}", row.rounds, f"{row.megabytes:.1f}"),
+        )
         for row in rows
     ]
-    return "\n".join(lines)
+    return table(("precision", "batch", "median ms", "faster than fp32", "95 % interval", "rounds", "MB"), lines)
 
 
 def build_table(rows: list[Built]) -> str:
-    """A Markdown table."""
-    lines = ["| library | precision | built for | seconds | MB |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row.library} | {row.precision} | {row.capability} | {row.seconds:.1f} | {row.megabytes:.1f} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+    """The rows as a Markdown table."""
+    lines = [(row.library, row.precision, row.capability, f"{row.seconds:.1f}", f"{row.megabytes:.1f}") for row in rows]
+    return table(("library", "precision", "built for", "seconds", "MB"), lines)
 
 
 def as_csv(rows: list[Quality] | list[Speed] | list[Built]) -> str:

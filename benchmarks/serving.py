@@ -30,6 +30,7 @@ from mosa_deploy.backbones.embedded import NAME as EMBEDDED
 from mosa_deploy.bundles.store_layout import BACKBONES
 from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 
 
@@ -199,22 +200,18 @@ def number(value: Any) -> str:
 def report(out: Path) -> str:
     """`serving.md` of all parts that lie in a folder."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
-    lines = ["# The service", "", "| part | figure | aim | measured | |", "|---|---|---|---|---|"]
+    rows = []
     for aim in AIMS:
         value = parts[aim.part]["figures"].get(aim.figure) if aim.part in parts else None
         measured = ("not measured", "") if value is None else (number(value), aim.verdict(value))
-        lines.append(f"| {aim.part} | {aim.figure} | {aim.words} | {measured[0]} | {measured[1]} |")
+        rows.append((aim.part, aim.figure, aim.words, *measured))
+    sections = ["# The service", table(("part", "figure", "aim", "measured", ""), rows)]
     for name, part in parts.items():
         versions = ", ".join(f"{library} {version}" for library, version in part["versions"].items())
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            f"`{part['command']}`; {part['date']}; {part['machine']}; commit {part['commit']}",
-        ]
-        lines += [versions, "", "| figure | |", "|---|---|"]
-        lines += [f"| {figure} | {number(value)} |" for figure, value in part["figures"].items()]
-    return "\n".join(lines) + "\n"
+        made = f"`{part['command']}`; {part['date']}; {part['machine']}; commit {part['commit']}\n{versions}"
+        figures = [(figure, number(value)) for figure, value in part["figures"].items()]
+        sections += [f"## {name}", made, table(("figure", ""), figures)]
+    return "\n\n".join(sections) + "\n"
 
 
 @command

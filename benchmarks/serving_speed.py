@@ -14,13 +14,13 @@ import numpy as np
 import psutil
 
 from benchmarks.load import arriving, even, poisson, throughput, wrong
-from export.timing import ratio_interval
 from mosa_deploy.bundles.preprocess import decode
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner
+from mosa_deploy.utils.intervals import ratio_interval
 from tests.support.load import Ask, classify, closed
 from tests.support.service import Server, serve
 from tests.support.tasks import CLASSES, TaskMaker, picture

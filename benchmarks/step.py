@@ -18,7 +18,6 @@ import tyro
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_report import ratio_interval
 from mosa_deploy.adapters.attach import attach, set_passes
 from mosa_deploy.adapters.loss import pass_losses
 from mosa_deploy.backbones import embedded
@@ -26,6 +25,8 @@ from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.intervals import median_interval
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.config import Recipe, adapter_config
 from training.data import Images, normalise
@@ -106,17 +107,15 @@ def peak_bytes(trainer: Trainer, batch: Images, device: str) -> int:
     return int(np.cumsum(changes).max())
 
 
-def table(times: dict[str, list[float]], memory: dict[str, int], batch_size: int) -> str:
+def steps_table(times: dict[str, list[float]], memory: dict[str, int], batch_size: int) -> str:
     """Medians, and ratios to the dense adapter."""
-    lines = ["| step | ms | images/s | time ratio (95 %) | MiB | memory ratio |", "|---|---|---|---|---|---|"]
+    rows = []
     for name, values in times.items():
-        ratio, low, high = ratio_interval(np.array(values) / np.array(times[REFERENCE]))
+        ratio, low, high = median_interval(np.array(values) / np.array(times[REFERENCE]))
         median, held = float(np.median(values)), memory[name]
-        lines.append(
-            f"| {name} | {1000 * median:.1f} | {batch_size / median:.0f} | {ratio:.3f} ({low:.3f} -"
-            f" {high:.3f}) | {held / 2**20:.1f} | {held / memory[REFERENCE]:.3f} |"
-        )
-    return "\n".join(lines)
+        cells = (f"{1000 * median:.1f}", f"{batch_size / median:.0f}", f"{ratio:.3f} ({low:.3f} - {high:.3f})")
+        rows.append((name, *cells, f"{held / 2**20:.1f}", f"{held / memory[REFERENCE]:.3f}"))
+    return table(("step", "ms", "images/s", "time ratio (95 %)", "MiB", "memory ratio"), rows)
 
 
 def main() -> None:
@@ -144,7 +143,7 @@ def main() -> None:
     setting = f"{config.backbone}, batch {config.batch_size}, r = {config.bottleneck}, E = 4, {config.rounds} rounds"
     precision = choose_precision(config.precision, device)
     head = f"`{command}`; {name}, {precision}, {torch.get_num_threads()} threads; commit {git_commit()}; {versions}"
-    text = table(times, memory, config.batch_size)
+    text = steps_table(times, memory, config.batch_size)
     write_text(config.out, f"# A training step\n\n{head}\n\n{setting}\n\n{text}\n")
     print(text)
 

@@ -20,7 +20,7 @@ import numpy as np
 from export.arguments import latency_config
 from export.latency_plot import draw_ratios
 from export.options import LatencyConfig
-from export.timing import Row, Times, ratio_interval, time_sessions
+from export.timing import Row, Times, time_sessions
 from export.trace import STAND_IN_CLASSES
 from export.variants import MIXED_TASKS, Task, Variant, random_task, write_variants
 from mosa_deploy.adapters.restore import restore
@@ -31,7 +31,9 @@ from mosa_deploy.errors import ConfigError, ProviderError, command
 from mosa_deploy.graphs.adapter_weights import adapter_weights
 from mosa_deploy.runtimes.names import GRAPH_RUNNERS, GraphRunnerName
 from mosa_deploy.runtimes.runner import check_runner
+from mosa_deploy.utils import markdown
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.intervals import ratio_interval
 from mosa_deploy.utils.versions import library_versions, machine
 
 BOTTLENECK = 64
@@ -156,15 +158,15 @@ def row(runner: str, variant: Variant, batch: int, times: Times) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table."""
-    lines: list[tuple[str, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
+    """The rows as a Markdown table."""
+    lines = []
     for row in rows:
-        what = (row.runner, row.variant, str(row.bottleneck or ""), str(row.batch))
+        what = (row.runner, row.variant, row.bottleneck or "", row.batch)
         interval = f"{row.ratio_low:.3f} - {row.ratio_high:.3f}"
         ratios = (f"{row.median_ms:.2f}", f"{row.ratio:.3f}", interval, f"{row.flop_ratio:.4f}")
-        counts = (str(row.nodes), str(row.optimised_nodes), f"{row.megabytes:.1f}", str(row.rounds))
+        counts = (row.nodes, row.optimised_nodes, f"{row.megabytes:.1f}", row.rounds)
         lines.append((*what, *ratios, *counts))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(COLUMNS, lines)
 
 
 def write(config: LatencyConfig, words: str, rows: Sequence[Row]) -> None:

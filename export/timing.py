@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from tqdm import tqdm
 
 from mosa_deploy.bundles.preprocess import Array
@@ -84,11 +83,3 @@ def time_rounds(
             times[names[i]].append(1000 * (time.perf_counter() - start))
         rounds += 1
     return {name: np.array(values) for name, values in times.items()}
-
-
-def ratio_interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The geometric mean of at least two ratios and its 95 % interval, by Student's t of their logarithms."""
-    logs = np.log(ratios)
-    mean, n = float(logs.mean()), len(logs)
-    half = float(stats.t.ppf(0.975, n - 1)) * float(logs.std(ddof=1)) / math.sqrt(n)
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)

@@ -1,7 +1,7 @@
 """`report.md`: what was tuned, how well it does on validation, and what it takes for what."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import probabilities
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.markdown import table
 from training import plots
 from training.config import Recipe
 from training.events import closing, write_events
@@ -48,7 +49,7 @@ def write_report(
     name = out.name if out.is_absolute() else out.as_posix()
     text = f"""# {title}
 
-{table("ll", ("what", "how"), settings(record, recipe, rows).items())}
+{table(("what", "how"), settings(record, recipe, rows).items())}
 
 ## Validation
 
@@ -108,7 +109,7 @@ def figures_table(before: Mapping[str, float], after: Mapping[str, float], tempe
     """The figures without the temperature and with it."""
     names = {"accuracy": "accuracy", "nll": "negative log likelihood (nats)", "ece": "expected calibration error"}
     rows = [(text, f"{before[name]:.4f}", f"{after[name]:.4f}") for name, text in names.items()]
-    return table("lrr", ("", "before the temperature", f"at temperature {temperature:.3f}"), rows)
+    return table(("", "before the temperature", f"at temperature {temperature:.3f}"), rows, align="lrr")
 
 
 def confusions_list(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
@@ -125,16 +126,9 @@ def classes_table(true: NDArray[np.int64], predicted: NDArray[np.int64], classes
         (f"`{name}`", str(images), *("-" if np.isnan(value) else f"{value:.3f}" for value in values))
         for name, *values, images in zip(classes, *measured, strict=True)
     ]
-    return table("lrrrr", ("class", "images", "precision", "recall", "F1"), rows)
+    return table(("class", "images", "precision", "recall", "F1"), rows, align="lrrrr")
 
 
 def listing(settings: Mapping[str, object]) -> str:
     """`name value, name value`, without what is not set."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value not in (None, ""))
-
-
-def table(columns: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; `columns` says of each whether it lies to the left or the right, e.g. `lrr`."""
-    rule = ["---" if side == "l" else "---:" for side in columns]
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, rule, *rows)]
-    return "\n".join(f"| {line} |" for line in lines)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import NullFormatter
-from scipy.stats import t as student_t
 
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.intervals import mean_interval
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import git_commit, library_versions, machine
 from training.plots import drawn, quiet
 
 REFERENCE = "adapter"
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,6 @@ class Result:
     parameters: int
     validation: float
     test: float | None
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of Student's t, `mean -+ t(n - 1) * s / sqrt(n)`; NaN bounds for one value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(student_t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def accuracies(results: Sequence[Result], task: str, method: str) -> list[float]:
@@ -61,29 +52,29 @@ def differences(results: Sequence[Result], task: str, method: str) -> list[float
 def tables(results: Sequence[Result]) -> str:
     """Markdown: accuracies by task and method, then paired differences in points, then the trials."""
     tasks, methods = list(dict.fromkeys(r.task for r in results)), list(dict.fromkeys(r.method for r in results))
-    lines = ["| task | method | setting | parameters | seeds | test accuracy | sd |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for task in tasks:
         for method in methods:
             values = accuracies(results, task, method)
             row = next(r for r in results if (r.task, r.method) == (task, method) and r.test is not None)
             spread = f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "-"
-            cells = (task, method, row.setting, f"{row.parameters:,}", len(values), f"{np.mean(values):.4f}", spread)
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+            mean = f"{np.mean(values):.4f}"
+            rows.append((task, method, row.setting, f"{row.parameters:,}", len(values), mean, spread))
+    parts = [table(("task", "method", "setting", "parameters", "seeds", "test accuracy", "sd"), rows)]
     others = [method for method in methods if method != REFERENCE]
     if REFERENCE in methods and others:
-        lines += ["", f"Points of test accuracy above `{REFERENCE}`, paired by seed, with 95 % intervals:", ""]
-        lines += [f"| task | {' | '.join(others)} |", f"|---|{'---|' * len(others)}"]
-        for task in tasks:
-            lines.append(f"| {task} | {' | '.join(_points(differences(results, task, m)) for m in others)} |")
+        parts.append(f"Points of test accuracy above `{REFERENCE}`, paired by seed, with 95 % intervals:")
+        points = [[task, *(_points(differences(results, task, m)) for m in others)] for task in tasks]
         if len(tasks) > 1:
             means = [np.mean([differences(results, task, m) for task in tasks], axis=0).tolist() for m in others]
-            lines.append(f"| mean of the tasks | {' | '.join(map(_points, means))} |")
-    return "\n".join(lines)
+            points.append(["mean of the tasks", *map(_points, means)])
+        parts.append(table(("task", *others), points))
+    return "\n\n".join(parts)
 
 
 def _points(values: Sequence[float]) -> str:
     # Adding 0.0 takes the sign off a rounded zero.
-    mean, low, high = (round(100 * value, 2) + 0.0 for value in interval(values))
+    mean, low, high = (round(100 * value, 2) + 0.0 for value in mean_interval(values))
     return f"{mean:+.2f}" if np.isnan(low) else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 

@@ -1,4 +1,4 @@
-"""How the GPU's benchmark times: intervals, rounds, deadlines, and what is not timed."""
+"""How the GPU's benchmark times: rounds, deadlines, and what is not timed."""
 
 import time
 from functools import partial
@@ -6,21 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 from benchmarks import gpu_timing
-from benchmarks.gpu_report import ratio_interval
 from mosa_deploy.errors import ConfigError
-
-
-@pytest.mark.parametrize("count", [10, 101])
-def test_the_interval_is_scipys_percentile_bootstrap(count: int) -> None:
-    ratios = np.random.default_rng(3).lognormal(0.05, 0.1, count)
-    expected = bootstrap((ratios,), np.median, n_resamples=2000, method="percentile", rng=0).confidence_interval
-    median, low, high = ratio_interval(ratios)
-    assert median == np.median(ratios)
-    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
 def test_every_round_calls_each_variant_as_often_in_a_changing_order() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
 from mosa_deploy.errors import DataError
 from tests.support.runs import Few
@@ -17,7 +16,7 @@ from training.compare import compare, main, source
 from training.config import Recipe, TuneConfig
 from training.evaluate import evaluate
 from training.options import CompareConfig, EvaluateConfig
-from training.result_table import Result, accuracies, differences, interval, tables
+from training.result_table import Result, accuracies, differences, tables
 from training.run import METRICS
 from training.trials import FACTORS, flags, label, settings
 
@@ -69,13 +68,6 @@ def test_a_setting_changes_the_preset_by_factors_and_values() -> None:
     assert label(()) == "preset"
 
 
-def test_interval_is_students_t_of_the_paired_differences() -> None:
-    first, second = [0.6, 0.7, 0.8, 0.9], [0.65, 0.7, 0.9, 0.87]
-    expected = stats.ttest_rel(second, first).confidence_interval(0.95)
-    found = interval([b - a for a, b in zip(first, second, strict=True)])
-    np.testing.assert_allclose(found, [np.mean(second) - np.mean(first), expected.low, expected.high])
-
-
 def test_an_earlier_comparison_lends_the_methods_that_were_not_run_again(tmp_path: Path) -> None:
     result_table.write(tmp_path, results())
     earlier = result_table.read(tmp_path / "compare.csv")
@@ -97,11 +89,6 @@ def test_an_earlier_comparison_that_is_none_is_refused_before_anything_runs(
     with pytest.raises(DataError, match=r"^--beside .*compare\.csv cannot be read \(\w+\): give a compare\.csv$"):
         compare(CompareConfig(tasks="digits", methods="linear", beside=file, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_one_seed_has_no_interval() -> None:
-    assert interval([0.25])[0] == 0.25
-    assert np.isnan(interval([0.25])[1:]).all()
 
 
 def test_the_probes_one_run_stands_against_every_seed() -> None:
