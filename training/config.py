@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from mosa_deploy.bundles.adapter_config import LOW_RANK, SEQUENTIAL, SPLIT, AdapterConfig, Method, Share, Style, Target
+from mosa_deploy.bundles.adapter_config import (
+    LOW_RANK_METHODS,
+    SEQUENTIAL_STYLES,
+    SPLIT_METHODS,
+    AdapterConfig,
+    Method,
+    Share,
+    Style,
+    Target,
+)
 from mosa_deploy.errors import ConfigError, unknown_name
 
 
@@ -16,14 +25,14 @@ class Recipe:
     """How a task is tuned; each task's preset is one."""
 
     backbone: str
-    bottleneck: int = 16
-    experts: int = 4
-    share: Share = "down"
-    scale: float = 0.1
-    style: Style = "parallel"
-    targets: tuple[Target, ...] = ()
-    """What a low-rank method updates."""
-    dropout: float = 0.1
+    bottleneck: int = AdapterConfig.bottleneck
+    experts: int = AdapterConfig.experts
+    share: Share = AdapterConfig.share
+    scale: float = AdapterConfig.scale
+    style: Style = AdapterConfig.style
+    targets: tuple[Target, ...] = AdapterConfig.targets
+    """The parts of each block that a low-rank method updates."""
+    dropout: float = AdapterConfig.dropout
     epochs: int = 20
     batch_size: int = 64
     lr: float = 5e-3
@@ -39,15 +48,20 @@ class Recipe:
     """The last epochs, in which the merged adapter is trained densely."""
 
 
-SPLIT_ONLY: dict[str, Any] = {"experts": 1, "share": "down", "merge_scale": "expectation", "dense_epochs": 0}
-"""The settings that only methods with experts take, each with what it is for the others."""
+SPLIT_ONLY: dict[str, Any] = {
+    "experts": 1,
+    "share": AdapterConfig.share,
+    "merge_scale": "expectation",
+    "dense_epochs": 0,
+}
+"""The settings that only methods with experts take, each with its value for the other methods."""
 
 METHODS_OF: dict[str, tuple[Method, ...]] = {
-    **dict.fromkeys(SPLIT_ONLY, SPLIT),
-    "targets": LOW_RANK,
+    **dict.fromkeys(SPLIT_ONLY, SPLIT_METHODS),
+    "targets": LOW_RANK_METHODS,
     "style": ("adapter", "mosa"),
 }
-"""The methods that take a setting which not all take."""
+"""The methods that take a setting, for settings that not every method takes."""
 
 GROUPS = {
     " and ".join(methods): [name for name, taken in METHODS_OF.items() if taken == methods]
@@ -55,8 +69,13 @@ GROUPS = {
 }
 """Headings of the help for settings that only some methods take."""
 
-LOW_RANK_SETTINGS: dict[str, Any] = {"bottleneck": 16, "scale": 1.0, "style": "low-rank", "targets": ("q", "v")}
-"""What a low-rank method has instead of the preset's."""
+LOW_RANK_SETTINGS: dict[str, Any] = {
+    "bottleneck": AdapterConfig.bottleneck,
+    "scale": 1.0,
+    "style": "low-rank",
+    "targets": ("q", "v"),
+}
+"""The values with which a low-rank method replaces those of the task's preset."""
 
 MERGE_SCALES = ("expectation", "learned")
 
@@ -77,7 +96,7 @@ class TuneConfig:
     backbone_weights: Path | None = None
     """A .safetensors, .npz or torch (.pth, .pt, .bin, .tar) file instead of timm's hub."""
     random_weights: bool = False
-    """Random weights, to try the way without any."""
+    """Random weights: a trial run that fetches nothing."""
     method: str = "mosa"
     """mosa, adapter (the dense one), mosl (split LoRA), lora, or linear (logistic regression on frozen features)."""
     bottleneck: int | None = None
@@ -87,15 +106,15 @@ class TuneConfig:
     share: str | None = None
     """The projection that stays dense: down, up or none."""
     scale: float | None = None
-    """s, what the adapter's output is multiplied with."""
+    """s, by which the adapter's output is multiplied."""
     style: str | None = None
-    """mosa, adapter: where it stands: parallel, which folds, or pfeiffer or houlsby, which are exported unfolded."""
+    """mosa, adapter: parallel, which can be folded, or pfeiffer or houlsby, which are exported unfolded."""
     targets: tuple[Target, ...] | None = None
-    """mosl, lora: what of each block is updated, of q, k, v, qkv, proj, fc1, fc2; q and v if left out."""
+    """mosl, lora: the parts of each block to update, of q, k, v, qkv, proj, fc1, fc2; q and v if left out."""
     epochs: int | None = None
     """Passes over the training images."""
     batch_size: int | None = None
-    """Halve it when the GPU's memory does not suffice."""
+    """Halve it if the GPU runs out of memory."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
     passes: int | None = None
@@ -103,14 +122,14 @@ class TuneConfig:
     consistency: float | None = None
     """Weight of the consistency loss of two passes."""
     merge_scale: str | None = None
-    """mosa, mosl: what merging multiplies the experts' sum with: expectation (1 / E), learned (fitted on validation)
-    or a number."""
+    """mosa, mosl: the factor by which merging multiplies the sum of the experts: expectation (1 / E), learned (fitted
+    on validation) or a number."""
     dense_epochs: int | None = None
     """mosa, mosl: the last epochs, in which the merged adapter is trained densely."""
     precision: str = "auto"
-    """Of the training steps: bf16, fp32 or auto, which is bf16 on CUDA; validation is in fp32."""
+    """Precision of the training steps: bf16, fp32 or auto, which is bf16 on CUDA; validation is in fp32."""
     image_size: int | None = None
-    """Side of the input in pixels, if it shall not be the backbone's own."""
+    """Side of the input in pixels, if it is not to be the backbone's own."""
     seed: int = 0
     """All randomness of the run derives from it."""
     data_dir: Path | None = None
@@ -149,9 +168,11 @@ class TuneConfig:
         if self.style == "low-rank" and "style" not in refused:
             faults.append("--style low-rank: choose --method lora or mosl")
             refused.append("style")
-        usual = LOW_RANK_SETTINGS if self.method in LOW_RANK else {"scale": 1.0} if self.style in SEQUENTIAL else {}
+        usual: dict[str, Any] = {"scale": 1.0} if self.style in SEQUENTIAL_STYLES else {}
+        if self.method in LOW_RANK_METHODS:
+            usual = LOW_RANK_SETTINGS
         settings = usual | {name: value for name, value in given.items() if name not in refused}
-        recipe = dataclasses.replace(preset, **settings | ({} if self.method in SPLIT else SPLIT_ONLY))
+        recipe = dataclasses.replace(preset, **settings | ({} if self.method in SPLIT_METHODS else SPLIT_ONLY))
         faults += recipe_faults(recipe)
         if faults:
             raise ConfigError("; ".join(faults))
@@ -159,7 +180,7 @@ class TuneConfig:
 
 
 def recipe_faults(recipe: Recipe) -> list[str]:
-    """What cannot be in a recipe, a line each."""
+    """Everything that is wrong with a recipe, one text per fault."""
     checks = {
         "epochs": (recipe.epochs >= 1, "at least 1"),
         "batch_size": (recipe.batch_size >= 1, "at least 1"),
@@ -177,12 +198,12 @@ def recipe_faults(recipe: Recipe) -> list[str]:
 
 
 def flag(name: str) -> str:
-    """The flag of a setting."""
+    """The command-line flag of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:
-    """The part of a recipe that shapes the adapter; a learned merge scale is the expectation until it is fitted.
+    """The adapter's settings in a recipe; a learned merge scale is None, the expectation, until it is fitted.
 
     Raises:
         ConfigError: every fault at once.
@@ -200,7 +221,7 @@ def adapter_config(recipe: Recipe) -> AdapterConfig:
 
 
 def merge_scale(text: str) -> float:
-    """Raises ConfigError if the text is no number."""
+    """A merge scale given as text; raises ConfigError if it is no number."""
     try:
         return float(text)
     except ValueError:

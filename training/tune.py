@@ -15,7 +15,7 @@ from mosa_deploy.adapters.attach import attach, freeze, task_state
 from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer, check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import SPLIT
+from mosa_deploy.bundles.adapter_config import SPLIT_METHODS
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
@@ -80,7 +80,7 @@ def tune(config: TuneConfig) -> Path:
         freeze(model)
     else:
         adapter = adapter_config(recipe)
-        attach(model, adapter, config.seed, split=method in SPLIT)
+        attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
         trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device, precision)
         rows = fit(trainer, out, config.resume)
         if recipe.merge_scale == "learned":
@@ -90,7 +90,7 @@ def tune(config: TuneConfig) -> Path:
         dataset=config.task,
         backbone=backbone,
         method=method,
-        form="split" if method in SPLIT else "merged",
+        form="split" if method in SPLIT_METHODS else "merged",
         adapter=adapter,
         classes=splits.classes,
         preprocess=preprocess,

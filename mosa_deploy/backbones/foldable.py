@@ -11,7 +11,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from mosa_deploy.bundles.adapter_config import ON_SWIN, Style
+from mosa_deploy.bundles.adapter_config import SWIN_ADVICE, Style
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BackboneError
 
@@ -104,7 +104,7 @@ def check_foldable(model: nn.Module, name: str = "this model") -> Transformer:
 def check_style(model: Transformer, style: Style) -> None:
     """Raises BackboneError if adapters of this style do not go into blocks of this model."""
     if isinstance(model, SwinTransformer) and style != "parallel":
-        raise BackboneError(f"{style} adapters: {ON_SWIN}")
+        raise BackboneError(f"{style} adapters: {SWIN_ADVICE}")
 
 
 def _of_blocks(faults: dict[str, tuple[str, ...]]) -> Iterator[str]:

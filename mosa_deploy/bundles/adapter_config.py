@@ -1,4 +1,4 @@
-"""The adapter's settings: the one source of their defaults."""
+"""The settings of adapters, and the only place of their defaults."""
 
 import math
 from dataclasses import dataclass
@@ -10,31 +10,33 @@ Share = Literal["down", "up", "none"]
 Style = Literal["parallel", "low-rank", "pfeiffer", "houlsby"]
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2"]
 Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "full"]
-"""`full` is every parameter tuned: such tasks are converted from elsewhere."""
+"""With `full` every parameter was tuned; such tasks come from `mosa convert`."""
 
-SPLIT: tuple[Method, ...] = ("mosa", "mosl")
-"""The methods with experts."""
+SPLIT_METHODS: tuple[Method, ...] = ("mosa", "mosl")
+"""Methods with experts."""
 
-SEQUENTIAL: tuple[Style, ...] = ("pfeiffer", "houlsby")
-"""The styles that read what a block wrote, and so cannot fold."""
+SEQUENTIAL_STYLES: tuple[Style, ...] = ("pfeiffer", "houlsby")
+"""Styles that read what a block has written, and so cannot be folded."""
 
-LOW_RANK: tuple[Method, ...] = ("lora", "mosl")
+LOW_RANK_METHODS: tuple[Method, ...] = ("lora", "mosl")
+"""Methods that update linear layers of the block."""
 
-ON_SWIN = "a Swin takes adapters beside its FFNs: choose method mosa, adapter or linear, style parallel"
+SWIN_ADVICE = "a Swin takes adapters beside its FFNs: choose method mosa, adapter or linear, style parallel"
+"""The way out, where a user gives a Swin another style."""
 
 MAX_EXPERTS = 256
-"""The owner map is uint8."""
+"""The owner map is uint8, so no more than these can be told apart."""
 
 
 class TargetSlice(NamedTuple):
-    """Where a target lies in a block: one of equal parts of a linear layer's outputs."""
+    """Where a target lies in a block: part `part` of `parts` equal ones of a linear layer's outputs."""
 
     module: str
     part: int
     parts: int
 
     def start(self, outputs: int) -> int:
-        """The first output that is its own, of all of the layer's."""
+        """The target's first output, where the layer has `outputs` of them."""
         return self.part * outputs // self.parts
 
 
@@ -47,30 +49,35 @@ TARGET_SLICES: dict[Target, TargetSlice] = {
     "fc1": TargetSlice("mlp.fc1", 0, 1),
     "fc2": TargetSlice("mlp.fc2", 0, 1),
 }
-"""In the order in which a block computes them."""
+"""Every target, in the order in which a block computes them."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """A MoSA adapter of arXiv 2312.02923: beside the FFN (`parallel`, AdaptFormer), low-rank (MoSL) or sequential.
+    """The shape of an adapter of "Split & Merge", arXiv 2312.02923, in one of four styles.
 
-    One expert is the dense adapter, or LoRA.
+    `parallel` stands beside the FFN: MoSA, or AdaptFormer with one expert. `low-rank` updates linear layers: MoSL, or
+    LoRA with one expert. `pfeiffer` and `houlsby` are sequential.
+
+    Raises:
+        ConfigError: a setting that cannot be; all of them are named at once.
     """
 
-    bottleneck: int = 64
+    bottleneck: int = 16
     """r, the adapter's inner width, or the rank of its updates."""
     experts: int = 4
-    """E, the number of sparse parts of each split projection."""
+    """E, the number of sparse parts of each split projection; 1 is a dense adapter."""
     share: Share = "down"
     """The projection that stays dense; `none` splits both."""
     scale: float = 0.1
-    """s, what the adapter's output is multiplied with; 1 for sequential styles, which have none."""
+    """s, by which the adapter's output is multiplied; sequential styles have none, so theirs is 1."""
     dropout: float = 0.1
+    """The probability with which a value is dropped in training."""
     merge_scale: float | None = None
-    """What the split update is multiplied with when it is merged; 1 / E, the expectation, if None."""
+    """m, by which merging multiplies a split update; None is 1 / E, the expectation over the experts."""
     style: Style = "parallel"
     targets: tuple[Target, ...] = ()
-    """What of each block a low-rank adapter updates."""
+    """The parts of each block that a low-rank adapter updates."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -87,7 +94,7 @@ class AdapterConfig:
             faults.append(f"--merge-scale {self.merge_scale}: above 0")
         if self.style not in get_args(Style):
             faults.append(unknown_name("style", self.style, get_args(Style)))
-        if self.style in SEQUENTIAL and self.scale != 1:
+        if self.style in SEQUENTIAL_STYLES and self.scale != 1:
             faults.append(f"--scale {self.scale}: {self.style} adapters have none, leave it out")
         faults += [
             unknown_name("target", name, get_args(Target)) for name in self.targets if name not in get_args(Target)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mosa_deploy.bundles.adapter_config import ON_SWIN, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import SWIN_ADVICE, AdapterConfig, Method
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError, ConfigError
@@ -81,7 +81,7 @@ class Record(BaseModel):
     def _can_be_on_a_swin(self) -> Self:
         beside = self.adapter is None or self.adapter.style == "parallel"
         if self.backbone.stages and not (beside and self.method != "full"):
-            raise ValueError(f"{self.method} on {self.backbone.name}: {ON_SWIN}")
+            raise ValueError(f"{self.method} on {self.backbone.name}: {SWIN_ADVICE}")
         return self
 
     def module_shape(self, module: str) -> tuple[int, int]:

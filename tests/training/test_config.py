@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.errors import ConfigError
 from training.config import Recipe, TuneConfig, adapter_config, describe, differences
 
 PRESET = Recipe(backbone="vit_toy", experts=4, passes=2, lr=1e-3)
+
+
+def test_a_recipe_has_the_adapters_own_defaults() -> None:
+    assert adapter_config(Recipe(backbone="vit_toy")) == AdapterConfig()
 
 
 def test_every_fault_is_named_at_once_in_one_line() -> None:
