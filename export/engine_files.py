@@ -1,4 +1,4 @@
-"""Build the engines of a lane, prove them where their GPU is, and keep a record of each."""
+"""Build the engines of a graph, prove them where their GPU is, and keep a record of each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,44 +37,44 @@ class Build:
     """Ascending."""
     bank: BankLimits
 
-    def write(self, lane: ExportTarget, precisions: Sequence[Precision], chain: Chain) -> Iterator[Written]:
-        """Build one engine a precision; a shared one that was built from the same file in the same way stays.
+    def write(self, target: ExportTarget, precisions: Sequence[Precision], chain: Chain) -> Iterator[Written]:
+        """Build one engine per precision. A shared one that was built from the same file in the same way stays.
 
         Raises:
             ProviderError: the library refuses a graph.
             ParityError: an engine that can be run here is too far from the fp32 graph; it is not written.
         """
         for precision in precisions:
-            record, onnx = self.describe(lane, precision), format_file(lane.path, ENGINE_FORMATS[precision])
-            path = engine_file(lane.path, precision, self.capability)
+            record, onnx = self.describe(target, precision), format_file(target.path, ENGINE_FORMATS[precision])
+            path = engine_file(target.path, precision, self.capability)
             kept = read_records(path.parent).get(path.name)
             if kept is not None and path.is_file() and same(kept, record):
-                yield prove(lane, path, path, kept, chain)
+                yield prove(target, path, path, kept, chain)
                 continue
-            request = Request(onnx, precision, self.batch_sizes, self.capability, self.limits(lane))
+            request = Request(onnx, precision, self.batch_sizes, self.capability, self.limits(target))
             with replacing(path) as aside:
                 aside.write_bytes(self.backend.build(request))
                 record = record.model_copy(update={"sha256": sha256(aside)})
-                found = prove(lane, aside, path, record, chain)
+                found = prove(target, aside, path, record, chain)
             if found.link is not None:
                 record = record.model_copy(update={"parity": found.link.max_error})
             write_record(path, record)
             yield found
 
-    def limits(self, lane: ExportTarget) -> BankLimits:
-        """Those asked for, or wider if the task's own bottleneck is."""
-        return BankLimits(self.bank.slots, max(self.bank.bottleneck, lane.bottleneck))
+    def limits(self, target: ExportTarget) -> BankLimits:
+        """The limits asked for, or a larger bottleneck if the task has one."""
+        return BankLimits(self.bank.slots, max(self.bank.bottleneck, target.bottleneck))
 
-    def describe(self, lane: ExportTarget, precision: Precision) -> EngineRecord:
+    def describe(self, target: ExportTarget, precision: Precision) -> EngineRecord:
         """The record of an engine before it is built."""
-        onnx, limits = format_file(lane.path, ENGINE_FORMATS[precision]), self.limits(lane)
+        onnx, limits = format_file(target.path, ENGINE_FORMATS[precision]), self.limits(target)
         return EngineRecord(
             library=self.backend.library,
             version=self.backend.version,
             precision=precision,
             capability=self.capability,
             batch_sizes=self.batch_sizes,
-            bank=(limits.slots, limits.bottleneck) if lane.shared else None,
+            bank=(limits.slots, limits.bottleneck) if target.shared else None,
             onnx=onnx.name,
             onnx_sha256=sha256(onnx),
             sha256="",
@@ -83,7 +83,7 @@ class Build:
 
 
 def choose_build(options: FileOptions, cache: Path) -> Build | None:
-    """The backend and its target, before any other work; None where no engines are asked for.
+    """The backend and what it builds for, chosen before any other work; None if no engines are asked for.
 
     Raises:
         ConfigError: the library does not build for that capability, or it must be named.
@@ -98,16 +98,16 @@ def choose_build(options: FileOptions, cache: Path) -> Build | None:
 
 
 def same(kept: EngineRecord, record: EngineRecord) -> bool:
-    """Whether both describe one build, whatever came out of it."""
+    """Whether both were built from the same file in the same way."""
     return kept.model_copy(update={"sha256": "", "parity": DEFERRED}) == record
 
 
-def prove(lane: ExportTarget, file: Path, path: Path, record: EngineRecord, chain: Chain) -> Written:
-    """Compare an engine, which is at `path` in the end, with the fp32 graph of its lane, if its GPU is here."""
+def prove(target: ExportTarget, file: Path, path: Path, record: EngineRecord, chain: Chain) -> Written:
+    """Compare an engine, which will be renamed to `path`, with its fp32 graph, if its GPU is here."""
     if device_capability() != record.capability:
         return Written(path, None, None, None)
-    runner, most = load_engine(file, record), record.batch_sizes[-1]
+    answer, most = target.answer_by(load_engine(file, record)), record.batch_sizes[-1]
     batches = [chain.inputs[i : i + most] for i in range(0, len(chain.inputs), most)]
-    logits: Array = np.concatenate([lane.logits(runner, images) for images in batches])
-    link = chain.branch(lane.stage, path.name, logits, TOLERANCES[record.precision])
-    return Written(path, link, chain.accuracy(logits), milliseconds(lane, runner, chain.inputs))
+    logits: Array = np.concatenate([answer(images) for images in batches])
+    link = chain.branch(target.stage, path.name, logits, TOLERANCES[record.precision])
+    return Written(path, link, chain.accuracy(logits), milliseconds(answer, chain.inputs))

@@ -16,7 +16,7 @@ from export.int8 import require_enough
 from export.options import ExportConfig
 from export.overview import overview
 from export.parity import BY_RUNNER, Chain, table
-from export.targets import ExportTarget, shared_target
+from export.targets import ExportTarget
 from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.fold import fold
@@ -34,6 +34,7 @@ from mosa_deploy.graphs.backbone_graph import PlainGraph, graph_file, read_index
 from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import check_runner, open_runner
+from mosa_deploy.runtimes.shared import SharedTask
 from mosa_deploy.utils.files import replacing_folder, sha256, write_text
 
 
@@ -59,64 +60,66 @@ def export(config: ExportConfig) -> Path:
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
     chain.require()
-    target = store.task(record.task)
-    with replacing_folder(target) as aside:
+    folder = store.task(record.task)
+    with replacing_folder(folder) as aside:
         if record.adapter is not None and record.adapter.style in SEQUENTIAL_STYLES:
-            lanes = write_unfolded(chain, model, aside)
+            targets = write_unfolded(chain, model, aside)
         else:
-            lanes = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
-        for lane in lanes:
-            add_runners(chain, lane, config.runners)
+            targets = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
+        for target in targets:
+            add_runners(chain, target, config.runners)
         print(table(chain.links))
         chain.require()
         written, calibration = [], samples.images if samples else None
-        for lane in lanes:
-            written += [fp32_file(lane, chain), *write_formats(lane, config.files.precisions, chain, calibration)]
+        for target in targets:
+            written += [fp32_file(target, chain), *write_formats(target, config.files.precisions, chain, calibration)]
             if build is not None:
-                written += build.write(lane, config.files.precisions, chain)
-        print(overview(written, target, len(chain.labels)))
-        file = lanes[0].path.name
+                written += build.write(target, config.files.precisions, chain)
+        print(overview(written, folder, len(chain.labels)))
+        file = targets[0].path.name
         merged = merged_bundle(bundle, model).save(aside)
         report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
-    print(f"{target / file}: {node_types(target / file).total()} nodes; merged bundle {merged.digest[:12]}")
-    return target
+    print(f"{folder / file}: {node_types(folder / file).total()} nodes; merged bundle {merged.digest[:12]}")
+    return folder
 
 
 def write_folded(
     chain: Chain, model: Transformer, folder: Path, backbone: Path, weights: Weights | None
 ) -> list[ExportTarget]:
-    """The task in the plain graph's weights; the chain grows by what is folded, and by the shared graph."""
+    """Fold the task into the plain graph's weights; add that, and the shared graph, to the chain."""
     bundle = chain.bundle
     chain.add_model("folded", fold(model))
     chain.require()
     graph = plain_graph(backbone, bundle.record, weights)
     onnx.save(fold_bundle(graph, bundle), folder / FOLDED)
-    chain.add_graph("folded ONNX", folder / FOLDED)
-    lanes = [ExportTarget("folded", folder / FOLDED)]
+    targets = [ExportTarget("folded", folder / FOLDED)]
     if bundle.record.method != "full":
-        lanes.append(shared_target(graph_file(backbone, graph.index, layout_of(bundle.record).file), bundle))
-        chain.add_shared("shared ONNX", lanes[-1].path)
+        shared = graph_file(backbone, graph.index, layout_of(bundle.record).file)
+        targets.append(ExportTarget("shared", shared, SharedTask.alone(bundle)))
+    for target in targets:
+        chain.add_target(target)
     print(f"the plain graph has {len(graph.model.graph.node)} nodes")
-    return lanes
+    return targets
 
 
-def add_runners(chain: Chain, lane: ExportTarget, names: Sequence[str]) -> None:
-    """A lane's graph by other runners than ONNX Runtime's on the CPU, which proved it already."""
+def add_runners(chain: Chain, target: ExportTarget, names: Sequence[str]) -> None:
+    """Compare a graph by other runners with the default one, which proved it already."""
     for name, tolerance in BY_RUNNER.items():
         if name in names and name != DEFAULT_RUNNER:
-            answer = lane.logits(open_runner(lane.path, name), chain.inputs)
-            chain.branch(lane.stage, f"{lane.name} by {name}", answer, tolerance)
+            logits = target.answer_by(open_runner(target.path, name))(chain.inputs)
+            chain.branch(target.stage, f"{target.name} by {name}", logits, tolerance)
 
 
 def write_unfolded(chain: Chain, model: Transformer, folder: Path) -> list[ExportTarget]:
-    """The task with its adapters as nodes of their own."""
+    """Trace the task with its adapters as nodes of their own, and add that to the chain."""
     adapter = chain.bundle.record.adapter
     assert adapter is not None
     print(f"{adapter.style} adapters cannot fold: tracing the task with nodes of its own", flush=True)
     write_onnx(model, folder / UNFOLDED)
-    chain.add_graph("unfolded ONNX", folder / UNFOLDED)
-    return [ExportTarget("unfolded", folder / UNFOLDED)]
+    target = ExportTarget("unfolded", folder / UNFOLDED)
+    chain.add_target(target)
+    return [target]
 
 
 def merged_bundle(bundle: Bundle, model: Transformer) -> Bundle:

@@ -1,29 +1,25 @@
-"""Parity: neighbouring stages of the way give the same logits on the canary and on validation images.
+"""Parity: neighbouring stages give the same logits on the canary and on validation images.
 
 canary -> expectation -> merged -> folded -> folded ONNX -> shared ONNX
 
-Files of other precisions branch off the fp32 graph of their lane. Every link carries its own tolerance.
+Files in other precisions are compared with the fp32 graph of their lane. Every link has its own tolerance.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from export.targets import ExportTarget
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import Labels
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.errors import ParityError
-from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
-from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.names import GRAPH_ARITHMETIC, Arithmetic, GraphRunnerName
-from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.runner import open_runner
-from mosa_deploy.runtimes.shared import SharedRunner
 
 
 @dataclass(frozen=True)
@@ -31,9 +27,9 @@ class Tolerance:
     """How far two stages may differ, and why that far."""
 
     max_error: float
-    """Of the largest absolute value of the first."""
+    """The largest error, relative to the largest absolute value of the first stage."""
     cosine: float | None
-    """At least, in the worst row, where it is asked for."""
+    """The least cosine of any row; None if it is not looked at."""
     reason: str
 
 
@@ -68,12 +64,12 @@ WAYS_OUT = {
     True: "Check that the bundle was tuned on these very weights",
     False: "Leave this precision out of --precision, or this runner out of --runners",
 }
-"""By whether both stages are in fp32."""
+"""What to do about a broken link, by whether both stages are in fp32."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """Two neighbouring stages compared; errors are relative to the largest absolute value of the first."""
+    """Two stages compared; errors are relative to the largest absolute value of the first."""
 
     first: str
     second: str
@@ -85,20 +81,20 @@ class Link:
 
     @property
     def holds(self) -> bool:
-        """Within the tolerance; NaN is not."""
+        """Whether the stages are within the tolerance; NaN never is."""
         near = self.tolerance.cosine is None or self.cosine >= self.tolerance.cosine
         return near and self.max_error <= self.tolerance.max_error
 
     @property
     def fault(self) -> str:
-        """How far apart the stages are, where they are too far."""
+        """By how much a link that does not hold misses its tolerance."""
         if self.max_error <= self.tolerance.max_error:
             return f"a cosine of {self.cosine:.4f}, below {self.tolerance.cosine}"
         return f"{self.max_error:.1e} of the largest output, above {self.tolerance.max_error:.0e}"
 
 
-def compare(first: str, a: Array, second: str, b: Array, tolerance: Tolerance = FP32) -> Link:
-    """Compare two outputs (n, K); of different shapes, they have nothing in common."""
+def compare_outputs(first: str, a: Array, second: str, b: Array, tolerance: Tolerance = FP32) -> Link:
+    """Compare two outputs (n, K). Outputs of different shapes have nothing in common."""
     if a.shape != b.shape:
         return Link(first, second, math.inf, math.inf, cosine=0.0, top1_agreement=0.0, tolerance=tolerance)
     x, y = a.astype(np.float64), b.astype(np.float64)
@@ -119,7 +115,7 @@ class Chain:
     """The stages so far, each compared with the one before."""
 
     def __init__(self, bundle: Bundle, others: Pixels | None = None, labels: Labels | None = None) -> None:
-        """`others` (n, H, W, 3) are images on which the stages after the canary are compared too."""
+        """Stages are compared on the canary and on `others` (n, H, W, 3), the first of which have `labels`."""
         self.bundle, self.preprocess = bundle, bundle.record.preprocess
         self.labels: Labels = np.empty(0, dtype=np.int64) if labels is None else labels
         pixels = bundle.canary.pixels(self.preprocess)
@@ -131,22 +127,22 @@ class Chain:
         self.outputs: dict[str, Array] = {}
 
     def add(self, stage: str, logits: Array) -> None:
-        """Compare a stage's logits with the stage before; the canary itself is compared in probabilities."""
-        if self.stage == "canary":
+        """Compare a stage's logits with the stage before; the first is compared with the canary's probabilities."""
+        if not self.outputs:
             given = probabilities(logits[: self.canaries], self.bundle.record.temperature)
-            self.links.append(compare(self.stage, self.output, stage, given))
+            self.links.append(compare_outputs(self.stage, self.output, stage, given))
         else:
-            self.links.append(compare(self.stage, self.output, stage, logits))
+            self.links.append(compare_outputs(self.stage, self.output, stage, logits))
         self.stage, self.output = stage, logits
         self.outputs[stage] = logits
 
     def branch(self, first: str, second: str, logits: Array, tolerance: Tolerance) -> Link:
-        """Compare a file of another precision with a stage that is there already.
+        """Compare a file in another precision, or by another runner, with an earlier stage.
 
         Raises:
             ParityError: they disagree.
         """
-        link = compare(first, self.outputs[first], second, logits, tolerance)
+        link = compare_outputs(first, self.outputs[first], second, logits, tolerance)
         self.links.append(link)
         self.require()
         return link
@@ -156,20 +152,12 @@ class Chain:
         """A torch model as the next stage."""
         self.add(stage, model(torch.from_numpy(self.inputs)).numpy())
 
-    def add_graph(self, stage: str, path: Path) -> None:
-        """An ONNX file on the CPU as the next stage."""
-        self.add(stage, OnnxRunner(path).run(self.inputs))
-
-    def add_shared(self, stage: str, path: Path) -> None:
-        """The shared graph with this task in one of its slots, and the task's head, as the next stage."""
-        bank = Bank(layout_of(self.bundle.record))
-        slot = bank.write(adapter_weights(self.bundle))
-        features = SharedRunner(open_runner(path), bank).run(self.inputs, np.full(len(self.inputs), slot))
-        head, bias = self.bundle.head
-        self.add(stage, features @ head.T + bias)
+    def add_target(self, target: ExportTarget) -> None:
+        """A graph that is exported, run on the CPU, as the next stage."""
+        self.add(target.stage, target.answer_by(open_runner(target.path))(self.inputs))
 
     def accuracy(self, logits: Array) -> float | None:
-        """The share of the labelled images that a stage's logits put into their class; None if there are none."""
+        """The share of the labelled images whose class the logits name; None if no image has a label."""
         if not len(self.labels):
             return None
         return float((logits[self.canaries :].argmax(1) == self.labels).mean())
@@ -194,7 +182,7 @@ class Chain:
 
 
 def table(links: Sequence[Link]) -> str:
-    """The chain in words, a line a link."""
+    """The chain in words, one line per link."""
     return "\n".join(
         f"parity {link.first:>11} = {link.second:<11} max error {link.max_error:.1e}, cosine {link.cosine:.9f},"
         f" top-1 agreement {link.top1_agreement:.3f}"

@@ -1,4 +1,4 @@
-"""The ways to give a backbone a task that are timed against each other.
+"""Variants: the ways to give a backbone a task, which are timed against each other.
 
     plain          the backbone with a head
     control        the same file in a session of its own: whatever differs is noise
@@ -35,13 +35,13 @@ from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.graphs.fold import Parameters, fold_adapter, head_parameters
 from mosa_deploy.runtimes.names import RunnerName
 from mosa_deploy.runtimes.runner import open_runner
-from mosa_deploy.runtimes.shared import SharedRunner
+from mosa_deploy.runtimes.shared import SharedRunner, SharedTask, apply_head
 
 WITHOUT_ADAPTER = ("plain", "control", "lora")
 SHARED = ("shared", "shared-mixed")
 
 RANK = 16
-"""Of the low-rank update."""
+"""The rank of the low-rank update."""
 
 MIXED_TASKS = 8
 
@@ -58,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way, for tasks of one bottleneck, as a file and what is known of it."""
+    """One way, for tasks of one bottleneck: its file and what is known of it."""
 
     name: str
     bottleneck: int
@@ -76,36 +76,35 @@ class Variant:
     @property
     def megabytes(self) -> float:
         """The size of the file, and of the bank beside it."""
-        bank = sum(tensor.nbytes for tensor in self.bank.tensors.values()) if self.name in SHARED else 0
-        return (self.path.stat().st_size + bank) / 1e6
+        bank = self.in_bank[0].bank.tensors.values() if self.name in SHARED else ()
+        return (self.path.stat().st_size + sum(tensor.nbytes for tensor in bank)) / 1e6
 
     @cached_property
-    def bank(self) -> Bank:
-        """The tasks' bank; they take the slots in their order."""
+    def in_bank(self) -> list[SharedTask]:
+        """The tasks in one bank."""
         bank = Bank(Layout(self.tasks[0].topology), self.bottleneck, len(self.tasks))
-        for task in self.tasks:
-            bank.write(task.weights)
-        return bank
+        return [SharedTask.write(bank, task.weights, (task.head, task.bias)) for task in self.tasks]
 
     def open(self, runner: RunnerName, threads: int) -> Answer:
-        """Load the graph; what comes back answers images with logits."""
+        """Load the graph and return a function from images to logits."""
         # A session's idle threads must not spin while the next one is timed.
         opened = open_runner(self.path, runner, threads, spinning=False)
         if self.name not in SHARED:
             return opened.run
-        shared = SharedRunner(opened, self.bank)
-        tasks = self.tasks if self.name == "shared-mixed" else self.tasks[:1]
+        if self.name == "shared":
+            return self.in_bank[0].answer_by(opened)
+        shared = SharedRunner(opened, self.in_bank[0].bank)
 
         def answer(images: Array) -> list[Array]:
-            slots = [i % len(tasks) for i in range(len(images))]
-            features = shared.run(images, np.array(slots))
-            return [tasks[k].head @ feature + tasks[k].bias for k, feature in zip(slots, features, strict=True)]
+            tasks = [self.in_bank[i % len(self.in_bank)] for i in range(len(images))]
+            features = shared.run(images, np.array([task.slot for task in tasks]))
+            return [apply_head(feature, task.head) for task, feature in zip(tasks, features, strict=True)]
 
         return answer
 
 
 def random_task(topology: BlockTopology, bottleneck: int, classes: int, seed: int) -> Task:
-    """AdapterWeights and a head that keep the scale of what they read."""
+    """A task of random weights that keep the scale of their input."""
     rng = np.random.default_rng([seed, bottleneck])
 
     def draw(shape: tuple[int, ...]) -> Array:
@@ -119,9 +118,9 @@ def random_task(topology: BlockTopology, bottleneck: int, classes: int, seed: in
 def write_variants(
     folder: Path, model: Transformer, tasks: Mapping[int, Sequence[Task]], names: Sequence[str]
 ) -> list[Variant]:
-    """Write the graph of each variant, and of each bottleneck where there is one.
+    """Write one graph per variant, or one per variant and bottleneck if the graph depends on it.
 
-    `model` has a stand-in head; `tasks` are those of each bottleneck, the first of which is alone in its graphs.
+    `model` has a stand-in head. `tasks` are those of each bottleneck; graphs of a single task hold the first.
     """
     files = {}
     for name, r, graph in trace_variants(model, {r: alike[0] for r, alike in tasks.items()}, names):
@@ -141,7 +140,7 @@ def write_variants(
 def trace_variants(
     model: Transformer, tasks: Mapping[int, Task], names: Collection[str]
 ) -> Iterator[tuple[str, int, onnx.ModelProto]]:
-    """Name, bottleneck and graph of what must be written for variants of these names."""
+    """Name, bottleneck and graph of each file that variants of these names need."""
     plain = trace_plain(model, sha256="")
     yield "plain", 0, plain.model
     if "lora" in names:
@@ -164,7 +163,7 @@ def folded(graph: PlainGraph, task: Task) -> Parameters:
 
 
 def unfolded(graph: PlainGraph, task: Task, scale: float) -> Parameters:
-    """The parameters of adapters that were traced beside their blocks: the affine of their norm is in the weights."""
+    """The parameters of a graph traced with adapters as nodes; the affine of their norms is in the weights."""
     values = head_parameters(graph, task.head, task.bias)
     for block in task.topology.blocks:
         down, down_bias, up, up_bias = (task.weights[f"{block}.{part}"] for part in PARTS)

@@ -15,6 +15,7 @@ from mosa_deploy.bundles.store_layout import ENGINES, FOLDED, backbone_folder, t
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE
+from mosa_deploy.runtimes.shared import Head, apply_head
 from mosa_deploy.runtimes.tensorrt_record import AGAIN
 from serving import metrics
 from serving.batching import Batcher, Item
@@ -34,8 +35,8 @@ class LoadedTask:
     version: Version
     lane: AnyLane
     slot: int
-    head: tuple[Array, Array] | None
-    """Weight (K, C) and bias (K,); None where the graph has its own."""
+    head: Head | None
+    """None where the graph has its own."""
     users: int = 0
     retired: bool = False
     pinned: bool = False
@@ -48,10 +49,8 @@ class LoadedTask:
         """What the lane said (n, C) or (n, K) -> calibrated probabilities (n, K)."""
         # What is not finite fails its canary.
         with np.errstate(over="ignore", invalid="ignore"):
-            if self.head is not None:
-                weight, bias = self.head
-                rows = rows @ weight.T + bias
-            return probabilities(rows, self.version.record.temperature)
+            logits = rows if self.head is None else apply_head(rows, self.head)
+            return probabilities(logits, self.version.record.temperature)
 
 
 class ModelCache:

@@ -25,11 +25,9 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import RECORD, Record, read_record
 from mosa_deploy.errors import ConfigError, DataError, command
-from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
-from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RunnerName
+from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import Runner, open_runner
-from mosa_deploy.runtimes.shared import SharedRunner
+from mosa_deploy.runtimes.shared import SharedTask
 from training.arguments import evaluate_config
 from training.data import Images, decode_all
 from training.loop import predict
@@ -130,24 +128,13 @@ def own_graph(path: Path) -> bool:
 
 
 def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array], int]:
-    """What answers images (B, 3, H, W) with logits (B, K), and the most images that it takes at once.
+    """A function from images (B, 3, H, W) to logits (B, K), and the most images that it takes at once.
 
-    With `task`, the folder of a bundle, the graph is a shared one, and the bundle is alone in its banks.
+    `task` is the folder of a bundle; with it the graph is a shared one.
     """
-    name: RunnerName = "tensorrt" if path.suffix == ".engine" else DEFAULT_RUNNER
-    if task is None:
-        runner = open_runner(path, name)
-        return runner.run, largest_batch(runner)
-    bundle = Bundle.load(task)
-    bank = Bank(layout_of(bundle.record))
-    slot = bank.write(adapter_weights(bundle))
-    shared = SharedRunner(open_runner(path, name), bank)
-    head, bias = bundle.head
-
-    def answer(images: Array) -> Array:
-        return np.asarray(shared.run(images, np.full(len(images), slot)) @ head.T + bias)
-
-    return answer, largest_batch(shared.runner)
+    runner = open_runner(path, "tensorrt" if path.suffix == ".engine" else DEFAULT_RUNNER)
+    answer = runner.run if task is None else SharedTask.alone(Bundle.load(task)).answer_by(runner)
+    return answer, largest_batch(runner)
 
 
 def largest_batch(runner: Runner) -> int:

@@ -1,11 +1,26 @@
-"""The shared graph with a bank of tasks bound to it."""
+"""The shared graph: a bank of tasks is bound to it, and each task's head is applied to the features that it gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import Runner
+
+Head = tuple[Array, Array]
+"""A classifier's weight (K, C) and bias (K,)."""
+
+
+def apply_head(features: Array, head: Head) -> Array:
+    """Features (..., C) -> logits (..., K)."""
+    weight, bias = head
+    return np.asarray(features @ weight.T + bias, dtype=np.float32)
 
 
 class SharedRunner:
@@ -33,3 +48,35 @@ class SharedRunner:
         elif self.changes != self.bank.changes:
             self._refresh()
         return self.runner.run(images, slots)
+
+
+@dataclass(frozen=True)
+class SharedTask:
+    """A task in a slot of a bank, with its head."""
+
+    bank: Bank
+    slot: int
+    head: Head
+
+    @classmethod
+    def write(cls, bank: Bank, weights: AdapterWeights, head: Head) -> Self:
+        """Put a task into a free slot of a bank."""
+        return cls(bank, bank.write(weights), head)
+
+    @classmethod
+    def alone(cls, bundle: Bundle) -> Self:
+        """Put a bundle's task into a bank of its own.
+
+        Raises:
+            BundleError: no shared graph can serve the task.
+        """
+        return cls.write(Bank(layout_of(bundle.record)), adapter_weights(bundle), bundle.head)
+
+    def slots(self, count: int) -> NDArray[np.int64]:
+        """The task's slot for each of `count` images."""
+        return np.full(count, self.slot, dtype=np.int64)
+
+    def answer_by(self, runner: Runner) -> Callable[[Array], Array]:
+        """Bind the bank to a runner of the shared graph: images (B, 3, H, W) -> the task's logits (B, K)."""
+        shared = SharedRunner(runner, self.bank)
+        return lambda images: apply_head(shared.run(images, self.slots(len(images))), self.head)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cosine
 
-from export.parity import FP32, TOLERANCES, Chain, Link, Tolerance, compare, table
+from export.parity import FP32, TOLERANCES, Chain, Link, Tolerance, compare_outputs, table
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
@@ -25,15 +25,15 @@ def chain(parts_run: Path) -> Chain:
 
 
 def test_errors_are_relative_to_the_largest_value_of_the_first() -> None:
-    found = compare("a", FIRST, "b", SECOND)
+    found = compare_outputs("a", FIRST, "b", SECOND)
     assert (found.first, found.second) == ("a", "b")
     assert found.max_error == 2 / 4
     assert found.mean_error == 2 / 4 / 4
-    assert compare("b", 10 * FIRST, "a", 10 * SECOND).max_error == 2 / 4
+    assert compare_outputs("b", 10 * FIRST, "a", 10 * SECOND).max_error == 2 / 4
 
 
 def test_cosine_is_the_worst_row_s_and_agreement_the_share_of_equal_classes() -> None:
-    found = compare("a", FIRST, "b", SECOND)
+    found = compare_outputs("a", FIRST, "b", SECOND)
     assert found.cosine == pytest.approx(1 - cosine(FIRST[1], SECOND[1]), abs=1e-9)
     assert found.top1_agreement == 0.5
 
@@ -44,11 +44,13 @@ def test_cosine_is_the_worst_row_s_and_agreement_the_share_of_equal_classes() ->
 def test_what_is_not_finite_never_holds(place: str, value: float) -> None:
     broken = FIRST.copy()
     broken[0, 0] = value
-    assert not compare("a", broken if place == "first" else FIRST, "b", FIRST if place == "first" else broken).holds
+    assert not compare_outputs(
+        "a", broken if place == "first" else FIRST, "b", FIRST if place == "first" else broken
+    ).holds
 
 
 def test_a_single_class_is_not_spread_over_many() -> None:
-    assert not compare("a", np.ones((2, 1), dtype=np.float32), "b", np.ones((2, 3), dtype=np.float32)).holds
+    assert not compare_outputs("a", np.ones((2, 1), dtype=np.float32), "b", np.ones((2, 3), dtype=np.float32)).holds
 
 
 def test_a_link_holds_up_to_the_tolerance_and_no_further() -> None:
@@ -58,11 +60,11 @@ def test_a_link_holds_up_to_the_tolerance_and_no_further() -> None:
 
 def test_a_link_is_judged_by_its_own_tolerance_in_both_measures() -> None:
     wide = Tolerance(max_error=0.6, cosine=0.8, reason="")
-    found = compare("a", FIRST, "b", SECOND, wide)
+    found = compare_outputs("a", FIRST, "b", SECOND, wide)
     assert 0.8 < found.cosine < 0.9
     assert found.holds
-    assert not compare("a", FIRST, "b", SECOND, Tolerance(0.6, 0.9, "")).holds
-    assert not compare("a", FIRST, "b", SECOND, Tolerance(0.4, None, "")).holds
+    assert not compare_outputs("a", FIRST, "b", SECOND, Tolerance(0.6, 0.9, "")).holds
+    assert not compare_outputs("a", FIRST, "b", SECOND, Tolerance(0.4, None, "")).holds
 
 
 def test_every_tolerance_says_why_and_none_lets_an_unrelated_answer_pass() -> None:
@@ -70,7 +72,7 @@ def test_every_tolerance_says_why_and_none_lets_an_unrelated_answer_pass() -> No
     one, other = rng.standard_normal((2, 8, 10)).astype(np.float32)
     for tolerance in TOLERANCES.values():
         assert len(tolerance.reason) > 40
-        assert not compare("a", one, "b", other, tolerance).holds
+        assert not compare_outputs("a", one, "b", other, tolerance).holds
     assert TOLERANCES["fp16"].cosine == 0.999
 
 
