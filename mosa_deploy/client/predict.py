@@ -11,8 +11,8 @@ from tqdm import tqdm
 from mosa_deploy.bundles.image_files import list_images
 from mosa_deploy.client.predictor import Predictor
 from mosa_deploy.client.schema import Answer
-from mosa_deploy.errors import ConfigError, DataError
-from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RunnerName
+from mosa_deploy.errors import ConfigError, DataError, unknown_name
+from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS, RunnerName
 from mosa_deploy.utils.files import replacing
 
 COLUMNS = ("file", "class", "score")
@@ -37,6 +37,8 @@ class PredictConfig:
         """Raises ConfigError with every fault at once."""
         numbers = {"--top-k": self.top_k, "--batch": self.batch}
         faults = [f"{option} {value}: at least 1" for option, value in numbers.items() if value < 1]
+        if self.runner not in RUNNERS:
+            faults.append(unknown_name("runner", self.runner, RUNNERS))
         if faults:
             raise ConfigError("; ".join(faults))
 
