@@ -1,4 +1,4 @@
-"""Restore: a bundle becomes the tuned torch model again, since its record describes the backbone."""
+"""Restore: a bundle becomes the tuned torch model again, on the backbone that its record describes."""
 
 import torch
 
@@ -12,10 +12,13 @@ from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
 
 def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
-    """The backbone with the bundle's adapters, split or merged as they are stored, and its head, in evaluation mode.
+    """The tuned model of a bundle, in evaluation mode: images (B, 3, H, W) -> logits (B, K).
+
+    Its adapters are split or merged, as the bundle has them. `weights` are those that the task was tuned on; None means
+    timm's pretrained or random ones, as the record says.
 
     Raises:
-        BackboneError: the backbone at hand is not the one that the task was tuned on.
+        BackboneError: the task was tuned on other weights, or on weights from a file that is not given.
     """
     record = bundle.record
     weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
@@ -43,7 +46,7 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
 
 
 def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:
-    """A backbone, with or without a head and adapters, as records have it."""
+    """What a record says of a backbone, which may have a head and adapters already."""
     topology, state = topology_of(model), backbone_state(model)
     # The FFNs of a Swin differ in width, and no task updates their weights.
     hidden = None if topology.stages else len(state["blocks.0.mlp.fc1.bias"])

@@ -1,8 +1,8 @@
-"""Weight files: what .safetensors, Google's .npz and torch's .pth hold becomes a backbone, and nothing is unpickled.
+"""Load the weights of a backbone from .safetensors, Google's .npz or torch's .pth, without unpickling anything.
 
-timm unwraps, renames and resamples. Added here: which part of a self-supervised checkpoint is the backbone (DINO,
-arXiv 2104.14294; MoCo v3, 2104.02057; MAE, 2111.06377), the names of transformers, and that whatever does not fit is
-refused, all at once.
+timm unwraps, renames and resamples. This module adds three things: it finds the backbone in a self-supervised
+checkpoint (DINO, arXiv 2104.14294; MoCo v3, 2104.02057; MAE, 2111.06377), knows the names of transformers, and names
+everything that does not fit in one error.
 """
 
 import contextlib
@@ -25,31 +25,42 @@ from mosa_deploy.utils.shapes import shape_faults, shapes_of
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
 
 ANCHOR = "patch_embed.proj.weight"
-"""The tensor by which a backbone is found among the parts of a checkpoint."""
+"""The tensor by which a backbone is found in a checkpoint of several parts."""
 
-SECOND = ("momentum", "student")
-"""The copies that MoCo v3 and DINO themselves do not evaluate."""
+NOT_EVALUATED = ("momentum", "student")
+"""Copies of the backbone that MoCo v3 and DINO do not evaluate themselves."""
 
 HEAD = ("head.weight", "head.bias")
 
-LEFT_OUT = ("head.", "head_dist.", "pre_logits.", "fc.", "attn_pool.", "pooler.", "decoder_", "decoder.", "mask_token")
-"""Parts of a checkpoint that a backbone may lack."""
+NOT_BACKBONE = (
+    "head.",
+    "head_dist.",
+    "pre_logits.",
+    "fc.",
+    "attn_pool.",
+    "pooler.",
+    "decoder_",
+    "decoder.",
+    "mask_token",
+)
+"""Beginnings of names in a checkpoint that are ignored if the backbone has no such tensor."""
 
 OPTION = "--backbone-weights"
+"""The option that errors name, unless they are told another."""
 
 
 @torch.no_grad()
 def load_weights(model: Transformer, name: str, file: Path, option: str = OPTION) -> None:
-    """Put the weights of `file` into a headless model; timm resamples them to its patch and image size.
+    """Load the weights in `file` into a headless model; timm resamples them to its patch and image size.
 
-    `option` is what the user gave the file with.
+    `option` is the command-line option by which the user gave the file.
 
     Raises:
-        BackboneError: the file is missing, damaged, holds code, or lists tensors that do not fit, all of them at once.
+        BackboneError: the file is missing or damaged, holds code, or has tensors that do not fit; all are listed.
     """
     if file.is_file() and file.suffix == ".npz":
         if not isinstance(model, VisionTransformer):
-            raise BackboneError(f"{option} {file}: .npz files hold ViTs; give {name} as .safetensors or of torch")
+            raise BackboneError(f"{option} {file}: .npz files hold ViTs only: give {name} as .safetensors or .pth")
         faults = _load_npz(model, file, option)
     else:
         state = read_state(file, option)
@@ -61,13 +72,13 @@ def load_weights(model: Transformer, name: str, file: Path, option: str = OPTION
 
 
 def read_head(file: Path, option: str) -> dict[str, Tensor]:
-    """`head.weight` (K, C) and `head.bias` (K,) of a checkpoint of torch, fp32.
+    """`head.weight` (K, C) and `head.bias` (K,) of a checkpoint, fp32.
 
     Raises:
-        BackboneError: the file cannot be read, or it lacks them.
+        BackboneError: the file cannot be read, or has no linear head.
     """
     if file.suffix == ".npz":
-        raise BackboneError(f"{option} {file}: of .npz files only the backbone is read: save it with timm")
+        raise BackboneError(f"{option} {file}: only the backbone of an .npz file is read: save the model with timm")
     state = _backbone_part(read_state(file, option))
     missing = [name for name in HEAD if not isinstance(state.get(name), Tensor)]
     if missing:
@@ -76,10 +87,10 @@ def read_head(file: Path, option: str) -> dict[str, Tensor]:
 
 
 def read_state(file: Path, option: str) -> dict[str, Any]:
-    """The state dict in a file of tensors, without the wrappers that timm knows.
+    """The state dict in a file of tensors, without the wrappers that timm knows, such as `state_dict` or `model`.
 
     Raises:
-        BackboneError: the file is missing, of another kind, damaged, or holds code.
+        BackboneError: the file is missing or damaged, has another suffix, or holds code.
     """
     if not file.is_file():
         raise BackboneError(f"{option} {file}: no such file")
@@ -89,7 +100,7 @@ def read_state(file: Path, option: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = load_state_dict(str(file), weights_only=True)
-    except Exception as error:  # A damaged file lets out KeyError, EOFError, AttributeError and more.
+    except Exception as error:  # A damaged file raises KeyError, EOFError, AttributeError and more.
         reason = str(error.__cause__ or error)
         code = re.search(r"GLOBAL (\S+)", reason)
         if code or "Cannot use ``weights_only" in reason:
@@ -104,16 +115,16 @@ def read_state(file: Path, option: str) -> dict[str, Any]:
 
 def _unreadable(file: Path, error: Exception, option: str) -> BackboneError:
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    # Its first sentence: those of torch that follow advise to unpickle.
+    # Only its first sentence: torch's next ones advise to unpickle.
     reason = f"{type(error).__name__} {str(error).partition('. ')[0].partition(chr(10))[0]}".rstrip()
-    way_on = "fetch it again, or save its state dict as .safetensors"
-    return BackboneError(f"{option} {file} cannot be read: {reason}; {way_on}")
+    advice = "fetch it again, or save its state dict as .safetensors"
+    return BackboneError(f"{option} {file} cannot be read: {reason}; {advice}")
 
 
 def _load_state(model: Transformer, state: dict[str, Any]) -> str:
-    """Load the backbone in a state dict; returns what does not fit, and loads nothing then."""
+    """Load the backbone in a state dict; if something does not fit, load nothing and return what."""
     state = _backbone_part(state)
-    with contextlib.suppress(Exception):  # What timm cannot resample is named below, by its shape.
+    with contextlib.suppress(Exception):  # What timm cannot resample is listed below, by its shape.
         if isinstance(model, VisionTransformer):
             state = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
         else:
@@ -122,10 +133,10 @@ def _load_state(model: Transformer, state: dict[str, Any]) -> str:
     given = {
         key: value
         for key, value in state.items()
-        if isinstance(value, Tensor) and (key in expected or not key.startswith(LEFT_OUT))
+        if isinstance(value, Tensor) and (key in expected or not key.startswith(NOT_BACKBONE))
     }
     if not given.keys() & expected.keys():
-        return f"it has no tensors by timm's names, but {', '.join(list(state)[:3]) or 'nothing'}, ..."
+        return f"no tensor has one of timm's names, but there are {', '.join(list(state)[:3]) or 'none'}, ..."
     faults = shape_faults(shapes_of(expected), shapes_of(given))
     if not faults:
         model.load_state_dict(given)
@@ -133,37 +144,37 @@ def _load_state(model: Transformer, state: dict[str, Any]) -> str:
 
 
 def _backbone_part(state: dict[str, Any]) -> dict[str, Any]:
-    """The state dict below the prefix under which a backbone lies; as it is where timm's own names are not found."""
+    """The tensors of the backbone without their common prefix; the whole state dict if no backbone is found."""
     state = state.get("teacher", state)
     if is_transformers(state):
         return timm_state(state)
     prefixes = [key.removesuffix(ANCHOR) for key in state if key.endswith(ANCHOR)]
     if not prefixes:
         return state
-    prefix = min(prefixes, key=lambda p: (p != "", any(word in p for word in SECOND), p))
+    prefix = min(prefixes, key=lambda p: (p != "", any(word in p for word in NOT_EVALUATED), p))
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _load_npz(model: VisionTransformer, file: Path, option: str) -> str:
-    """Load Google's names by timm's own reader; returns what does not fit."""
+    """Load a file with Google's names by timm's own reader; returns what does not fit."""
     for parameter in model.parameters():
         parameter.fill_(torch.nan)
     try:
-        # numpy and timm leave a path's file open when they fail, but not one that is open already.
+        # Given a path, numpy and timm leave the file open when they fail; a handle is closed here.
         with file.open("rb") as handle:
             blocks = _blocks_of_npz(handle)
             if blocks not in (0, len(model.blocks)):
                 return f"it has {blocks} blocks, not {len(model.blocks)}"
             handle.seek(0)
             model.load_pretrained(handle)
-    except Exception as error:  # As above, and BadZipFile.
+    except Exception as error:  # As in `read_state`, and BadZipFile.
         raise _unreadable(file, error, option) from error
-    # timm leaves alone, without a word, what the file does not hold.
+    # timm silently skips parameters that the file does not hold: those are still NaN.
     return "; ".join(f"missing {key}" for key, value in model.named_parameters() if value.isnan().any())
 
 
 def _blocks_of_npz(handle: BinaryIO) -> int:
-    """How many blocks an image tower has by Google's names, numbered or stacked; 0 by any other names."""
+    """The number of blocks of an image tower with Google's names, numbered or stacked; 0 with any other names."""
     arrays = np.load(handle, allow_pickle=False)
     stacked = [key for key in arrays.files if key.endswith("Transformer/encoderblock/LayerNorm_0/scale")]
     if stacked:

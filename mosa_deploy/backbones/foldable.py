@@ -1,4 +1,4 @@
-"""What a plain ViT or Swin is: the conditions under which a parallel adapter folds exactly, checked in one place."""
+"""Which ViTs and Swins qualify: the conditions under which a parallel adapter folds exactly, checked in one place."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -16,17 +16,19 @@ from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BackboneError
 
 Transformer = VisionTransformer | SwinTransformer
-"""The classes of timm that are taken; no subclass is."""
+"""The timm classes that qualify; their subclasses do not."""
 
 Model = TypeVar("Model", bound=Transformer)
 
 BLOCKS: dict[type[nn.Module], type[nn.Module]] = {VisionTransformer: Block, SwinTransformer: SwinTransformerBlock}
+"""Model class -> class that all of its blocks must have."""
 
-NORMED_AFTER = ("SwinTransformerV2", "SwinTransformerV2Cr")
+POST_NORM = ("SwinTransformerV2", "SwinTransformerV2Cr")
+"""Classes whose blocks normalise what the FFN has written."""
 
 
 class FeedForward(NamedTuple):
-    """The parts of a block that the adapter stands beside."""
+    """The FFN of a block with its norm and LayerScale, as the fold needs them."""
 
     norm: nn.LayerNorm
     fc1: nn.Linear
@@ -36,7 +38,7 @@ class FeedForward(NamedTuple):
 
 
 def feed_forward(block: nn.Module) -> FeedForward:
-    """The feed-forward part of a block that qualifies; `check_foldable` says whether it does."""
+    """The FFN of a block that `check_foldable` accepts."""
     assert isinstance(block, Block | SwinTransformerBlock)
     mlp, norm, scale = block.mlp, block.norm2, getattr(block, "ls2", None)
     assert isinstance(mlp, Mlp)
@@ -47,7 +49,7 @@ def feed_forward(block: nn.Module) -> FeedForward:
 
 
 def topology_of(model: Transformer) -> BlockTopology:
-    """Where the blocks of a model lie, with adapters or without."""
+    """The names and widths of a model's blocks, with adapters or without."""
     if isinstance(model, VisionTransformer):
         return BlockTopology(len(model.blocks), model.embed_dim)
     stages = tuple(len(list(stage.get_submodule("blocks").children())) for stage in model.layers.children())
@@ -60,25 +62,25 @@ def blocks_of(model: Transformer) -> dict[str, nn.Module]:
 
 
 def image_size(model: Transformer) -> tuple[int, int]:
-    """(H, W) of its images in pixels."""
+    """(H, W) in pixels of the images that a model takes."""
     embed: Any = model.patch_embed
     height, width = embed.img_size
     return height, width
 
 
 def check_class(model: nn.Module, name: str = "this model") -> Transformer:
-    """The model itself, if it is of a class that is taken.
+    """The model itself, if its class qualifies; `name` is what errors call it.
 
     Raises:
-        BackboneError: it is of any other.
+        BackboneError: it is of another class.
     """
     kind, taken = type(model).__name__, "choose one of timm's vit_*, deit*_patch* or swin_* models"
-    if kind in NORMED_AFTER:
+    if kind in POST_NORM:
         raise BackboneError(
-            f"{name} is a {kind}, whose norm2 normalises what the FFN wrote: there is no input that FFN and adapter"
-            f" share; {taken}"
+            f"{name} is a {kind}, whose norm2 normalises what the FFN has written: FFN and adapter share no input;"
+            f" {taken}"
         )
-    # By type: a subclass has parts that a task does not own, e.g. the second head of a distilled DeiT.
+    # The exact type: a subclass may have parts that no task owns, such as the second head of a distilled DeiT.
     if type(model) not in BLOCKS:
         raise BackboneError(f"{name} is a {kind}, not a plain ViT or Swin: {taken}")
     assert isinstance(model, Transformer)
@@ -86,14 +88,17 @@ def check_class(model: nn.Module, name: str = "this model") -> Transformer:
 
 
 def check_foldable(model: nn.Module, name: str = "this model") -> Transformer:
-    """The model itself, if its blocks can take an adapter that folds exactly.
+    """The model itself, if a parallel adapter folds exactly into each of its blocks.
+
+    Every block must be timm's own pre-norm class. Its Mlp must have biases, no inner norm, and an activation that works
+    on each channel alone; its norm2 must be a LayerNorm with an affine.
 
     Raises:
-        BackboneError: names every block and part that does not qualify.
+        BackboneError: a block does not qualify; every such block and part is named.
     """
     plain = check_class(model, name)
-    faults = {block: tuple(_faults(part, BLOCKS[type(plain)])) for block, part in blocks_of(plain).items()}
-    found = [*_of_blocks(faults), *_of_statistics(plain)]
+    faults = {block: tuple(_block_faults(part, BLOCKS[type(plain)])) for block, part in blocks_of(plain).items()}
+    found = [*_grouped(faults), *_batch_norm_faults(plain)]
     if found:
         raise BackboneError(
             f"{name} cannot be folded exactly: {'; '.join(found)}; choose a plain pre-norm ViT, or a Swin"
@@ -102,26 +107,26 @@ def check_foldable(model: nn.Module, name: str = "this model") -> Transformer:
 
 
 def check_style(model: Transformer, style: Style) -> None:
-    """Raises BackboneError if adapters of this style do not go into blocks of this model."""
+    """Raises BackboneError if the model's blocks cannot have adapters of this style."""
     if isinstance(model, SwinTransformer) and style != "parallel":
         raise BackboneError(f"{style} adapters: {SWIN_ADVICE}")
 
 
-def _of_blocks(faults: dict[str, tuple[str, ...]]) -> Iterator[str]:
-    """The faults of each block by name; one line for three or more in a row of a stage that share theirs."""
+def _grouped(faults: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """The faults of each block; three or more neighbours of a stage with the same faults are named as a range."""
     for (stage, shared), same in groupby(faults, key=lambda name: (name.rpartition(".")[0], faults[name])):
         run = [name.rpartition(".")[2] for name in same]
         places = [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
         yield from (f"{stage}.{place}: {fault}" for place in places for fault in shared)
 
 
-def _of_statistics(model: nn.Module) -> Iterator[str]:
+def _batch_norm_faults(model: nn.Module) -> Iterator[str]:
     norms = [name.removesuffix(".running_mean") for name, _ in model.named_buffers() if name.endswith(".running_mean")]
     if norms:
-        yield f"{norms[0]} is a BatchNorm, whose statistics move in tuning and are not the task's"
+        yield f"{norms[0]} is a BatchNorm, whose statistics change in tuning but do not belong to the task"
 
 
-def _faults(block: nn.Module, wanted: type[nn.Module]) -> Iterator[str]:
+def _block_faults(block: nn.Module, wanted: type[nn.Module]) -> Iterator[str]:
     if type(block) is not wanted:
         yield f"{type(block).__name__} is not timm's pre-norm {wanted.__name__}"
         return
@@ -136,8 +141,8 @@ def _faults(block: nn.Module, wanted: type[nn.Module]) -> Iterator[str]:
     elif mlp.fc1.bias is None or mlp.fc2.bias is None:
         yield "mlp has no bias"
     else:
-        yield from _faults_of_act(mlp.act)
-    # By type: a subclass may compute in another precision (LayerNormFp32) or over other dimensions (LayerNorm2d).
+        yield from _activation_faults(mlp.act)
+    # The exact type: subclasses compute in another precision (LayerNormFp32) or over other dimensions (LayerNorm2d).
     if type(norm) not in (nn.LayerNorm, timm.layers.LayerNorm):
         yield f"norm2 is {type(norm).__name__}, not LayerNorm"
     elif norm.weight is None or norm.bias is None:
@@ -146,8 +151,8 @@ def _faults(block: nn.Module, wanted: type[nn.Module]) -> Iterator[str]:
         yield f"ls2 is {type(scale).__name__}"
 
 
-def _faults_of_act(act: nn.Module) -> Iterator[str]:
-    """FFN and adapter share the activation, and the folded FFN applies it to the columns of both at once."""
+def _activation_faults(act: nn.Module) -> Iterator[str]:
+    """FFN and adapter share the activation, and the folded FFN applies it to the channels of both at once."""
     if any(True for _ in act.parameters()):
         yield f"act {act} has parameters of its own"
         return

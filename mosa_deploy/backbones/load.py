@@ -17,12 +17,13 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
 from mosa_deploy.errors import BackboneError, unknown_name
-from mosa_deploy.utils.network import unreachable
+from mosa_deploy.utils.network import why_unreachable
 from mosa_deploy.utils.seeds import derive
 
 Source = Literal["pretrained", "file", "random"]
 
-WAYS_ON = f"give --backbone-weights FILE, or --backbone {embedded.NAME}, which is in the package"
+OTHER_WEIGHTS = f"give --backbone-weights FILE, or --backbone {embedded.NAME}, which is in the package"
+"""The way out where timm's weights cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Weights:
 
     @classmethod
     def choose(cls, file: Path | None, random: bool) -> "Weights":
-        """From the flags `--backbone-weights FILE` and `--random-weights`.
+        """What the flags `--backbone-weights FILE` and `--random-weights` ask for; timm's own without either.
 
         Raises:
             BackboneError: both are given.
@@ -51,19 +52,21 @@ def load_backbone(
     img_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> Transformer:
-    """A timm ViT or Swin in evaluation mode, its head of `classes` outputs freshly initialised (none for 0).
+    """A timm ViT or Swin in evaluation mode: images (B, 3, H, W) -> logits (B, classes), or features (B, C).
 
-    `img_size` is the side, or (H, W), of its images in pixels: timm resamples the position embedding, and
+    The head has `classes` outputs and is freshly initialised; with 0 there is none. `weights` are timm's pretrained
+    ones if None. `img_size` is the side, or (H, W), of the images in pixels: timm resamples the position embedding, and
     `timm.data.resolve_model_data_config` of the model gives that size. Other `kwargs` go to timm, e.g. `mlp_ratio`.
 
     Raises:
-        BackboneError: an unknown name, not a plain ViT or Swin, or weights that cannot be had or do not fit.
+        BackboneError: timm does not know the name, the model is not a plain ViT or Swin, whole patches do not fill the
+            images, or the weights cannot be had or do not fit.
     """
     weights = weights or Weights()
     check_name(name)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size
-    # Without memory for the weights, so that a model that cannot be used is refused before any are fetched.
+    # Built without memory for weights first: a model that cannot be used is refused before its weights are fetched.
     with torch.device("meta"):
         outline = _create(name, **kwargs)
     check_foldable(outline, name)
@@ -101,13 +104,13 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> Transformer:
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        way_on = f"; {WAYS_ON}" if pretrained else ""
-        raise BackboneError(f"timm cannot make {name}: {_headline(error)}{way_on}") from error
+        advice = f"; {OTHER_WEIGHTS}" if pretrained else ""
+        raise BackboneError(f"timm cannot make {name}: {_headline(error)}{advice}") from error
     return check_class(model, name)
 
 
 def _check_size(model: Transformer, height: int, width: int) -> None:
-    """Raises BackboneError unless whole patches fill an image: what is left over would be cut off without a word."""
+    """Raises BackboneError unless whole patches fill the image; timm would silently cut off the rest."""
     embed: Any = model.patch_embed
     patch = embed.feat_ratio(as_scalar=False)
     if any(side % step for side, step in zip((height, width), patch, strict=True)):
@@ -118,25 +121,28 @@ def _check_reachable(name: str) -> None:
     """Raises BackboneError if the weights are neither in the package nor in the cache and the hub does not answer."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.file or config.hf_hub_id or config.url):
-        raise BackboneError(f"timm has no weights for {name}: {WAYS_ON}, or use --random-weights")
+        raise BackboneError(f"timm has no weights for {name}: {OTHER_WEIGHTS}, or use --random-weights")
     if config.file or not config.hf_hub_id:
         return
     repository = config.hf_hub_id if config.hf_hub_id != "timm/" else f"timm/{name}"
     files = ("model.safetensors", "pytorch_model.bin")
     if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
         return
-    fault = unreachable(f"{constants.ENDPOINT}/{repository}/resolve/main/{files[0]}")
+    fault = why_unreachable(f"{constants.ENDPOINT}/{repository}/resolve/main/{files[0]}")
     if fault or constants.HF_HUB_OFFLINE:
         tried = f"{constants.HF_HUB_CACHE} and {constants.ENDPOINT}"
-        raise BackboneError(f"no weights for {name}: tried {tried} ({fault or 'HF_HUB_OFFLINE is set'}); {WAYS_ON}")
+        raise BackboneError(
+            f"no weights for {name}: tried {tried} ({fault or 'HF_HUB_OFFLINE is set'}); {OTHER_WEIGHTS}"
+        )
 
 
 @torch.no_grad()
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Draw every parameter anew, as a trained model has them: no 1-D tensor stays at its constant start.
+    """Draw every parameter anew, in place, so that no 1-D tensor keeps its constant initial value.
 
-    Matrices: normal of deviation 1/sqrt(fan in); biases: of deviation 0.1 around zero (timm draws that of the patch
-    embedding from the global generator); other 1-D tensors: of deviation 0.1 around where they start.
+    Matrices are normal with standard deviation 1 / sqrt(fan in). Biases are normal around zero and other 1-D tensors
+    around their initial value, both with standard deviation 0.1. (timm draws the patch embedding's bias from the global
+    generator, so it cannot serve as a centre.)
     """
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(derive(seed, "random weights", name))
@@ -149,7 +155,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
-    """sha256 over the names, shapes and fp32 bytes of a headless state dict, in the order of the names."""
+    """The sha256 of a headless state dict: names, shapes and fp32 bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().float().contiguous()
@@ -159,5 +165,5 @@ def fingerprint(state: dict[str, Tensor]) -> str:
 
 
 def _headline(error: Exception) -> str:
-    """What it says first; torch says only in its second line what does not fit."""
+    """The first two lines of an error in one; torch says only in the second what does not fit."""
     return " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__

@@ -1,15 +1,15 @@
-"""Whether a host answers, before a library retries in vain."""
+"""Ask whether a host answers at all, before a library retries for a minute."""
 
 import http.client
 import urllib.error
 import urllib.request
 
 PREFLIGHT_SECONDS = 5.0
-"""timm retries an unreachable hub for 52 s; one request with this limit goes first."""
+"""How long a host may take to answer; timm retries an unreachable hub for 52 s."""
 
 
-def unreachable(url: str) -> str | None:
-    """Why `url`'s host does not answer one HEAD request within the limit; None if it answers, whatever it says."""
+def why_unreachable(url: str) -> str | None:
+    """Why the host of `url` does not answer one HEAD request in time; None if it answers, even with an error."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PREFLIGHT_SECONDS).close()
     except urllib.error.HTTPError:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mosa_deploy.errors import DataError
-from mosa_deploy.utils.network import unreachable
+from mosa_deploy.utils.network import why_unreachable
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
 from training.tasks.source import Source, read_classes
@@ -67,7 +67,7 @@ def locate(data_dir: Path | None) -> Source:
         raise DataError(f"--data-dir {data_dir}: no {FOLDER}/<Class>/*.jpg in it; give EuroSAT's unpacked folder")
     folder = CACHE / "eurosat" / FOLDER
     if not folder.is_dir():
-        fault = unreachable(HOST)
+        fault = why_unreachable(HOST)
         if fault:
             raise DataError(
                 f"no EuroSAT images: tried {folder} and {HOST} ({fault}); download EuroSAT.zip elsewhere and give"

@@ -235,7 +235,7 @@ def test_what_is_no_state_dict_of_a_vit_is_refused(tmp_path: Path, content: obje
 
 def test_a_state_dict_of_another_kind_is_refused_by_its_own_names(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
-    said = "it has no tensors by timm's names, but conv1.0.weight, conv1.1.weight, conv1.1.bias, ..."
+    said = "no tensor has one of timm's names, but there are conv1.0.weight, conv1.1.weight, conv1.1.bias, ..."
     assert refusal(tmp_path / "w.pth") == f"--backbone-weights {tmp_path}/w.pth does not fit {NAME}: {said}"
 
 

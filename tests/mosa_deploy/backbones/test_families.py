@@ -97,8 +97,8 @@ OTHER: list[tuple[str, dict[str, Any], str]] = [
     ("samvit_base_patch16_224", {}, "is a VisionTransformerSAM, not a plain ViT"),
     ("naflexvit_base_patch16_gap", {}, "is a NaFlexVit, not a plain ViT"),
     ("swin_tiny_patch4_window7_224", {"norm_layer": LayerNormFp32}, "layers.2.blocks.0-5: norm2 is LayerNormFp32, not"),
-    ("swinv2_tiny_window8_256", {}, "is a SwinTransformerV2, whose norm2 normalises what the FFN wrote: there is no"),
-    ("swinv2_cr_tiny_224", {}, "is a SwinTransformerV2Cr, whose norm2 normalises what the FFN wrote: there is no"),
+    ("swinv2_tiny_window8_256", {}, "is a SwinTransformerV2, whose norm2 normalises what the FFN has written"),
+    ("swinv2_cr_tiny_224", {}, "is a SwinTransformerV2Cr, whose norm2 normalises what the FFN has written"),
     ("test_resnet", {}, "is a ResNet, not a plain ViT"),
 ]
 

@@ -16,7 +16,7 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils import network
-from mosa_deploy.utils.network import unreachable
+from mosa_deploy.utils.network import why_unreachable
 
 NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -104,13 +104,13 @@ def test_offline_mode_is_named_even_where_the_hub_answers(answering: str, monkey
 
 @pytest.mark.parametrize("answering", [b"HTTP/1.0 404 Not Found\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n"], indirect=True)
 def test_a_host_that_answers_is_reachable_whatever_it_says(answering: str) -> None:
-    assert unreachable(answering) is None
+    assert why_unreachable(answering) is None
 
 
 @pytest.mark.parametrize("answering", [b"", b"no HTTP at all\r\n\r\n"], indirect=True)
 def test_a_host_that_keeps_silent_or_speaks_nonsense_is_not(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "PREFLIGHT_SECONDS", 0.5)
-    assert unreachable(answering)
+    assert why_unreachable(answering)
 
 
 def test_an_architecture_without_weights_names_the_ways_on() -> None:
