@@ -89,7 +89,7 @@ def test_a_checkpoint_without_a_head_and_one_of_googles_are_refused(tmp_path: Pa
     torch.save(model.state_dict(), tmp_path / "w.pth")
     with pytest.raises(BackboneError, match=r"^--from timm .*w\.pth has no head\.weight and no head\.bias: give one"):
         convert(config(tmp_path / "w.pth", tmp_path / "run", source="timm"))
-    with pytest.raises(BackboneError, match=r"^--from timm .*w\.npz: of \.npz files only the backbone is read"):
+    with pytest.raises(BackboneError, match=r"^--from timm .*w\.npz: only the backbone of an \.npz file is read"):
         convert(config(tmp_path / "w.npz", tmp_path / "run", source="timm"))
     torch.save(load_backbone(NAME, Weights("random"), CLASSES, depth=2).state_dict(), tmp_path / "short.pth")
     with pytest.raises(BackboneError, match=r"^--from timm .*short\.pth does not fit test_vit: missing blocks\.2\."):
