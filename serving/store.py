@@ -6,12 +6,14 @@ process is killed, the store names the old version or the new one. An export tha
 served.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
 from mosa_deploy.bundles.store_layout import DECISIONS, TASKS, UPLOADS, decision_file, task_folder, upload_file
 from mosa_deploy.errors import StoreError
@@ -19,13 +21,15 @@ from serving.storage import LocalFiles, RemoteFiles
 
 LaneName = Literal["shared", "folded"]
 
+DECISION_FORMAT = FileFormat(decision_file("<task>"), StoreError, remedy="remove it, and upload the task again")
+
 
 class Decision(BaseModel):
     """`decisions/<task>.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: int = DECISION_FORMAT.newest
     current: str | None
     """Key of the version that is served; None after a removal."""
     previous: str | None = None
@@ -81,13 +85,14 @@ class TaskStore:
         Raises:
             StoreError: the decision is damaged.
         """
-        exported = self.exported(name)
+        exported, where = self.exported(name), f"{self}/{decision_file(name)}"
         try:
-            decided = Decision.model_validate_json(self.files.read(decision_file(name)))
+            fields = json.loads(self.files.read(decision_file(name)))
+            decided = Decision.model_validate(DECISION_FORMAT.upgrade(fields, where))
         except FileNotFoundError:
             return Decision(current=exported, exported=exported)
-        except ValidationError:
-            raise StoreError(f"{self}/{decision_file(name)} is damaged: remove it, and upload the task again") from None
+        except (ValueError, AttributeError, RecursionError):
+            raise StoreError(f"{where} is damaged: {DECISION_FORMAT.remedy}") from None
         if exported not in (None, decided.exported, decided.current):
             return decided.model_copy(update={"current": exported, "previous": decided.current, "exported": exported})
         return decided

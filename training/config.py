@@ -17,6 +17,7 @@ from mosa_deploy.bundles.adapter_config import (
     Style,
     Target,
 )
+from mosa_deploy.bundles.format_version import KEY, Fields, FileFormat
 from mosa_deploy.errors import ConfigError, unknown_name
 
 
@@ -228,9 +229,24 @@ def merge_scale(text: str) -> float:
         raise ConfigError(f"--merge-scale {text}: choose {', '.join(MERGE_SCALES)} or a number") from None
 
 
+def state_version(fields: Fields) -> Fields:
+    """Version 2 of `config.json` states its version, which is all that is new."""
+    return fields
+
+
+RUN_FORMAT = FileFormat(
+    "config.json",
+    ConfigError,
+    remedy="copy the run again, or tune the task into another --out",
+    migrations=(state_version,),
+    unstated=1,
+)
+
+
 def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
     """`config.json`: everything that decides the run's result, and where its data were."""
     settings = {
+        KEY: RUN_FORMAT.newest,
         "task": config.task,
         "name": config.name,
         "method": config.method,
@@ -246,9 +262,20 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
     return json.dumps(settings, indent=2) + "\n"
 
 
-def differences(old: str, new: str) -> list[str]:
-    """The settings in which two `config.json` differ, in words."""
-    before, after = json.loads(old), json.loads(new)
+def parse_settings(content: str | bytes, where: str) -> Fields:
+    """The settings in a `config.json` of any version; errors call it `where`.
+
+    Raises:
+        ConfigError: it is damaged, or was written by a newer release.
+    """
+    try:
+        return RUN_FORMAT.upgrade(json.loads(content), where)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{where} is damaged ({type(error).__name__}): {RUN_FORMAT.remedy}") from None
+
+
+def differences(before: Fields, after: Fields) -> list[str]:
+    """The settings in which two runs differ, in words."""
     names = sorted(before.keys() | after.keys())
     return [
         f"{name} was {before.get(name)}, is {after.get(name)}" for name in names if before.get(name) != after.get(name)

@@ -8,7 +8,6 @@
 Everything else selects on validation; this is the one place that looks at the test set.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from training.arguments import evaluate_config
 from training.data import Images, decode_all
 from training.loop import predict
 from training.options import EvaluateConfig
-from training.run import CONFIG
+from training.run import read_settings
 from training.scores import figures
 from training.tasks import TASKS, find
 from training.tune import choose_device
@@ -144,8 +143,7 @@ def largest_batch(runner: Runner) -> int:
 
 def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | None]:
     """Where the images are and how they are split: as the command line says, else as the run was tuned."""
-    path = folder / CONFIG
-    run = json.loads(path.read_text()) if path.is_file() else {}
+    run = read_settings(folder)
     data_dir = config.data_dir or (Path(run["data_dir"]) if run.get("data_dir") else None)
     return data_dir, config.split or run.get("split")
 

@@ -14,13 +14,14 @@ import csv
 import io
 from pathlib import Path
 
+from mosa_deploy.bundles.format_version import Fields
 from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.files import write_text
-from training.config import differences
+from training.config import RUN_FORMAT, differences, parse_settings
 from training.loop import Row
 
-CONFIG, CHECKPOINT, HISTORY, METRICS = "config.json", "checkpoint.pt", "history.csv", "metrics.json"
+CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "history.csv", "metrics.json"
 
 
 def open_run(out: Path, description: str, resume: bool) -> bool:
@@ -35,7 +36,7 @@ def open_run(out: Path, description: str, resume: bool) -> bool:
     if resume:
         if not config.is_file():
             raise ConfigError(f"--out {out} holds no run to resume: drop --resume")
-        changed = differences(config.read_text(), description)
+        changed = differences(read_settings(out), parse_settings(description, CONFIG))
         if changed:
             raise ConfigError(
                 f"--out {out} holds another run ({'; '.join(changed)}): repeat its flags, or choose --out"
@@ -45,6 +46,16 @@ def open_run(out: Path, description: str, resume: bool) -> bool:
         raise ConfigError(f"--out {out} is not empty: go on with --resume, or choose another --out")
     write_text(config, description)
     return False
+
+
+def read_settings(folder: Path) -> Fields:
+    """The settings in the `config.json` of a run; none if there is no such file.
+
+    Raises:
+        ConfigError: it is damaged, or was written by a newer release.
+    """
+    path = folder / CONFIG
+    return parse_settings(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
 def write_history(out: Path, rows: list[Row]) -> None:

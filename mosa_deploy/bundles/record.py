@@ -7,12 +7,14 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mosa_deploy.bundles.adapter_config import SWIN_ADVICE, AdapterConfig, Method
+from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError, ConfigError
 
-FORMAT_VERSION = 1
 TENSORS, RECORD = "adapter.safetensors", "adapter.json"
+
+RECORD_FORMAT = FileFormat(RECORD, BundleError, remedy="copy the bundle again")
 
 TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
 
@@ -56,7 +58,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = RECORD_FORMAT.newest
     task: Annotated[str, Field(pattern=TASK_NAME)]
     """The name under which it is served."""
     dataset: str
@@ -119,14 +121,9 @@ def parse_record(content: bytes, where: str) -> Record:
         BundleError: it is not a valid record, or was written by a newer release.
     """
     try:
-        fields = json.loads(content)
-        version = fields.get("format_version")
+        fields = RECORD_FORMAT.upgrade(json.loads(content), where)
     except (ValueError, AttributeError, RecursionError):
-        raise BundleError(f"{where} is not a JSON object: copy the bundle again") from None
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{where} has format version {version!s:.40}, this release reads {FORMAT_VERSION}: upgrade mosa-deploy"
-        )
+        raise BundleError(f"{where} is not a JSON object: {RECORD_FORMAT.remedy}") from None
     try:
         return Record.model_validate(fields)
     except ValidationError as error:

@@ -18,14 +18,16 @@ import onnx
 from onnx import helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
+from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.store_layout import GRAPH, PLAIN
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import StoreError
 from mosa_deploy.utils.files import replacing, replacing_folder, sha256, write_text
 
-FORMAT_VERSION = 1
 AGAIN = "remove the folder and export a task again"
+
+INDEX_FORMAT = FileFormat(GRAPH, StoreError, remedy=AGAIN)
 
 
 class ParameterRef(BaseModel):
@@ -44,7 +46,7 @@ class Index(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = INDEX_FORMAT.newest
     backbone: str
     """sha256 of the backbone's headless state dict, as bundles name it."""
     depth: int
@@ -90,11 +92,7 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / GRAPH
     try:
-        fields = json.loads(path.read_bytes())
-        version = fields.get("format_version")
-        if version != FORMAT_VERSION:
-            raise StoreError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}: {AGAIN}")
-        return Index.model_validate(fields)
+        return Index.model_validate(INDEX_FORMAT.upgrade(json.loads(path.read_bytes()), str(path)))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file; {AGAIN}") from None
     except (ValueError, AttributeError) as error:

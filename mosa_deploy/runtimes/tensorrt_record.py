@@ -9,18 +9,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mosa_deploy.bundles.format_version import KEY, FileFormat
 from mosa_deploy.bundles.store_layout import ENGINES
 from mosa_deploy.errors import ProviderError, StoreError
 from mosa_deploy.runtimes.names import Precision
 from mosa_deploy.runtimes.tensorrt_library import Library
 from mosa_deploy.utils.files import sha256, write_text
 
-FORMAT_VERSION = 1
-
 PREFERRED: tuple[Precision, ...] = ("fp16", "int8", "fp32")
 """The engine to take where several fit: int8 may cost accuracy, which is to be weighed before; fp32 is the slowest."""
 
 AGAIN = "build it again with `mosa export --targets onnx,tensorrt`"
+
+ENGINES_FORMAT = FileFormat(ENGINES, StoreError, remedy=AGAIN)
 
 
 class EngineRecord(BaseModel):
@@ -53,9 +54,7 @@ def read_records(folder: Path) -> dict[str, EngineRecord]:
     """
     path = folder / ENGINES
     try:
-        fields = json.loads(path.read_bytes())
-        if fields["format_version"] != FORMAT_VERSION:
-            raise StoreError(f"{path} has format version {fields['format_version']}, not {FORMAT_VERSION}: {AGAIN}")
+        fields = ENGINES_FORMAT.upgrade(json.loads(path.read_bytes()), str(path))
         return {name: EngineRecord.model_validate(record) for name, record in fields["engines"].items()}
     except FileNotFoundError:
         return {}
@@ -67,9 +66,8 @@ def write_record(path: Path, record: EngineRecord) -> None:
     """Add the record of the engine at `path` to its folder's."""
     records = read_records(path.parent) | {path.name: record}
     engines = {name: records[name].model_dump(mode="json") for name in sorted(records)}
-    write_text(
-        path.parent / ENGINES, json.dumps({"format_version": FORMAT_VERSION, "engines": engines}, indent=2) + "\n"
-    )
+    fields = {KEY: ENGINES_FORMAT.newest, "engines": engines}
+    write_text(path.parent / ENGINES, json.dumps(fields, indent=2) + "\n")
 
 
 def read_record(path: Path) -> EngineRecord:

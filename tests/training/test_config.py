@@ -1,12 +1,11 @@
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.errors import ConfigError
-from training.config import Recipe, TuneConfig, adapter_config, describe, differences
+from training.config import Recipe, TuneConfig, adapter_config, describe, differences, parse_settings
 
 PRESET = Recipe(backbone="vit_toy", experts=4, passes=2, lr=1e-3)
 
@@ -132,9 +131,11 @@ def test_flags_replace_the_preset_and_the_rest_stays() -> None:
 
 
 def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
-    described = json.loads(describe(TuneConfig(task="digits", data_dir=Path("images")), PRESET, "bf16"))
+    described = parse_settings(
+        describe(TuneConfig(task="digits", data_dir=Path("images")), PRESET, "bf16"), "config.json"
+    )
     options = {field.name for field in dataclasses.fields(TuneConfig)} - {"out", "resume", "device"}
-    assert described.keys() == options | {field.name for field in dataclasses.fields(Recipe)}
+    assert described.keys() == options | {field.name for field in dataclasses.fields(Recipe)} | {"format_version"}
     assert described["data_dir"] == "images"
     assert described["precision"] == "bf16"
 
@@ -142,5 +143,13 @@ def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
 def test_differences_name_the_changed_settings_only() -> None:
     old = TuneConfig(task="digits", seed=1)
     new = TuneConfig(task="digits", seed=2, lr=0.1)
-    changed = differences(describe(old, old.recipe(PRESET), "fp32"), describe(new, new.recipe(PRESET), "fp32"))
-    assert changed == ["lr was 0.001, is 0.1", "seed was 1, is 2"]
+    before, after = (parse_settings(describe(each, each.recipe(PRESET), "fp32"), "config.json") for each in (old, new))
+    assert differences(before, after) == ["lr was 0.001, is 0.1", "seed was 1, is 2"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", b"\xff"])
+def test_a_damaged_config_json_is_one_line(content: str | bytes) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^run/config\.json is damaged \(\w+\): copy the run again, or tune the task"
+    ):
+        parse_settings(content, "run/config.json")

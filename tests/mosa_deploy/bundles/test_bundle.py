@@ -81,15 +81,6 @@ def test_altered_and_truncated_tensors_are_refused(
     assert refusal(tmp_path) == f"{path} was altered or cut short since it was saved: copy the bundle again"
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_format_version_is_refused_before_the_rest_is_read(
-    bundle: Bundle, tmp_path: Path, version: object
-) -> None:
-    bundle.save(tmp_path)
-    edit(tmp_path, format_version=version, a_field_of_tomorrow=1)
-    assert f"has format version {version}, this release reads 1: upgrade mosa-deploy" in refusal(tmp_path)
-
-
 @pytest.mark.parametrize("name", [RECORD, TENSORS])
 def test_a_missing_file_is_named(bundle: Bundle, tmp_path: Path, name: str) -> None:
     bundle.save(tmp_path)

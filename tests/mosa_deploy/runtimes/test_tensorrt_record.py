@@ -81,16 +81,12 @@ def test_a_missing_or_altered_engine_is_refused(engine: Path) -> None:
         read_record(engine)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1, "engines": {"a": {"library": "x"}}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format_version": 1}', '{"format_version": 1, "engines": {"a": {"library": "x"}}}']
+)
 def test_a_damaged_record_is_one_line(engine: Path, content: str) -> None:
     (engine.parent / "engine.json").write_text(content)
     with pytest.raises(StoreError, match=r"engine\.json is damaged \(\w+\): build it again"):
-        read_record(engine)
-
-
-def test_a_record_of_another_format_is_refused(engine: Path) -> None:
-    (engine.parent / "engine.json").write_text('{"format_version": 2, "engines": {}}')
-    with pytest.raises(StoreError, match=r"engine\.json has format version 2, not 1: build it again"):
         read_record(engine)
 
 
