@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The theme would print an advertisement.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help setup demo test check
+.PHONY: help setup demo test check docs
 
 help:
 	@echo "make demo    tune, fold, export, time and serve two tasks (under 10 minutes on 2 cores)"
 	@echo "make test    run the tests"
-	@echo "make check   ruff, mypy and the directions of imports"
+	@echo "make check   ruff, mypy, the directions of imports, and whether the docs can be built"
+	@echo "make docs    build the documentation into site/"
 	@echo "make setup   make $(VENV); the others do it themselves"
 
 setup: $(VENV)/.ready
@@ -16,7 +19,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "==> installing the pinned packages into $(VENV) (about 6 GB, one to three minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,export,serve,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,export,serve,dev,docs]'
 	@touch $@
 
 demo: setup
@@ -33,3 +36,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(MKDOCS) build --quiet
+
+docs: setup
+	$(MKDOCS) build
+	@echo "open site/index.html, or run: $(BIN)/python -m http.server --directory site"

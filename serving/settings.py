@@ -26,7 +26,7 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings(BaseModel):
     """Each field is the variable `MOSA_<FIELD>`; keys may also come from the file `MOSA_<FIELD>_FILE`, one a line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     artifacts: str = "artifacts"
     """The store: a folder, or a URL that fsspec opens."""

@@ -42,7 +42,7 @@ def test_the_constraints_pin_every_requirement_to_a_version_that_it_allows(extra
 
 
 def test_the_extras_that_the_documents_name_exist() -> None:
-    expected = {"train", "export", "serve", "serve-cpu", "tensorrt", "tensorrt-rtx", "openvino", "ui", "dev"}
+    expected = {"train", "export", "serve", "serve-cpu", "tensorrt", "tensorrt-rtx", "openvino", "ui", "docs", "dev"}
     assert expected <= EXTRAS.keys()
 
 
@@ -110,7 +110,8 @@ def test_no_file_names_a_folder_of_the_machine_that_wrote_it() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
-    ("target", "command"), [("demo", "benchmarks.demo"), ("test", "pytest"), ("check", "mypy"), ("setup", "")]
+    ("target", "command"),
+    [("demo", "benchmarks.demo"), ("test", "pytest"), ("check", "mypy"), ("docs", "mkdocs"), ("setup", "")],
 )
 def test_a_target_of_the_makefile_can_be_made(target: str, command: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -76,6 +76,7 @@ class AdapterConfig:
     merge_scale: float | None = None
     """m, by which merging multiplies a split update; None is 1 / E, the expectation over the experts."""
     style: Style = "parallel"
+    """Where the adapter stands in a block."""
     targets: tuple[Target, ...] = ()
     """The parts of each block that a low-rank adapter updates."""
 

@@ -37,7 +37,7 @@ TASK: Example = {
 class Model(BaseModel):
     """One JSON object of a request or a response."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class Prediction(Model):
