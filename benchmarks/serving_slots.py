@@ -50,6 +50,10 @@ class CheapRunner:
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
         """See `Runner`: they are read where they lie."""
 
+    def device_lost(self) -> bool:
+        """See `Runner`."""
+        return False
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Images (B, 3, H, W), slots (B,) -> features (B, C)."""
         images, slots = inputs

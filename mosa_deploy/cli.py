@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mosa_deploy import __version__
 from mosa_deploy.errors import ConfigError, command, unknown_name
+from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS
 
 GROUP = "mosa.commands"
 
@@ -85,7 +86,7 @@ def predict(arguments: Sequence[str], prog: str) -> None:
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="the CSV: file, class, score")
     parser.add_argument("--top-k", type=int, default=1, help="classes for each image, one line each")
     parser.add_argument("--batch", type=int, default=16, help="images that run together")
-    parser.add_argument("--runner", default="onnxruntime-cpu", help="what runs the graph")
+    parser.add_argument("--runner", default=DEFAULT_RUNNER, help=f"one of {', '.join(RUNNERS)}")
     given = parser.parse_args(arguments)
     from mosa_deploy.client.predict import PredictConfig
     from mosa_deploy.client.predict import predict as run

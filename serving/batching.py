@@ -27,6 +27,9 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 class Lane(Protocol):
     """One graph."""
 
+    kind: str
+    """Its name in the metrics."""
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """The batches that it takes, ascending."""
@@ -35,6 +38,10 @@ class Lane(Protocol):
     @property
     def padding(self) -> float:
         """The part of a batch that may be padding although fewer images would need less of it."""
+        ...
+
+    def device_lost(self) -> bool:
+        """Whether its device no longer works in this process. Asked when a run has failed."""
         ...
 
     def run(self, items: Sequence["Item"], size: int) -> Array:
@@ -214,8 +221,8 @@ class Batcher:
                     fault = own
             reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
             log.error("inference failed: %s", reason)
-            if "cuda" in str(fault).lower():
-                # The context is lost with every session in it: only a new process helps.
+            if lane.device_lost():
+                # Every session of the process is lost with it: only a new process helps.
                 self.broken = reason
             item.future.set_exception(RequestError(503, f"inference failed: {reason:.200}"))
 

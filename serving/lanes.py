@@ -94,6 +94,10 @@ class SharedLane:
         if slot != self.empty:
             self.bank.clear(slot)
 
+    def device_lost(self) -> bool:
+        """See `Runner`."""
+        return self.runner.runner.device_lost()
+
     def run(self, items: Sequence[Item], size: int) -> Array:
         """-> features (n, C)."""
         slots = np.full(size, self.empty, dtype=np.int64)
@@ -118,6 +122,10 @@ class FoldedLane:
     def padding(self) -> float:
         """See `ExecutionPlan`."""
         return self.plan.padding
+
+    def device_lost(self) -> bool:
+        """See `Runner`."""
+        return self.runner.device_lost()
 
     def run(self, items: Sequence[Item], size: int) -> Array:
         """-> logits (n, K)."""

@@ -38,7 +38,7 @@ evictions = Counter("mosa_task_evictions", "Tasks that had to go for others")
 
 def batch(items: Sequence[Item]) -> None:
     """Count a batch that ran."""
-    lane = str(getattr(items[0].lane, "kind", "other"))
+    lane = items[0].lane.kind
     batches.labels(lane).observe(len(items))
     waits.labels(lane).observe(items[0].waited)
     runs.labels(lane).observe(items[0].ran)

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
 
 
 def prepare(drain: float) -> None:
@@ -29,7 +30,7 @@ def prepare(drain: float) -> None:
         server.handle_exit(number, frame)
 
     signal.signal(signal.SIGTERM, refuse)
-    _remove_timer(server.config.loaded_app)
+    remove_timer(server.config.loaded_app)
 
 
 def _shut(descriptor: int) -> None:
@@ -41,7 +42,7 @@ def _shut(descriptor: int) -> None:
         listening.shutdown(socket.SHUT_RDWR)
 
 
-def _remove_timer(app: Any) -> None:
+def remove_timer(app: Any) -> None:
     """Take BentoML's timer of each request out of the layers around ours, which bounds the time itself.
 
     It is not cancelled by the answer, and so keeps the request's context, trace and all, until the time is over.
@@ -49,7 +50,7 @@ def _remove_timer(app: Any) -> None:
     while app is not None:
         layer = "middleware_stack" if hasattr(app, "middleware_stack") else "app"
         inner: Any = getattr(app, layer, None)
-        if type(inner).__name__ == "TimeoutMiddleware":
+        if isinstance(inner, TimeoutMiddleware):
             setattr(app, layer, inner.app)
         else:
             app = inner

@@ -109,6 +109,11 @@ class Device:
         """Wait for everything that was queued."""
         self._call(self.cuda.cudaStreamSynchronize, self._stream)
 
+    def lost(self) -> bool:
+        """Whether the GPU no longer works in this process: after a fault CUDA fails every call of it."""
+        (error,) = self.cuda.cudaDeviceSynchronize()
+        return bool(error != self.cuda.cudaError_t.cudaSuccess)
+
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
         """Record what `queue` puts into the stream, without running it; what comes back runs all of it as one."""
         mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal

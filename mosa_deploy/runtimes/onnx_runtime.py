@@ -27,12 +27,17 @@ def execution_provider(provider: Provider) -> str:
         onnxruntime.preload_dlls()
         try:
             # The provider is listed wherever onnxruntime-gpu is installed. Only memory on the device shows a GPU.
-            onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, dtype=np.float32), "cuda", 0)
+            _copy_to_gpu()
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
             raise ProviderError(
                 f"{wanted} did not start, CUDA's libraries or a GPU are missing: run on the CPU"
             ) from error
     return wanted
+
+
+def _copy_to_gpu() -> None:
+    """Copy one number to the first GPU; ONNX Runtime raises an exception if that does not work."""
+    onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, dtype=np.float32), "cuda", 0)
 
 
 def open_session(
@@ -98,6 +103,16 @@ class OnnxRunner:
         """On CUDA, copy all of what is bound to the device again: an OrtValue is written as a whole."""
         if self.provider == "cuda":
             self.bind(tensors)
+
+    def device_lost(self) -> bool:
+        """See `Runner`. After a fault CUDA fails every call of the process, so a copy of one number shows it."""
+        if self.provider == "cpu":
+            return False
+        try:
+            _copy_to_gpu()
+        except Exception:  # ONNX Runtime's exceptions share no base class of their own.
+            return True
+        return False
 
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Run the graph on the inputs that are not bound, given in the graph's order."""

@@ -71,6 +71,10 @@ class OpenVinoRunner:
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
         """Nothing to do: they are read where they lie."""
 
+    def device_lost(self) -> bool:
+        """See `Runner`: a CPU is not lost."""
+        return False
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """The inputs that are not bound, in the graph's order -> its output."""
         given = [np.ascontiguousarray(value) for value in inputs]

@@ -35,6 +35,10 @@ class Runner(Protocol):
         """Say that these slots of what is bound have changed; a slot is a place of the first axis."""
         ...
 
+    def device_lost(self) -> bool:
+        """Whether its device no longer works in this process, as a GPU after a fault. Asked when a run has failed."""
+        ...
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Run the graph on the inputs that are not bound, given in the graph's order.
 

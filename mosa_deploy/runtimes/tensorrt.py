@@ -139,6 +139,10 @@ class EngineRunner:
                 " --bank-bottleneck"
             )
 
+    def device_lost(self) -> bool:
+        """See `Runner`."""
+        return self.device.lost()
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """The inputs that are not bound, in the graph's order -> its output (B, ...).
 

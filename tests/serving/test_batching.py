@@ -25,6 +25,9 @@ class Echo:
         self.gate = threading.Event()
         self.gate.set()
 
+    def device_lost(self) -> bool:
+        return False
+
     def run(self, items: Sequence[Item], size: int) -> Array:
         self.gate.wait()
         self.ran.append((len(items), size))
@@ -131,16 +134,35 @@ def test_one_bad_item_fails_alone() -> None:
     batcher.close()
 
 
-def test_a_lost_gpu_is_remembered() -> None:
-    class Lost(Echo):
-        def run(self, items: Sequence[Item], size: int) -> Array:
-            raise RuntimeError("CUDA error 719: unspecified launch failure")
+class OnGpu(Echo):
+    """A lane whose every run fails, on a device that is lost or is not."""
 
-    lane, batcher = Lost(), Batcher()
+    def __init__(self, fault: str, lost: bool) -> None:
+        super().__init__()
+        self.fault, self.lost = fault, lost
+
+    def device_lost(self) -> bool:
+        return self.lost
+
+    def run(self, items: Sequence[Item], size: int) -> Array:
+        raise RuntimeError(self.fault)
+
+
+def test_a_lost_gpu_is_remembered_whatever_the_fault_says() -> None:
+    lane, batcher = OnGpu("the engine did not run", lost=True), Batcher()
     one = item(lane, 1)
     batcher.submit([one])
     assert isinstance(one.future.exception(5), RequestError)
-    assert batcher.broken == "CUDA error 719: unspecified launch failure"
+    assert batcher.broken == "the engine did not run"
+    batcher.close()
+
+
+def test_a_gpu_that_still_works_is_not_lost_whatever_the_fault_says() -> None:
+    lane, batcher = OnGpu("CUDA error 2: out of memory", lost=False), Batcher()
+    one = item(lane, 1)
+    batcher.submit([one])
+    assert isinstance(one.future.exception(5), RequestError)
+    assert batcher.broken is None
     batcher.close()
 
 

@@ -36,6 +36,7 @@ class HostDevice:
         self.memory: dict[int, NDArray[Any]] = {}
         self.uploads: list[int] = []
         self.launches = self.captures = 0
+        self.is_lost = False
         self.queue: list[Callable[[], None]] | None = None
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
@@ -71,6 +72,9 @@ class HostDevice:
 
     def synchronize(self) -> None:
         assert self.queue is None
+
+    def lost(self) -> bool:
+        return self.is_lost
 
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,26 @@ def test_a_provider_that_onnxruntime_lacks_names_the_package(graph: Path, monkey
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ProviderError, match="is not in this onnxruntime: install onnxruntime-gpu"):
         OnnxRunner(graph, "cuda")
+
+
+def _fails(*_: object) -> None:
+    raise RuntimeError("unspecified launch failure")
+
+
+def test_a_cpu_is_never_lost(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = OnnxRunner(graph)
+    monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", _fails)
+    assert not runner.device_lost()
+
+
+@pytest.mark.parametrize(("copy", "lost"), [(_fails, True), (lambda *_: None, False)])
+def test_a_gpu_to_which_nothing_can_be_copied_is_lost(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, copy: Callable[..., None], lost: bool
+) -> None:
+    runner = OnnxRunner(graph)
+    runner.provider = "cuda"
+    monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", copy)
+    assert runner.device_lost() is lost
 
 
 def test_a_missing_graph_names_the_command_that_writes_it(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ class Recorder:
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
         self.refreshed.append(slots)
 
+    def device_lost(self) -> bool:
+        return False
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         images, slots = inputs
         assert len(images) == len(slots)

@@ -12,6 +12,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, encode
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreError
+from mosa_deploy.runtimes.cuda import Device
 from mosa_deploy.runtimes.tensorrt import EngineRunner, open_engine, prove
 from mosa_deploy.runtimes.tensorrt_record import EngineRecord, write_record
 from mosa_deploy.utils.files import sha256
@@ -223,6 +224,21 @@ def test_an_engine_that_does_not_run_is_one_line() -> None:
 def test_too_few_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         runner(shared=True)[0].run(images(1))
+
+
+def test_an_engine_s_device_is_asked_whether_it_is_lost() -> None:
+    tried, device, _ = runner()
+    assert not tried.device_lost()
+    device.is_lost = True
+    assert tried.device_lost()
+
+
+@pytest.mark.parametrize(("error", "lost"), [(0, False), (719, True)])
+def test_a_gpu_whose_every_call_fails_is_lost(error: int, lost: bool) -> None:
+    device = Device.__new__(Device)
+    success = types.SimpleNamespace(cudaSuccess=0)
+    device.cuda = types.SimpleNamespace(cudaDeviceSynchronize=lambda: (error,), cudaError_t=success)
+    assert device.lost() is lost
 
 
 def test_threads_get_their_own_answers() -> None:
