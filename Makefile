@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 # The theme would print an advertisement.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help setup demo test check docs
+.PHONY: help setup demo test test-slow check docs
 
 help:
-	@echo "make demo    tune, fold, export, time and serve two tasks (under 10 minutes on 2 cores)"
-	@echo "make test    run the tests"
-	@echo "make check   ruff, mypy, the directions of imports, and whether the docs can be built"
-	@echo "make docs    build the documentation into site/"
-	@echo "make setup   make $(VENV); the others do it themselves"
+	@echo "make demo        tune, fold, export, time and serve two tasks (under 10 minutes on 2 cores)"
+	@echo "make test        run the tests but the slow ones (under 12 minutes on 2 cores)"
+	@echo "make test-slow   run those: new environments, the README's commands, the service's benchmark"
+	@echo "make check       ruff, mypy, the directions of imports, and whether the docs can be built"
+	@echo "make docs        build the documentation into site/"
+	@echo "make setup       make $(VENV); the others do it themselves"
 
 setup: $(VENV)/.ready
 
@@ -27,9 +28,14 @@ demo: setup
 
 # A test file is one process's, so that few make the same fixtures, and torch leaves the other cores to the others. In
 # their own order: files of few tests, which would come last, are the long ones.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
-		--no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+test-slow: setup
+	$(PYTEST) -m slow
 
 check: setup
 	$(BIN)/ruff check .
