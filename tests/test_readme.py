@@ -33,7 +33,7 @@ KNOWN = SETUP | JOBS | SERVE | QUESTIONS
 LESS = {
     "tune": "--epochs 1 --passes 1",
     "compare": "--epochs 1",
-    "latency": "--seconds 1 --sessions 2",
+    "latency": "--seconds 1 --sessions 3",
 }
 """Flags that are put behind a command's own, so that it does as much with less work; `make demo` tunes in full."""
 

