@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there."""
+"""The README's commands and its Python, run as they stand there, but with less work."""
 
 import json
 import os
@@ -8,27 +8,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from mosa_deploy.backbones.load import Weights, load_backbone
-from tests.support.peft_models import CLASSES, NAME, of_transformers
 from tests.support.service import Server
 from tests.support.walker import ROOT
 
-BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)]
-LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+TEXT = (ROOT / "README.md").read_text()
 
-SETUP = {"make", "."}
-JOBS = {"tune", "evaluate", "compare", "export", "convert", "latency"}
-SERVE = {"serve"}
-QUESTIONS = {"curl", "ask"}
-KNOWN = SETUP | JOBS | SERVE | QUESTIONS
+SETUP = {"python3", "pip"}
+JOBS = {"tune", "evaluate", "compare", "export", "latency", "predict", "pack"}
+REQUESTS = {"curl", "ask"}
 
 LESS = {
     "tune": "--epochs 1 --passes 1",
@@ -37,12 +31,27 @@ LESS = {
 }
 """Flags that are put behind a command's own, so that it does as much with less work; `make demo` tunes in full."""
 
+PRELUDE = """
+from pathlib import Path
+
+names = ("rose", "violet")
+files = sorted(Path("flowers").glob("*/*.jpg"))
+loader = [(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))]
+"""
+"""What the README's Python takes for granted."""
+
+
+def blocks(language: str) -> list[str]:
+    """The README's blocks of code in a language."""
+    return [block.strip() for block in re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)]
+
+
+LINES = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+
 
 def verb(line: str) -> str:
-    """What a command line does: `tune` of `python -m training.tune ...`, `curl` of `curl ...`."""
-    found = re.match(r"(?:\w+=\S+ )*(?:python -m (?:\w+\.)*|mosa |bentoml )?(\S+)", line)
-    assert found is not None, line
-    return found[1]
+    """What a command line does: `tune` of `mosa tune ...`, `curl` of `curl ...`."""
+    return line.removeprefix("mosa ").split()[0]
 
 
 def lines_of(verbs: set[str]) -> list[str]:
@@ -50,47 +59,52 @@ def lines_of(verbs: set[str]) -> list[str]:
     return [line for line in dict.fromkeys(LINES) if verb(line) in verbs]
 
 
-def lighter(line: str) -> str:
-    """The command line with less work, on a backbone that needs no hub."""
-    line = line.replace("--backbone vit_base_patch16_224 ", f"--backbone {NAME} ")
-    return f"{line} {LESS.get(verb(line), '')}"
-
-
-def shell(lines: list[str], folder: Path, port: int) -> str:
-    """Run command lines in one shell, which stops at the first that fails; returns what they print."""
-    script = "\n".join(["set -e", ". .venv/bin/activate", *lines]).replace("localhost:3000", f"127.0.0.1:{port}")
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+def shell(line: str, folder: Path, **environment: str) -> str:
+    """Run a command line, and return what it prints."""
+    path = f"{sys.prefix}/bin:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
-@pytest.fixture
-def newcomer(tmp_path: Path) -> Path:
-    """A folder as a reader has it: the environment, the bentofile, images of two kinds of flowers, an adapter."""
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    shutil.copy(ROOT / "bentofile.yaml", tmp_path)
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a reader has it, with images of two kinds of flowers."""
+    made, rng = tmp_path_factory.mktemp("reader"), np.random.default_rng(0)
     for label, name in enumerate(("rose", "violet")):
-        folder = tmp_path / "flowers" / name
-        folder.mkdir(parents=True)
+        (made / "flowers" / name).mkdir(parents=True)
         for i in range(15):
             pixels = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
             pixels[:, :, 2 * label] += 180
-            Image.fromarray(pixels).save(folder / f"{i}.jpg")
-    of_transformers(tmp_path / "adapter", tmp_path / "vit", target_modules=["q_proj", "v_proj"])
-    tuned = load_backbone(NAME, Weights("file", tmp_path / "vit" / "model.safetensors"), CLASSES)
-    torch.save(tuned.state_dict(), tmp_path / "tuned.pth")
-    shutil.copy(tmp_path / "flowers" / "rose" / "0.jpg", tmp_path / "rose.jpg")
-    shutil.copy(tmp_path / "flowers" / "rose" / "0.jpg", tmp_path / "image.png")
-    return tmp_path
+            Image.fromarray(pixels).save(made / "flowers" / name / f"{i}.jpg")
+    shutil.copy(made / "flowers" / "rose" / "0.jpg", made / "rose.jpg")
+    return made
 
 
-@contextmanager
-def serving(line: str, folder: Path, port: int) -> Iterator[Server]:
-    """The server that a command line starts, once it is ready."""
-    environment = {**os.environ, "BENTOML_PORT": str(port), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> dict[str, str]:
+    """What the commands that need no server print, in the README's order."""
+    return {line: shell(f"{line} {LESS.get(verb(line), '')}", folder) for line in lines_of(JOBS)}
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, printed: dict[str, str]) -> Iterator[Server]:
+    """The server as the README starts it, once it is ready."""
+    (line,) = lines_of({"serve"})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "MOSA_ADMIN_KEYS": "secret"}
+    command = ["bash", "-c", f"exec {line} --host 127.0.0.1 --port {port}"]
     with (folder / "log").open("wb") as log:
-        command = ["bash", "-c", f"exec env {line}"]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     server = Server(process, f"http://127.0.0.1:{port}", folder / "log")
     try:
@@ -101,31 +115,48 @@ def serving(line: str, folder: Path, port: int) -> Iterator[Server]:
         process.wait(timeout=60)
 
 
-def test_make_targets_are_there() -> None:
-    targets = lines_of({"make"})
-    assert {"make demo", "make test"} <= set(targets)
-    for line in targets:
-        subprocess.run([*line.split(), "-n"], cwd=ROOT, check=True, capture_output=True, timeout=60)
-
-
 def test_every_command_is_run_here() -> None:
-    assert [line for line in LINES if verb(line) not in KNOWN] == []
+    assert [line for line in LINES if verb(line) not in SETUP | JOBS | REQUESTS | {"serve"}] == []
+
+
+def test_make_targets_are_there() -> None:
+    targets = set(re.findall(r"`make ([\w-]+)`", TEXT))
+    assert targets >= {"demo", "test", "test-slow"}
+    for target in targets:
+        subprocess.run(["make", target, "-n"], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
 @pytest.mark.slow
-def test_commands_work_in_their_order(newcomer: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    printed = shell([lighter(line) for line in lines_of(JOBS)], newcomer, port)
-    assert "parity" in printed
-    assert printed.count("accuracy") >= 3
-    (serve,) = lines_of(SERVE)
-    with serving(serve, newcomer, port):
-        answers = [json.loads(shell([f"{line} -sS"], newcomer, port)) for line in lines_of({"curl"})]
-        (asked,) = lines_of({"ask"})
-        said = shell([f"MOSA_ADDRESS=http://localhost:3000 {asked}"], newcomer, port)
-    assert {answer["task"] for answer in answers if "task" in answer} == {"digits", "flowers"}
-    assert said.startswith("image.png: digits: ")
-    flower = next(answer for answer in answers if answer.get("task") == "flowers")
-    assert flower["predictions"][0]["label"] == "rose"
+def test_commands_work_in_their_order(printed: dict[str, str]) -> None:
+    said = {verb(line): text for line, text in printed.items()}
+    assert said.keys() == JOBS
+    assert "accuracy" in said["evaluate"]
+    assert "parity" in said["export"]
+    assert "folded" in said["latency"]
+    assert "rose" in said["predict"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("printed")
+def test_its_python_makes_a_bundle_and_finds_the_rose(folder: Path) -> None:
+    first, second = blocks("python")
+    asked = 'assert predictor.classify("rose.jpg").label == "rose"'
+    setting, use = first.split("\n\n", 1)
+    (folder / "readme.py").write_text("\n".join([setting, PRELUDE, use, second, asked]))
+    shell("python readme.py", folder)
+    assert (folder / "runs" / "mine" / "adapter.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_server_answers_the_requests_in_their_order(server: Server, folder: Path) -> None:
+    def ask(line: str) -> str:
+        line = line.replace("http://localhost:3000", server.address).replace("curl ", "curl -sS ")
+        return shell(line, folder, MOSA_ADDRESS=server.address)
+
+    said = [ask(line) for line in lines_of(REQUESTS)]
+    (asked,) = [text for text in said if not text.startswith("{")]
+    assert asked.startswith("rose.jpg: flowers: rose")
+    answer, uploaded, back = (dict[str, Any](json.loads(text)) for text in said if text.startswith("{"))
+    assert answer["predictions"][0]["label"] == "rose"
+    assert uploaded["can_roll_back"]
+    assert (uploaded["task"], back["task"]) == ("flowers", "flowers")
