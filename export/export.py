@@ -27,10 +27,11 @@ from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
+from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of
-from mosa_deploy.graphs.backbone_graph import PlainGraph, graph_file, read_index
+from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import check_runner, open_runner

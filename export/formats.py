@@ -18,8 +18,8 @@ from export.fp16 import require_finite, to_fp16
 from export.int8 import to_int8
 from export.parity import TOLERANCES, Chain, Link
 from export.targets import ExportTarget
+from mosa_deploy.bundles.graph_index import add_graph_file, graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Pixels
-from mosa_deploy.graphs.backbone_graph import add_graph_file, graph_file, read_index
 from mosa_deploy.runtimes.names import Precision, Quantisation
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.utils.files import replacing

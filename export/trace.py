@@ -17,10 +17,11 @@ from export.trace_shared import SLOTS, SharedBackbone
 from export.windows import gathered
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import randomise
+from mosa_deploy.bundles.graph_index import GraphIndex, ParameterRef
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import Layout
-from mosa_deploy.graphs.backbone_graph import Index, ParameterRef, PlainGraph, add_graph, save_graphs
+from mosa_deploy.graphs.backbone_graph import PlainGraph, add_graph, save_graphs
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS
 from mosa_deploy.utils.files import replacing
@@ -84,7 +85,7 @@ def trace_plain(model: Transformer, sha256: str) -> PlainGraph:
     """The graph that tasks are folded into."""
     graph, places = trace(model, [INPUT], OUTPUT, (example_images(model),), ({0: torch.export.Dim("batch")},))
     topology = topology_of(model)
-    index = Index(
+    index = GraphIndex(
         backbone=sha256,
         depth=topology.depth,
         embed_dim=topology.width,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import ENGINES
@@ -250,8 +251,6 @@ class Lanes:
 
 def _whole(folder: Path, wanted: Layout) -> None:
     """Raises BundleError if there is no graph for a layout, StoreError if it is not the one that was traced."""
-    from mosa_deploy.graphs.backbone_graph import graph_file, read_index
-
     index = read_index(folder)
     if wanted.file not in index.files:
         raise BundleError(

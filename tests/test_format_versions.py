@@ -12,8 +12,8 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.bundles.format_version import FileFormat
+from mosa_deploy.bundles.graph_index import INDEX_FORMAT, read_index
 from mosa_deploy.bundles.record import RECORD_FORMAT, read_record
-from mosa_deploy.graphs.backbone_graph import INDEX_FORMAT, read_index
 from mosa_deploy.runtimes.tensorrt_record import ENGINES_FORMAT, read_records
 from serving.storage import LocalFiles
 from serving.store import DECISION_FORMAT, Decision, TaskStore

@@ -17,13 +17,19 @@ from typing import Self
 import numpy as np
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Pixels, decode, probabilities
-from mosa_deploy.bundles.store_layout import FOLDED, PARITY, UNFOLDED
+from mosa_deploy.bundles.store_layout import FOLDED, PARITY, TASKS, UNFOLDED, StoreLayout
 from mosa_deploy.client.schema import Answer, Prediction
 from mosa_deploy.errors import DataError, ParityError, StoreError
-from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, RunnerName
+from mosa_deploy.graphs.adapter_weights import layout_of
+from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import open_runner
+from mosa_deploy.runtimes.shared import SharedTask
 from mosa_deploy.utils.files import Content, read_content, sha256
+
+Logits = Callable[[Array], Array]
+"""What the backbone reads (B, 3, H, W) -> logits (B, K)."""
 
 BATCH = 16
 """Images that run through the graph together."""
@@ -32,30 +38,31 @@ BATCH = 16
 class Predictor:
     """Classifies images by a task's exported graph, with the probabilities that the service would give."""
 
-    def __init__(self, bundle: Bundle, logits: Callable[[Array], Array]) -> None:
-        """`logits` maps what the backbone reads, (B, 3, H, W), to logits (B, K)."""
+    def __init__(self, bundle: Bundle, logits: Logits) -> None:
         self.bundle, self._logits = bundle, logits
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], runner: RunnerName = DEFAULT_RUNNER, threads: int = 0) -> Self:
         """Load a task's folder in a store, e.g. `artifacts/tasks/digits`, and prove it on its canary.
 
+        A task without a graph of its own runs through its backbone's shared graph, which lies in the same store.
+
         `threads` of 0 takes one for each core.
 
         Raises:
             BundleError: the folder holds no bundle, or a damaged one.
-            StoreError: it holds no graph, as a run's folder does not, or one that was altered.
+            StoreError: there is no graph, as in a run's folder, or it was altered, or the backbone is missing.
             ProviderError: the runner's runtime is not installed here.
             ParityError: the canary's probabilities come out otherwise than they were recorded.
         """
         bundle = Bundle.load(Path(folder))
-        opened = open_runner(_graph(Path(folder), bundle), runner, threads)
-        predictor = cls(bundle, opened.run)
+        logits, precision = _open(Path(folder), bundle, runner, threads)
+        predictor = cls(bundle, logits)
         error = bundle.canary.error(predictor.probabilities(bundle.canary.images))
-        if not error <= CANARY_TOLERANCE[opened.precision]:
+        if not error <= CANARY_TOLERANCE[precision]:
             raise ParityError(
                 f"{folder}: the graph misses its canary's probabilities by {error:.1e}, above"
-                f" {CANARY_TOLERANCE[opened.precision]:.0e}: export the task again"
+                f" {CANARY_TOLERANCE[precision]:.0e}: export the task again"
             )
         return predictor
 
@@ -126,24 +133,46 @@ class Predictor:
         return Answer(task=self.task, predictions=predictions, bundle=self.bundle.digest, milliseconds=milliseconds)
 
 
-def _graph(folder: Path, bundle: Bundle) -> Path:
-    """The task's own graph, whose bytes are those that the export proved.
+def _open(
+    folder: Path, bundle: Bundle, runner: RunnerName, threads: int
+) -> tuple[Callable[[Array], Array], Arithmetic]:
+    """From what the backbone reads to logits, and what that is computed in: by the task's own graph, or the shared one.
 
     Raises:
-        StoreError: there is none, or it was altered.
+        StoreError: there is neither, or it was altered.
+        ProviderError: the runner's runtime is not installed here.
     """
-    found = [folder / name for name in (FOLDED, UNFOLDED) if (folder / name).is_file()]
-    if not found:
+    own = [folder / name for name in (FOLDED, UNFOLDED) if (folder / name).is_file()]
+    if own:
+        opened = open_runner(_proved(own[0], bundle), runner, threads)
+        return opened.run, opened.precision
+    if folder.absolute().parent.name != TASKS:
         raise StoreError(
             f"{folder} holds no graph, as a run's folder does not: write one with `mosa export --bundle {folder}"
-            f" --out artifacts`, and open artifacts/tasks/{bundle.record.task}"
+            f" --out artifacts`, and open artifacts/{TASKS}/{bundle.record.task}"
         )
-    path = found[0]
+    backbone = StoreLayout(folder.absolute().parents[1]).backbone(bundle.record.backbone)
+    if not backbone.is_dir():
+        raise StoreError(
+            f"{folder} needs its backbone, but {backbone} is missing: copy it there, or export the task again"
+        )
+    shared = graph_file(backbone, read_index(backbone), layout_of(bundle.record).file)
+    opened = open_runner(shared, runner, threads)
+    return SharedTask.alone(bundle).answer_by(opened), opened.precision
+
+
+def _proved(path: Path, bundle: Bundle) -> Path:
+    """A task's own graph, if its bytes are those that the export proved.
+
+    Raises:
+        StoreError: it was altered, or its proof is missing.
+    """
+    proof = path.parent / PARITY
     try:
-        proved = json.loads((folder / PARITY).read_bytes())
-        expected = proved[f"{path.stem}_sha256"]
+        proved = json.loads(proof.read_bytes())
+        expected = proved["bundle"], proved[f"{path.stem}_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise StoreError(f"{folder / PARITY} is missing or damaged: export the task again") from None
-    if sha256(path) != expected or proved.get("bundle") != bundle.digest:
+        raise StoreError(f"{proof} is missing or damaged: export the task again") from None
+    if (bundle.digest, sha256(path)) != expected:
         raise StoreError(f"{path} is not the graph that was proved with this bundle: export the task again")
     return path

@@ -2,12 +2,10 @@
 
     plain.onnx     the backbone with a stand-in head; its weights bear the names of timm's parameters
     shared*.onnx   the backbone with banks as inputs, one for each layout that tasks have
-    graph.json     parameter -> (node, input of that node, transposed), and the sha256 of every graph
 
-Only numpy and onnx: whoever folds tasks needs no torch.
+`mosa_deploy.bundles.graph_index` says where the parameters are. Only numpy and onnx: folding needs no torch.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,54 +14,14 @@ from typing import Self
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from pydantic import BaseModel, ConfigDict
 
-from mosa_deploy.bundles.format_version import FileFormat
+from mosa_deploy.bundles.graph_index import GraphIndex, add_graph_file, graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.store_layout import GRAPH, PLAIN
-from mosa_deploy.bundles.topology import BlockTopology
-from mosa_deploy.errors import StoreError
-from mosa_deploy.utils.files import replacing, replacing_folder, sha256, write_text
-
-AGAIN = "remove the folder and export a task again"
-
-INDEX_FORMAT = FileFormat(GRAPH, StoreError, remedy=AGAIN)
+from mosa_deploy.utils.files import replacing, replacing_folder, sha256
 
 
-class ParameterRef(BaseModel):
-    """Where a parameter enters the graph: one input of one node."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    node: str
-    input: int
-    transposed: bool
-    """The graph holds the matrix as (in, out), timm as (out, in)."""
-
-
-class Index(BaseModel):
-    """`graph.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = INDEX_FORMAT.newest
-    backbone: str
-    """sha256 of the backbone's headless state dict, as bundles name it."""
-    depth: int
-    embed_dim: int
-    stages: tuple[int, ...] = ()
-    parameters: dict[str, ParameterRef]
-    """Of plain.onnx, by timm's names."""
-    files: dict[str, str]
-    """Name -> sha256 of each graph."""
-
-    @property
-    def topology(self) -> BlockTopology:
-        """Where the backbone's blocks lie."""
-        return BlockTopology(self.depth, self.embed_dim, self.stages)
-
-
-def save_graphs(folder: Path, index: Index, graphs: Mapping[str, onnx.ModelProto]) -> None:
+def save_graphs(folder: Path, index: GraphIndex, graphs: Mapping[str, onnx.ModelProto]) -> None:
     """Write the graphs of a backbone with their index, whose `files` are filled in; a folder has all or none."""
     with replacing_folder(folder) as aside:
         for name, graph in graphs.items():
@@ -84,48 +42,12 @@ def add_graph(folder: Path, name: str, graph: onnx.ModelProto) -> None:
     add_graph_file(folder / name)
 
 
-def read_index(folder: Path) -> Index:
-    """`graph.json`.
-
-    Raises:
-        StoreError: it is missing, damaged, or of another format version.
-    """
-    path = folder / GRAPH
-    try:
-        return Index.model_validate(INDEX_FORMAT.upgrade(json.loads(path.read_bytes()), str(path)))
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such file; {AGAIN}") from None
-    except (ValueError, AttributeError) as error:
-        raise StoreError(f"{path} is damaged ({type(error).__name__}): {AGAIN}") from None
-
-
-def graph_file(folder: Path, index: Index, name: str) -> Path:
-    """The path of a graph whose bytes are those that were traced.
-
-    Raises:
-        StoreError: it is missing or altered.
-    """
-    path = folder / name
-    if name not in index.files or not path.is_file():
-        raise StoreError(f"{path}: no such file; {AGAIN}")
-    if sha256(path) != index.files[name]:
-        raise StoreError(f"{path} was altered or cut short since it was traced: {AGAIN}")
-    return path
-
-
-def add_graph_file(path: Path) -> None:
-    """Enter a file that was made of the backbone's graphs, and lies beside them, into their index."""
-    index = read_index(path.parent)
-    added = index.model_copy(update={"files": index.files | {path.name: sha256(path)}})
-    write_text(path.parent / GRAPH, added.model_dump_json(indent=2) + "\n")
-
-
 @dataclass(frozen=True)
 class PlainGraph:
     """The plain backbone's graph, ending in a linear head: images (B, 3, H, W) -> logits (B, K)."""
 
     model: onnx.ModelProto
-    index: Index
+    index: GraphIndex
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -19,9 +19,9 @@ from export.options import ExportConfig
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
+from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
-from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner

@@ -16,8 +16,8 @@ from export.options import ExportConfig, FileOptions
 from export.overview import overview
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.errors import ConfigError, DataError, ParityError
-from mosa_deploy.graphs.backbone_graph import read_index
 from mosa_deploy.utils.files import sha256
 
 FORMATS = ("fp16", "int8", "int8-tensorrt")

@@ -13,10 +13,10 @@ from export.trace import trace_backbone, trace_layout
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Target
+from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout, adapter_weights, layout_of
-from mosa_deploy.graphs.backbone_graph import graph_file, read_index
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner

@@ -23,11 +23,12 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.preprocess import Array, Preprocess, decode, probabilities
 from mosa_deploy.bundles.record import RECORD, TENSORS, Backbone, Record
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of
-from mosa_deploy.graphs.backbone_graph import PlainGraph, read_index
+from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.fold import fold_bundle, head_parameters
 
 CLASSES = 32

@@ -77,6 +77,22 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
         Predictor.open(tmp_path)
 
 
+def test_a_task_without_a_graph_of_its_own_runs_through_the_shared_one(
+    predictor: Predictor, store: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "store")) / "tasks" / "digits"
+    (copy / "folded.onnx").unlink()
+    images = [picture(seed) for seed in range(3)]
+    np.testing.assert_allclose(Predictor.open(copy).probabilities(images), predictor.probabilities(images), atol=1e-5)
+
+
+def test_a_task_whose_backbone_is_missing_says_so(task: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(task, tmp_path / "store" / "tasks" / "digits"))
+    (alone / "folded.onnx").unlink()
+    with pytest.raises(StoreError, match=r"digits needs its backbone, but .*/backbones/vit_tiny.* is missing: copy it"):
+        Predictor.open(alone)
+
+
 def test_an_altered_graph_is_refused(task: Path) -> None:
     with (task / "folded.onnx").open("r+b") as handle:
         handle.seek(-1, 2)

@@ -1,0 +1,88 @@
+"""`graph.json`: the index of a backbone's graphs in a store.
+
+It says where each parameter of the timm model enters the plain graph, and holds the sha256 of every graph.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from mosa_deploy.bundles.format_version import FileFormat
+from mosa_deploy.bundles.store_layout import GRAPH
+from mosa_deploy.bundles.topology import BlockTopology
+from mosa_deploy.errors import StoreError
+from mosa_deploy.utils.files import sha256, write_text
+
+AGAIN = "remove the folder and export a task again"
+
+INDEX_FORMAT = FileFormat(GRAPH, StoreError, remedy=AGAIN)
+
+
+class ParameterRef(BaseModel):
+    """Where a parameter enters the graph: one input of one node."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    input: int
+    transposed: bool
+    """The graph holds the matrix as (in, out), timm as (out, in)."""
+
+
+class GraphIndex(BaseModel):
+    """`graph.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = INDEX_FORMAT.newest
+    backbone: str
+    """sha256 of the backbone's headless state dict, as bundles name it."""
+    depth: int
+    embed_dim: int
+    stages: tuple[int, ...] = ()
+    parameters: dict[str, ParameterRef]
+    """Of plain.onnx, by timm's names."""
+    files: dict[str, str]
+    """Name -> sha256 of each graph."""
+
+    @property
+    def topology(self) -> BlockTopology:
+        """Where the backbone's blocks lie."""
+        return BlockTopology(self.depth, self.embed_dim, self.stages)
+
+
+def read_index(folder: Path) -> GraphIndex:
+    """`graph.json`.
+
+    Raises:
+        StoreError: it is missing, damaged, or of another format version.
+    """
+    path = folder / GRAPH
+    try:
+        return GraphIndex.model_validate(INDEX_FORMAT.upgrade(json.loads(path.read_bytes()), str(path)))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file; {AGAIN}") from None
+    except (ValueError, AttributeError) as error:
+        raise StoreError(f"{path} is damaged ({type(error).__name__}): {AGAIN}") from None
+
+
+def graph_file(folder: Path, index: GraphIndex, name: str) -> Path:
+    """The path of a graph whose bytes are those that were traced.
+
+    Raises:
+        StoreError: it is missing or altered.
+    """
+    path = folder / name
+    if name not in index.files or not path.is_file():
+        raise StoreError(f"{path}: no such file; {AGAIN}")
+    if sha256(path) != index.files[name]:
+        raise StoreError(f"{path} was altered or cut short since it was traced: {AGAIN}")
+    return path
+
+
+def add_graph_file(path: Path) -> None:
+    """Enter a file that was made of the backbone's graphs, and lies beside them, into their index."""
+    index = read_index(path.parent)
+    added = index.model_copy(update={"files": index.files | {path.name: sha256(path)}})
+    write_text(path.parent / GRAPH, added.model_dump_json(indent=2) + "\n")
