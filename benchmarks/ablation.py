@@ -4,10 +4,6 @@ One change of the preset at a time, each with every seed, by validation accuracy
 runs are kept; the same command again goes on.
 """
 
-import csv
-import io
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +11,9 @@ import numpy as np
 import tyro
 
 from mosa_deploy.errors import ConfigError, command, unknown_name
-from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.markdown import table
-from mosa_deploy.utils.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.versions import provenance
 from training.compare import Cell, carry_out, names, preset, validation
 from training.options import CompareConfig
 from training.trials import Setting, label
@@ -85,19 +81,18 @@ def main() -> None:
     }
     carry_out(grid, [cell for runs in cells.values() for cell in runs], "ablation")
     found = {key: [validation(cell.folder(config.work))[0] for cell in runs] for key, runs in cells.items()}
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(("task", "method", "change", "setting", "seed", "validation_accuracy"))
-    for key, values in found.items():
-        writer.writerows((*key, label(cells[key][0].setting), seed, value) for seed, value in enumerate(values))
-    write_text(config.out / "ablation.csv", buffer.getvalue())
+    columns = ("task", "method", "change", "setting", "seed", "validation_accuracy")
+    runs = [
+        (*key, label(cells[key][0].setting), seed, value)
+        for key, values in found.items()
+        for seed, value in enumerate(values)
+    ]
+    write_csv(config.out / "ablation.csv", columns, runs)
     rows = []
     for key, values in found.items():
         rows.append((*key, f"{np.mean(values):.4f}", ", ".join(f"{value:.3f}" for value in values)))
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    head = f"`python -m benchmarks.ablation {shlex.join(sys.argv[1:])}`; {machine()}; commit {git_commit()}; {versions}"
     text = table(("task", "method", "change", "validation accuracy", "of each seed"), rows)
-    write_text(config.out / "ablation.md", f"# One change at a time\n\n{head}\n\n{text}\n")
+    write_text(config.out / "ablation.md", f"# One change at a time\n\n{provenance('benchmarks.ablation')}\n\n{text}\n")
     print(text)
 
 

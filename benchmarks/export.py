@@ -4,8 +4,6 @@ Random weights and a random adapter of the parallel style: the time depends on s
 backbone traces its graphs, the next one only folds; folding alone is timed as the service does it, with numpy.
 """
 
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,7 +34,7 @@ from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
-from mosa_deploy.utils.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.versions import provenance
 
 CLASSES = 10
 
@@ -124,14 +122,9 @@ def main() -> None:
     config = tyro.cli(Config, prog="python -m benchmarks.export")
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(config, Path(scratch))
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    head = f"`python -m benchmarks.export {shlex.join(sys.argv[1:])}`".replace(" `", "`")
     text = table(("step", "seconds"), [(name, f"{value:.2f}") for name, value in found.items()])
     words = f"{config.backbone}, r = {config.bottleneck}, parity on {SIZE + config.calibration} images"
-    write_text(
-        config.out,
-        f"# Exporting {words}\n\n{head}; {machine()}; commit {git_commit()}; {versions}\n\n{text}\n",
-    )
+    write_text(config.out, f"# Exporting {words}\n\n{provenance('benchmarks.export')}\n\n{text}\n")
     print(text)
 
 

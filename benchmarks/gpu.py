@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_models import INFERENCE, MIXED, PEFT, STEPS, Variant, inference_variants, training_steps
-from benchmarks.gpu_report import NOT_MEASURED, Row, provenance, tables, write
+from benchmarks.gpu_report import NOT_MEASURED, Row, heading, tables, write
 from benchmarks.gpu_timing import (
     COMPILE,
     EAGER,
@@ -232,7 +232,7 @@ def carry_out(config: Config) -> list[Row]:
     deadline = time.perf_counter() + 60 * config.minutes
     cells = plan(config)
     rows = [{name: Row(cell.mode, cell.batch, name) for name in cell.variants} for cell in cells]
-    head = provenance(config.device, config.commit)
+    head = heading(config.device, config.commit)
     what = f"{config.backbone}, r = {config.bottleneck}; training: r = {config.training_bottleneck}"
 
     def keep() -> list[Row]:

@@ -1,21 +1,17 @@
 """The rows of `benchmarks.gpu` and the two files that hold them."""
 
-import csv
 import importlib.metadata
 import importlib.util
-import io
-import shlex
 import shutil
 import subprocess
-import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
 
-from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.markdown import table
-from mosa_deploy.utils.versions import library_versions, machine
+from mosa_deploy.utils.versions import machine, provenance
 
 NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
 
@@ -50,11 +46,7 @@ class Row:
 
 def write(out: Path, title: str, head: str, rows: list[Row]) -> None:
     """`gpu.csv`, and `gpu.md` with how the rows came about."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)])
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_text(out / "gpu.csv", buffer.getvalue())
+    write_csv(out / "gpu.csv", [field.name for field in fields(Row)], map(astuple, rows))
     write_text(out / "gpu.md", f"# {title}\n\n{head}\n\n{tables(rows)}\n")
 
 
@@ -89,11 +81,9 @@ def _text(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def provenance(device: str, commit: str) -> str:
+def heading(device: str, commit: str) -> str:
     """Command, machine, commit and versions, which runtimes are there, and how to read the tables."""
-    command_line = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    made = f"`{command_line}`; {_machine(device)}; bf16; commit {commit}; {versions}"
+    made = provenance("benchmarks.gpu", f"{_machine(device)}; bf16", commit)
     return f"{made}\n\n{'; '.join(runtimes())}\n\n{LEGEND}"
 
 

@@ -5,14 +5,10 @@ int8 on a larger backbone with random weights, since time depends on shapes alon
 (`export.timing`); then what building its engines takes, where a library is here that needs no GPU for it.
 """
 
-import csv
-import io
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +31,10 @@ from mosa_deploy.errors import command
 from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.tensorrt_library import installed
-from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.intervals import ratio_interval
 from mosa_deploy.utils.markdown import table
-from mosa_deploy.utils.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.versions import provenance
 from training.evaluate import evaluate, settings
 from training.options import EvaluateConfig
 
@@ -206,32 +202,25 @@ def build_table(rows: list[Built]) -> str:
     return table(("library", "precision", "built for", "seconds", "MB"), lines)
 
 
-def as_csv(rows: list[Quality] | list[Speed] | list[Built]) -> str:
-    """The same for machines."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, asdict(rows[0]))
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return buffer.getvalue()
+def write_rows(path: Path, rows: list[Quality] | list[Speed] | list[Built]) -> None:
+    """The same as a CSV file."""
+    write_csv(path, list(asdict(rows[0])), map(astuple, rows))
 
 
 @command
 def main() -> None:
     """Measure, print and write the tables."""
     config = tyro.cli(Config, prog="python -m benchmarks.precision", config=(tyro.conf.FlagCreatePairsOff,))
-    parts = ["# Precisions"]
-    line = shlex.join(["python", "-m", "benchmarks.precision", *sys.argv[1:]])
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    parts.append(f"`{line}`; {machine()}; commit {git_commit()}; {versions}")
+    parts = ["# Precisions", provenance("benchmarks.precision")]
     with tempfile.TemporaryDirectory() as scratch:
         if config.runs:
             quality = [row for run in config.runs for row in qualities(run, Path(scratch) / "store")]
-            write_text(config.out / "quality.csv", as_csv(quality))
+            write_rows(config.out / "quality.csv", quality)
             parts.append(f"On the test sets, by ONNX Runtime on the CPU:\n\n{quality_table(quality)}")
         if config.seconds:
             files = write_files(config, Path(scratch))
             speed = speeds(config, files)
-            write_text(config.out / "latency.csv", as_csv(speed))
+            write_rows(config.out / "latency.csv", speed)
             words = (
                 f"{config.backbone}, random weights, ONNX Runtime on the CPU; every file opened anew {config.sessions}"
                 " times, ratios round by round, Student's interval over the openings. `control` is the fp32 file again."
@@ -239,7 +228,7 @@ def main() -> None:
             parts.append(f"{words}\n\n{speed_table(speed)}")
             if "tensorrt_rtx" in installed():
                 built = builds(config, files)
-                write_text(config.out / "builds.csv", as_csv(built))
+                write_rows(config.out / "builds.csv", built)
                 parts.append(f"Engines of the same graph, built on the CPU:\n\n{build_table(built)}")
     parts.append("On an NVIDIA GPU: not measured.")
     text = "\n\n".join(parts)

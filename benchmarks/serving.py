@@ -8,9 +8,7 @@ on that alone.
 
 import json
 import os
-import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -31,7 +29,7 @@ from mosa_deploy.bundles.store_layout import BACKBONES
 from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
-from mosa_deploy.utils.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.versions import command_line, git_commit, library_versions, machine
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def with_backbones(scratch: Path, name: str) -> Path:
 
 def described(figures: Figures) -> dict[str, Any]:
     """Figures with what they were measured with."""
-    line = shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]])
+    line = command_line("benchmarks.serving")
     made = {"date": time.strftime("%Y-%m-%d"), "command": line, "machine": machine(), "commit": git_commit()}
     return {"figures": figures, **made, "versions": library_versions()}
 

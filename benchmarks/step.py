@@ -7,7 +7,6 @@ allocated at once within a step, beyond what the model holds.
 """
 
 import copy
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.intervals import median_interval
 from mosa_deploy.utils.markdown import table
-from mosa_deploy.utils.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.versions import machine, provenance
 from training.config import Recipe, adapter_config
 from training.data import Images, normalise
 from training.loop import Trainer
@@ -138,11 +137,9 @@ def main() -> None:
             times[name].append(seconds(found[name], batch, device))
     memory = {name: peak_bytes(trainer, batch, device) for name, trainer in found.items()}
     name = torch.cuda.get_device_name() if device == "cuda" else machine()
-    versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
-    command = " ".join(["python -m benchmarks.step", *sys.argv[1:]])
     setting = f"{config.backbone}, batch {config.batch_size}, r = {config.bottleneck}, E = 4, {config.rounds} rounds"
     precision = choose_precision(config.precision, device)
-    head = f"`{command}`; {name}, {precision}, {torch.get_num_threads()} threads; commit {git_commit()}; {versions}"
+    head = provenance("benchmarks.step", f"{name}, {precision}, {torch.get_num_threads()} threads")
     text = steps_table(times, memory, config.batch_size)
     write_text(config.out, f"# A training step\n\n{head}\n\n{setting}\n\n{text}\n")
     print(text)

@@ -4,14 +4,10 @@ The variants (`export.variants`) run in turn, in one process, and are compared w
 (`export.timing`). All of them: `--backbone vit_base_patch16_224 --random-weights --bottlenecks 16 64 256`.
 """
 
-import csv
 import functools
-import io
-import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import cast
 
@@ -32,9 +28,9 @@ from mosa_deploy.graphs.adapter_weights import adapter_weights
 from mosa_deploy.runtimes.names import GRAPH_RUNNERS, GraphRunnerName
 from mosa_deploy.runtimes.runner import check_runner
 from mosa_deploy.utils import markdown
-from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.intervals import ratio_interval
-from mosa_deploy.utils.versions import library_versions, machine
+from mosa_deploy.utils.versions import machine, provenance
 
 BOTTLENECK = 64
 
@@ -171,14 +167,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def write(config: LatencyConfig, words: str, rows: Sequence[Row]) -> None:
     """`latency.csv`, `latency.md` with machine and versions, and `latency.png`."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, asdict(rows[0]))
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_text(config.out / "latency.csv", buffer.getvalue())
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    command_line = shlex.join(["python", "-m", "export.latency", *sys.argv[1:]])
-    head = f"# Latency of {words}\n\n`{command_line}`; {machine()}; {versions}"
+    write_csv(config.out / "latency.csv", [field.name for field in fields(Row)], map(astuple, rows))
+    head = f"# Latency of {words}\n\n{provenance('export.latency')}"
     write_text(config.out / "latency.md", f"{head}\n\n{table(rows)}\n\n{NOTES.format(sessions=config.sessions)}")
     draw_ratios(config.out / "latency.png", f"{words}; {machine()}", rows)
 

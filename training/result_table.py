@@ -2,9 +2,6 @@
 
 import csv
 import dataclasses
-import io
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +10,10 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from mosa_deploy.errors import DataError
-from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.intervals import mean_interval
 from mosa_deploy.utils.markdown import table
-from mosa_deploy.utils.versions import git_commit, library_versions, machine
+from mosa_deploy.utils.versions import provenance
 from training.plots import drawn, quiet
 
 REFERENCE = "adapter"
@@ -112,14 +109,9 @@ def beside(results: Sequence[Result], earlier: Sequence[Result]) -> list[Result]
 
 def write(out: Path, results: Sequence[Result]) -> None:
     """`compare.csv`, `compare.md` and `compare.png`."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(Result)])
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(result) for result in results)
-    write_text(out / "compare.csv", buffer.getvalue())
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    command = f"python -m training.compare {shlex.join(sys.argv[1:])}".strip()
-    head = f"`{command}`; {machine()}; commit {git_commit()}; {versions}"
+    columns = [field.name for field in dataclasses.fields(Result)]
+    write_csv(out / "compare.csv", columns, map(dataclasses.astuple, results))
+    head = provenance("training.compare")
     note = (
         "`adapter` is the dense adapter. Settings are relative to the task's preset (`x2` is twice its) and were\n"
         "chosen on validation with seed 0; the test set was read after that. `compare.csv` lists every trial. The\n"

@@ -1,11 +1,13 @@
 """Files are written aside, flushed and renamed: a reader sees the old one or the new one, never half of one."""
 
+import csv
 import errno
 import hashlib
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +22,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def _with_room(path: Path) -> Iterator[None]:
-    """Raises WriteError where there is no room."""
+    """Raises WriteError if the disk has no room."""
     try:
         yield
     except OSError as error:
@@ -33,7 +35,7 @@ def _with_room(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success it becomes `path`, on any error it is removed and `path` stays.
+    """Yield a path to write to. On success it is renamed to `path`; on any error it is removed, and `path` stays.
 
     Raises:
         WriteError: the disk has no room.
@@ -52,7 +54,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """The same for a whole folder: what it held before is replaced as one, or stays as it was."""
+    """The same for a folder: all that it held is replaced at once, or everything stays.
+
+    Raises:
+        WriteError: the disk has no room.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -78,14 +84,23 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`."""
+    """Replace the content of `path`; raises WriteError if the disk has no room."""
     with replacing(path) as aside:
         aside.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Replace `path` by `content`."""
+    """Replace the content of `path`, as UTF-8; raises WriteError if the disk has no room."""
     write_bytes(path, content.encode())
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Replace the content of `path` by a table: a line of names, and one line per row; None is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
 
 
 def read_content(content: Content) -> bytes:

@@ -1,10 +1,12 @@
-"""What a result was made with: libraries, commit, machine."""
+"""What made a result: command, machine, commit, libraries."""
 
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 LIBRARIES = (
@@ -23,8 +25,24 @@ LIBRARIES = (
 )
 
 
+def provenance(module: str, hardware: str | None = None, commit: str | None = None) -> str:
+    """What made a result, in one line for its report: command, hardware, commit and versions.
+
+    `module` is the one that `python -m` would run; `hardware` is `machine()` if None, `commit` that of the checkout.
+    """
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    commit = commit or git_commit() or "unknown"
+    return f"`{command_line(module)}`; {hardware or machine()}; commit {commit}; {versions}"
+
+
+def command_line(module: str) -> str:
+    """The command of this process as a user types it: `mosa ...`, or else `python -m <module> ...`."""
+    program = ["mosa"] if Path(sys.argv[0]).stem == "mosa" else ["python", "-m", module]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
 def library_versions() -> dict[str, str]:
-    """Name -> version of those of `LIBRARIES` that are installed, and Python's."""
+    """Name -> version of Python and of those of `LIBRARIES` that are installed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -35,7 +53,7 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree that this package runs from; None where it is not a git checkout."""
+    """The commit of the git checkout that this package runs from; None if it runs from no checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
@@ -46,11 +64,8 @@ def git_commit() -> str | None:
 
 
 def machine() -> str:
-    """Processor and cores in words, e.g. `AMD EPYC, 2 cores, Linux`."""
+    """Processor, cores and system, e.g. `AMD EPYC, 2 cores, Linux`."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.exists())
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"

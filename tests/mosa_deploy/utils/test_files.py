@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mosa_deploy.utils.files import replacing, replacing_folder, sha256, write_text
+from mosa_deploy.utils.files import replacing, replacing_folder, sha256, write_csv, write_text
 
 
 def test_a_file_is_replaced_whole_and_its_folder_made(tmp_path: Path) -> None:
@@ -13,6 +13,11 @@ def test_a_file_is_replaced_whole_and_its_folder_made(tmp_path: Path) -> None:
         write_text(path, content)
         assert path.read_bytes() == content.encode()
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_csv_file_has_its_names_and_a_line_for_each_row(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ("name", "ms"), [("a,b", 1.5), ("c", None)])
+    assert (tmp_path / "a.csv").read_bytes() == b'name,ms\r\n"a,b",1.5\r\nc,\r\n'
 
 
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
