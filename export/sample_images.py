@@ -1,4 +1,4 @@
-"""The images that a converted task is proved and calibrated with: the user's own, or smooth noise without any."""
+"""The images that a converted task is proved and calibrated with: the user's own, or smooth noise if there are none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from mosa_deploy.errors import DataError
 from mosa_deploy.utils.seeds import derive
 
 WAVES = 6
-"""Random colours along each side of a smooth image; what lies between them is interpolated."""
+"""Random colours along each side of a smooth image; the pixels between them are interpolated."""
 
 
 def sample_images(folder: Path) -> list[Path]:
@@ -32,7 +32,7 @@ def sample_images(folder: Path) -> list[Path]:
 
 
 def read_images(paths: Sequence[Path], preprocess: Preprocess) -> tuple[list[bytes], Pixels]:
-    """The first images as they are encoded, and up to 256 drawn from all, decoded (n, H, W, 3).
+    """The first images, encoded as they are, and up to 256 drawn from all, decoded (n, H, W, 3).
 
     Raises:
         DataError: one cannot be read.
@@ -48,13 +48,13 @@ def _checked(path: Path, preprocess: Preprocess) -> tuple[bytes, Pixels]:
         content = path.read_bytes()
         return content, preprocess.pixels(decode(content))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; mend it, or remove it from --images") from None
+        raise DataError(f"{path}: {error.strerror}; make it readable, or remove it from --images") from None
     except DataError as error:
         raise DataError(f"{path}: {error}; or remove it from --images") from None
 
 
 def smooth_noise(size: tuple[int, int]) -> list[bytes]:
-    """Seeded smooth colours (H, W), as many as a canary has, encoded: nothing like any task's images."""
+    """A canary's number of encoded images (H, W) of seeded, smooth colours, which look like no task's images."""
     height, width = size
     rng = np.random.default_rng(derive(0, "smooth noise"))
     grids = rng.integers(0, 256, (SIZE, WAVES, WAVES, 3), dtype=np.uint8)

@@ -33,9 +33,9 @@ class Decision(BaseModel):
     current: str | None
     """Key of the version that is served; None after a removal."""
     previous: str | None = None
-    """What a rollback goes to."""
+    """Key of the version that a rollback returns to."""
     exported: str | None = None
-    """Key of what lay in `tasks/` when this was decided."""
+    """Key of the exported version when this was decided."""
     pinned: bool = False
     lane: LaneName | None = None
 
@@ -49,22 +49,22 @@ class Version:
 
     @property
     def digest(self) -> str:
-        """sha256 of its tensors, which answers carry."""
+        """sha256 of its tensors; every answer states it."""
         return self.record.sha256
 
 
 class TaskStore:
-    """Reads and writes versions and decisions."""
+    """Reads and writes the versions of tasks and the decisions about them."""
 
     def __init__(self, files: LocalFiles | RemoteFiles, limit: int) -> None:
-        """`limit`: bytes of a bundle."""
+        """`limit` is the most bytes that a bundle may have."""
         self.files, self.limit = files, limit
 
     def __str__(self) -> str:
         return str(self.files)
 
     def sweep(self) -> None:
-        """Remove what killed processes left."""
+        """Remove the half-written files of killed processes."""
         if isinstance(self.files, LocalFiles):
             for folder in (UPLOADS, DECISIONS):
                 self.files.sweep(folder)
@@ -80,10 +80,10 @@ class TaskStore:
             raise StoreError(f"no task in {self}/{TASKS}: write one with `mosa export --out {self}`")
 
     def decision(self, name: str) -> Decision:
-        """What holds for a task now.
+        """The decision that holds for a task now.
 
         Raises:
-            StoreError: the decision is damaged.
+            StoreError: it is damaged, or was written by a newer release.
         """
         exported, where = self.exported(name), f"{self}/{decision_file(name)}"
         try:
@@ -98,11 +98,11 @@ class TaskStore:
         return decided
 
     def decide(self, name: str, decision: Decision) -> None:
-        """Make it hold."""
+        """Write a decision, which holds from now on."""
         self.files.write(decision_file(name), decision.model_dump_json(indent=2).encode() + b"\n")
 
     def version(self, name: str, key: str) -> Version:
-        """A version's record.
+        """A version with its record.
 
         Raises:
             MosaError: it is missing or damaged.
@@ -113,7 +113,7 @@ class TaskStore:
         return self._checked(name, key, parse_record(self.archive(name, key).record, f"{self}/{upload_file(key)}"))
 
     def archive(self, name: str, key: str) -> Archive:
-        """A version's bytes.
+        """The bytes of a version.
 
         Raises:
             MosaError: it is missing or damaged.
@@ -134,22 +134,22 @@ class TaskStore:
         return archive
 
     def keep(self, archive: Archive) -> None:
-        """Write a version, under the name of its content."""
+        """Write a version under its key."""
         self.files.write(upload_file(archive.key), archive.pack())
 
     def keep_export(self, name: str, decision: Decision) -> None:
-        """Write a copy of the exported version if it is served: the next export replaces it."""
+        """Copy the exported version to the uploads if it is served, because the next export replaces it."""
         if decision.current and decision.current == decision.exported:
             self.keep(self.archive(name, decision.current))
 
     def forget_between(self, before: Decision, now: Decision) -> None:
-        """Remove uploaded versions that neither an answer nor a rollback needs any more."""
+        """Remove the uploaded versions that `before` needed, to answer or to roll back, and `now` does not."""
         for key in {before.current, before.previous} - {now.current, now.previous}:
             if key is not None:
                 self.files.remove(upload_file(key))
 
     def exported(self, name: str) -> str | None:
-        """Key of what `mosa export` wrote for a task, if anything."""
+        """Key of the version that `mosa export` wrote; None if it wrote none."""
         try:
             return Archive(self.files.read(f"{task_folder(name)}/{RECORD}"), b"").key
         except (FileNotFoundError, NotADirectoryError):
@@ -157,5 +157,7 @@ class TaskStore:
 
     def _checked(self, name: str, key: str, record: Record) -> Version:
         if record.task != name:
-            raise StoreError(f"{self}/{task_folder(name)} holds the bundle of '{record.task}': name the folder so")
+            raise StoreError(
+                f"{self}/{task_folder(name)} holds the bundle of '{record.task}': give the folder that name"
+            )
         return Version(key, record)

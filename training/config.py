@@ -17,7 +17,7 @@ from mosa_deploy.bundles.adapter_config import (
     Style,
     Target,
 )
-from mosa_deploy.bundles.format_version import KEY, Fields, FileFormat
+from mosa_deploy.bundles.format_version import VERSION_KEY, Fields, FileFormat
 from mosa_deploy.errors import ConfigError, unknown_name
 
 
@@ -244,9 +244,9 @@ RUN_FORMAT = FileFormat(
 
 
 def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
-    """`config.json`: everything that decides the run's result, and where its data were."""
+    """The text of `config.json`: everything that decides the run's result, and where its images were."""
     settings = {
-        KEY: RUN_FORMAT.newest,
+        VERSION_KEY: RUN_FORMAT.newest,
         "task": config.task,
         "name": config.name,
         "method": config.method,

@@ -1,10 +1,10 @@
-"""A run's folder: what is in it, and who may write it.
+"""A run's folder: what it holds, and which run may write into it.
 
-config.json         what decides the result
+config.json         the settings that decide the result
 adapter.safetensors adapter.json      the bundle, its adapters still split
 calibration.npz     256 training images, and 256 of validation with their labels, uint8
 metrics.json        figures on validation
-history.csv         a row an epoch
+history.csv         one row per epoch
 report.md           and its pictures: curves.png confusion.png calibration.png
 events.out.tfevents.run   the same for TensorBoard
 checkpoint.pt       while the run goes on
@@ -25,7 +25,7 @@ CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "histor
 
 
 def open_run(out: Path, description: str, resume: bool) -> bool:
-    """Claim `out` for the run so described. Returns whether it is finished already.
+    """Claim `out` for the run of this `config.json`; returns whether that run is finished already.
 
     A folder that holds nothing but `config.json` is a run that never finished an epoch: it may be claimed anew.
 
@@ -59,7 +59,7 @@ def read_settings(folder: Path) -> Fields:
 
 
 def write_history(out: Path, rows: list[Row]) -> None:
-    """`history.csv`, one row an epoch."""
+    """Write `history.csv`, one row per epoch."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0])
     writer.writeheader()

@@ -19,9 +19,9 @@ from mosa_deploy.bundles.record import RECORD, TENSORS, parse_record
 from mosa_deploy.errors import BundleError
 
 RECORD_LIMIT = 1 << 20
-"""Bytes of `adapter.json`; those of a thousand classes are 30 kB."""
+"""The most bytes of `adapter.json`; with a thousand classes it has 30 kB."""
 RATIO_LIMIT = 100
-"""How much smaller a member may be packed; weights hardly shrink, and a record of class names does by 10."""
+"""How many times smaller a member may get by packing; weights hardly shrink, and class names shrink tenfold."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Archive:
 
     @property
     def key(self) -> str:
-        """sha256 of the record, which names that of the tensors: two archives of one key are the same bundle."""
+        """sha256 of the record, which holds that of the tensors: two archives with one key are the same bundle."""
         return hashlib.sha256(self.record).hexdigest()
 
     @classmethod
     def of(cls, folder: Path) -> "Archive":
-        """The bundle in a folder.
+        """Read the bundle in a folder.
 
         Raises:
             BundleError: it is damaged or missing.
@@ -56,7 +56,7 @@ class Archive:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 _check(archive.infolist(), limit)
-                # A member that holds more than the directory states is cut there, and its checksum fails.
+                # A member that is longer than the directory states is cut there, and its checksum fails.
                 return cls(archive.read(RECORD), archive.read(TENSORS))
         except BundleError:
             raise
@@ -72,7 +72,7 @@ class Archive:
             raise BundleError(f"not a readable .mosa file ({error}): pack it with `mosa pack`") from None
 
     def pack(self) -> bytes:
-        """The zip."""
+        """The bytes of the `.mosa` file."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, content in ((RECORD, self.record), (TENSORS, self.tensors)):
@@ -80,7 +80,7 @@ class Archive:
         return buffer.getvalue()
 
     def bundle(self) -> Bundle:
-        """The task.
+        """The bundle that the two files hold.
 
         Raises:
             BundleError: the record or the tensors are damaged, or do not fit each other.
@@ -89,16 +89,16 @@ class Archive:
 
 
 def _check(members: list[zipfile.ZipInfo], limit: int) -> None:
-    """Raises BundleError for what the zip's directory says, before a member is opened."""
+    """Raises BundleError if the zip's directory names other files, or larger ones; no member is opened."""
     names = sorted(member.orig_filename for member in members)
     if names != sorted((RECORD, TENSORS)):
         shown = ", ".join(repr(name)[:80] for name in names[:5])
         raise BundleError(f"a .mosa file holds {RECORD} and {TENSORS} and nothing else, not {shown or 'nothing'}")
     total = sum(member.file_size for member in members)
     if total > limit:
-        raise BundleError(f"the .mosa file unpacks to {total} bytes; at most {limit} are taken")
+        raise BundleError(f"the .mosa file unpacks to {total} bytes; at most {limit} are allowed")
     for member in members:
         if member.filename == RECORD and member.file_size > RECORD_LIMIT:
-            raise BundleError(f"{RECORD} has {member.file_size} bytes; at most {RECORD_LIMIT} are taken")
+            raise BundleError(f"{RECORD} has {member.file_size} bytes; at most {RECORD_LIMIT} are allowed")
         if member.file_size > RATIO_LIMIT * max(1, member.compress_size):
             raise BundleError(f"{member.filename} is packed to less than 1/{RATIO_LIMIT}: store it uncompressed")

@@ -51,11 +51,11 @@ class Bundle:
         """
         check_tensors(self.record, self.tensors)
         # safetensors writes metadata in random order: without any, the same tensors give the same bytes.
-        # It writes the memory as it lies: a transposed view would come back scrambled.
+        # It writes an array's memory as it lies, and a transposed view would come back scrambled.
         tensors = {**self.tensors, **self.canary.to_tensors()}
         content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
         record = self.record.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
-        # Both are written before either is renamed: a full disk must not part new tensors from their record.
+        # Both are written before either is renamed: a full disk must not leave new tensors beside an old record.
         with replacing(folder / TENSORS) as weights, replacing(folder / RECORD) as text:
             weights.write_bytes(content)
             text.write_bytes(record.model_dump_json(indent=2).encode() + b"\n")
@@ -66,21 +66,22 @@ class Bundle:
         """Read and check a bundle.
 
         Raises:
-            BundleError: a file is missing, of another format version, altered, or holds other tensors than it says.
+            BundleError: a file is missing, damaged or altered, was written by a newer release, or holds other tensors
+                than the record says.
         """
         try:
             content = (folder / TENSORS).read_bytes()
         except OSError as error:
-            read_record(folder)  # It is the first to be missed where both are missing.
+            read_record(folder)  # If both are missing, the error names the record.
             raise BundleError(f"{folder / TENSORS}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
         return cls.parse(read_record(folder), content, str(folder / TENSORS))
 
     @classmethod
     def parse(cls, record: Record, content: bytes, where: str) -> "Bundle":
-        """Check the bytes of `adapter.safetensors`, which messages call `where`.
+        """Check the bytes of an `adapter.safetensors`; errors call it `where`.
 
         Raises:
-            BundleError: altered, or other tensors than the record says.
+            BundleError: they were altered, or hold other tensors than the record says.
         """
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise BundleError(f"{where} was altered or cut short since it was saved: copy the bundle again")
@@ -89,7 +90,7 @@ class Bundle:
         except SafetensorError as error:
             raise BundleError(f"{where} is not a safetensors file: {error}") from None
         except KeyError as error:
-            raise BundleError(f"{where} holds {error.args[0]}, which numpy cannot: save it as F32") from None
+            raise BundleError(f"{where} holds {error.args[0]}, which numpy cannot read: save it as F32") from None
         tensors = {name: value for name, value in stored.items() if not name.startswith(PREFIX)}
         check_tensors(record, tensors)
         return cls(record, tensors, Canary.from_tensors(stored))
@@ -121,7 +122,7 @@ def expected_shapes(record: Record) -> Shapes:
 def _bottleneck_shapes(
     record: Record, adapter: AdapterConfig, name: str, inputs: int, outputs: int, bias: bool
 ) -> Shapes:
-    """Of the two projections, down and up; split ones have owners, and a bias for each expert."""
+    """The tensors of two projections, down and up; a split one has an owner map, and one bias for each expert."""
     shapes: Shapes = {}
     for part, shape in (("down", (adapter.bottleneck, inputs)), ("up", (outputs, adapter.bottleneck))):
         layer, split = f"{name}.{part}", record.form == "split" and adapter.share != part
@@ -136,7 +137,8 @@ def _bottleneck_shapes(
 def check_tensors(record: Record, tensors: Tensors) -> None:
     """Compare names and shapes with the record, and refuse what is not finite.
 
-    Of a fully tuned backbone only the head is known here; the rest is compared with the graph that it is folded into.
+    The record of a fully tuned backbone tells the head's shapes alone. The other tensors are compared with the graph
+    that they are folded into.
 
     Raises:
         BundleError: lists every missing, unexpected, misshapen or non-finite tensor at once.

@@ -1,7 +1,7 @@
 """The canary: a few validation images as encoded bytes, with the probabilities that the tuned model gave them.
 
-It travels inside the bundle. Whoever runs the task elsewhere, in another format or on other hardware, proves with it
-that bytes still become the same probabilities.
+It travels inside the bundle. It proves that bytes still become the same probabilities, wherever the task runs: in
+another format, or on other hardware.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, decode
 from mosa_deploy.errors import BundleError
 
 SIZE = 8
+"""How many images a canary has, if there are as many."""
 PREFIX = "canary."
 
 
@@ -27,7 +28,7 @@ class Canary:
 
     @classmethod
     def record(cls, images: Sequence[bytes], preprocess: Preprocess, predict: Callable[[Array], Array]) -> Self:
-        """Keep what `predict`, from (n, 3, H, W) to probabilities (n, K), says of the images now."""
+        """Keep images with the probabilities (n, K) that `predict` gives for their inputs (n, 3, H, W)."""
         canary = cls(tuple(images), np.empty((0, 0), dtype=np.float32))
         return cls(canary.images, predict(canary.inputs(preprocess)))
 
@@ -36,11 +37,11 @@ class Canary:
         return np.stack([preprocess.pixels(decode(content)) for content in self.images])
 
     def inputs(self, preprocess: Preprocess) -> Array:
-        """What the backbone reads (n, 3, H, W)."""
+        """The backbone's input (n, 3, H, W)."""
         return preprocess.normalise(self.pixels(preprocess))
 
     def error(self, probabilities: Array) -> float:
-        """The largest difference from what was recorded, over all images and classes; NaN counts as infinite."""
+        """The largest difference from any recorded probability; NaN counts as infinite."""
         if probabilities.shape != self.probabilities.shape:
             return float("inf")
         if not (np.isfinite(probabilities).all() and np.isfinite(self.probabilities).all()):
@@ -48,7 +49,7 @@ class Canary:
         return float(np.abs(probabilities - self.probabilities).max())
 
     def to_tensors(self) -> dict[str, NDArray[np.generic]]:
-        """As tensors for the bundle's safetensors file."""
+        """The tensors that hold it in the bundle's safetensors file."""
         return {
             f"{PREFIX}bytes": np.frombuffer(b"".join(self.images), dtype=np.uint8),
             f"{PREFIX}lengths": np.array([len(content) for content in self.images], dtype=np.int64),
@@ -57,7 +58,7 @@ class Canary:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, NDArray[np.generic]]) -> Self:
-        """Read `to_tensors` back.
+        """Make a canary of the tensors that `to_tensors` returned.
 
         Raises:
             BundleError: a tensor is missing or the lengths do not add up.

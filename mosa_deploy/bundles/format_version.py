@@ -10,7 +10,7 @@ from typing import Any
 
 from mosa_deploy.errors import MosaError
 
-KEY = "format_version"
+VERSION_KEY = "format_version"
 
 Fields = dict[str, Any]
 
@@ -44,7 +44,7 @@ class FileFormat:
             MosaError: the format's own error, if the version is missing, unknown or newer than this release, or if a
                 migration does not find what it needs.
         """
-        version = fields.get(KEY, self.unstated)
+        version = fields.get(VERSION_KEY, self.unstated)
         if version is None:
             raise self.error(f"{where} states no format version: {self.remedy}")
         # `True` and 1.0 equal 1 in Python, but no release has written them.
@@ -60,4 +60,4 @@ class FileFormat:
                 fields = migrate(fields)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self.error(f"{where} is damaged ({type(error).__name__}): {self.remedy}") from None
-        return fields | {KEY: self.newest}
+        return fields | {VERSION_KEY: self.newest}

@@ -42,9 +42,9 @@ class GraphIndex(BaseModel):
     embed_dim: int
     stages: tuple[int, ...] = ()
     parameters: dict[str, ParameterRef]
-    """Of plain.onnx, by timm's names."""
+    """The parameters of plain.onnx, by timm's names."""
     files: dict[str, str]
-    """Name -> sha256 of each graph."""
+    """File name -> sha256 of each graph."""
 
     @property
     def topology(self) -> BlockTopology:
@@ -53,22 +53,22 @@ class GraphIndex(BaseModel):
 
 
 def read_index(folder: Path) -> GraphIndex:
-    """`graph.json`.
+    """Read the `graph.json` of a backbone.
 
     Raises:
-        StoreError: it is missing, damaged, or of another format version.
+        StoreError: it is missing or damaged, or was written by a newer release.
     """
     path = folder / GRAPH
     try:
         return GraphIndex.model_validate(INDEX_FORMAT.upgrade(json.loads(path.read_bytes()), str(path)))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file; {AGAIN}") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({type(error).__name__}): {AGAIN}") from None
 
 
 def graph_file(folder: Path, index: GraphIndex, name: str) -> Path:
-    """The path of a graph whose bytes are those that were traced.
+    """The path of a graph, once its bytes have been compared with the index.
 
     Raises:
         StoreError: it is missing or altered.
@@ -82,7 +82,7 @@ def graph_file(folder: Path, index: GraphIndex, name: str) -> Path:
 
 
 def add_graph_file(path: Path) -> None:
-    """Enter a file that was made of the backbone's graphs, and lies beside them, into their index."""
+    """Add a file that was made from a backbone's graphs, and lies beside them, to their index."""
     index = read_index(path.parent)
     added = index.model_copy(update={"files": index.files | {path.name: sha256(path)}})
     write_text(path.parent / GRAPH, added.model_dump_json(indent=2) + "\n")

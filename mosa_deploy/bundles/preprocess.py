@@ -1,6 +1,7 @@
-"""From the bytes of an image to what the backbone reads: the same way in tuning, in export and in the service.
+"""From an image's bytes to the backbone's input: the same steps in tuning, in export and in the service.
 
-Only numpy and Pillow. The steps and their constants are timm's evaluation transform, and they travel with the bundle.
+They are those of timm's evaluation transform, done by numpy and Pillow alone, and their constants travel with the
+bundle.
 """
 
 import io
@@ -19,7 +20,7 @@ Pixels = NDArray[np.uint8]
 Array = NDArray[np.float32]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM", "TGA")
-"""What is read, by Pillow's names; for EPS, as an example of what is not, it would start another program."""
+"""The formats that are read, by Pillow's names. It knows more, but to read EPS it would start another program."""
 
 INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -32,8 +33,8 @@ INTERPOLATION = {
 def decode(content: bytes) -> Image.Image:
     """The first frame of an encoded image as upright RGB of 8 bits.
 
-    Grey of 16 bits is scaled, round(v / 257). What is transparent is composited over white, so that the colours that
-    a file hides under it do not show. CMYK, palettes and the rest become RGB as Pillow converts them.
+    Grey of 16 bits is scaled, round(v / 257). Transparent pixels are laid over white, so that the colours that a file
+    hides in them do not show. CMYK, palettes and the rest become RGB as Pillow converts them.
 
     Raises:
         DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
@@ -43,13 +44,13 @@ def decode(content: bytes) -> Image.Image:
             return _rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
-    except Exception as error:  # On damaged bytes Pillow lets out struct.error, TypeError and RuntimeError too.
+    except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
         raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise DataError("a floating-point image (mode F) has no agreed white: save it with 8 or 16 bits a channel")
+        raise DataError("a floating-point image (mode F) has no agreed white: save it with 8 or 16 bits per channel")
     if image.mode.startswith("I"):
         return _from_16_bits(np.asarray(image), image.info.get("transparency"))
     if not image.has_transparency_data:
@@ -70,7 +71,7 @@ def _from_16_bits(values: NDArray[Any], transparent: int | None) -> Image.Image:
 
 
 def encode(pixels: Pixels) -> bytes:
-    """A lossless PNG of (H, W, 3)."""
+    """Pixels (H, W, 3) as a lossless PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")
     return buffer.getvalue()

@@ -1,9 +1,10 @@
-"""The topology of a backbone's blocks: by what names its blocks and its head go in timm, and how wide they are.
+"""The topology of a backbone: timm's names of its blocks and its head, and how wide they are.
 
     ViT     blocks.<i>                   C              head
     Swin    layers.<stage>.blocks.<i>    C 2^stage      head.fc
 
-Every other part asks here. Only the standard library: the shared graph is read where there is no pydantic.
+Every other module takes names and widths from here. This needs the standard library alone, since the shared graph is
+also read where pydantic is not installed.
 """
 
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BlockTopology:
-    """Of one backbone."""
+    """The blocks of one backbone."""
 
     depth: int
     """The number of blocks."""
     width: int
-    """C, timm's embed_dim; in a Swin that of the first stage."""
+    """C, timm's embed_dim; a Swin's first stage has this width."""
     stages: tuple[int, ...] = ()
     """How many blocks each stage of a Swin has; empty for a ViT."""
 
@@ -38,7 +39,7 @@ class BlockTopology:
 
     @property
     def features(self) -> int:
-        """How wide is what the classifier reads: as the last block."""
+        """The width of the classifier's input, which is the last block's."""
         *_, last = self.blocks.values()
         return last
 

@@ -22,7 +22,7 @@ from mosa_deploy.utils.files import replacing, replacing_folder, sha256
 
 
 def save_graphs(folder: Path, index: GraphIndex, graphs: Mapping[str, onnx.ModelProto]) -> None:
-    """Write the graphs of a backbone with their index, whose `files` are filled in; a folder has all or none."""
+    """Write all graphs of a backbone, or none, with an index whose `files` are filled in."""
     with replacing_folder(folder) as aside:
         for name, graph in graphs.items():
             onnx.save(graph, aside / name)
@@ -31,7 +31,7 @@ def save_graphs(folder: Path, index: GraphIndex, graphs: Mapping[str, onnx.Model
 
 
 def add_graph(folder: Path, name: str, graph: onnx.ModelProto) -> None:
-    """Add a graph to a backbone's folder; the index names it only once it is there.
+    """Write a graph into a backbone's folder, and then into its index.
 
     Raises:
         StoreError: the folder's index is missing or damaged.
@@ -54,7 +54,7 @@ class PlainGraph:
         """Read and check `plain.onnx`.
 
         Raises:
-            StoreError: a file is missing, altered, or of another format version.
+            StoreError: a file is missing, damaged or altered, or was written by a newer release.
         """
         index = read_index(folder)
         return cls(onnx.load(graph_file(folder, index, PLAIN)), index)
@@ -65,7 +65,7 @@ class PlainGraph:
         return value.T if self.index.parameters[name].transposed else value
 
     def replaced(self, parameters: Mapping[str, Array]) -> onnx.ModelProto:
-        """A copy of the graph with other values, in timm's layout and of any width, for some of its parameters.
+        """A copy of the graph in which some parameters have other values, in timm's layout and of any width.
 
         The shapes between the nodes are inferred anew.
         """
@@ -82,7 +82,7 @@ class PlainGraph:
         return model
 
     def _empty(self, classes: int | None) -> onnx.ModelProto:
-        """The graph's nodes, inputs and outputs, with a head of another width if that is given, without any values."""
+        """The graph's nodes, inputs and outputs without any values; its head has `classes` outputs if that is given."""
         own = self.model
         model = onnx.ModelProto(
             ir_version=own.ir_version,
@@ -99,7 +99,7 @@ class PlainGraph:
         return model
 
     def _shapes(self, skeleton: onnx.ModelProto, initializers: Iterable[onnx.TensorProto]) -> list[onnx.ValueInfoProto]:
-        """The shapes between the nodes; weights enter by their shapes alone, since inference copies what it reads."""
+        """The shapes between the nodes. Weights enter by their shapes alone, since inference copies its input."""
         for tensor in initializers:
             if tensor.name in self.index.parameters:
                 weight = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)

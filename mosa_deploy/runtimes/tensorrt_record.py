@@ -1,15 +1,15 @@
-"""What is known of an engine: `engine.json`, one record for each engine of its folder.
+"""`engine.json`: the records of the engines in a folder, by file name.
 
-An engine runs only with the library's version that built it, and on a GPU of the capability that it was built for.
+An engine runs only with the version of the library that built it, on a GPU of the capability it was built for.
 """
 
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from mosa_deploy.bundles.format_version import KEY, FileFormat
+from mosa_deploy.bundles.format_version import VERSION_KEY, FileFormat
 from mosa_deploy.bundles.store_layout import ENGINES
 from mosa_deploy.errors import ProviderError, StoreError
 from mosa_deploy.runtimes.names import Precision
@@ -17,7 +17,7 @@ from mosa_deploy.runtimes.tensorrt_library import Library
 from mosa_deploy.utils.files import sha256, write_text
 
 PREFERRED: tuple[Precision, ...] = ("fp16", "int8", "fp32")
-"""The engine to take where several fit: int8 may cost accuracy, which is to be weighed before; fp32 is the slowest."""
+"""The order in which fitting engines are tried: int8 may cost accuracy, and fp32 is the slowest."""
 
 AGAIN = "build it again with `mosa export --targets onnx,tensorrt`"
 
@@ -25,17 +25,17 @@ ENGINES_FORMAT = FileFormat(ENGINES, StoreError, remedy=AGAIN)
 
 
 class EngineRecord(BaseModel):
-    """One engine."""
+    """What an engine is, what it was built from, and what it needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     library: Library
     version: str
-    """Of the library that built it."""
+    """The version of that library."""
     precision: Precision
     capability: Annotated[str, Field(pattern=r"^sm\d+$")]
     batch_sizes: tuple[int, ...]
-    """One optimisation profile each, ascending."""
+    """The size of each optimisation profile, ascending."""
     bank: tuple[int, int] | None
     """The most slots and the largest bottleneck of the banks; None for a task's own engine."""
     onnx: str
@@ -47,10 +47,10 @@ class EngineRecord(BaseModel):
 
 
 def read_records(folder: Path) -> dict[str, EngineRecord]:
-    """Engines by file name; none where there is no `engine.json`.
+    """The records in a folder by the engine's file name; none if it has no `engine.json`.
 
     Raises:
-        StoreError: it is damaged or of another format version.
+        StoreError: it is damaged, or was written by a newer release.
     """
     path = folder / ENGINES
     try:
@@ -58,23 +58,23 @@ def read_records(folder: Path) -> dict[str, EngineRecord]:
         return {name: EngineRecord.model_validate(record) for name, record in fields["engines"].items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({type(error).__name__}): {AGAIN}") from None
 
 
 def write_record(path: Path, record: EngineRecord) -> None:
-    """Add the record of the engine at `path` to its folder's."""
+    """Add the record of the engine at `path` to those of its folder."""
     records = read_records(path.parent) | {path.name: record}
     engines = {name: records[name].model_dump(mode="json") for name in sorted(records)}
-    fields = {KEY: ENGINES_FORMAT.newest, "engines": engines}
+    fields = {VERSION_KEY: ENGINES_FORMAT.newest, "engines": engines}
     write_text(path.parent / ENGINES, json.dumps(fields, indent=2) + "\n")
 
 
 def read_record(path: Path) -> EngineRecord:
-    """The record of one engine, whose bytes are those that were built.
+    """The record of the engine at `path`, once its bytes have been compared with it.
 
     Raises:
-        StoreError: the engine or its record is missing, or it was altered.
+        StoreError: the engine or its record is missing, or the engine was altered.
     """
     record = read_records(path.parent).get(path.name)
     if record is None or not path.is_file():
@@ -86,7 +86,7 @@ def read_record(path: Path) -> EngineRecord:
 
 
 def engines_of(folder: Path, graph: str, capability: str) -> list[Path]:
-    """A graph's engines for a GPU of that capability, the first choice first; one for another GPU if there are none.
+    """A graph's engines for a GPU of that capability, the preferred one first; if it has none, one for another GPU.
 
     Raises:
         StoreError: the folder's `engine.json` is damaged.
@@ -99,13 +99,13 @@ def engines_of(folder: Path, graph: str, capability: str) -> list[Path]:
 
 
 def check_engine(path: Path, record: EngineRecord, version: str, capability: str | None) -> None:
-    """Compare an engine with the library's version and the GPU that are here.
+    """Compare an engine with the installed library and this machine's GPU.
 
     Raises:
-        ProviderError: they differ; the flag that makes a fitting engine is named.
+        ProviderError: they differ; it names the flag that builds a fitting engine.
     """
     if capability is None:
-        raise ProviderError(f"{path} needs an NVIDIA GPU of {record.capability}, here is none: run its ONNX file")
+        raise ProviderError(f"{path} needs an NVIDIA GPU of {record.capability}, which is not here: run its ONNX file")
     if record.capability != capability:
         raise ProviderError(
             f"{path} was built for {record.capability}, this GPU is {capability}: {AGAIN} --compute-capability"
@@ -113,6 +113,6 @@ def check_engine(path: Path, record: EngineRecord, version: str, capability: str
         )
     if record.version != version:
         raise ProviderError(
-            f"{path} was built with {record.library} {record.version}, here is {version}: {AGAIN} --engine-backend"
+            f"{path} was built with {record.library} {record.version}, {version} is installed: {AGAIN} --engine-backend"
             f" {record.library}"
         )

@@ -42,5 +42,7 @@ def test_an_unreadable_image_and_a_folder_of_none_are_named(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"half\.png: not a readable image .*; or remove it from --images$"):
         read_images(sample_images(tmp_path), PREPROCESS)
     (tmp_path / "half.png").unlink()
-    with pytest.raises(DataError, match=r"half\.png: No such file or directory; mend it, or remove it from --images$"):
+    with pytest.raises(
+        DataError, match=r"half\.png: No such file or directory; make it readable, or remove it from --images$"
+    ):
         read_images([tmp_path / "half.png"], PREPROCESS)

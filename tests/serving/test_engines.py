@@ -55,7 +55,10 @@ def test_an_engine_beside_the_backbone_answers_all_its_tasks_as_the_reference(
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        ({"version": "1.6"}, r"was built with tensorrt_rtx 1\.6, here is 1\.7\.1: .* --engine-backend tensorrt_rtx$"),
+        (
+            {"version": "1.6"},
+            r"was built with tensorrt_rtx 1\.6, 1\.7\.1 is installed: .* --engine-backend tensorrt_rtx$",
+        ),
         ({"capability": "sm89"}, r"was built for sm89, this GPU is sm86: build .* --compute-capability sm86$"),
         ({"sha256": "0" * 64}, r"was altered or cut short since it was built: build it again with `mosa export"),
         ({"off": 0.5}, r"the shared graph misses its canary's .*, above 1e-02 for tensorrt in fp16: build it again"),

@@ -105,7 +105,7 @@ def test_a_folder_that_holds_another_task_is_refused(copied: Path) -> None:
     with running(copied) as client:
         info = client.get("/v1/tasks/dogs").json()
         assert info["state"] == "refused"
-        assert info["reason"].endswith("tasks/dogs holds the bundle of 'birds': name the folder so")
+        assert info["reason"].endswith("tasks/dogs holds the bundle of 'birds': give the folder that name")
 
 
 WRITER = """

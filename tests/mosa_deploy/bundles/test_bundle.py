@@ -141,7 +141,7 @@ def test_a_number_format_without_numpy_equivalent_is_refused_by_name(bundle: Bun
     bundle.save(tmp_path)
     header = json.dumps({"head.bias": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
     replace_tensors(tmp_path, struct.pack("<Q", len(header)) + header + bytes(4))
-    assert "holds BF16, which numpy cannot: save it as F32" in refusal(tmp_path)
+    assert "holds BF16, which numpy cannot read: save it as F32" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b""])

@@ -52,12 +52,12 @@ def test_each_engine_of_a_folder_has_its_record(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "capability", "line"),
     [
-        ("1.7.1", None, r"needs an NVIDIA GPU of sm86, here is none: run its ONNX file$"),
+        ("1.7.1", None, r"needs an NVIDIA GPU of sm86, which is not here: run its ONNX file$"),
         ("1.7.1", "sm89", r"was built for sm86, this GPU is sm89: build it again .* --compute-capability sm89$"),
         (
             "1.8.0",
             "sm86",
-            r"was built with tensorrt_rtx 1\.7\.1, here is 1\.8\.0: build it again .* --engine-backend tensorrt_rtx$",
+            r"was built with tensorrt_rtx 1\.7\.1, 1\.8\.0 is installed: .* --engine-backend tensorrt_rtx$",
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_without_a_gpu_both_say_so(engine: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ProviderError, match=r"^no NVIDIA GPU is here: run the ONNX files$"):
         check_runner("tensorrt")
     here = record(engine).model_copy(update={"version": library.__version__})
-    with pytest.raises(ProviderError, match=r"needs an NVIDIA GPU of sm86, here is none"):
+    with pytest.raises(ProviderError, match=r"needs an NVIDIA GPU of sm86, which is not here"):
         load_engine(engine, here)
 
 
