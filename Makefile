@@ -42,7 +42,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
-	$(MKDOCS) build --quiet
+	$(MKDOCS) build
 
 docs: setup
 	$(MKDOCS) build

@@ -42,10 +42,10 @@ def mosa_lines() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def site(once: Once) -> Path:
-    """The built site; with `strict`, as mkdocs.yml has it, a broken link is an error."""
+    """The built site. `strict` in mkdocs.yml makes a broken link an error; --quiet would hide it from that too."""
 
     def build(folder: Path) -> None:
-        command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
+        command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
         environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
