@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The theme would print an advertisement.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help setup demo test test-slow check docs
+.PHONY: help setup demo test test-slow check docs wheel
 
 help:
 	@echo "make demo        tune, fold, export, time and serve two tasks (under 10 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow   run those: new environments, the README's commands, the service's benchmark"
 	@echo "make check       ruff, mypy, the directions of imports, and whether the docs can be built"
 	@echo "make docs        build the documentation into site/"
+	@echo "make wheel       build the wheel into dist/"
 	@echo "make setup       make $(VENV); the others do it themselves"
 
 setup: $(VENV)/.ready
@@ -47,3 +48,8 @@ check: setup
 docs: setup
 	$(MKDOCS) build
 	@echo "open site/index.html, or run: $(BIN)/python -m http.server --directory site"
+
+# setuptools packs whatever an earlier build left in build/, removed modules too.
+wheel: setup
+	rm -rf build
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .

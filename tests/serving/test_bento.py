@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pytest
 
 from mosa_deploy.bundles.archive import Archive
 from tests.support.app import named, scores
+from tests.support.installs import copy_sources, new_environment, run
 from tests.support.service import Installation, serve
 from tests.support.tasks import TaskMaker
 from tests.support.walker import ROOT
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.slow
 
 LARGEST = 400_000_000
 """Bytes of an environment that serves on CPUs, with pip and with what Python compiled."""
-SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -43,27 +42,6 @@ class Installed:
         return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def run(command: list[str | Path], cwd: Path | None = None, **environment: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
-
-
-def new_environment(folder: Path) -> Path:
-    """The python of a virtual environment with nothing but pip."""
-    run([sys.executable, "-m", "venv", folder])
-    return folder / "bin" / "python"
-
-
 def from_bento(folder: Path) -> Installed:
     """What `bentoml build` makes, installed by its own script."""
     home = folder / "built"
@@ -78,10 +56,7 @@ def from_bento(folder: Path) -> Installed:
 def from_extra(folder: Path) -> Installed:
     """What `pip install '.[serve-cpu]'` makes of a copy of the repository, which building would litter."""
     python, copy = new_environment(folder / "venv"), folder / "copy"
-    for room in ("mosa_deploy", "training", "export", "serving"):
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "constraints.txt"):
-        shutil.copy(ROOT / name, copy)
+    copy_sources(copy)
     run([python, "-m", "pip", "install", "--constraint", "constraints.txt", ".[serve-cpu]"], copy)
     shutil.rmtree(copy)
     return Installed(python, "serving.service:Classifier")

@@ -1,0 +1,45 @@
+"""New environments outside of the repository, and what is installed into them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.walker import ROOT
+
+PACKAGES = ("mosa_deploy", "training", "export", "serving")
+"""The packages of the tree that are installed."""
+
+SECONDS = 600
+
+
+def run(command: list[str | Path], cwd: Path | None = None, **environment: str) -> str:
+    """What a command prints; it must end well. It sees the packages that are installed, not those of the repository."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def new_environment(folder: Path) -> Path:
+    """The python of a virtual environment with nothing but pip."""
+    run([sys.executable, "-m", "venv", folder])
+    return folder / "bin" / "python"
+
+
+def copy_sources(folder: Path) -> None:
+    """Copy what a build reads, since a build would litter the repository."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "constraints.txt", "Makefile"):
+        shutil.copy(ROOT / name, folder)
