@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 
@@ -12,6 +13,7 @@ import yaml  # type: ignore[import-untyped] # it comes with bentoml, which needs
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.installs import PACKAGES
 from tests.support.walker import ROOT, closure
 
 TEXT = (ROOT / "pyproject.toml").read_text()
@@ -42,7 +44,18 @@ def test_the_constraints_pin_every_requirement_to_a_version_that_it_allows(extra
 
 
 def test_the_extras_that_the_documents_name_exist() -> None:
-    expected = {"train", "export", "serve", "serve-cpu", "tensorrt", "tensorrt-rtx", "openvino", "ui", "docs", "dev"}
+    expected = {
+        "train",
+        "export",
+        "serve",
+        "serve-cpu",
+        "tensorrt",
+        "tensorrt-rtx",
+        "openvino",
+        "client",
+        "docs",
+        "dev",
+    }
     assert expected <= EXTRAS.keys()
 
 
@@ -65,12 +78,31 @@ def test_torch_starts_at_the_oldest_release_that_was_tried() -> None:
     assert floors == {">=2.11"}
 
 
-def test_the_wheel_holds_every_package_of_the_rooms() -> None:
-    rooms = ("mosa_deploy", "training", "export", "serving")
-    found = {path.parent for room in rooms for path in (ROOT / room).rglob("__init__.py")}
-    assert {".".join(folder.relative_to(ROOT).parts) for folder in found} == set(
-        PYPROJECT["tool"]["setuptools"]["packages"]
-    )
+@pytest.mark.parametrize("extra", ["train", "export", "serve"])
+@pytest.mark.parametrize(
+    ("system", "machine", "runtime"),
+    [
+        ("linux", "x86_64", "onnxruntime-gpu"),
+        ("win32", "AMD64", "onnxruntime-gpu"),
+        ("linux", "aarch64", "onnxruntime"),
+        ("win32", "ARM64", "onnxruntime"),
+        ("darwin", "arm64", "onnxruntime"),
+        ("darwin", "x86_64", "onnxruntime"),
+    ],
+)
+def test_onnxruntime_is_for_gpus_where_there_are_wheels(extra: str, system: str, machine: str, runtime: str) -> None:
+    environment = {"sys_platform": system, "platform_machine": machine}
+    requirements = [Requirement(line) for line in EXTRAS[extra] if line.startswith("onnxruntime")]
+    chosen = [each.name for each in requirements if each.marker is None or each.marker.evaluate(environment)]
+    assert chosen == [runtime]
+
+
+def test_setuptools_finds_every_package() -> None:
+    included = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    dotted = {".".join(each.relative_to(ROOT).parts) for each in folders if (each / "__init__.py").is_file()}
+    assert len(dotted) == len(folders)
+    assert not [name for name in dotted if not any(fnmatchcase(name, pattern) for pattern in included)]
 
 
 def test_the_bento_is_made_of_the_serving_extra_without_torch() -> None:
@@ -111,7 +143,14 @@ def test_no_file_names_a_folder_of_the_machine_that_wrote_it() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     ("target", "command"),
-    [("demo", "benchmarks.demo"), ("test", "pytest"), ("check", "mypy"), ("docs", "mkdocs"), ("setup", "")],
+    [
+        ("demo", "benchmarks.demo"),
+        ("test", "pytest"),
+        ("check", "mypy"),
+        ("docs", "mkdocs"),
+        ("wheel", "pip wheel"),
+        ("setup", ""),
+    ],
 )
 def test_a_target_of_the_makefile_can_be_made(target: str, command: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
