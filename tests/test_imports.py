@@ -223,5 +223,11 @@ def test_a_name_that_the_library_does_not_have_is_an_attribute_error() -> None:
         _ = mosa_deploy.unfold
 
 
+def test_the_client_runs_without_the_service_and_without_runtimes() -> None:
+    modules = new_modules("import mosa_deploy.client")
+    assert {"httpx", "pydantic", "mosa_deploy"} <= modules
+    assert not modules & (HEAVY | {"onnx", "onnxruntime", "openvino", "tensorrt", "fastapi", "bentoml", "serving"})
+
+
 def test_importing_the_library_loads_nothing_but_itself() -> None:
     assert new_modules("import mosa_deploy") - sys.stdlib_module_names == {"mosa_deploy"}

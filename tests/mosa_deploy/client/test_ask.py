@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mosa_deploy.cli import ask
+from mosa_deploy.errors import command
+from tests.support.fake_service import Reply, StartService
+
+BIRD = {
+    "task": "birds",
+    "predictions": [{"label": "heron", "score": 0.8125}, {"label": "crane", "score": 0.125}],
+    "bundle": "3f0c8b5a9d21ffff",
+    "milliseconds": 4.25,
+}
+FAILURE = {"task": "dogs", "status": 404, "detail": "unknown task 'dogs'"}
+
+
+@pytest.fixture(autouse=True)
+def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOSA_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").write_bytes(b"the image")
+
+
+def run(*arguments: str) -> int:
+    """The exit code of `mosa ask` with these arguments."""
+    try:
+        command(lambda: ask(arguments))()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_an_answer_is_one_line(start_service: StartService, capsys: pytest.CaptureFixture[str]) -> None:
+    service = start_service(Reply(200, json.dumps({"results": [BIRD]})))
+    assert run("photo.jpg", "--task", "birds", "--address", service.address) == 0
+    assert capsys.readouterr().out == ("photo.jpg: birds: heron 0.812, crane 0.125   (bundle 3f0c8b5a9d21, 4.2 ms)\n")
+
+
+def test_the_image_and_all_tasks_are_sent(start_service: StartService, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = start_service(Reply(200, json.dumps({"results": [BIRD]})))
+    run("photo.jpg", "--task", "birds", "--task", "dogs", "--address", service.address)
+    body = service.received[0].body
+    assert b"the image" in body
+    assert b"birds,dogs" in body
+
+
+def test_the_address_is_taken_from_the_environment(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start_service(Reply(200, json.dumps({"results": [BIRD]})))
+    monkeypatch.setenv("MOSA_ADDRESS", service.address)
+    assert run("photo.jpg", "--task", "birds") == 0
+    assert len(service.received) == 1
+
+
+def test_a_result_without_an_answer_ends_with_2_after_the_others(
+    start_service: StartService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = start_service(Reply(200, json.dumps({"results": [FAILURE, BIRD]})))
+    assert run("photo.jpg", "--task", "dogs", "--task", "birds", "--address", service.address) == 2
+    said = capsys.readouterr()
+    first, second = said.out.splitlines()
+    assert first == "photo.jpg: dogs: no answer (404): unknown task 'dogs'"
+    assert second.startswith("photo.jpg: birds: heron")
+    assert said.err == "error: one result has no answer, see above\n"
+
+
+def test_a_missing_image_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("nowhere.jpg", "--task", "birds") == 2
+    assert capsys.readouterr().err == "error: nowhere.jpg: No such file or directory\n"
+
+
+def test_a_service_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("photo.jpg", "--task", "birds", "--address", "http://127.0.0.1:9") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the service does not answer (")
+    assert said.count("\n") == 1
