@@ -95,15 +95,15 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
         maker.store(found[0])
     settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
     with patch("serving.lanes.open_runner", CheapRunner):
-        engine = LocalBackend(settings)
+        backend = LocalBackend(settings)
         try:
-            return asyncio.run(asked(engine, versions, numbers, [image(maker, c) for c in range(16)], items))
+            return asyncio.run(asked(backend, versions, numbers, [image(maker, c) for c in range(16)], items))
         finally:
-            engine.stop()
+            backend.stop()
 
 
 async def asked(
-    engine: LocalBackend,
+    backend: LocalBackend,
     versions: Mapping[str, list[Archive]],
     numbers: Mapping[str, int],
     images: list[Pixels],
@@ -118,27 +118,27 @@ async def asked(
         rng = np.random.default_rng(seed)
         while counts["items"] < items:
             few = [names[i] for i in rng.choice(len(names), 4, replace=False)]
-            leases = await engine.lease(few, 30)
+            leases = await backend.lease(few, 30)
             held = [lease for lease in leases.values() if isinstance(lease, Lease)]
             counts["busy"] += len(few) - len(held)
             if held:
                 codes, which = rng.integers(len(images), size=at_once), rng.integers(len(held), size=at_once)
                 pairs = [(held[w], images[c]) for w, c in zip(which, codes, strict=True)]
-                for (lease, _), code, outcome in zip(pairs, codes, await engine.infer(pairs, 30), strict=True):
+                for (lease, _), code, outcome in zip(pairs, codes, await backend.infer(pairs, 30), strict=True):
                     expected = (numbers[lease.digest] + int(code)) % CLASSES
                     counts[verdict(outcome, expected)] += 1
                 counts["items"] += at_once
-                await engine.release(held)
+                await backend.release(held)
 
     async def replacer() -> None:
         rng = np.random.default_rng(99)
         while counts["items"] < items:
             name = names[int(rng.integers(len(names)))]
             try:
-                await engine.put(name, versions[name][int(rng.integers(3))].pack(), False, None)
+                await backend.put(name, versions[name][int(rng.integers(3))].pack(), False, None)
                 counts["replaced"] += 1
-            except RequestError as refused:
-                if refused.status != 503:
+            except RequestError as error:
+                if error.status != 503:
                     raise
                 counts["busy"] += 1
 

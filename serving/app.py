@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -13,13 +13,13 @@ from starlette.routing import Match, Route
 
 from mosa_deploy import __version__
 from mosa_deploy.bundles.record import TASK_NAME
-from mosa_deploy.client.schema import Answer, Answers, Fault, Pin, Task, Tasks
+from mosa_deploy.client.schema import Answer, Answers, Fault, LaneName, Pin, Task, Tasks
 from serving import metrics
 from serving.auth import may_ask, may_change
 from serving.backend import Backend
-from serving.classify import Classifier, Sent, Trace, result
+from serving.classify import ClassifyHandler, RequestStats, SentImage, result
 from serving.errors import RequestError
-from serving.middleware import LimitsMiddleware, answer
+from serving.middleware import LimitsMiddleware, error_response
 from serving.settings import Settings
 
 WHY: dict[int, str] = {
@@ -38,12 +38,12 @@ WHY: dict[int, str] = {
 
 
 def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Of the description of a route."""
+    """The responses of a route's description that are errors."""
     return {status: {"model": Fault, "description": WHY[status]} for status in statuses}
 
 
 NAMED = 5
-"""Faults of one request that are told; a form may have a thousand."""
+"""The most faults of one request that are named; a form may have a thousand."""
 
 Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.", examples=["digits"])]
 UPLOAD = {
@@ -54,15 +54,15 @@ UPLOAD = {
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The app; `app.state.backend` and `app.state.classifier` are set by `attach`."""
+    """The app; `attach` gives it its backend."""
     app = FastAPI(
         title="mosa-deploy",
         version=__version__,
-        summary="One frozen vision transformer, one adapter a task, switched on each request.",
+        summary="One frozen vision transformer, one adapter per task, switched on each request.",
     )
     app.state.settings = settings
     app.add_middleware(LimitsMiddleware, settings=settings)
-    app.add_exception_handler(RequestError, _refused)
+    app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _not_allowed)
     add_routes(app)
@@ -70,21 +70,21 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def attach(app: FastAPI, backend: Backend) -> None:
-    """Give the app its inference side."""
+    """Give the app its backend."""
     app.state.backend = backend
-    app.state.classifier = Classifier(backend, app.state.settings)
+    app.state.classify_handler = ClassifyHandler(backend, app.state.settings)
 
 
-async def _refused(_: Request, refusal: Exception) -> JSONResponse:
-    assert isinstance(refusal, RequestError)
-    return answer(refusal)
+async def _request_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestError)
+    return error_response(error)
 
 
 async def _invalid(_: Request, fault: Exception) -> JSONResponse:
     assert isinstance(fault, RequestValidationError)
     found = [f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in fault.errors()]
     more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return answer(RequestError(422, "; ".join(found[:NAMED]) + more))
+    return error_response(RequestError(422, "; ".join(found[:NAMED]) + more))
 
 
 async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
@@ -92,12 +92,12 @@ async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
-    refusal = RequestError(405, f"{request.method} is not for {request.url.path}: send {allowed}")
-    return answer(refusal, {"allow": allowed})
+    error = RequestError(405, f"{request.method} is not for {request.url.path}: send {allowed}")
+    return error_response(error, {"allow": allowed})
 
 
 async def backend_of(request: Request) -> Backend:
-    """The inference side; async for the same reason as `serving.auth`."""
+    """The backend. Async for the same reason as in `serving.auth`."""
     backend: Backend = request.app.state.backend
     return backend
 
@@ -106,7 +106,7 @@ TheBackend = Annotated[Backend, Depends(backend_of)]
 
 
 def add_routes(app: FastAPI) -> None:
-    """All routes but BentoML's own `/livez` and `/readyz`."""
+    """Add all routes except `/livez` and `/readyz`, which are BentoML's."""
     ask, change = [Depends(may_ask)], [Depends(may_change)]
     anywhere = faults(400, 401, 408, 413, 415, 503, 504)
     named = anywhere | faults(404, 422)
@@ -145,10 +145,10 @@ async def classify(
     settings: Settings = request.app.state.settings
     wanted = [name.strip() for name in tasks.split(",") if name.strip()]
     sent = assign([(file.filename or "image", await file.read()) for file in image], task, wanted, settings.max_images)
-    classifier: Classifier = request.app.state.classifier
-    trace = Trace()
-    results = await classifier.classify(sent, top_k, trace)
-    _note(request, sent, results, trace)
+    handler: ClassifyHandler = request.app.state.classify_handler
+    stats = RequestStats()
+    results = await handler.handle(sent, top_k, stats)
+    _add_to_log(request, sent, results, stats)
     if len(results) == 1 and not tasks:
         if isinstance(results[0], RequestError):
             raise results[0]
@@ -157,11 +157,13 @@ async def classify(
     return Answers(results=tuple(result(name, each) for name, each in zip(names, results, strict=True)))
 
 
-def assign(files: Sequence[tuple[str, bytes]], task: Sequence[str], tasks: Sequence[str], limit: int) -> list[Sent]:
-    """Which file is answered by which tasks.
+def assign(
+    files: Sequence[tuple[str, bytes]], task: Sequence[str], tasks: Sequence[str], limit: int
+) -> list[SentImage]:
+    """Decide which tasks classify which file.
 
     Raises:
-        RequestError: 400 if there are too many, 422 if it cannot be told.
+        RequestError: 400 if there are too many, 422 if it is not clear.
     """
     if bool(task) == bool(tasks):
         raise RequestError(422, "send `task`, once or for each image, or `tasks=a,b` for several tasks of every image")
@@ -176,20 +178,22 @@ def assign(files: Sequence[tuple[str, bytes]], task: Sequence[str], tasks: Seque
     count = sum(map(len, by_file))
     if count > limit:
         raise RequestError(400, f"{count} answers are asked for at once, {limit} are given: send less at once")
-    return [Sent(name, content, names) for (name, content), names in zip(files, by_file, strict=True)]
+    return [SentImage(name, content, names) for (name, content), names in zip(files, by_file, strict=True)]
 
 
-def _note(request: Request, sent: Sequence[Sent], results: Sequence[Answer | RequestError], trace: Trace) -> None:
-    """What the log line says: known tasks, digests, times."""
+def _add_to_log(
+    request: Request, sent: Sequence[SentImage], results: Sequence[Answer | RequestError], stats: RequestStats
+) -> None:
+    """Add known tasks, digests and times to the request's log line."""
     good = [each for each in results if isinstance(each, Answer)]
-    request.state.note.update(
+    request.state.log_fields.update(
         task=sorted({each.task for each in good}),
-        lane=sorted(trace.lanes),
+        lane=sorted(stats.lanes),
         digest=sorted({each.bundle[:12] for each in good}),
         images=len(sent),
         failed=len(results) - len(good),
-        batch=trace.batch,
-        **{f"{name}_ms": value for name, value in trace.parts.items()},
+        batch=stats.batch,
+        **{f"{name}_ms": value for name, value in stats.parts.items()},
     )
 
 
@@ -208,7 +212,7 @@ async def put_task(
     name: Name,
     backend: TheBackend,
     new_classes: Annotated[bool, Query(description="Serve other class names than before.")] = False,
-    lane: Annotated[Literal["shared", "folded"] | None, Query(description="How it is served from now on.")] = None,
+    lane: Annotated[LaneName | None, Query(description="How it is served from now on.")] = None,
 ) -> Task:
     """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
 
@@ -218,7 +222,7 @@ async def put_task(
     if not content:
         raise RequestError(400, "the body is empty: send a .mosa file")
     info = await backend.put(name, content, new_classes, lane)
-    request.state.note.update(task=name, digest=info.bundle[:12], lane=info.lane)
+    request.state.log_fields.update(task=name, digest=info.bundle[:12], lane=info.lane)
     return info
 
 

@@ -1,6 +1,6 @@
-"""Who may ask and who may change: keys in `Authorization: Bearer` or `X-API-Key`.
+"""Who may ask and who may change tasks: keys in `Authorization: Bearer` or `X-API-Key`.
 
-Async, since FastAPI would call plain functions in threads, as many as there are requests, each with memory of its own.
+The functions are async because FastAPI runs plain ones in threads: one per request, each with memory of its own.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_erro
 
 
 async def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
-    """Raises RequestError 401 where keys are set and the request has none of them; an admin's key will do."""
+    """Raises RequestError 401 if API keys are set and the request has neither one of them nor an admin's key."""
     settings: Settings = request.app.state.settings
     if settings.api_keys and not _known(_key(bearer, header), (*settings.api_keys, *settings.admin_keys)):
         raise RequestError(401, "send one of the service's API keys as `Authorization: Bearer ...`")
 
 
 async def may_change(request: Request, bearer: Bearer, header: Header) -> None:
-    """Raises RequestError 403 where no admin's key is set, 401 where the request has none of them."""
+    """Raises RequestError 403 if no admin key is set, 401 if the request has none of them."""
     settings: Settings = request.app.state.settings
     if not settings.admin_keys:
         raise RequestError(403, "changes are refused: the service was started without MOSA_ADMIN_KEYS")
@@ -42,7 +42,7 @@ def _key(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> str
 
 
 def _known(given: str, keys: Sequence[str]) -> bool:
-    """Compare with every key, each in the same time whatever was given."""
+    """Compare with every key. The time that it takes says nothing about the keys."""
     digest = _digest(given)
     found = [hmac.compare_digest(digest, _digest(key)) for key in keys]
     return any(found)

@@ -1,6 +1,6 @@
-"""What the HTTP side asks of the inference side.
+"""The backend: what the HTTP side asks of the inference side.
 
-The inference side is in this process (`serving.local_backend`) or in another one (`serving.remote_backend`).
+It is in this process (`serving.local_backend`) or in another one (`serving.remote_backend`).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from serving.store import LaneName
 
 @dataclass(frozen=True)
 class Lease:
-    """A version of a task that a request holds: it answers whatever is changed meanwhile."""
+    """A version of a task that a request holds: it can answer even if the task is changed meanwhile."""
 
     task: str
     digest: str
@@ -23,17 +23,20 @@ class Lease:
     preprocess: Preprocess
     lane: str
     handle: Any
-    """The inference side's own."""
+    """For the backend that made the lease."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Calibrated probabilities (K,) and how they came about."""
+    """Calibrated probabilities (K,), and how they were computed."""
 
     probabilities: Array
     waited: float
+    """Seconds in the queue."""
     ran: float
+    """Seconds in the graph."""
     batch: int
+    """The number of images that ran together."""
 
 
 Outcome = Answered | RequestError
@@ -41,29 +44,31 @@ Outcome = Answered | RequestError
 
 @dataclass(frozen=True)
 class Health:
-    """Whether the inference side works."""
+    """Whether the backend works."""
 
     alive: bool
+    """False if only a restart of the process helps."""
     ready: bool
+    """Whether it can answer now."""
 
 
 class Backend(Protocol):
-    """The inference side. Everything may raise RequestError."""
+    """The inference side. Every method may raise RequestError."""
 
     async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
-        """Hold the versions of a request's tasks that answer now, loading them if need be."""
+        """Hold the current versions of a request's tasks, and load those that are not loaded, within `seconds`."""
         ...
 
     async def release(self, leases: Sequence[Lease]) -> None:
-        """The request ends; these are all that it got."""
+        """Give back all leases of a request that ends."""
         ...
 
     async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """Images (H, W, 3), each for a lease of one request -> an outcome each, within so many seconds."""
+        """Classify images (H, W, 3), each by a lease of the same request: one outcome each, within `seconds`."""
         ...
 
     async def tasks(self) -> list[Task]:
-        """Every task."""
+        """Every task of the store."""
         ...
 
     async def task(self, name: str) -> Task:
@@ -79,17 +84,17 @@ class Backend(Protocol):
         ...
 
     async def rollback(self, name: str) -> Task:
-        """Serve the version before."""
+        """Serve the previous version."""
         ...
 
     async def pin(self, name: str, pinned: bool) -> Task:
-        """Keep a task loaded, or no longer."""
+        """Keep a task loaded, or let it be evicted again."""
         ...
 
     async def health(self) -> Health:
-        """How it is."""
+        """Whether the backend is alive and ready."""
         ...
 
     async def close(self) -> None:
-        """Finish what is queued, and stop."""
+        """Finish everything that is queued, and stop."""
         ...

@@ -1,7 +1,7 @@
-"""The batcher: images of many requests and tasks become few passes through few graphs.
+"""The batcher: it groups the images of many requests and tasks into batches, one graph at a time.
 
-One thread runs everything that touches a graph or a bank. Between two batches it runs what `call` was given, so that a
-slot is never written while a batch reads it, and whoever waits for the write knows that later batches see it.
+One thread does everything that touches a graph or a bank. Functions given to `call` run between two batches, so no
+slot is written while a batch reads it, and once `call` is done every later batch sees the write.
 """
 
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger("mosa_deploy.serving")
 T = TypeVar("T")
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Sizes of batches: each at most half larger than the one before, so that padding wastes little."""
+"""Batch sizes. Each is at most half larger than the one before (after 2), so that padding wastes little."""
 
 
 class Lane(Protocol):
@@ -32,12 +32,12 @@ class Lane(Protocol):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The batches that it takes, ascending."""
+        """The batch sizes that it takes, ascending."""
         ...
 
     @property
     def padding(self) -> float:
-        """The part of a batch that may be padding although fewer images would need less of it."""
+        """The share of a batch that may be padding when a smaller batch would need less."""
         ...
 
     def device_lost(self) -> bool:
@@ -45,20 +45,20 @@ class Lane(Protocol):
         ...
 
     def run(self, items: Sequence["Item"], size: int) -> Array:
-        """At most `size` items as a batch of `size` -> what the graph says of each (n, ...)."""
+        """Run n <= `size` items as a batch of `size`; returns the graph's output for each (n, ...)."""
         ...
 
 
 @dataclass(eq=False)
 class Item:
-    """An image (H, W, 3) on its way through a lane, and what became of it."""
+    """An image (H, W, 3) to run through a lane. `future` becomes its output."""
 
     lane: Lane
     pixels: Pixels
     preprocess: Preprocess
     slot: int
     deadline: float
-    """By `time.monotonic`."""
+    """On the clock of `time.monotonic`."""
     future: "Future[Array]" = field(default_factory=Future)
     entered: float = field(default_factory=time.monotonic)
     waited: float = 0.0
@@ -66,19 +66,19 @@ class Item:
     ran: float = 0.0
     """Seconds in the graph."""
     size: int = 0
-    """Items of its batch."""
+    """The number of items in its batch."""
 
 
 def sizes_up_to(largest: int) -> tuple[int, ...]:
-    """The sizes of batches of at most `largest`, that one included."""
+    """The batch sizes up to `largest`, which is one of them."""
     return (*(step for step in STEPS if step < largest), largest)
 
 
 def fit(waiting: int, sizes: Sequence[int], padding: float) -> tuple[int, int]:
-    """How many of the waiting items go now, and the size their batch is padded to.
+    """How many of the waiting items to run now, and the size to pad their batch to.
 
-    Padding up computes for nothing, taking fewer makes the rest wait: up where at most that part is padding, or where
-    a second batch for the rest would compute as much.
+    Padding computes for nothing; running fewer items makes the rest wait. So the batch is padded up if at most that
+    share of it is padding, or if a second batch for the rest would cost as much.
     """
     above, below = smallest(waiting, sizes), max((size for size in sizes if size <= waiting), default=None)
     if below is None:
@@ -93,12 +93,12 @@ def fit(waiting: int, sizes: Sequence[int], padding: float) -> tuple[int, int]:
 
 
 def smallest(waiting: int, sizes: Sequence[int]) -> int | None:
-    """The smallest size that holds so many, if one does."""
+    """The smallest size that holds `waiting` items; None if none does."""
     return min((size for size in sizes if size >= waiting), default=None)
 
 
 class Batcher:
-    """Runs items by lane, oldest first, in batches of a few sizes."""
+    """Runs items in batches of a few sizes, each of one lane; the lane with the oldest item comes first."""
 
     def __init__(
         self,
@@ -108,10 +108,11 @@ class Batcher:
         deadline: float = 30.0,
         observe: Callable[[Sequence[Item]], None] | None = None,
     ) -> None:
-        """`observe` is told of every batch that ran; `deadline` is only for messages."""
+        """`bound` is the most items that wait. `observe` is called after every batch. `deadline` is for messages."""
         self.max_batch, self.max_wait, self.bound, self.deadline = max_batch, max_wait, bound, deadline
         self.observe = observe
         self.broken: str | None = None
+        """Why this process can run nothing any more."""
         self._queues: dict[Lane, deque[Item]] = {}
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._waiting = 0
@@ -122,16 +123,16 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Items in the queues."""
+        """The number of items in the queues."""
         return self._waiting
 
     def submit(self, items: Sequence[Item], bounded: bool = True) -> None:
-        """Queue items; each one's future becomes its row of the lane's answer, or why there is none.
+        """Queue items. The future of each becomes its row of the lane's output, or the error.
 
-        What a change waits for is not `bounded`: a full queue must not keep a repaired version out.
+        A change of tasks is not `bounded`: a full queue must not keep a repaired version out.
 
         Raises:
-            RequestError: 503 if they do not fit into the queue; then none is queued.
+            RequestError: 503 if the queue is too full for all of them; none is queued then.
         """
         with self._changed:
             if self._closing:
@@ -144,7 +145,7 @@ class Batcher:
             self._changed.notify()
 
     def call(self, action: Callable[[], T]) -> "Future[T]":
-        """Run something on the inference thread, between two batches and in the order of the calls."""
+        """Run a function on the inference thread, between two batches and in the order of the calls."""
         future: Future[T] = Future()
         with self._changed:
             if self._closing:
@@ -154,7 +155,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Finish what is queued, then stop."""
+        """Finish everything that is queued, then stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -165,20 +166,20 @@ class Batcher:
             task()
 
     def _next(self) -> Callable[[], None] | None:
-        """What to do now; waits until there is something, None at the end."""
+        """Wait for the next thing to do; None when the batcher is closed and all is done."""
         with self._changed:
             while True:
                 if self._calls:
                     future, action = self._calls.popleft()
-                    return lambda: _settle(future, action)
+                    return lambda: _complete(future, action)
                 lane = min(self._queues, key=lambda lane: self._queues[lane][0].entered, default=None)
                 if lane is not None:
                     queue = self._queues[lane]
-                    left = queue[0].entered + self.max_wait - time.monotonic()
-                    if left <= 0 or len(queue) >= min(self.max_batch, lane.sizes[-1]) or self._closing:
+                    remaining = queue[0].entered + self.max_wait - time.monotonic()
+                    if remaining <= 0 or len(queue) >= min(self.max_batch, lane.sizes[-1]) or self._closing:
                         items, size = self._take(lane)
                         return lambda: self._run(lane, items, size)
-                    self._changed.wait(left)
+                    self._changed.wait(remaining)
                 elif self._closing:
                     return None
                 else:
@@ -205,20 +206,20 @@ class Batcher:
         try:
             rows = lane.run(live, size)
         except Exception as fault:  # Runtimes' exceptions share no base class of their own.
-            self._alone(lane, live, fault)
+            self._run_one_by_one(lane, live, fault)
             return
         self._answer(live, rows, start)
 
-    def _alone(self, lane: Lane, items: list[Item], fault: Exception) -> None:
-        """After a batch failed: each item by itself, so that only the bad one fails."""
+    def _run_one_by_one(self, lane: Lane, items: list[Item], fault: Exception) -> None:
+        """Run each item of a failed batch by itself, so that only a bad one fails."""
         for item in items:
             start = time.monotonic()
             if len(items) > 1:
                 try:
                     self._answer([item], lane.run([item], lane.sizes[0]), start)
                     continue
-                except Exception as own:  # As above.
-                    fault = own
+                except Exception as own_fault:  # As above.
+                    fault = own_fault
             reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
             log.error("inference failed: %s", reason)
             if lane.device_lost():
@@ -236,7 +237,8 @@ class Batcher:
             item.future.set_result(row)
 
 
-def _settle(future: "Future[Any]", action: Callable[[], Any]) -> None:
+def _complete(future: "Future[Any]", action: Callable[[], Any]) -> None:
+    """Run the action, and give its result or its exception to the future."""
     if not future.set_running_or_notify_cancel():
         return
     try:

@@ -1,4 +1,4 @@
-"""`POST /classify`: images to answers, each for its tasks."""
+"""`POST /classify`: from images to answers, each image by its tasks."""
 
 import asyncio
 import time
@@ -19,8 +19,8 @@ from serving.settings import Settings
 
 
 @dataclass(frozen=True)
-class Sent:
-    """One file with the tasks that should answer it."""
+class SentImage:
+    """One image file of a request, with the tasks that should classify it."""
 
     name: str
     content: bytes
@@ -28,16 +28,18 @@ class Sent:
 
 
 @dataclass
-class Trace:
-    """What the log line says of a request: its lanes, its largest batch, and the milliseconds of its parts."""
+class RequestStats:
+    """What the log line says of a request."""
 
     lanes: set[str] = field(default_factory=set)
     batch: int = 0
+    """The largest batch that one of its images was in."""
     parts: dict[str, float] = field(default_factory=dict)
+    """Milliseconds by part of the work."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time a part."""
+        """Time a part of the work."""
         start = time.monotonic()
         try:
             yield
@@ -45,32 +47,32 @@ class Trace:
             self.parts[name] = round(1000 * (time.monotonic() - start), 2)
 
     def add(self, lease: Lease, answered: Answered) -> None:
-        """Note the longest wait and run of the request's images."""
+        """Add an image; of waits and runs the longest is kept."""
         self.lanes.add(lease.lane)
         self.batch = max(self.batch, answered.batch)
         for name, seconds in (("queue", answered.waited), ("run", answered.ran)):
             self.parts[name] = max(self.parts.get(name, 0.0), round(1000 * seconds, 2))
 
 
-class Classifier:
-    """Leases versions, decodes off the event loop, and infers, all within one deadline."""
+class ClassifyHandler:
+    """Handles a request: leases versions, decodes images in threads, and infers, all within one deadline."""
 
     def __init__(self, backend: Backend, settings: Settings) -> None:
         self.backend, self.settings = backend, settings
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="mosa-decode")
 
-    async def classify(self, sent: Sequence[Sent], top_k: int, trace: Trace) -> list[Answer | RequestError]:
-        """A result for each image and task, in their order."""
+    async def handle(self, sent: Sequence[SentImage], top_k: int, stats: RequestStats) -> list[Answer | RequestError]:
+        """One result per image and task, in their order."""
         start = time.monotonic()
         end = start + self.settings.deadline_s
         pairs = [(i, task) for i, image in enumerate(sent) for task in image.tasks]
-        with trace.part("load"):
+        with stats.part("load"):
             leases = await self.backend.lease([*dict.fromkeys(task for _, task in pairs)], end - time.monotonic())
         held = [lease for lease in leases.values() if isinstance(lease, Lease)]
         try:
-            with trace.part("decode"):
+            with stats.part("decode"):
                 pixels = await self._decode(sent, leases, end)
-            with trace.part("infer"):
+            with stats.part("infer"):
                 outcomes = await self._infer(pairs, leases, pixels, end)
         finally:
             if held:
@@ -85,17 +87,17 @@ class Classifier:
             if isinstance(outcome, RequestError):
                 results.append(outcome)
             else:
-                trace.add(_leased(lease), outcome)
+                stats.add(_leased(lease), outcome)
                 results.append(ranked(_leased(lease), outcome, top_k, 1000 * seconds))
         return results
 
     async def _decode(
-        self, sent: Sequence[Sent], leases: Mapping[str, Lease | RequestError], end: float
+        self, sent: Sequence[SentImage], leases: Mapping[str, Lease | RequestError], end: float
     ) -> list[dict[Preprocess, Pixels] | RequestError]:
-        """For each image its pixels (H, W, 3) by preprocess."""
+        """For each image, its pixels (H, W, 3) by the preprocesses of its tasks."""
         loop = asyncio.get_running_loop()
 
-        async def one(image: Sent) -> dict[Preprocess, Pixels] | RequestError:
+        async def one(image: SentImage) -> dict[Preprocess, Pixels] | RequestError:
             found = [lease for lease in map(leases.__getitem__, image.tasks) if isinstance(lease, Lease)]
             preprocesses = list(dict.fromkeys(lease.preprocess for lease in found))
             if not preprocesses:
@@ -105,8 +107,8 @@ class Classifier:
                     self.decoders, read_pixels, image.content, preprocesses, self.settings.max_pixels
                 )
                 pixels = await asyncio.wait_for(made, max(0.0, end - time.monotonic()))
-            except RequestError as refusal:
-                return RequestError(refusal.status, f"{image.name}: {refusal.reason}")
+            except RequestError as error:
+                return RequestError(error.status, f"{image.name}: {error.reason}")
             except TimeoutError:
                 return late(self.settings.deadline_s)
             return dict(zip(preprocesses, pixels, strict=True))
@@ -120,13 +122,13 @@ class Classifier:
         pixels: Sequence[dict[Preprocess, Pixels] | RequestError],
         end: float,
     ) -> list[Outcome]:
-        """An outcome for each pair of an image and a task."""
+        """One outcome per pair of an image and a task."""
         outcomes: list[Outcome | None] = []
         asked: list[tuple[Lease, Pixels]] = []
         for i, task in pairs:
             lease, image = leases[task], pixels[i]
             if isinstance(lease, RequestError) or isinstance(image, RequestError):
-                outcomes.append(lease if isinstance(lease, RequestError) else _refused(image))
+                outcomes.append(lease if isinstance(lease, RequestError) else _failed(image))
             else:
                 outcomes.append(None)
                 asked.append((lease, image[lease.preprocess]))
@@ -134,13 +136,13 @@ class Classifier:
         if asked:
             try:
                 answered = iter(await self.backend.infer(asked, end - time.monotonic()))
-            except RequestError as refusal:
-                answered = iter([refusal] * len(asked))
+            except RequestError as error:
+                answered = iter([error] * len(asked))
         return [next(answered) if outcome is None else outcome for outcome in outcomes]
 
 
 def ranked(lease: Lease, answered: Answered, top_k: int, milliseconds: float) -> Answer:
-    """The likeliest classes."""
+    """The answer with the `top_k` likeliest classes."""
     order = np.argsort(-answered.probabilities, kind="stable")[:top_k]
     return Answer(
         task=lease.task,
@@ -151,7 +153,7 @@ def ranked(lease: Lease, answered: Answered, top_k: int, milliseconds: float) ->
 
 
 def result(task: str, answer: Answer | RequestError) -> Answer | Failure:
-    """As one of several results."""
+    """The form that an answer or an error takes as one of several results."""
     if isinstance(answer, Answer):
         return answer
     return Failure(task=task, status=answer.status, detail=answer.reason)
@@ -162,6 +164,6 @@ def _leased(lease: Lease | RequestError) -> Lease:
     return lease
 
 
-def _refused(image: dict[Preprocess, Pixels] | RequestError) -> RequestError:
+def _failed(image: dict[Preprocess, Pixels] | RequestError) -> RequestError:
     assert isinstance(image, RequestError)
     return image

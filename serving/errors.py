@@ -1,10 +1,10 @@
-"""What a request may be told instead of an answer."""
+"""Errors that end a request, each with its HTTP status."""
 
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 
 
 class RequestError(MosaError):
-    """A fault with its HTTP status; `retry_after` are the seconds after which it may have passed."""
+    """A fault with its HTTP status. After `retry_after` seconds the request is worth another try."""
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None) -> None:
         super().__init__(reason)
@@ -12,7 +12,7 @@ class RequestError(MosaError):
 
     @classmethod
     def of(cls, fault: Exception) -> "RequestError":
-        """Any fault as a refusal: a bundle that does not hold is its sender's, the rest is the service's."""
+        """Any fault with a status: 422 for a bundle that cannot be served, 503 for what is not the sender's fault."""
         if isinstance(fault, RequestError):
             return fault
         status = 422 if isinstance(fault, BundleError | ParityError) else 503
@@ -20,12 +20,12 @@ class RequestError(MosaError):
 
 
 def busy(reason: str) -> RequestError:
-    """Too much is asked at once."""
+    """503: too much is asked at once."""
     return RequestError(503, f"{reason}; ask again in a second", retry_after=1)
 
 
 def late(seconds: float) -> RequestError:
-    """The deadline passed."""
+    """504: the deadline passed."""
     return RequestError(
         504, f"no answer within {seconds:g} s: the service is busy; ask again later, or for fewer images"
     )

@@ -1,4 +1,4 @@
-"""From the bytes that a client sent to pixels, checked before they are decoded."""
+"""Turns the bytes that a client sent into pixels. They are checked before they are decoded."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: 
     """Decode once, and resize (H, W, 3) for each preprocess.
 
     Raises:
-        RequestError: 415 for what is no image by its content, 400 for one that is too large, too narrow or damaged.
+        RequestError: 415 if the content is no image, 400 if the image is too large, too narrow or damaged.
     """
     for preprocess in preprocesses:
         check_size(_size(content), preprocess, max_pixels)
@@ -28,7 +28,7 @@ def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: 
 
 
 def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -> None:
-    """Refuse what would take too much memory, as it comes or when its shorter side is brought to the input's.
+    """Refuse an image that would take too much memory, as it is or resized to the input's shorter side.
 
     Raises:
         RequestError: 400.
@@ -42,7 +42,7 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """(W, H) as the file's head says; nothing is decoded."""
+    """(W, H) from the file's header; nothing is decoded."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.size

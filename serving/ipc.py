@@ -1,4 +1,4 @@
-"""Messages between workers and the one that infers: a JSON head and blobs over a Unix socket. Nothing is unpickled.
+"""Messages between the workers and their leader over a Unix socket: a JSON head and blobs. Nothing is unpickled.
 
 4 bytes: length of the head    head: {"sizes": [...], ...}    the blobs, one after the other
 """
@@ -25,7 +25,11 @@ async def send(writer: asyncio.StreamWriter, head: Mapping[str, Any], blobs: Seq
 
 
 async def receive(reader: asyncio.StreamReader) -> tuple[Head, list[bytes]]:
-    """Read one message; asyncio.IncompleteReadError where the other side is gone."""
+    """Read one message.
+
+    Raises:
+        asyncio.IncompleteReadError: the other side has closed the connection.
+    """
     (length,) = HEAD.unpack(await reader.readexactly(HEAD.size))
     head: Head = json.loads(await reader.readexactly(length))
     return head, [await reader.readexactly(size) for size in head.pop("sizes")]

@@ -1,9 +1,9 @@
-"""The two ways to answer a task.
+"""Lanes: the two ways to serve a task.
 
     shared    one graph for every task of a backbone, each image with the slot of its task: -> features (n, C)
     folded    a graph of the task's own, folded here with numpy: -> logits (n, K)
 
-This is the one place that knows which graph file and which bank a task needs.
+Only this module knows which graph file and which bank a task needs.
 """
 
 import functools
@@ -43,11 +43,14 @@ class ExecutionPlan:
     runtime: RunnerName
     precision: Arithmetic
     sizes: tuple[int, ...]
-    """The batches that it takes, ascending."""
+    """The batch sizes that it takes, ascending."""
 
     @classmethod
     def of(cls, runner: Runner, name: RunnerName, max_batch: int) -> Self:
-        """In batches of at most `max_batch`: a few sizes, or those that an engine was built for and needs."""
+        """The plan for batches of at most `max_batch`.
+
+        An engine takes the sizes that it was built for, up to the first that holds `max_batch`.
+        """
         if runner.sizes is None:
             return cls(name, runner.precision, sizes_up_to(max_batch))
         smaller = tuple(size for size in runner.sizes if size < max_batch)
@@ -55,7 +58,7 @@ class ExecutionPlan:
 
     @property
     def padding(self) -> float:
-        """On a GPU a fuller batch takes little longer; on a CPU padding takes as long as images do."""
+        """See `Lane`. On a GPU a fuller batch takes little longer; on a CPU padding takes as long as images do."""
         return 0.25 if self.runtime in ON_GPU else 0.0
 
     def __str__(self) -> str:
@@ -63,35 +66,35 @@ class ExecutionPlan:
 
 
 class SharedLane:
-    """A backbone with its bank. Slot 0 stays empty: it is the plain backbone, which every linear task shares."""
+    """A backbone's shared graph with its bank. One slot stays empty, for linear tasks: they use the plain backbone."""
 
     kind = "shared"
 
     def __init__(self, graph: Path, bank: Bank, runner: RunnerName, threads: int, max_batch: int) -> None:
-        """Raises StoreError if there is no such graph."""
+        """Raises StoreError if there is no such graph, or what `open_runner` raises."""
         self.bank = bank
         self.empty = bank.write({})
         self.runner = SharedRunner(open_runner(graph, runner, threads, spinning=False), bank)
         self.plan = ExecutionPlan.of(self.runner.runner, runner, max_batch)
         self.proved = False
-        """Whether a task has passed its canary here."""
+        """Whether any task has passed its canary here."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The batches that it takes."""
+        """See `Lane`."""
         return self.plan.sizes
 
     @property
     def padding(self) -> float:
-        """See `ExecutionPlan`."""
+        """See `Lane`."""
         return self.plan.padding
 
     def write(self, weights: AdapterWeights) -> int:
-        """Put a task into a slot; a linear one into none."""
+        """Put a task into a slot and return the slot; linear tasks share the empty one."""
         return self.bank.write(weights) if weights else self.empty
 
     def clear(self, slot: int) -> None:
-        """Free a slot."""
+        """Free a slot, unless it is the empty one."""
         if slot != self.empty:
             self.bank.clear(slot)
 
@@ -100,7 +103,7 @@ class SharedLane:
         return self.runner.runner.device_lost()
 
     def run(self, items: Sequence[Item], size: int) -> Array:
-        """-> features (n, C)."""
+        """Run n items as a batch of `size` -> features (n, C)."""
         slots = np.full(size, self.empty, dtype=np.int64)
         slots[: len(items)] = [item.slot for item in items]
         return self.runner.run(inputs(items, size), slots)[: len(items)]
@@ -116,12 +119,12 @@ class FoldedLane:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The batches that it takes."""
+        """See `Lane`."""
         return self.plan.sizes
 
     @property
     def padding(self) -> float:
-        """See `ExecutionPlan`."""
+        """See `Lane`."""
         return self.plan.padding
 
     def device_lost(self) -> bool:
@@ -129,7 +132,7 @@ class FoldedLane:
         return self.runner.device_lost()
 
     def run(self, items: Sequence[Item], size: int) -> Array:
-        """-> logits (n, K)."""
+        """Run n items as a batch of `size` -> logits (n, K)."""
         return self.runner.run(inputs(items, size))[: len(items)]
 
 
@@ -137,7 +140,7 @@ AnyLane = SharedLane | FoldedLane
 
 
 def inputs(items: Sequence[Item], size: int) -> Array:
-    """What the backbone reads (size, 3, H, W), padded with zeros."""
+    """The backbone's input for a batch (size, 3, H, W), padded with zeros."""
     height, width = items[0].pixels.shape[:2]
     images = np.zeros((size, 3, height, width), dtype=np.float32)
     by_preprocess: dict[Preprocess, list[int]] = {}
@@ -152,14 +155,14 @@ class Lanes:
     """Opens lanes, each shared one once, and warms them up."""
 
     def __init__(self, batcher: Batcher, runtimes: Runtimes, threads: int, capacity: int) -> None:
-        """`capacity` is the number of slots that a bank starts with; none takes memory before it is written."""
+        """`capacity` is the number of slots that a bank starts with. A slot takes memory once it is written."""
         self.batcher, self.runtimes, self.threads, self.capacity = batcher, runtimes, threads, capacity
         self._shared: dict[Path, SharedLane] = {}
-        self._disabled: set[Path] = set()
+        self._disabled_engines: set[Path] = set()
         self._lock = threading.Lock()
 
     def engines(self, folder: Path, graph: str) -> list[Path]:
-        """The engines of a graph to try, the first choice first."""
+        """The engines to try for a graph, the first choice first."""
         if self.runtimes.capability is None:
             return []
         try:
@@ -167,26 +170,29 @@ class Lanes:
         except StoreError as fault:
             self.disable_engine(folder / ENGINES, graph, fault)
             return []
-        return [engine for engine in found if engine not in self._disabled]
+        return [engine for engine in found if engine not in self._disabled_engines]
 
     def disable_engine(self, engine: Path, task: str, fault: MosaError) -> None:
-        """Say why an engine is not used: for one task where that is the task's, else for all and for good."""
+        """Log why a task is served without an engine, and give the engine up unless only this task is to blame.
+
+        Only the task is to blame if it exceeds the engine's limits, or if the engine serves other tasks already.
+        """
         with self._lock:
             lane = self._shared.get(engine)
             if not (isinstance(fault, ConfigError) or (lane and lane.proved)):
-                if engine in self._disabled:
+                if engine in self._disabled_engines:
                     return
-                self._disabled.add(engine)
+                self._disabled_engines.add(engine)
                 self._shared.pop(engine, None)
         log.warning("%s without %s, by %s: %s", task, engine.name, self.runtimes.graphs, fault)
 
     def shared(self, folder: Path, record: Record, weights: AdapterWeights, engine: Path | None) -> SharedLane:
-        """The shared lane of a task whose backbone lies in `folder`, by an engine or by the ONNX file.
+        """The shared lane of a task whose backbone is in `folder`, run by an engine or from the ONNX file.
 
         Raises:
             BundleError: the backbone has no shared graph for tasks of this kind.
             StoreError: the graph or the engine is damaged.
-            ProviderError: the engine does not fit.
+            ProviderError: the engine does not fit this machine.
         """
         wanted = layout_of(record)
         path = engine or folder / wanted.file
@@ -194,7 +200,7 @@ class Lanes:
             if path not in self._shared:
                 limits = read_records(folder)[path.name].bank if engine else None
                 if engine is None:
-                    _whole(folder, wanted)
+                    _check_graph(folder, wanted)
                 bottleneck = max((weights[name].shape[0] for name in weights if name.endswith(".up")), default=1)
                 bank = Bank(wanted, bottleneck, self.capacity, limits)
                 lane = SharedLane(path, bank, self._runner(engine), self.threads, self.batcher.max_batch)
@@ -203,12 +209,12 @@ class Lanes:
             return self._shared[path]
 
     def folded(self, folder: Path, bundle: Bundle) -> FoldedLane:
-        """A new lane of one task, folded into its backbone, which lies in `folder`.
+        """A new lane of one task, folded into its backbone, which is in `folder`.
 
         Raises:
             StoreError: the backbone's graph is missing or damaged.
         """
-        # onnx is loaded only by a service that folds.
+        # Only a service that folds needs onnx.
         from mosa_deploy.graphs.backbone_graph import PlainGraph
         from mosa_deploy.graphs.fold import fold_bundle
 
@@ -219,11 +225,11 @@ class Lanes:
             return self._folded(path, self.runtimes.graphs, bundle.record.preprocess)
 
     def by_engine(self, engine: Path, bundle: Bundle) -> FoldedLane:
-        """A new lane of one task, by its own engine.
+        """A new lane of one task, run by its own engine.
 
         Raises:
             StoreError: the engine is damaged.
-            ProviderError: it does not fit.
+            ProviderError: it does not fit this machine.
             ParityError: it misses its canary.
         """
         return self._folded(engine, "tensorrt", bundle.record.preprocess)
@@ -238,7 +244,7 @@ class Lanes:
         return self.runtimes.graphs if engine is None else "tensorrt"
 
     def _warm(self, lane: AnyLane, preprocess: Preprocess, slot: int) -> None:
-        """Run every size of batch once, between the batches of others."""
+        """Run every batch size once, between the batches of other lanes."""
         blank: NDArray[np.uint8] = np.zeros((*preprocess.size, 3), dtype=np.uint8)
         for size in lane.sizes:
             items = [Item(lane, blank, preprocess, slot, deadline=float("inf"))]
@@ -249,8 +255,8 @@ class Lanes:
                 raise StoreError(f"the graph does not take images of {preprocess.size}: {reason}") from fault
 
 
-def _whole(folder: Path, wanted: Layout) -> None:
-    """Raises BundleError if there is no graph for a layout, StoreError if it is not the one that was traced."""
+def _check_graph(folder: Path, wanted: Layout) -> None:
+    """Raises BundleError if there is no graph for a layout, StoreError if it was altered since it was traced."""
     index = read_index(folder)
     if wanted.file not in index.files:
         raise BundleError(

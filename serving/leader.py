@@ -1,7 +1,7 @@
-"""Which of the workers infers: the first one that gets the lock, and after its death the next one that starts.
+"""The leader: the one worker that infers. It is the first to get the lock, and when it dies, the next to start.
 
-The kernel frees the lock with the process, so there is no owner that is dead and none that is double. All workers of a
-server have one parent, after which the meeting place is named.
+The kernel frees the lock when its process ends, so there is never more than one leader, and a dead one keeps nobody
+out. The workers of a server find each other in a folder that is named after their parent process.
 """
 
 import fcntl
@@ -23,10 +23,10 @@ class WorkerRendezvous:
 
     @classmethod
     def of_siblings(cls) -> "WorkerRendezvous":
-        """The meeting place of the workers of one server.
+        """The folder in which the workers of this server meet.
 
         Raises:
-            ConfigError: someone else has made a folder of that name.
+            ConfigError: another user has made a folder of that name.
         """
         folder = Path(tempfile.gettempdir()) / f"mosa-{os.getuid()}-{os.getppid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -37,12 +37,12 @@ class WorkerRendezvous:
 
     @property
     def socket(self) -> Path:
-        """Where the owner listens."""
+        """Where the leader listens."""
         return self.folder / "inference.sock"
 
     def claim(self) -> IO[bytes] | None:
-        """The lock, to be kept open, if no other process has it."""
-        lock = (self.folder / "owner.lock").open("wb")
+        """Take the lock and return it, to be kept open; None if another process has it."""
+        lock = (self.folder / "leader.lock").open("wb")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -33,13 +33,13 @@ CHANGERS = 4
 
 
 class LocalBackend:
-    """Owns the sessions, the banks and the batcher."""
+    """A `Backend` with the sessions, the banks and the batcher of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the store and load what is to be ready at start.
+        """Open the store and load the tasks that are to be ready at the start.
 
         Raises:
-            MosaError: the runtime is not here, or there is nothing to serve and nobody who may add it.
+            MosaError: the runtime is missing, or there is nothing to serve and nobody may add a task.
         """
         self.settings = settings
         runtimes = choose(settings.runtime)
@@ -74,8 +74,8 @@ class LocalBackend:
             for task in tasks:
                 try:
                     leases[task] = await self._lease(task, end)
-                except RequestError as refused:
-                    leases[task] = refused
+                except RequestError as error:
+                    leases[task] = error
         except BaseException:
             await self.release([lease for lease in leases.values() if isinstance(lease, Lease)])
             raise
@@ -83,7 +83,7 @@ class LocalBackend:
 
     async def _lease(self, task: str, end: float) -> Lease:
         while not isinstance(held := self.registry.hold(task), LoadedTask):
-            # The load goes on for others when this request gives up.
+            # Other requests may wait for the same load when this one gives up.
             await _until(asyncio.shield(asyncio.wrap_future(held)), end, self.settings.deadline_s)
         record = held.version.record
         return Lease(task, record.sha256, record.classes, record.preprocess, held.lane.kind, held)
@@ -94,7 +94,7 @@ class LocalBackend:
             self.registry.release(lease.handle)
 
     async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """See `Backend`; tasks without adapters share one pass for an image."""
+        """See `Backend`. Tasks without adapters share one pass of an image."""
         deadline = time.monotonic() + seconds
         items = [lease.handle.item(pixels, deadline) for lease, pixels in asked]
         once: dict[tuple[object, ...], Item] = {}
@@ -106,14 +106,14 @@ class LocalBackend:
             future.cancel()
         return [self._outcome(lease.handle, item) for (lease, _), item in zip(asked, items, strict=True)]
 
-    def _outcome(self, active: LoadedTask, item: Item) -> Outcome:
+    def _outcome(self, loaded: LoadedTask, item: Item) -> Outcome:
         if item.future.cancelled() or not item.future.done():
             return late(self.settings.deadline_s)
         if fault := item.future.exception():
             return RequestError.of(fault) if isinstance(fault, Exception) else late(self.settings.deadline_s)
-        answer = active.probabilities(item.future.result()[None])[0]
+        answer = loaded.probabilities(item.future.result()[None])[0]
         if not np.isfinite(answer).all():
-            return RequestError(503, f"'{active.version.record.task}' overflows on this image: tune it again")
+            return RequestError(503, f"'{loaded.version.record.task}' overflows on this image: tune it again")
         return Answered(answer, item.waited, item.ran, item.size)
 
     async def tasks(self) -> list[Task]:
@@ -149,7 +149,7 @@ class LocalBackend:
         await asyncio.to_thread(self.stop)
 
     def stop(self) -> None:
-        """Finish what is queued, and stop."""
+        """Finish everything that is queued, and stop."""
         self._changers.shutdown()
         self.registry.close()
         self.batcher.close()
@@ -157,14 +157,14 @@ class LocalBackend:
 
     async def _change(self, action: Callable[[], T]) -> T:
         try:
-            # A change that has begun is finished even if its sender leaves.
+            # A change that has begun is finished even if its sender disconnects.
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._changers, action))
         except MosaError as fault:
             raise RequestError.of(fault) from None
 
     def _info(self, entry: Entry) -> Task:
         record = entry.version.record if entry.version else None
-        way = entry.active.lane.plan if entry.active else None
+        plan = entry.loaded.lane.plan if entry.loaded else None
         return Task(
             task=entry.name,
             classes=record.classes if record else (),
@@ -172,9 +172,9 @@ class LocalBackend:
             method=record.method if record else "",
             bundle=record.sha256 if record else "",
             lane=self.registry.lane_of(entry.name, entry.decision, record),
-            runtime=way.runtime if way else None,
-            precision=way.precision if way else None,
-            state="refused" if entry.refused else "active" if entry.active else "registered",
+            runtime=plan.runtime if plan else None,
+            precision=plan.precision if plan else None,
+            state="refused" if entry.refused else "active" if entry.loaded else "registered",
             pinned=entry.decision.pinned,
             can_roll_back=entry.decision.previous is not None,
             reason=entry.refused,
@@ -182,12 +182,13 @@ class LocalBackend:
 
 
 def _identity(item: Item) -> tuple[object, ...]:
-    """Two items of one identity have the same answer of the graph."""
+    """A key for items whose output is the same, so that one of them is enough."""
     shared = isinstance(item.lane, SharedLane)
     return id(item.lane), item.slot, id(item.pixels) if shared else id(item), item.preprocess
 
 
 async def _until(awaited: "asyncio.Future[None]", end: float, deadline: float) -> None:
+    """Wait for a load until `end`; raises RequestError if it fails or takes longer."""
     try:
         await asyncio.wait_for(awaited, max(0.0, end - time.monotonic()))
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""Logs: messages of the service in words, one JSON line a request, all on stderr."""
+"""Logs on stderr: the service's messages in words, and one line of JSON per request."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ words = logging.getLogger("mosa_deploy.serving")
 
 
 def configure() -> None:
-    """Let the service's loggers speak, whatever the server's configuration does with others."""
+    """Let the service's loggers write, however the server configures others."""
     text = logging.StreamHandler(sys.stderr)
     text.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     lines = logging.StreamHandler(sys.stderr)

@@ -1,6 +1,6 @@
-"""Prometheus metrics, labelled by route template and known task only: a client cannot make new series.
+"""Prometheus metrics. Labels are route templates and known tasks only, so that no client can make new series.
 
-With several workers prometheus_client keeps the counts in files, and `/metrics` of any of them adds them up.
+With several workers prometheus_client keeps the counts in files, and `/metrics` of any worker adds them up.
 """
 
 import os
@@ -31,7 +31,7 @@ batches = Histogram("mosa_batch_size", "Images of a batch", ["lane"], buckets=(1
 waits = Histogram("mosa_queue_seconds", "Time that a batch's first image waited", ["lane"], buckets=SECONDS)
 runs = Histogram("mosa_inference_seconds", "Time of a batch in the graph", ["lane"], buckets=SECONDS)
 queue = Gauge("mosa_queue_depth", "Images that wait", multiprocess_mode="livesum")
-loaded = Gauge("mosa_tasks_active", "Tasks that are loaded", multiprocess_mode="livesum")
+loaded_tasks = Gauge("mosa_tasks_active", "Tasks that are loaded", multiprocess_mode="livesum")
 loads = Counter("mosa_task_loads", "Tasks loaded and proved by their canary")
 evictions = Counter("mosa_task_evictions", "Tasks that had to go for others")
 
@@ -50,7 +50,7 @@ def event(name: str) -> None:
 
 
 def page() -> bytes:
-    """All of them, of all workers, as Prometheus reads them."""
+    """The metrics of all workers, as Prometheus reads them."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()

@@ -1,7 +1,7 @@
-"""The outermost layer of the app: bounds on what is read and on the time, and one log line and one count a request.
+"""The outermost layer of the app. It bounds bodies and times, and writes one log line and one count per request.
 
-A body is read here, whole and bounded, before a route sees it: a parser never waits for a slow sender, and what is too
-large is refused when the limit is passed, whatever its head said.
+The whole body is read here before a route sees it, so no parser waits for a slow sender. A body is refused as soon as
+it passes the limit, whatever its header said.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from serving.settings import Settings
 log = logging.getLogger("mosa_deploy.requests")
 
 CHANGE_SECONDS = 30.0
-"""What a change of tasks may take beyond the deadline, by which every classification ends by itself."""
+"""How much longer than the deadline a change of tasks may take. Classifications keep to the deadline by themselves."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class LimitsMiddleware:
-    """ASGI middleware; `scope["state"]["note"]` is a dict to which routes add what the log line should say."""
+    """ASGI middleware. Routes add fields to the log line through the dict `scope["state"]["log_fields"]`."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -40,24 +40,24 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        note = _Note(scope)
+        entry = RequestLog(scope)
         self.in_flight += 1
         metrics.in_flight.inc()
         try:
-            await self._serve(scope, receive, note.listening(send), note)
+            await self._serve(scope, receive, entry.watch(send), entry)
         finally:
             self.in_flight -= 1
             metrics.in_flight.dec()
-            note.write()
+            entry.write()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, note: "_Note") -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: "RequestLog") -> None:
         try:
             if self.in_flight > self.settings.requests:
                 raise busy(f"{self.settings.requests} requests are in work")
             body = await self._body(scope, receive)
-        except RequestError as refusal:
-            # Whatever of the body has not come yet is not worth waiting for.
-            await answer(refusal, {"connection": "close"})(scope, receive, send)
+        except RequestError as error:
+            # The rest of the body is not worth waiting for.
+            await error_response(error, {"connection": "close"})(scope, receive, send)
             return
         if body is None:
             return
@@ -66,13 +66,13 @@ class LimitsMiddleware:
             async with asyncio.timeout(seconds):
                 await self.app(scope, _replay(body, receive), send)
         except TimeoutError:
-            # An answer that has begun, and whose reader does not read, is given up.
-            if not note.status:
+            # A response that has begun, but whose receiver does not read, is dropped.
+            if not entry.status:
                 reason = f"no answer within {seconds:g} s; a change that has begun goes on: see GET /v1/tasks"
-                await answer(RequestError(504, reason))(scope, receive, send)
+                await error_response(RequestError(504, reason))(scope, receive, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None if the sender left."""
+        """The whole body; None if the sender disconnected."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if "pickle" in headers.get("content-type", "").lower():
             raise RequestError(415, "pickles are not read: send multipart/form-data, or a .mosa file")
@@ -100,8 +100,8 @@ class LimitsMiddleware:
             raise RequestError(408, f"the body did not arrive within {self.settings.body_s:g} s") from None
 
 
-class _Note:
-    """What becomes the log line of a request."""
+class RequestLog:
+    """The log line and the counts of one request."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope, self.start, self.status = scope, time.monotonic(), 0
@@ -109,10 +109,10 @@ class _Note:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.fields: dict[str, Any] = {}
-        scope.setdefault("state", {})["note"] = self.fields
+        scope.setdefault("state", {})["log_fields"] = self.fields
 
-    def listening(self, send: Send) -> Send:
-        """Pass messages on, see the status, and name the request."""
+    def watch(self, send: Send) -> Send:
+        """Wrap `send` to see the response's status and to add the request's id to its headers."""
 
         async def listen(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -123,7 +123,7 @@ class _Note:
         return listen
 
     def write(self) -> None:
-        """Count and log; a request without a status was left by its sender."""
+        """Count and log. A status of 0 means that the sender disconnected."""
         seconds = time.monotonic() - self.start
         route = getattr(self.scope.get("route"), "path", "none")
         method = self.scope["method"] if self.scope["method"] in {"GET", "POST", "PUT", "DELETE"} else "other"
@@ -134,22 +134,22 @@ class _Note:
 
 
 def too_large(limit: int) -> RequestError:
-    """More than MOSA_MAX_UPLOAD."""
+    """413: the body has more bytes than MOSA_MAX_UPLOAD."""
     return RequestError(413, f"the body has more than {limit} bytes, which is the limit: send less at once")
 
 
-def answer(refusal: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """A refusal as a response."""
+def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response that tells an error."""
     extra = dict(headers or {})
-    if refusal.retry_after is not None:
-        extra["retry-after"] = str(refusal.retry_after)
-    if refusal.status == 401:
+    if error.retry_after is not None:
+        extra["retry-after"] = str(error.retry_after)
+    if error.status == 401:
         extra["www-authenticate"] = "Bearer"
-    return JSONResponse({"detail": refusal.reason}, refusal.status, extra)
+    return JSONResponse({"detail": error.reason}, error.status, extra)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body as one message; what comes after it is the sender leaving."""
+    """Receive the body as one message, then what the server receives: that the sender disconnects."""
     sent = False
 
     async def replay() -> Message:

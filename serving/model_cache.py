@@ -1,4 +1,4 @@
-"""Versions with a place in a lane: loaded, proved by their canary, freed."""
+"""The model cache: it loads versions of tasks into lanes, proves them by their canary, and evicts them."""
 
 import threading
 import time
@@ -30,31 +30,31 @@ CANARY_PIXELS = 50_000_000
 
 @dataclass(eq=False)
 class LoadedTask:
-    """A version that can answer; `users` are the requests that hold it."""
+    """A version of a task that can answer; `users` counts the requests that hold it."""
 
     version: Version
     lane: AnyLane
     slot: int
     head: Head | None
-    """None where the graph has its own."""
+    """None if the graph has a head of its own."""
     users: int = 0
     retired: bool = False
     pinned: bool = False
 
     def item(self, pixels: Pixels, deadline: float) -> Item:
-        """An image (H, W, 3) for this version's lane."""
+        """Prepare an image (H, W, 3) for this version's lane."""
         return Item(self.lane, pixels, self.version.record.preprocess, self.slot, deadline)
 
     def probabilities(self, rows: Array) -> Array:
-        """What the lane said (n, C) or (n, K) -> calibrated probabilities (n, K)."""
-        # What is not finite fails its canary.
+        """The lane's output, (n, C) or (n, K) -> calibrated probabilities (n, K)."""
+        # Values that are not finite are looked for afterwards.
         with np.errstate(over="ignore", invalid="ignore"):
             logits = rows if self.head is None else apply_head(rows, self.head)
             return probabilities(logits, self.version.record.temperature)
 
 
 class ModelCache:
-    """All that is loaded, least recently used first."""
+    """Every loaded version, the least recently used first."""
 
     def __init__(
         self,
@@ -64,99 +64,102 @@ class ModelCache:
         limits: Mapping[LaneName, int],
         evicted: Callable[[LoadedTask], None],
     ) -> None:
-        """`limits`: how many of each lane; `evicted` is told, under the lock, of a version that had to go."""
+        """`limits` are the most versions per lane. `evicted` is called, under the lock, for each that is evicted."""
         self.store, self.lanes, self.batcher, self.limits, self.evicted = store, lanes, batcher, limits, evicted
         self.lock = threading.RLock()
-        self._all: OrderedDict[LoadedTask, None] = OrderedDict()
-        self._coming = dict.fromkeys(limits, 0)
+        self._loaded: OrderedDict[LoadedTask, None] = OrderedDict()
+        self._loading = dict.fromkeys(limits, 0)
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._loaded)
 
     def load(self, version: Version, bundle: Bundle, lane: LaneName, pinned: bool = False) -> LoadedTask:
-        """Give a version a place and prove it there: its canary's bytes must become the recorded probabilities.
+        """Load a version into a lane and prove it there: its canary must give the recorded probabilities.
 
-        It is held until `release`, so that no other load takes its place before a request can reach it.
+        The version is held until `release`, so that no other load evicts it before a request can reach it.
 
         Raises:
             MosaError: the backbone's graph is missing, the canary fails, or there is no room.
         """
         self._make_room(lane)
         try:
-            active = self._proved(version, bundle, lane)
-            active.pinned = pinned
+            loaded = self._load(version, bundle, lane)
+            loaded.pinned = pinned
             with self.lock:
-                active.users = 1
-                self._all[active] = None
-                metrics.loaded.set(len(self._all))
-            return active
+                loaded.users = 1
+                self._loaded[loaded] = None
+                metrics.loaded_tasks.set(len(self._loaded))
+            return loaded
         finally:
             with self.lock:
-                self._coming[lane] -= 1
+                self._loading[lane] -= 1
 
-    def hold(self, active: LoadedTask) -> None:
-        """A request begins with it."""
+    def hold(self, loaded: LoadedTask) -> None:
+        """Called when a request begins to use it."""
         with self.lock:
-            active.users += 1
-            if active in self._all:
-                self._all.move_to_end(active)
+            loaded.users += 1
+            if loaded in self._loaded:
+                self._loaded.move_to_end(loaded)
 
-    def release(self, active: LoadedTask) -> None:
-        """A request ends."""
+    def release(self, loaded: LoadedTask) -> None:
+        """Called when a request has finished with it."""
         with self.lock:
-            active.users -= 1
-            if active.retired and not active.users:
-                self._drop(active)
+            loaded.users -= 1
+            if loaded.retired and not loaded.users:
+                self._drop(loaded)
 
-    def retire(self, active: LoadedTask) -> None:
-        """No request begins with it any more; its place is freed after the last one that did."""
+    def retire(self, loaded: LoadedTask) -> None:
+        """Give it to no further request, and free its slot after the last one that holds it."""
         with self.lock:
-            if not active.retired:
-                active.retired = True
-                if not active.users:
-                    self._drop(active)
+            if not loaded.retired:
+                loaded.retired = True
+                if not loaded.users:
+                    self._drop(loaded)
+
+    def _room(self, lane: LaneName) -> int:
+        """The places of a lane that no load in progress has claimed."""
+        return self.limits[lane] - self._loading[lane]
 
     def _make_room(self, lane: LaneName) -> None:
         with self.lock:
-            while sum(a.lane.kind == lane for a in self._all) + self._coming[lane] >= self.limits[lane]:
-                idle = (a for a in self._all if a.lane.kind == lane and not (a.users or a.pinned or a.retired))
-                oldest = next(idle, None)
+            while len(own := [each for each in self._loaded if each.lane.kind == lane]) >= self._room(lane):
+                oldest = next((each for each in own if not (each.users or each.pinned or each.retired)), None)
                 if oldest is None:
                     name = "MOSA_SESSIONS" if lane == "folded" else "MOSA_ACTIVE"
                     raise busy(f"all {self.limits[lane]} places of the {lane} lane are pinned or in use, see {name}")
                 self.evicted(oldest)
                 self.retire(oldest)
-            self._coming[lane] += 1
+            self._loading[lane] += 1
 
-    def _proved(self, version: Version, bundle: Bundle, lane: LaneName) -> LoadedTask:
-        """By the first engine that takes it and passes its canary, else by the ONNX file."""
+    def _load(self, version: Version, bundle: Bundle, lane: LaneName) -> LoadedTask:
+        """Load a version by the first engine on which it passes its canary, else from the ONNX file."""
         faults: dict[Path, MosaError] = {}
         for engine in self._engines(version, lane):
             try:
-                active = self._tried(version, bundle, lane, engine)
+                loaded = self._load_by(engine, version, bundle, lane)
                 break
             except MosaError as fault:
                 faults[engine] = fault
         else:
-            active = self._tried(version, bundle, lane, None)
-        # Only now is it known that the task itself is whole.
-        for engine, why in faults.items():
-            self.lanes.disable_engine(engine, version.record.task, why)
-        return active
+            loaded = self._load_by(None, version, bundle, lane)
+        # Only now it is known that the engines are to blame and not the task.
+        for engine, reason in faults.items():
+            self.lanes.disable_engine(engine, version.record.task, reason)
+        return loaded
 
-    def _tried(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> LoadedTask:
-        active = self._place(version, bundle, lane, engine)
+    def _load_by(self, engine: Path | None, version: Version, bundle: Bundle, lane: LaneName) -> LoadedTask:
+        loaded = self._place(version, bundle, lane, engine)
         try:
-            prove(active, bundle, self.batcher)
+            prove(loaded, bundle, self.batcher)
         except BaseException:
-            self._free(active)
+            self._free(loaded)
             raise
-        if isinstance(active.lane, SharedLane):
-            active.lane.proved = True
-        return active
+        if isinstance(loaded.lane, SharedLane):
+            loaded.lane.proved = True
+        return loaded
 
     def _engines(self, version: Version, lane: LaneName) -> list[Path]:
-        """The engines beside the backbone's shared graph, or beside the task."""
+        """The engines to try: those beside the backbone's shared graph, or beside the exported task."""
         record = version.record
         if self.lanes.runtimes.capability is None:
             return []
@@ -165,7 +168,7 @@ class ModelCache:
         elif version.key == self.store.exported(record.task):
             folder, graph = task_folder(record.task), FOLDED
         else:
-            # An upload has other weights than the engine beside the export.
+            # The engine beside the export has other weights than an upload.
             return []
         if ENGINES not in self.store.files.names(folder):
             return []
@@ -182,41 +185,41 @@ class ModelCache:
         slot = self.batcher.call(lambda: shared.write(weights)).result()
         return LoadedTask(version, shared, slot, bundle.head)
 
-    def _drop(self, active: LoadedTask) -> None:
-        del self._all[active]
-        metrics.loaded.set(len(self._all))
-        self._free(active)
+    def _drop(self, loaded: LoadedTask) -> None:
+        del self._loaded[loaded]
+        metrics.loaded_tasks.set(len(self._loaded))
+        self._free(loaded)
 
-    def _free(self, active: LoadedTask) -> None:
-        lane = active.lane
+    def _free(self, loaded: LoadedTask) -> None:
+        lane = loaded.lane
         if isinstance(lane, SharedLane):
-            self.batcher.call(lambda: lane.clear(active.slot))
+            self.batcher.call(lambda: lane.clear(loaded.slot))
 
 
-def prove(active: LoadedTask, bundle: Bundle, batcher: Batcher) -> None:
-    """Send the canary the way of every request, and compare, by the tolerance of what the lane computes in.
+def prove(loaded: LoadedTask, bundle: Bundle, batcher: Batcher) -> None:
+    """Run the canary like any request, and compare within the tolerance of what the lane computes in.
 
     Raises:
         BundleError: the canary is not made of images.
-        ParityError: other probabilities.
+        ParityError: the probabilities are not those that were recorded.
     """
     record, deadline = bundle.record, time.monotonic() + CANARY_SECONDS
     try:
         pixels = [read_pixels(content, [record.preprocess], CANARY_PIXELS)[0] for content in bundle.canary.images]
-    except RequestError as refused:
-        raise BundleError(f"the canary of '{record.task}' is {refused}") from None
-    items = [active.item(each, deadline) for each in pixels]
+    except RequestError as error:
+        raise BundleError(f"the canary of '{record.task}' is {error}") from None
+    items = [loaded.item(each, deadline) for each in pixels]
     batcher.submit(items, bounded=False)
-    error, way = bundle.canary.error(active.probabilities(rows_of(items))), active.lane.plan
-    tolerance = CANARY_TOLERANCE[way.precision]
-    if not error <= tolerance:
-        way_out = AGAIN if way.runtime == "tensorrt" else "export the task again with its own backbone"
+    difference, plan = bundle.canary.error(loaded.probabilities(outputs_of(items))), loaded.lane.plan
+    tolerance = CANARY_TOLERANCE[plan.precision]
+    if not difference <= tolerance:
+        way_out = AGAIN if plan.runtime == "tensorrt" else "export the task again with its own backbone"
         raise ParityError(
-            f"'{record.task}': the {active.lane.kind} graph misses its canary's probabilities by {error:.1e}, above"
-            f" {tolerance:.0e} for {way}: {way_out}"
+            f"'{record.task}': the {loaded.lane.kind} graph misses its canary's probabilities by {difference:.1e},"
+            f" above {tolerance:.0e} for {plan}: {way_out}"
         )
 
 
-def rows_of(items: Sequence[Item]) -> Array:
-    """What came of items that run or wait (n, ...)."""
+def outputs_of(items: Sequence[Item]) -> Array:
+    """Wait for the lane's outputs (n, ...)."""
     return np.stack([item.future.result() for item in items])

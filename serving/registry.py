@@ -22,7 +22,7 @@ log = logging.getLogger("mosa_deploy.serving")
 
 LOADERS = 2
 DAMAGED = "damaged"
-"""Stands for the key of what cannot be read."""
+"""Takes the place of a version's key where the decision or the version cannot be read."""
 
 
 @dataclass(eq=False)
@@ -32,14 +32,14 @@ class Entry:
     name: str
     decision: Decision
     version: Version | None = None
-    active: LoadedTask | None = None
+    loaded: LoadedTask | None = None
     loading: "Future[None] | None" = None
     refused: str | None = None
-    """Why it does not answer."""
+    """Why it cannot be served."""
 
 
 class Registry:
-    """Every task by name. Reading is under one lock and never waits for a load; changes are in turn for each task."""
+    """Every task by name. Reading takes one lock and never waits for a load. Each task has one change at a time."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Registry:
         folded: tuple[str, ...] = (),
         count: Callable[[str], None] = lambda event: None,
     ) -> None:
-        """`folded`: tasks of that lane where no decision says otherwise; `count` is told of loads and evictions."""
+        """`folded` are the tasks of that lane unless a decision says otherwise. `count` counts loads and evictions."""
         self.store, self.folded, self.count = store, folded, count
         self.cache = ModelCache(store, lanes, batcher, limits, self._evicted)
         self.lock = self.cache.lock
@@ -59,30 +59,30 @@ class Registry:
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="mosa-load")
 
     def open(self, prefetch: int) -> None:
-        """List the store and load up to `prefetch` tasks; one that cannot be proved does not stop the others."""
+        """List the store and load up to `prefetch` tasks per lane. One that fails does not stop the others."""
         self.store.sweep()
         for name in self.store.names():
             self.entries[name] = self._read(name)
-        left = {lane: min(prefetch, limit) for lane, limit in self.cache.limits.items()}
+        remaining = {lane: min(prefetch, limit) for lane, limit in self.cache.limits.items()}
         for entry in sorted(self.entries.values(), key=lambda entry: not entry.decision.pinned):
             lane = self.lane_of(entry.name, entry.decision, entry.version.record if entry.version else None)
-            if entry.version is None or not left[lane]:
+            if entry.version is None or not remaining[lane]:
                 continue
-            left[lane] -= 1
+            remaining[lane] -= 1
             try:
                 self.release(self.acquire(entry.name))
             except MosaError as fault:
                 log.error("not serving %s: %s", entry.name, fault)
 
     def close(self) -> None:
-        """Let no load go on."""
+        """Cancel the loads that have not begun, and wait for the others."""
         self._loaders.shutdown(cancel_futures=True)
 
     def entry(self, name: str) -> Entry:
-        """A task that is there.
+        """A task of the store that is not removed.
 
         Raises:
-            RequestError: 404, with the names nearest.
+            RequestError: 404, with the nearest names.
         """
         with self.lock:
             entry = self.entries.get(name)
@@ -92,21 +92,21 @@ class Registry:
             return entry
 
     def list(self) -> list[Entry]:
-        """Every task that is not removed, sorted."""
+        """Every task that is not removed, sorted by name."""
         with self.lock:
             return [self.entries[name] for name in sorted(self.entries) if self.entries[name].decision.current]
 
     def hold(self, name: str) -> "LoadedTask | Future[None]":
-        """The version that answers now, held until `release`; or the load to wait for.
+        """The version that answers now, held until `release`; if it is not loaded, the load to wait for.
 
         Raises:
-            RequestError: 404 for an unknown task, 503 for one that does not hold.
+            RequestError: 404 for an unknown task, 503 for one that cannot be served.
         """
         with self.lock:
             entry = self.entry(name)
-            if entry.active:
-                self.cache.hold(entry.active)
-                return entry.active
+            if entry.loaded:
+                self.cache.hold(entry.loaded)
+                return entry.loaded
             if entry.refused:
                 raise RequestError(503, entry.refused)
             if entry.loading is None:
@@ -114,21 +114,21 @@ class Registry:
             return entry.loading
 
     def acquire(self, name: str) -> LoadedTask:
-        """The same, waiting."""
+        """Like `hold`, but wait for the load."""
         while isinstance(held := self.hold(name), Future):
             held.result()
         return held
 
-    def release(self, active: LoadedTask) -> None:
-        """The request that held it ends."""
-        self.cache.release(active)
+    def release(self, loaded: LoadedTask) -> None:
+        """Called when the request that held it ends."""
+        self.cache.release(loaded)
 
     def put(self, name: str, content: bytes, new_classes: bool = False, lane: LaneName | None = None) -> Entry:
         """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
 
         Raises:
-            RequestError: 400 for what is no bundle, 409 for other classes, 422 for what does not fit; the old version
-                stays.
+            RequestError: 400 if it is no bundle, 409 if its classes differ, 422 if it does not fit. The old version
+                stays then.
         """
         try:
             archive = Archive.unpack(content, self.store.limit)
@@ -158,10 +158,10 @@ class Registry:
             return entry
 
     def rollback(self, name: str) -> Entry:
-        """Serve the version before; a second one takes the first back, and after a removal the task is there again.
+        """Serve the previous version. A second rollback undoes the first, and a removed task comes back.
 
         Raises:
-            RequestError: 404 for an unknown task, 409 if there is none before.
+            RequestError: 404 for an unknown task, 409 if it has no previous version.
         """
         with self._turn(name):
             entry = self.entries.get(name) or self.entry(name)
@@ -175,7 +175,7 @@ class Registry:
             return entry
 
     def remove(self, name: str) -> None:
-        """Stop serving a task; what it was stays for a rollback.
+        """Stop serving a task; its last version is kept for a rollback.
 
         Raises:
             RequestError: 404 for an unknown task.
@@ -190,36 +190,36 @@ class Registry:
             self._swap(entry, None, None, decision)
 
     def pin(self, name: str, pinned: bool) -> Entry:
-        """Load a task and keep it loaded, or no longer.
+        """Load a task and keep it loaded, or let it be evicted again.
 
         Raises:
             RequestError: 404 for an unknown task, 503 if it cannot be loaded.
         """
         with self._turn(name):
             entry = self.entry(name)
-            active = self.acquire(name) if pinned else entry.active
+            loaded = self.acquire(name) if pinned else entry.loaded
             try:
                 decision = entry.decision.model_copy(update={"pinned": pinned})
                 self.store.decide(name, decision)
                 with self.lock:
                     entry.decision = decision
-                    if entry.active:
-                        entry.active.pinned = pinned
+                    if entry.loaded:
+                        entry.loaded.pinned = pinned
             finally:
-                if pinned and active:
-                    self.release(active)
+                if pinned and loaded:
+                    self.release(loaded)
             return entry
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:
-        """One change of a task at a time."""
+        """Wait for this task's turn: each task has one change at a time."""
         with self.lock:
             turn = self._turns.setdefault(name, threading.Lock())
         with turn:
             yield
 
     def _read(self, name: str) -> Entry:
-        """A task as the store has it."""
+        """Read a task from the store."""
         try:
             entry = Entry(name, self.store.decision(name))
             if entry.decision.current:
@@ -230,7 +230,7 @@ class Registry:
         return entry
 
     def lane_of(self, name: str, decision: Decision, record: Record | None) -> LaneName:
-        """What was decided for a task, else the setting; a fully tuned one has no choice."""
+        """The lane that was decided for a task, else the one that the settings name; fully tuned tasks are folded."""
         if record and record.method == "full":
             return "folded"
         if decision.lane:
@@ -238,65 +238,66 @@ class Registry:
         return "folded" if name in self.folded or "*" in self.folded else "shared"
 
     def _load(self, entry: Entry) -> None:
-        """Load what a task's decision names."""
+        """Load the version that a task's decision names."""
         version, decision = entry.version, entry.decision
         assert version is not None
         try:
             bundle = self.store.archive(entry.name, version.key).bundle()
             lane = self.lane_of(entry.name, decision, version.record)
-            active = self.cache.load(version, bundle, lane, decision.pinned)
+            loaded = self.cache.load(version, bundle, lane, decision.pinned)
         except BaseException as fault:
             with self.lock:
                 entry.loading = None
                 if isinstance(fault, BundleError | ParityError | StoreError) and entry.version is version:
                     entry.refused = str(fault)
             raise
-        self._say(active)
+        self._log_loaded(loaded)
         with self.lock:
             entry.loading = None
-            if entry.version is version and entry.active is None:
-                entry.active = active
+            if entry.version is version and entry.loaded is None:
+                entry.loaded = loaded
             else:
-                self.cache.retire(active)
-            self.cache.release(active)
+                self.cache.retire(loaded)
+            self.cache.release(loaded)
 
     def _switch(
         self, entry: Entry, version: Version, bundle: Bundle, decision: Decision, keep: Archive | None = None
     ) -> None:
-        """Prove a version, write it and the decision, then let requests begin with it."""
+        """Prove a version, write it and the decision, then give it to new requests."""
         name, before = entry.name, entry.decision
-        active = self.cache.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
+        loaded = self.cache.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
         try:
             self.store.keep_export(name, before)
             if keep:
                 self.store.keep(keep)
             self.store.decide(name, decision)
         except BaseException as fault:
-            self.cache.retire(active)
-            self.cache.release(active)
+            self.cache.retire(loaded)
+            self.cache.release(loaded)
             if isinstance(fault, OSError):
                 raise StoreError(f"{self.store} cannot be written: {fault.strerror}") from fault
             raise
-        self._swap(entry, version, active, decision)
-        self.cache.release(active)
+        self._swap(entry, version, loaded, decision)
+        self.cache.release(loaded)
         self.store.forget_between(before, decision)
-        self._say(active)
+        self._log_loaded(loaded)
 
-    def _say(self, active: LoadedTask) -> None:
-        version, lane = active.version, active.lane
+    def _log_loaded(self, loaded: LoadedTask) -> None:
+        version, lane = loaded.version, loaded.lane
         self.count("load")
         log.info("serving %s, bundle %s, %s by %s", version.record.task, version.digest[:12], lane.kind, lane.plan)
 
-    def _swap(self, entry: Entry, version: Version | None, active: LoadedTask | None, decision: Decision) -> None:
+    def _swap(self, entry: Entry, version: Version | None, loaded: LoadedTask | None, decision: Decision) -> None:
+        """Give another version, or none, to new requests, and retire the one before."""
         with self.lock:
-            old, entry.active = entry.active, active
+            old, entry.loaded = entry.loaded, loaded
             entry.version, entry.decision, entry.refused = version, decision, None
             self.entries[entry.name] = entry
             if old:
                 self.cache.retire(old)
 
-    def _evicted(self, active: LoadedTask) -> None:
-        entry = self.entries.get(active.version.record.task)
-        if entry and entry.active is active:
-            entry.active = None
+    def _evicted(self, loaded: LoadedTask) -> None:
+        entry = self.entries.get(loaded.version.record.task)
+        if entry and entry.loaded is loaded:
+            entry.loaded = None
         self.count("eviction")

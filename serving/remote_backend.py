@@ -1,6 +1,6 @@
-"""The inference side in another process: `InferenceServer` offers an engine on a socket, `RemoteBackend` asks it.
+"""A backend in another process: `InferenceServer` offers one on a socket, and `RemoteBackend` asks it.
 
-A lease has a connection to itself: if its worker dies, what it held is freed.
+A request that holds leases has a connection to itself. If its worker dies, the connection closes and frees them.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ IDLE = 64
 
 @dataclass(eq=False)
 class Connection:
-    """One way to the engine."""
+    """A connection to the inference server."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -41,7 +41,7 @@ class Connection:
         """Send a message and read the reply.
 
         Raises:
-            RequestError: what the engine says, or 503 if it is gone.
+            RequestError: the backend's own, or 503 if its process is gone.
         """
         try:
             await ipc.send(self.writer, head, blobs)
@@ -49,26 +49,26 @@ class Connection:
         except (OSError, asyncio.IncompleteReadError):
             raise busy("the inference process is starting again") from None
         if "fault" in reply:
-            raise _fault(reply["fault"])
+            raise _decode_error(reply["fault"])
         return reply, more
 
 
 class RemoteBackend:
-    """A `Backend` whose engine is another process of this server."""
+    """A `Backend` that asks the worker that infers."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self._idle: list[Connection] = []
 
     async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
-        """See `Backend`; the request keeps its connection until it ends."""
+        """See `Backend`. The request keeps its connection until it ends."""
         connection = await self._take()
         try:
             reply, _ = await connection.ask({"call": "lease", "tasks": list(tasks), "seconds": seconds})
         except BaseException as fault:
             self._give(connection, whole=isinstance(fault, RequestError))
             raise
-        leases = {each["task"]: _lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
+        leases = {each["task"]: _decode_lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
         if not any(isinstance(lease, Lease) for lease in leases.values()):
             self._give(connection)
         return leases
@@ -76,7 +76,7 @@ class RemoteBackend:
     async def release(self, leases: Sequence[Lease]) -> None:
         """See `Backend`."""
         connection, _ = leases[0].handle
-        # Closing the connection releases too, if that is all that is left to do.
+        # If this fails, the connection is closed, which frees the leases too.
         whole = False
         try:
             await connection.ask({"call": "release"})
@@ -87,7 +87,7 @@ class RemoteBackend:
             self._give(connection, whole)
 
     async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """See `Backend`; an image is sent once, whatever the number of its tasks."""
+        """See `Backend`. An image is sent once, however many tasks it has."""
         once = {id(pixels): np.ascontiguousarray(pixels) for _, pixels in asked}
         places = {name: i for i, name in enumerate(once)}
         connection, _ = asked[0][0].handle
@@ -99,7 +99,7 @@ class RemoteBackend:
         }
         reply, rows = await connection.ask(head, [pixels.tobytes() for pixels in once.values()])
         return [
-            _fault(each["fault"])
+            _decode_error(each["fault"])
             if "fault" in each
             else Answered(np.frombuffer(row, dtype=np.float32), each["waited"], each["ran"], each["batch"])
             for each, row in zip(reply["outcomes"], rows, strict=True)
@@ -131,7 +131,7 @@ class RemoteBackend:
         return Task.model_validate((await self._ask("pin", name=name, pinned=pinned))["value"])
 
     async def health(self) -> Health:
-        """See `Backend`; without an engine this process lives, but it is not ready."""
+        """See `Backend`. While no worker infers, this one is alive but not ready."""
         try:
             value = (await self._ask("health"))["value"]
         except RequestError:
@@ -170,7 +170,7 @@ class RemoteBackend:
             raise busy("the inference process is starting") from None
 
     def _give(self, connection: Connection, whole: bool = True) -> None:
-        """Keep a connection for others; one whose reply was not awaited is of no use."""
+        """Keep a connection for other requests, unless a reply may still arrive on it."""
         if whole and len(self._idle) < IDLE and not connection.reader.at_eof():
             self._idle.append(connection)
         else:
@@ -178,19 +178,19 @@ class RemoteBackend:
 
 
 class InferenceServer:
-    """Offers an engine on a socket."""
+    """Offers a backend on a socket."""
 
-    def __init__(self, engine: Backend, socket: Path) -> None:
-        self.engine, self.socket = engine, socket
+    def __init__(self, backend: Backend, socket: Path) -> None:
+        self.backend, self.socket = backend, socket
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen; what an owner before left there is removed."""
+        """Listen; a socket that an earlier leader left is removed."""
         self.socket.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, self.socket)
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._server:
             self._server.close()
         self.socket.unlink(missing_ok=True)
@@ -203,7 +203,7 @@ class InferenceServer:
                 try:
                     reply, rows = await self._answer(head, blobs, held)
                 except MosaError as fault:
-                    reply, rows = {"fault": _told(RequestError.of(fault))}, []
+                    reply, rows = {"fault": _encode_error(RequestError.of(fault))}, []
                 await ipc.send(writer, reply, rows)
         except (asyncio.IncompleteReadError, OSError):
             return
@@ -214,17 +214,17 @@ class InferenceServer:
                 await writer.wait_closed()
 
     async def _release(self, held: list[Lease | RequestError]) -> None:
-        await self.engine.release([lease for lease in held if isinstance(lease, Lease)])
+        await self.backend.release([lease for lease in held if isinstance(lease, Lease)])
         held.clear()
 
     async def _answer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RequestError]) -> Reply:
         match head.pop("call"):
             case "lease":
-                # What was only refused is left here by the request before.
+                # A request that got no lease at all does not release, so its errors are still here.
                 await self._release(held)
-                leases = await self.engine.lease(**head)
+                leases = await self.backend.lease(**head)
                 held += leases.values()
-                return {"leases": [_told_lease(task, lease) for task, lease in leases.items()]}, []
+                return {"leases": [_encode_lease(task, lease) for task, lease in leases.items()]}, []
             case "release":
                 await self._release(held)
                 return {}, []
@@ -232,17 +232,17 @@ class InferenceServer:
                 return await self._infer(head, blobs, held)
             case "put":
                 head["content"] = blobs[0]
-                return {"value": (await self.engine.put(**head)).model_dump()}, []
+                return {"value": (await self.backend.put(**head)).model_dump()}, []
             case "remove":
-                await self.engine.remove(**head)
+                await self.backend.remove(**head)
                 return {}, []
             case "tasks":
-                return {"value": [each.model_dump() for each in await self.engine.tasks()]}, []
+                return {"value": [each.model_dump() for each in await self.backend.tasks()]}, []
             case "health":
-                health = await self.engine.health()
+                health = await self.backend.health()
                 return {"value": {"alive": health.alive, "ready": health.ready}}, []
             case "task" | "rollback" | "pin" as call:
-                info: Task = await getattr(self.engine, call)(**head)
+                info: Task = await getattr(self.backend, call)(**head)
                 return {"value": info.model_dump()}, []
         raise RequestError(503, "the workers are of different versions: restart the server")
 
@@ -252,34 +252,34 @@ class InferenceServer:
             for blob, shape in zip(blobs, head["shapes"], strict=True)
         ]
         asked = [(lease, pixels[j]) for i, j in head["asked"] if isinstance(lease := held[i], Lease)]
-        outcomes = await self.engine.infer(asked, head["seconds"])
-        told = [
-            {"fault": _told(each)}
+        outcomes = await self.backend.infer(asked, head["seconds"])
+        messages = [
+            {"fault": _encode_error(each)}
             if isinstance(each, RequestError)
             else {"waited": each.waited, "ran": each.ran, "batch": each.batch}
             for each in outcomes
         ]
         rows = [b"" if isinstance(each, RequestError) else each.probabilities.tobytes() for each in outcomes]
-        return {"outcomes": told}, rows
+        return {"outcomes": messages}, rows
 
 
-def _told_lease(task: str, lease: Lease | RequestError) -> dict[str, Any]:
+def _encode_lease(task: str, lease: Lease | RequestError) -> dict[str, Any]:
     if isinstance(lease, RequestError):
-        return {"task": task, "fault": _told(lease)}
-    told = {"task": task, "digest": lease.digest, "classes": lease.classes, "lane": lease.lane}
-    return {**told, "preprocess": lease.preprocess.model_dump()}
+        return {"task": task, "fault": _encode_error(lease)}
+    message = {"task": task, "digest": lease.digest, "classes": lease.classes, "lane": lease.lane}
+    return {**message, "preprocess": lease.preprocess.model_dump()}
 
 
-def _lease(told: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RequestError:
-    if "fault" in told:
-        return _fault(told["fault"])
-    preprocess = Preprocess.model_validate(told["preprocess"])
-    return Lease(told["task"], told["digest"], tuple(told["classes"]), preprocess, told["lane"], handle)
+def _decode_lease(message: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RequestError:
+    if "fault" in message:
+        return _decode_error(message["fault"])
+    preprocess = Preprocess.model_validate(message["preprocess"])
+    return Lease(message["task"], message["digest"], tuple(message["classes"]), preprocess, message["lane"], handle)
 
 
-def _told(refused: RequestError) -> dict[str, Any]:
-    return {"status": refused.status, "reason": refused.reason, "retry_after": refused.retry_after}
+def _encode_error(error: RequestError) -> dict[str, Any]:
+    return {"status": error.status, "reason": error.reason, "retry_after": error.retry_after}
 
 
-def _fault(told: dict[str, Any]) -> RequestError:
-    return RequestError(**told)
+def _decode_error(message: dict[str, Any]) -> RequestError:
+    return RequestError(**message)

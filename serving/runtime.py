@@ -1,4 +1,4 @@
-"""What runs the graphs: TensorRT's engines where one fits this machine, ONNX Runtime or OpenVINO for the ONNX files."""
+"""Chooses what runs the graphs: TensorRT for engines that fit this machine, ONNX Runtime or OpenVINO for ONNX files."""
 
 import ctypes
 import logging
@@ -18,9 +18,9 @@ class Runtimes:
     """What a setting means on this machine."""
 
     graphs: GraphRunnerName
-    """Runs ONNX files."""
+    """The runner of ONNX files."""
     capability: str | None = None
-    """Of the GPU that runs engines; None where none are looked for."""
+    """The compute capability of the GPU that runs engines; None if engines are not used."""
 
     def __str__(self) -> str:
         engines = f"TensorRT engines of {self.capability} where they fit, else " if self.capability else ""
@@ -28,10 +28,10 @@ class Runtimes:
 
 
 def choose(setting: RuntimeSetting) -> Runtimes:
-    """Look for what a setting needs.
+    """Find what a setting needs.
 
     Raises:
-        ProviderError: it is not here.
+        ProviderError: it is missing on this machine.
     """
     if setting == "auto":
         return _automatic()
@@ -57,7 +57,7 @@ def _automatic() -> Runtimes:
 
 
 def _for_graphs() -> GraphRunnerName:
-    """CUDA if it is there."""
+    """ONNX Runtime on CUDA if that works here, else on the CPU."""
     if not _has_nvidia_driver():
         return "onnxruntime-cpu"
     try:

@@ -1,4 +1,4 @@
-"""What BentoML has no setting for: how its server ends, and that it keeps no request that was answered."""
+"""Changes to BentoML's server for which it has no setting: how it stops, and that it forgets answered requests."""
 
 import os
 import signal
@@ -12,16 +12,16 @@ from bentoml._internal.server.http.traffic import TimeoutMiddleware
 
 
 def prepare(drain: float) -> None:
-    """Called in a worker's startup, when uvicorn has set its handler of SIGTERM.
+    """Change the server of this worker. To be called at startup, once uvicorn has set its handler of SIGTERM.
 
-    After SIGTERM nothing more is accepted, and what has begun may take `drain` seconds to end.
+    After SIGTERM no connection is accepted, and requests in flight may take `drain` seconds to end.
     """
     stop = signal.getsignal(signal.SIGTERM)
     server = getattr(stop, "__self__", None)
     if not isinstance(server, uvicorn.Server):
         return
     # BentoML's own way to bound the time is a flag of `bentoml serve`.
-    server.config.timeout_graceful_shutdown = drain  # type: ignore[assignment] # parts of a second will do too
+    server.config.timeout_graceful_shutdown = drain  # type: ignore[assignment] # it takes parts of a second too
 
     def refuse(number: int, frame: FrameType | None) -> None:
         for listening in server.servers:
@@ -36,16 +36,16 @@ def prepare(drain: float) -> None:
 def _shut(descriptor: int) -> None:
     """Refuse connections in every process that has this socket; a worker that starts again listens again.
 
-    BentoML's arbiter keeps it open, so that whoever connects meanwhile would wait for an answer that never comes.
+    BentoML's arbiter keeps the socket open: without this, a client that connects now would wait in vain.
     """
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as listening:
         listening.shutdown(socket.SHUT_RDWR)
 
 
 def remove_timer(app: Any) -> None:
-    """Take BentoML's timer of each request out of the layers around ours, which bounds the time itself.
+    """Take BentoML's timer out of the layers around our app, which has a deadline of its own.
 
-    It is not cancelled by the answer, and so keeps the request's context, trace and all, until the time is over.
+    The timer is not cancelled when a request is answered, so it keeps the request's memory until the time is over.
     """
     while app is not None:
         layer = "middleware_stack" if hasattr(app, "middleware_stack") else "app"

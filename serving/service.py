@@ -1,8 +1,8 @@
 """The BentoML service: `bentoml serve` answers every task of `MOSA_ARTIFACTS` over HTTP.
 
-One FastAPI app is mounted at `/`, and there is no `@bentoml.api`: in a typed API a URL in place of a file would be
-fetched by the server, a broken image would be a 500, and a task named `429` would arrive as a number. BentoML's own
-metrics and access log are off: they would make a series and a line of every path that a stranger invents.
+One FastAPI app is mounted at `/`, and there is no `@bentoml.api`: a typed API would fetch a URL that is given instead
+of a file, answer a broken image with a 500, and turn a task named `429` into a number. BentoML's own metrics and access
+log are off, because they would write a series and a line for every path that a stranger invents.
 """
 
 import gc
@@ -30,7 +30,7 @@ def _settings() -> Settings:
 
 
 def _stop(error: MosaError) -> NoReturn:
-    # An exception, SystemExit too, would reach the operator as a traceback of the server's own frames.
+    # Any exception, even SystemExit, would reach the operator as a traceback of the server's frames.
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(USAGE_EXIT)
 
@@ -50,7 +50,7 @@ class Classifier:
     """Opens the store when a worker starts."""
 
     backend: Backend
-    offered: InferenceServer | None = None
+    inference_server: InferenceServer | None = None
 
     def __init__(self) -> None:
         log.configure()
@@ -62,25 +62,25 @@ class Classifier:
         attach(app, self.backend)
 
     def _open(self) -> Backend:
-        """The engine, or in all workers but one the way to it."""
+        """The backend of this worker: its own if it is the leader, else one that asks the leader."""
         if settings.workers == 1:
             return LocalBackend(settings)
-        place = WorkerRendezvous.of_siblings()
-        self.lock = place.claim()
+        rendezvous = WorkerRendezvous.of_siblings()
+        self.lock = rendezvous.claim()
         if self.lock is None:
-            return RemoteBackend(place.socket)
-        engine = LocalBackend(settings)
-        self.offered = InferenceServer(engine, place.socket)
-        return engine
+            return RemoteBackend(rendezvous.socket)
+        backend = LocalBackend(settings)
+        self.inference_server = InferenceServer(backend, rendezvous.socket)
+        return backend
 
     @bentoml.on_startup  # type: ignore[untyped-decorator] # bentoml leaves it without types
-    async def offer(self) -> None:
-        """Let the other workers ask this one's engine, and know what to do at the end."""
+    async def on_start(self) -> None:
+        """Offer the backend to the other workers, and prepare the server for its end."""
         server.prepare(settings.drain_s)
-        if self.offered:
-            await self.offered.start()
-        # All that was imported stays: a full collection would walk through it, a tenth of a second each time. The
-        # collection makes Python forget how much that was, by which it says when the next one is due.
+        if self.inference_server:
+            await self.inference_server.start()
+        # Modules stay for good. Frozen, they are not walked through by every full garbage collection, which takes a
+        # tenth of a second. The collection resets the count by which Python decides when the next full one is due.
         gc.freeze()
         gc.collect()
 
@@ -92,7 +92,7 @@ class Classifier:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator] # bentoml leaves it without types
     async def close(self) -> None:
-        """Finish what is queued."""
-        if self.offered:
-            await self.offered.close()
+        """Finish everything that is queued."""
+        if self.inference_server:
+            await self.inference_server.close()
         await self.backend.close()

@@ -1,4 +1,4 @@
-"""What the service reads from its environment, once, at start."""
+"""The service's settings. It reads them from the environment once, when it starts."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ SECRET = ("api_keys", "admin_keys")
 
 
 def _split(value: Any) -> Any:
-    """A list in one variable: parts between commas."""
+    """Split a variable that holds a list, separated by commas."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -24,64 +24,65 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseModel):
-    """Each field is the variable `MOSA_<FIELD>`; keys may also come from the file `MOSA_<FIELD>_FILE`, one a line."""
+    """Each field is the variable `MOSA_<FIELD>`. Keys may also come from the file `MOSA_<FIELD>_FILE`, one per line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     artifacts: str = "artifacts"
     """The store: a folder, or a URL that fsspec opens."""
     runtime: RuntimeSetting = "auto"
-    """`tensorrt` is an engine for each graph that has one that fits, others run by ONNX Runtime. `auto` is that where
-    TensorRT and an NVIDIA GPU are here, else ONNX Runtime, with an NVIDIA driver on CUDA."""
+    """What runs the graphs. `tensorrt` uses the engines that fit this machine, and ONNX Runtime for other graphs.
+    `auto` chooses `tensorrt` if it is installed and an NVIDIA GPU is present, else ONNX Runtime: on CUDA if that works,
+    else on the CPU."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Cores for one inference; 0 takes all."""
     workers: Count = 1
-    """Processes that speak HTTP and decode; one of them owns sessions, banks and the batcher."""
+    """Processes that speak HTTP and decode images; one of them also infers."""
     decoders: Count = 2
-    """Threads of each process that decode images."""
+    """Threads per process that decode images."""
 
     max_batch: Count = 32
-    """Images that go through a graph at once."""
+    """The most images that go through a graph at once."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long an image waits for others before its batch starts."""
     queue: Count = 512
-    """Images that wait; more are refused with 503."""
+    """The most images that wait; more are refused with 503."""
     requests: Count = 256
-    """Requests in flight in a process; more are refused with 503."""
+    """The most requests in flight per process; more are refused with 503."""
     deadline_s: Seconds = 30.0
-    """After it a request is answered with 504; a change of tasks has 30 seconds more."""
+    """How long a request may take before it is answered with 504; a change of tasks has 30 seconds more."""
     body_s: Seconds = 30.0
-    """How long a request's body may take to arrive; 408 after it."""
+    """How long a request's body may take to arrive before it is answered with 408."""
     drain_s: Seconds = 30.0
-    """How long what has begun may take after SIGTERM; what is left then fails."""
+    """How long requests in flight may take after SIGTERM before they fail."""
 
     active: Count = 256
-    """Tasks that are loaded at once; the least recently asked goes when another comes."""
+    """The most tasks of the shared lane that are loaded at once; the least recently used makes room for another."""
     sessions: Count = 8
-    """The same for tasks of the folded lane, each of which holds a backbone of its own."""
+    """The same for the folded lane, where each task holds a backbone of its own."""
     prefetch: Annotated[int, Field(ge=0)] = 256
-    """Tasks that are loaded at start, pinned ones first; others when they are first asked."""
+    """Tasks that are loaded at start, pinned ones first. Others are loaded when they are first asked for."""
     folded: Listed = ()
-    """Tasks with a session of their own instead of the shared graph; `*` means all."""
+    """Tasks that are served by a folded graph of their own instead of the shared graph; `*` means all."""
 
     max_upload: Count = 10 << 20
-    """Bytes of a request's body; more is refused with 413."""
+    """The most bytes of a request's body; more are refused with 413."""
     max_pixels: Count = 50_000_000
-    """Of an image, before it is decoded; more is refused with 400."""
+    """The most pixels of an image, checked before it is decoded; more are refused with 400."""
     max_images: Count = 64
-    """Images, and answers, of one request."""
+    """The most images, and answers, of one request."""
 
     api_keys: Listed = ()
-    """Who may ask; everybody if there are none."""
+    """The keys that may ask; everybody may if there are none."""
     admin_keys: Listed = ()
-    """Who may change tasks; nobody if there are none."""
+    """The keys that may change tasks; nobody may if there are none."""
 
     @classmethod
     def from_environment(cls) -> Self:
         """Read the variables that are set.
 
         Raises:
-            ConfigError: names every variable that cannot be read.
+            ConfigError: a variable cannot be read; the message names all such variables.
         """
         given = {name: os.environ[variable(name)] for name in cls.model_fields if variable(name) in os.environ}
         for name in SECRET:
@@ -94,15 +95,15 @@ class Settings(BaseModel):
             raise ConfigError("; ".join(faults)) from None
 
     def shown(self) -> str:
-        """All in one line, keys only counted."""
+        """All settings in one line; keys are only counted."""
         values = self.model_dump()
         for name in SECRET:
             values[name] = f"{len(values[name])} given"
-        return " ".join(f"{variable(name)}={_plain(value)}" for name, value in values.items())
+        return " ".join(f"{variable(name)}={_joined(value)}" for name, value in values.items())
 
 
 def variable(name: str) -> str:
-    """The environment's name of a field."""
+    """The name of a field's environment variable."""
     return f"{PREFIX}{name.upper()}"
 
 
@@ -111,7 +112,7 @@ def _fault(name: str, reason: str, given: dict[str, str]) -> str:
     return f"{variable(name)}={value}: {reason[0].lower()}{reason[1:]}"
 
 
-def _plain(value: object) -> object:
+def _joined(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 

@@ -13,7 +13,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from serving.lanes import SharedLane
 from serving.store import Decision
-from tests.support.app import ADMIN, engine_of, maker_on, put, running, scores, top
+from tests.support.app import ADMIN, backend_of, maker_on, put, running, scores, top
 from tests.support.files import files_of
 from tests.support.tasks import TaskMaker, packed, picture
 
@@ -78,7 +78,7 @@ def test_what_was_exported_comes_back_although_another_export_has_replaced_it(
 def test_no_version_is_kept_but_the_one_that_answers_and_the_one_before(
     admin: TestClient, copied: Path, maker: TaskMaker, newer: Archive
 ) -> None:
-    third, lane = maker.make("birds", 11), engine_of(admin).registry.acquire("cracks").lane
+    third, lane = maker.make("birds", 11), backend_of(admin).registry.acquire("cracks").lane
     assert isinstance(lane, SharedLane)
     free = len(lane.bank.free)
     for archive in (newer, third):
@@ -109,7 +109,7 @@ def test_a_bundle_whose_canary_fails_leaves_the_old_version_and_says_why(
 ) -> None:
     bundle = newer.bundle()
     canary = Canary(bundle.canary.images, np.roll(bundle.canary.probabilities, 1, axis=1))
-    before, held = files_of(copied), engine_of(admin).registry.acquire("birds")
+    before, held = files_of(copied), backend_of(admin).registry.acquire("birds")
     assert isinstance(held.lane, SharedLane)
     free = set(held.lane.bank.free)
     response = put(admin, "birds", packed(Bundle(bundle.record, bundle.tensors, canary)))
@@ -130,9 +130,9 @@ def test_what_is_not_finite_fails_its_canary(admin: TestClient, maker: TaskMaker
 
 
 def test_an_image_on_which_a_task_overflows_is_told_so(admin: TestClient, maker: TaskMaker) -> None:
-    active = engine_of(admin).registry.acquire("birds")
-    assert active.head is not None
-    active.head = np.float32(3e38) * active.head[0], active.head[1]
+    loaded = backend_of(admin).registry.acquire("birds")
+    assert loaded.head is not None
+    loaded.head = np.float32(3e38) * loaded.head[0], loaded.head[1]
     files = [("image", picture()), ("image", picture())]
     results = admin.post("/classify", files=files, data={"task": ["birds", "cracks"]}).json()["results"]
     assert (results[0]["status"], "'birds' overflows" in results[0]["detail"]) == (503, True)
@@ -142,7 +142,7 @@ def test_an_image_on_which_a_task_overflows_is_told_so(admin: TestClient, maker:
 def test_a_version_is_written_before_the_decision_that_names_it(
     admin: TestClient, copied: Path, newer: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, written = engine_of(admin).registry.store, []
+    store, written = backend_of(admin).registry.store, []
     decide = store.decide
 
     def watched(name: str, decision: Decision) -> None:

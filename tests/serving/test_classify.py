@@ -14,7 +14,7 @@ from timm.data import create_transform, resolve_model_data_config
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
-from tests.support.app import Classify, engine_of, named, running, scores
+from tests.support.app import Classify, backend_of, named, running, scores
 from tests.support.tasks import TaskMaker, picture
 
 TASKS = ("birds", "fields")
@@ -124,7 +124,7 @@ def test_one_task_may_answer_all_images_and_one_image_all_tasks(client: TestClie
 
 def test_linear_tasks_share_one_pass_for_an_image(client: TestClient, maker: TaskMaker) -> None:
     sizes: list[int] = []
-    batcher = engine_of(client).batcher
+    batcher = backend_of(client).batcher
     before, batcher.observe = batcher.observe, lambda items: sizes.append(len(items))
     try:
         answer = client.post("/classify", files={"image": maker.images[5]}, data={"tasks": "fields,fields.b,birds"})

@@ -17,7 +17,7 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError
 from mosa_deploy.runtimes.tensorrt_record import EngineRecord, engines_of, write_record
 from mosa_deploy.utils.files import sha256
-from tests.support.app import ADMIN, CPU, check, engine_of, maker_on, running, warnings, ways
+from tests.support.app import ADMIN, CPU, backend_of, check, maker_on, plans, running, warnings
 from tests.support.host_gpu import HostGpu, write_engine
 from tests.support.tasks import TaskMaker
 
@@ -38,7 +38,7 @@ def test_an_engine_beside_the_backbone_answers_all_its_tasks_as_the_reference(
 ) -> None:
     write_engine(shared, sizes=(1, 4))
     with running(copied, runtime=runtime) as client:
-        assert ways(client) == {**dict.fromkeys(LANES, ("tensorrt", "fp16")), "grains": CPU}
+        assert plans(client) == {**dict.fromkeys(LANES, ("tensorrt", "fp16")), "grains": CPU}
         gpu.ran.clear()
         for task in archives:
             check(client, maker, task, archives[task], offline[task])
@@ -77,9 +77,9 @@ def test_an_engine_that_does_not_fit_is_one_line_and_onnx_runtime_takes_its_plac
 ) -> None:
     engine = write_engine(shared, **fault)
     with running(copied, runtime="tensorrt") as client:
-        assert set(ways(client).values()) == {CPU}
+        assert set(plans(client).values()) == {CPU}
         check(client, maker, "birds", archives["birds"], offline["birds"])
-        lanes = engine_of(client).registry.cache.lanes
+        lanes = backend_of(client).registry.cache.lanes
         assert engine not in lanes._shared
     (told,) = warnings(said)
     assert told.startswith(f"birds without {engine.name}, by onnxruntime-cpu: ")
@@ -92,7 +92,7 @@ def test_a_damaged_engine_json_is_one_line(
     write_engine(shared)
     (shared.parent / "engine.json").write_text("{")
     with running(copied) as client:
-        assert set(ways(client).values()) == {CPU}
+        assert set(plans(client).values()) == {CPU}
     (told,) = warnings(said)
     assert "engine.json is damaged" in told
 
@@ -102,11 +102,11 @@ def test_the_canary_is_held_to_the_precision_that_the_engine_computes_in(
 ) -> None:
     write_engine(shared, "fp16", off=1e-3)
     with running(copied) as client:
-        assert ways(client)["birds"] == ("tensorrt", "fp16")
+        assert plans(client)["birds"] == ("tensorrt", "fp16")
     (shared.parent / "engine.json").unlink()
     write_engine(shared, "fp32", off=1e-3)
     with running(copied) as client:
-        assert ways(client)["birds"] == CPU
+        assert plans(client)["birds"] == CPU
     (told,) = warnings(said)
     assert "above 1e-04 for tensorrt in fp32" in told
 
@@ -121,7 +121,7 @@ def test_fp16_comes_before_int8_before_fp32_and_the_next_takes_the_place_of_one_
     assert names == [f"shared.{precision}.sm86.engine" for precision in ("fp16", "int8", "fp32")]
     assert engines_of(shared.parent, "shared-qkv.onnx", "sm86") == []
     with running(copied) as client:
-        assert {ways(client)[task] for task in LANES} == {("tensorrt", "int8")}
+        assert {plans(client)[task] for task in LANES} == {("tensorrt", "int8")}
     assert len(warnings(said)) == 1
 
 
@@ -144,7 +144,7 @@ def test_a_task_above_the_engine_s_limits_runs_without_it_and_the_others_by_it(
         assert "all 4 slots that the shared graph was built for are taken" in warnings(said)[1]
         check(client, maker, "newts", third, maker.offline(third))
         check(client, maker, "owls", fourth, maker.offline(fourth))
-        assert ways(client)["birds"] == ("tensorrt", "fp16")
+        assert plans(client)["birds"] == ("tensorrt", "fp16")
         client.delete("/v1/tasks/birds")
         assert client.put("/v1/tasks/owls", content=maker.make("owls", 23).pack()).json()["runtime"] == "tensorrt"
 
@@ -155,7 +155,7 @@ def test_a_task_too_wide_for_the_engine_leaves_it_to_those_after_it(
     write_engine(shared, bank=(8, 8))
     maker_on(copied, maker).store(maker.make("ants", 20, bottleneck=9))
     with running(copied) as client:
-        assert (ways(client)["ants"], ways(client)["birds"]) == (CPU, ("tensorrt", "fp16"))
+        assert (plans(client)["ants"], plans(client)["birds"]) == (CPU, ("tensorrt", "fp16"))
 
 
 def test_what_one_task_misses_on_a_proved_engine_costs_the_others_nothing(
@@ -163,7 +163,7 @@ def test_what_one_task_misses_on_a_proved_engine_costs_the_others_nothing(
 ) -> None:
     engine = write_engine(shared)
     with running(copied) as client:
-        lanes = engine_of(client).registry.cache.lanes
+        lanes = backend_of(client).registry.cache.lanes
         lanes.disable_engine(engine, "moths", ParityError("misses its canary"))
         assert lanes.engines(shared.parent, shared.name) == [engine]
 
@@ -200,12 +200,12 @@ def test_a_new_task_uploads_its_own_slot_and_a_request_none(
     write_engine(shared)
     with running(copied, admin_keys="root-key") as client:
         client.headers.update(ADMIN)
-        lane = engine_of(client).registry.acquire("birds").lane
+        lane = backend_of(client).registry.acquire("birds").lane
         banks: dict[str, Any] = lane.runner.runner.bound  # type: ignore[union-attr]  # a shared lane by an engine
         gpu.device.uploads.clear()
         archive = maker.make("moths", 20)
         client.put("/v1/tasks/moths", content=archive.pack())
-        slot = engine_of(client).registry.acquire("moths").slot
+        slot = backend_of(client).registry.acquire("moths").slot
         places = {buffer.address + slot * 4 * int(np.prod(buffer.shape[1:])) for buffer in banks.values()}
         ends = [(buffer.address, buffer.address + 4 * int(np.prod(buffer.shape))) for buffer in banks.values()]
         written = [at for at in gpu.device.uploads if any(start <= at < end for start, end in ends)]
@@ -221,7 +221,7 @@ def test_a_runtime_that_is_named_looks_for_no_engines(gpu: HostGpu, copied: Path
         pytest.importorskip("openvino")
     write_engine(shared)
     with running(copied, runtime=runtime) as client:
-        assert set(ways(client).values()) == {(runtime, "fp32")}
+        assert set(plans(client).values()) == {(runtime, "fp32")}
     assert gpu.ran == []
 
 
@@ -253,7 +253,7 @@ def test_a_real_engine_answers_in_the_service(
     write_record(engine, record)
     with running(copied, runtime="tensorrt", admin_keys="root-key") as client:
         client.headers.update(ADMIN)
-        assert ways(client)["birds"] == ("tensorrt", "fp16")
+        assert plans(client)["birds"] == ("tensorrt", "fp16")
         for task in LANES:
             check(client, maker, task, archives[task], offline[task], atol=2e-2)
         newer = maker.make("moths", 20)

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from serving.middleware import LimitsMiddleware
 from serving.settings import Settings
-from tests.support.app import ADMIN, engine_of, running
+from tests.support.app import ADMIN, backend_of, running
 from tests.support.tasks import picture
 
 
@@ -102,22 +102,22 @@ def test_an_image_above_the_limit_is_refused_before_it_is_decoded(copied: Path) 
 
 def test_a_full_queue_and_a_passed_deadline_are_told_with_a_time_to_come_back(copied: Path) -> None:
     with running(copied, queue=2, deadline_s=0.3) as client:
-        engine_of(client).batcher.max_wait = 5
+        backend_of(client).batcher.max_wait = 5
         files = [("image", ("a.png", picture(seed))) for seed in range(3)]
         full = client.post("/classify", files=files, data={"task": "birds"})
         assert [each["status"] for each in full.json()["results"]] == [503] * 3
         alone = client.post("/classify", files=files[:1], data={"task": "birds"})
         assert (alone.status_code, alone.json()["detail"][:24]) == (504, "no answer within 0.3 s: ")
-        engine_of(client).batcher.max_wait = 0
-        assert engine_of(client).batcher.waiting <= 1
+        backend_of(client).batcher.max_wait = 0
+        assert backend_of(client).batcher.waiting <= 1
 
 
 def test_a_gpu_that_is_lost_makes_the_service_dead(copied: Path) -> None:
     with running(copied) as client:
-        engine = engine_of(client)
-        assert asyncio.run(engine.health()).alive
-        engine.batcher.broken = "CUDA error 719"
-        health = asyncio.run(engine.health())
+        backend = backend_of(client)
+        assert asyncio.run(backend.health()).alive
+        backend.batcher.broken = "CUDA error 719"
+        health = asyncio.run(backend.health())
         assert (health.alive, health.ready) == (False, False)
 
 

@@ -15,7 +15,7 @@ from serving.errors import RequestError
 from serving.model_cache import LoadedTask
 from serving.registry import Entry
 from serving.store import Decision, Version
-from tests.support.app import ADMIN, engine_of, put, running, top
+from tests.support.app import ADMIN, backend_of, put, running, top
 from tests.support.tasks import TaskMaker, picture
 
 
@@ -56,7 +56,7 @@ def test_asking_makes_a_task_the_last_to_go(copied: Path, maker: TaskMaker) -> N
 
 def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach_it(copied: Path) -> None:
     with running(copied, active=1, prefetch=0) as client:
-        registry = engine_of(client).registry
+        registry = backend_of(client).registry
         residents, store = registry.cache, registry.store
         birds, cracks = (
             (
@@ -76,12 +76,12 @@ def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach
 def test_a_new_version_is_held_until_requests_can_reach_it(
     admin: TestClient, newer: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry, users = engine_of(admin).registry, []
+    registry, users = backend_of(admin).registry, []
     swap = registry._swap
 
-    def watched(entry: Entry, version: Version | None, active: LoadedTask | None, decision: Decision) -> None:
-        users.append(active.users if active else 0)
-        swap(entry, version, active, decision)
+    def watched(entry: Entry, version: Version | None, loaded: LoadedTask | None, decision: Decision) -> None:
+        users.append(loaded.users if loaded else 0)
+        swap(entry, version, loaded, decision)
 
     monkeypatch.setattr(registry, "_swap", watched)
     put(admin, "birds", newer)
@@ -93,14 +93,14 @@ def test_a_load_that_ends_after_a_replacement_does_not_bring_the_old_version_bac
 ) -> None:
     with running(copied, admin_keys="root-key", prefetch=0) as client:
         client.headers.update(ADMIN)
-        registry, go = engine_of(client).registry, threading.Event()
+        registry, go = backend_of(client).registry, threading.Event()
         load = registry.cache.load
 
         def late(version: Version, *rest: Any) -> LoadedTask:
-            active = load(version, *rest)
+            loaded = load(version, *rest)
             if version.key != newer.key:
                 go.wait(30)
-            return active
+            return loaded
 
         monkeypatch.setattr(registry.cache, "load", late)
         loading = registry.hold("birds")
@@ -114,13 +114,13 @@ def test_a_load_that_ends_after_a_replacement_does_not_bring_the_old_version_bac
 def test_a_request_in_flight_finishes_on_the_version_it_began_with(
     admin: TestClient, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive
 ) -> None:
-    registry = engine_of(admin).registry
+    registry = backend_of(admin).registry
     held = registry.acquire("birds")
     put(admin, "birds", newer)
     put(admin, "moths", maker.make("moths", 1))
     assert held.retired
     item = held.item(held.version.record.preprocess.pixels(decode(maker.images[6])), deadline=float("inf"))
-    engine_of(admin).batcher.submit([item])
+    backend_of(admin).batcher.submit([item])
     (row,) = held.probabilities(item.future.result(5)[None])
     assert row.argmax() == 6
     residents = registry.cache
@@ -132,7 +132,7 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(
 
 def test_many_who_ask_for_a_task_that_is_not_loaded_wait_for_one_load(copied: Path) -> None:
     with running(copied, prefetch=0) as client:
-        registry = engine_of(client).registry
+        registry = backend_of(client).registry
         loads: list[str] = []
         registry.count = loads.append
         found = []

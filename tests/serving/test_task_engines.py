@@ -11,7 +11,7 @@ import pytest
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.graphs.fold import fold_bundle
-from tests.support.app import ADMIN, CPU, check, running, warnings, ways
+from tests.support.app import ADMIN, CPU, check, plans, running, warnings
 from tests.support.host_gpu import HostGpu, write_engine
 from tests.support.tasks import TaskMaker
 
@@ -34,8 +34,8 @@ def test_a_task_s_own_engine_is_for_the_exported_version_alone(
     folded_engine(copied, maker, archives["birds"])
     with running(copied, admin_keys="root-key", folded="birds,cracks") as client:
         client.headers.update(ADMIN)
-        assert ways(client)["birds"] == ("tensorrt", "fp16")
-        assert ways(client)["cracks"] == CPU
+        assert plans(client)["birds"] == ("tensorrt", "fp16")
+        assert plans(client)["cracks"] == CPU
         check(client, maker, "birds", archives["birds"], offline["birds"])
         newer = maker.make("birds", 9)
         assert client.put("/v1/tasks/birds", content=newer.pack()).json()["runtime"] == "onnxruntime-cpu"
@@ -54,7 +54,7 @@ def test_a_deferred_engine_of_a_task_is_proved_before_it_answers(
 ) -> None:
     folded_engine(copied, maker, archives["birds"], off=0.5)
     with running(copied, folded="birds") as client:
-        assert ways(client)["birds"] == CPU
+        assert plans(client)["birds"] == CPU
         check(client, maker, "birds", archives["birds"], offline["birds"])
     (told,) = warnings(said)
     assert "misses its canary's probabilities" in told
@@ -74,8 +74,8 @@ def test_engines_come_along_from_a_remote_store(
     memory.put(str(copied), "/engines", recursive=True)
     try:
         with running("memory://engines", folded="cracks") as client:
-            assert ways(client)["birds"] == ("tensorrt", "fp16")
-            assert ways(client)["cracks"] == ("tensorrt", "fp32")
+            assert plans(client)["birds"] == ("tensorrt", "fp16")
+            assert plans(client)["cracks"] == ("tensorrt", "fp32")
             check(client, maker, "cracks", archives["cracks"], offline["cracks"])
     finally:
         memory.rm("/engines", recursive=True)

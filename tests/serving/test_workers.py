@@ -30,11 +30,11 @@ def server(
         yield server
 
 
-def owner(server: Server) -> int:
+def leader(server: Server) -> int:
     """The worker that holds the lock."""
     for worker in server.workers():
         for link in (PROC / str(worker.pid) / "fd").iterdir():
-            if str(link.readlink()).endswith("owner.lock"):
+            if str(link.readlink()).endswith("leader.lock"):
                 return int(worker.pid)
     raise AssertionError("no worker has the lock")
 
@@ -57,7 +57,7 @@ def test_every_answer_after_an_upload_is_the_new_version_s_whatever_worker_gives
 def test_two_workers_share_the_requests_and_one_has_the_lock(server: Server, maker: TaskMaker) -> None:
     workers = [worker.pid for worker in server.workers()]
     assert len(workers) == 2
-    assert owner(server) in workers
+    assert leader(server) in workers
 
 
 def test_several_tasks_of_one_image_and_faults_come_through(server: Server, maker: TaskMaker) -> None:
@@ -81,7 +81,7 @@ def test_several_tasks_of_one_image_and_faults_come_through(server: Server, make
 
 
 def test_when_the_one_that_infers_is_killed_another_takes_its_place(server: Server, maker: TaskMaker) -> None:
-    before = owner(server)
+    before = leader(server)
     os.kill(before, signal.SIGKILL)
     end = time.monotonic() + 60
     good = 0
@@ -99,7 +99,7 @@ def test_when_the_one_that_infers_is_killed_another_takes_its_place(server: Serv
             assert answer.json()["predictions"][0]["label"] == "class-2"
             good += 1
     assert good == 20
-    assert owner(server) != before
+    assert leader(server) != before
 
 
 def test_the_meeting_place_of_another_user_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,14 +29,14 @@ def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
     """The app on a store, in this process."""
     given = {"artifacts": str(store), "threads": 1, "max_wait_ms": 0.5, "max_batch": 8, **settings}
     chosen = Settings.model_validate(given)
-    engine = LocalBackend(chosen)
+    backend = LocalBackend(chosen)
     try:
         app = create_app(chosen)
-        attach(app, engine)
+        attach(app, backend)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
     finally:
-        engine.stop()
+        backend.stop()
 
 
 ADMIN = {"authorization": "Bearer root-key"}
@@ -47,11 +47,11 @@ GROWTH = 300 << 20
 """Bytes that the process may hold more at the end: one image of the largest size, and what the allocator keeps."""
 
 
-def engine_of(client: TestClient) -> LocalBackend:
-    """The engine behind a client."""
-    engine = client.app.state.backend  # type: ignore[attr-defined] # starlette calls any app an ASGIApp
-    assert isinstance(engine, LocalBackend)
-    return engine
+def backend_of(client: TestClient) -> LocalBackend:
+    """The backend behind a client."""
+    backend = client.app.state.backend  # type: ignore[attr-defined] # starlette calls any app an ASGIApp
+    assert isinstance(backend, LocalBackend)
+    return backend
 
 
 def scores(response: Any) -> Scores:
@@ -82,7 +82,7 @@ def maker_on(root: Path, maker: TaskMaker) -> TaskMaker:
     return TaskMaker(root, maker.name, maker.images)
 
 
-def ways(client: TestClient) -> dict[str, tuple[str, str]]:
+def plans(client: TestClient) -> dict[str, tuple[str, str]]:
     """Task -> runtime and precision."""
     return {each["task"]: (each["runtime"], each["precision"]) for each in client.get("/v1/tasks").json()["tasks"]}
 
