@@ -1,9 +1,9 @@
 """What adapters cost on a GPU, in one command of under 9 minutes: `python -m benchmarks.gpu`.
 
-It needs torch and timm alone, and times PEFT's mixed batch beside if it is there. All variants of a mode and batch run
-in turn, in one process and in an order drawn anew each round; ratios are taken round by round, given as the median
-with a 95 % bootstrap interval, and plain against plain is the control. A row that fails says why, a row that the time
-does not suffice for says `not measured`, and the files are written anew after every mode and batch.
+It needs only torch and timm; if PEFT is installed, its mixed batch is timed too. All variants of a mode and batch run
+in turn, in one process and in a new random order each round. Ratios are taken round by round; the table has their
+median with a 95 % bootstrap interval, and plain against plain is the control. A row that fails says why, a row for
+which there was no time says `not measured`, and the files are written anew after every mode and batch.
 """
 
 import argparse

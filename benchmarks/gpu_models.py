@@ -1,7 +1,7 @@
-"""What `benchmarks.gpu` times: a plain ViT beside the ways to give it adapters, and the three training steps.
+"""What `benchmarks.gpu` times: a plain ViT, the ways to give it adapters, and three training steps.
 
-All are headless and of random weights. Nothing here needs more than torch and timm; `export.trace_shared` and `peft`
-are imported where they are used, so that what cannot be imported is a fault of its own row alone.
+All models have random weights, and those of inference have no head. Nothing here needs more than torch and timm;
+`export.trace_shared` and `peft` are imported where they are used, so that a missing one spoils only its own row.
 """
 
 import copy
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mosa_deploy.adapters.attach import adapters, attach, freeze, set_passes
 from mosa_deploy.adapters.fold import fold
+from mosa_deploy.adapters.loss import pass_losses
 from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import randomise
@@ -35,19 +35,19 @@ STEPS = (DENSE, MOSA, TWO_FORWARDS)
 TASKS = 8
 RANK = 16
 CLASSES = 100
-"""Of the head in training: VTAB's CIFAR-100."""
+"""Outputs of the head in training, as many as VTAB's CIFAR-100 has."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model, and what it takes beside the images of a batch of a given size."""
+    """A model, and the arguments that it takes besides the images of a batch of a given size."""
 
     model: nn.Module
     arguments: Callable[[int], dict[str, Any]] = lambda batch: {}
 
 
 def inference_variants(backbone: Transformer, bottleneck: int) -> dict[str, Callable[[], Variant]]:
-    """How each variant is made, in fp32 on the CPU; all are to be made before one is moved."""
+    """Name -> how the variant is made, in fp32 on the CPU. Make them all before moving one: they share modules."""
     plain = copy.deepcopy(backbone).requires_grad_(False)
     unfolded = adapted(plain, bottleneck, 0)
     shared = functools.cache(lambda: Shared(plain, stack([adapted(plain, bottleneck, i) for i in range(TASKS)])))
@@ -64,7 +64,7 @@ def inference_variants(backbone: Transformer, bottleneck: int) -> dict[str, Call
 
 
 def adapted(plain: Transformer, bottleneck: int, task: int) -> Transformer:
-    """A copy with a task's merged adapters, of random values."""
+    """A copy of the backbone with merged adapters of random values, which `task` decides."""
     model = attach(copy.deepcopy(plain), AdapterConfig(bottleneck), split=False).eval().requires_grad_(False)
     for i, adapter in enumerate(adapters(model)):
         randomise(adapter, seed=TASKS * i + task)
@@ -72,15 +72,16 @@ def adapted(plain: Transformer, bottleneck: int, task: int) -> Transformer:
 
 
 def stack(models: list[Transformer]) -> list[Tensor]:
-    """The banks of some tasks, in the order of the parallel `mosa_deploy.graphs.adapter_weights.Layout`."""
+    """The tasks' weights stacked as banks, in the order of `mosa_deploy.graphs.adapter_weights.Layout`."""
     tasks = [
-        [row for part in model.modules() if isinstance(part, ParallelAdapter) for row in rows(part)] for model in models
+        [value for part in model.modules() if isinstance(part, ParallelAdapter) for value in weights(part)]
+        for model in models
     ]
     return [torch.stack(parts) for parts in zip(*tasks, strict=True)]
 
 
-def rows(adapter: ParallelAdapter) -> list[Tensor]:
-    """What a merged adapter adds to its block, as `mosa_deploy.graphs.adapter_weights` has it."""
+def weights(adapter: ParallelAdapter) -> list[Tensor]:
+    """The four weights of a merged adapter, as `mosa_deploy.graphs.adapter_weights` defines them."""
     assert isinstance(adapter.down, nn.Linear)
     assert isinstance(adapter.up, nn.Linear)
     down, norm = adapter.down, adapter.norm
@@ -89,7 +90,7 @@ def rows(adapter: ParallelAdapter) -> list[Tensor]:
 
 
 class Shared(nn.Module):
-    """The shared graph with its banks at hand."""
+    """The shared graph with its banks as buffers."""
 
     def __init__(self, plain: Transformer, banks: list[Tensor]) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ def low_rank(plain: Transformer) -> Transformer:
 
 
 def peft_model(plain: Transformer) -> nn.Module:
-    """PEFT's LoRA of rank 16 on qkv, one adapter a task; a forward pass may name one for each sample."""
+    """PEFT's LoRA of rank 16 on qkv, one adapter per task; a forward pass may name one for each sample."""
     peft: Any = importlib.import_module("peft")
     config = peft.LoraConfig(r=RANK, target_modules=["qkv"], init_lora_weights=False)
     model: Any = peft.get_peft_model(copy.deepcopy(plain), config, adapter_name=peft_names(1)[0])
@@ -131,15 +132,15 @@ def peft_model(plain: Transformer) -> nn.Module:
 
 
 def peft_names(batch: int) -> list[str]:
-    """The adapter of each sample."""
+    """The name of each sample's adapter."""
     return [f"task{i % TASKS}" for i in range(batch)]
 
 
 class TrainingStep:
-    """`training.loop.Trainer.step` on a batch of normalised images, without the folder of images that it trains on."""
+    """`training.loop.Trainer.step` on one batch of normalised images, without the data set and its libraries."""
 
     def __init__(self, model: Transformer, images: Tensor, labels: Tensor, forwards: int, dtype: torch.dtype) -> None:
-        """Images (B, 3, H, W); two passes in 2 / `forwards` copies of the batch; fp32 needs no autocast."""
+        """Take images (B, 3, H, W); each of `forwards` forwards gets 2 / `forwards` copies; fp32 needs no autocast."""
         self.model, self.images, self.labels, self.forwards = model, images, labels, forwards
         self.autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
         freeze(model)
@@ -147,28 +148,20 @@ class TrainingStep:
         self.optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.01, eps=1e-6)
 
     def __call__(self) -> Tensor:
-        """One update; the loss."""
+        """One update; returns the loss."""
         with self.autocast:
             inputs = self.images.repeat(2 // self.forwards, 1, 1, 1)
             logits = torch.cat([self.model(inputs) for _ in range(self.forwards)])
-        loss = two_pass_loss(logits, self.labels)
+        cross_entropy, consistency = pass_losses(logits, self.labels, passes=2)
+        loss = cross_entropy + consistency
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
 
-def two_pass_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy plus consistency, as `training.loop.task_loss`, which needs more than torch to be imported."""
-    parts = logits.float().chunk(2)
-    first, second = (part.log_softmax(dim=1) for part in parts)
-    forth = F.kl_div(first, second.detach(), reduction="batchmean", log_target=True)
-    back = F.kl_div(second, first.detach(), reduction="batchmean", log_target=True)
-    return F.cross_entropy(parts[0], labels) + (forth + back) / 2
-
-
 def training_steps(plain: Transformer, bottleneck: int, batch: int, device: str) -> dict[str, TrainingStep]:
-    """A step of each kind, bf16 under autocast, each on a backbone of its own."""
+    """A step of each kind, in bf16 under autocast, each on its own copy of the backbone."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, *image_size(plain), generator=generator).to(device)
     labels = torch.randint(0, CLASSES, (batch,), generator=generator).to(device)

@@ -37,21 +37,21 @@ class Row:
     ratio_high: float | None = None
     flop_ratio: float | None = None
     memory_mib: float | None = None
-    """The most that a training step holds at once beyond what was held before it."""
+    """Peak memory of a training step, beyond what was allocated before it."""
     memory_ratio: float | None = None
     ready_s: float | None = None
-    """Until the first answer: in mode compile, the time of compiling."""
+    """Seconds until the first answer; in mode compile, mostly those of compiling."""
     note: str = NOT_MEASURED
 
 
 def write(out: Path, title: str, head: str, rows: list[Row]) -> None:
-    """`gpu.csv`, and `gpu.md` with how the rows came about."""
+    """Write `gpu.csv`, and `gpu.md` with the tables below a heading that says how they were measured."""
     write_csv(out / "gpu.csv", [field.name for field in fields(Row)], map(astuple, rows))
     write_text(out / "gpu.md", f"# {title}\n\n{head}\n\n{tables(rows)}\n")
 
 
 def tables(rows: list[Row]) -> str:
-    """A Markdown table of inference and one of training; memory is measured in training alone."""
+    """The rows as two Markdown tables, inference and training; memory is measured in training only."""
     training = [row for row in rows if row.mode == "training"]
     inference = [row for row in rows if row.mode != "training"]
     start = ["mode", "batch", "variant", "ms", "images/s", "ratio", "95 %"]
@@ -82,13 +82,13 @@ def _text(value: float | None, digits: int = 0) -> str:
 
 
 def heading(device: str, commit: str) -> str:
-    """Command, machine, commit and versions, which runtimes are there, and how to read the tables."""
+    """Command, machine, commit and versions, the runtimes that are installed, and how to read the tables."""
     made = provenance("benchmarks.gpu", f"{_machine(device)}; bf16", commit)
     return f"{made}\n\n{'; '.join(runtimes())}\n\n{LEGEND}"
 
 
 def _machine(device: str) -> str:
-    """The GPU with its driver, beside the processor."""
+    """The GPU with its driver, and the processor."""
     if device == "cpu":
         return f"{machine()}, {torch.get_num_threads()} threads"
     driver = "unknown"
@@ -99,7 +99,7 @@ def _machine(device: str) -> str:
 
 
 def runtimes() -> list[str]:
-    """PEFT, which is timed where it is there, and the runtimes that this command does not time, in words."""
+    """Which optional packages are installed: PEFT, which is timed, and runtimes, which this command does not time."""
     found = [f"peft: {_version('peft') or NOT_INSTALLED}"]
     for name in ("tensorrt", "tensorrt_rtx"):
         found.append(f"{name}: {NOT_INSTALLED if importlib.util.find_spec(name) is None else NOT_MEASURED}")

@@ -1,4 +1,4 @@
-"""How `benchmarks.gpu` calls a model, proves the answer, and times calls in turn."""
+"""How `benchmarks.gpu` calls a model, checks its answer, and times calls in turn."""
 
 import math
 import time
@@ -19,20 +19,20 @@ EAGER, GRAPHS, TRAINING, COMPILE = "eager", "CUDA graphs", "training", "compile"
 WARM_UP, MIN_ROUNDS = 3, 10
 
 BURST = 0.02
-"""Seconds at most that the reference is called for before the clock is read: waiting for the device shall not count."""
+"""Seconds of back-to-back calls between two readings of the clock, so that waiting for the device hardly counts."""
 
 TOLERANCE = 0.05
-"""How far a mode's answer may be from the eager one, in parts of the largest output: one bf16 rounding is 0.004."""
+"""How far a mode's answer may be from the eager one, relative to the largest output; bf16 rounds by 0.004."""
 
 Call = Callable[[], Tensor]
 
 
 class DeadlineError(Exception):
-    """The time does not suffice for what comes next."""
+    """The time is up before the measurement is complete."""
 
 
 def prepare(mode: str, eager: partial[Tensor], backend: str) -> tuple[Call, str]:
-    """What is timed in `mode`, and a remark for its row."""
+    """The call that is timed in `mode`, and a remark for its row."""
     if mode == GRAPHS:
         return capture(eager), ""
     if mode == COMPILE:
@@ -41,7 +41,7 @@ def prepare(mode: str, eager: partial[Tensor], backend: str) -> tuple[Call, str]
 
 
 def capture(eager: partial[Tensor]) -> Call:
-    """A replay of the call's kernels, without Python between them.
+    """The call as a CUDA graph, whose replay launches the kernels without Python in between.
 
     Raises:
         ConfigError: the images are not on an NVIDIA GPU.
@@ -66,7 +66,7 @@ def capture(eager: partial[Tensor]) -> Call:
 
 
 def compiled(eager: partial[Tensor], backend: str) -> tuple[Call, str]:
-    """The call with its model compiled for these shapes, as one graph if it can be one."""
+    """The call with its model compiled for these shapes, as one graph if possible; and a remark if not."""
 
     def attempt(fullgraph: bool) -> Call:
         model = torch.compile(eager.func, backend=backend, fullgraph=fullgraph, dynamic=False)
@@ -81,9 +81,9 @@ def compiled(eager: partial[Tensor], backend: str) -> tuple[Call, str]:
 
 
 def check(answer: Tensor, expected: Tensor) -> None:
-    """Raises ConfigError if an answer is not the eager one, up to rounding."""
+    """Raises ConfigError if an answer differs from the eager one by more than `TOLERANCE`."""
     difference = float((answer.float() - expected.float()).abs().max() / expected.float().abs().max())
-    # Not `>`: NaN too is refused.
+    # Not `>`: that would accept NaN.
     if not difference <= TOLERANCE:
         raise ConfigError(f"answers differ from the eager model's by {difference:.2g} of the largest")
 
@@ -91,10 +91,12 @@ def check(answer: Tensor, expected: Tensor) -> None:
 def interleave(
     calls: Mapping[str, Call], until: float, deadline: float, synchronise: Callable[[], None]
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds a call of each in every round, as many rounds as fit and at least `MIN_ROUNDS`; the first sets the burst.
+    """Seconds per call of each variant in every round; `until` ends the rounds, but not before `MIN_ROUNDS`.
+
+    Every time is the mean over a burst of calls; the speed of the first variant decides the length of the bursts.
 
     Raises:
-        DeadlineError: the deadline comes before.
+        DeadlineError: the deadline comes before `MIN_ROUNDS`.
     """
 
     def burst(call: Call, count: int) -> float:
@@ -120,7 +122,7 @@ def interleave(
 
 
 def peak_mib(call: Call) -> float:
-    """The most that a call allocates on the GPU at once, beyond what was held before it."""
+    """Peak memory of a call on the GPU in MiB, beyond what was allocated before it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -129,10 +131,10 @@ def peak_mib(call: Call) -> float:
 
 
 def to_device(value: Any, device: str) -> Any:
-    """Tensors are moved, the rest stays."""
+    """Move a tensor to the device; return anything else as it is."""
     return value.to(device) if isinstance(value, Tensor) else value
 
 
 def headline(error: Exception) -> str:
-    """The first line of what an error says, or its type if it says nothing."""
+    """The first line of an error's message, or its type if there is no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

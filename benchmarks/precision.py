@@ -1,8 +1,8 @@
-"""What a precision costs and brings: `python -m benchmarks.precision --runs runs/digits runs/ucmerced`.
+"""What a lower precision gains and costs: `python -m benchmarks.precision --runs runs/digits runs/ucmerced`.
 
-Accuracy, calibration error and size of every ONNX file of each run, on its test set; then the time of fp32, fp16 and
-int8 on a larger backbone with random weights, since time depends on shapes alone, in turn and opened anew several times
-(`export.timing`); then what building its engines takes, where a library is here that needs no GPU for it.
+First accuracy, calibration error and size of every ONNX file of each run, on its test set. Then the time of fp32, fp16
+and int8 on a larger backbone (`export.timing`), with random weights, since time depends on shapes alone. Then the time
+to build its engines, if a library is installed that needs no GPU for it.
 """
 
 import tempfile
@@ -203,7 +203,7 @@ def build_table(rows: list[Built]) -> str:
 
 
 def write_rows(path: Path, rows: list[Quality] | list[Speed] | list[Built]) -> None:
-    """The same as a CSV file."""
+    """Write the rows as a CSV file."""
     write_csv(path, list(asdict(rows[0])), map(astuple, rows))
 
 

@@ -1,9 +1,9 @@
-"""What a training step of MoSA costs beside the dense adapter's: `python -m benchmarks.step`.
+"""What a training step of MoSA costs compared with the dense adapter's: `python -m benchmarks.step`.
 
-Three trainers take the same batch in turn, in one process and in an order drawn anew each round: the dense adapter
-with two passes in one batch, MoSA with two passes in one batch, and MoSA with two forwards of half that batch.
-Times are compared round by round: the median ratio with a 95 % bootstrap interval. Memory is the most that is
-allocated at once within a step, beyond what the model holds.
+Three trainers take the same batch in turn, in one process and in a new random order each round: the dense adapter with
+two passes in one batch, MoSA with two passes in one batch, and MoSA with two forwards of half that batch. Times are
+compared round by round: the table has the median ratio with a 95 % bootstrap interval. Memory is the peak within a
+step, beyond what was allocated before it.
 """
 
 import copy

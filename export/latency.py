@@ -1,7 +1,7 @@
-"""Time the ways to give a backbone a task: `mosa latency --bundle runs/digits --seconds 5`.
+"""Compare the latency of the ways to give a backbone a task: `mosa latency --bundle runs/digits --seconds 5`.
 
-The variants (`export.variants`) run in turn, in one process, and are compared with the plain backbone round by round
-(`export.timing`). All of them: `--backbone vit_base_patch16_224 --random-weights --bottlenecks 16 64 256`.
+The variants (`export.variants`) run in turn, in one process, and each is compared with the plain backbone round by
+round (`export.timing`). `--backbone vit_base_patch16_224 --random-weights --bottlenecks 16 64 256` times all of them.
 """
 
 import functools
@@ -27,12 +27,13 @@ from mosa_deploy.errors import ConfigError, ProviderError, command
 from mosa_deploy.graphs.adapter_weights import adapter_weights
 from mosa_deploy.runtimes.names import GRAPH_RUNNERS, GraphRunnerName
 from mosa_deploy.runtimes.runner import check_runner
-from mosa_deploy.utils import markdown
 from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.intervals import ratio_interval
+from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import machine, provenance
 
 BOTTLENECK = 64
+"""r of random adapters, if no other is asked for."""
 
 COLUMNS = (
     *("runner", "variant", "r", "batch", "median ms", "ratio to plain", "95 % interval", "FLOP ratio"),
@@ -40,16 +41,16 @@ COLUMNS = (
 )
 
 NOTES = """\
-Ratio: to the plain graph by the same runner. Every graph was opened anew {sessions} times; each opening gives the
-median ratio of its rounds, and the table has their geometric mean with Student's interval. `control` is the plain graph
-again: it shows the noise. FLOP ratio: what the matrix products predict. Nodes: of the file, and as ONNX Runtime
-optimises it for the CPU. MB: the file, and the bank beside it.
+Ratio: latency over that of the plain graph by the same runner. Every graph was opened anew {sessions} times; each
+opening gives the median ratio of its rounds, and the table has their geometric mean with Student's 95 % interval.
+`control` is the plain graph again: it shows the noise. FLOP ratio: what the matrix products predict. Nodes: in the
+file, and after ONNX Runtime has optimised it for the CPU. MB: the file and its banks.
 """
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: a backbone with a stand-in head, and tasks of each bottleneck."""
+    """What is timed: a backbone with a stand-in head, tasks by their bottleneck, and a title."""
 
     model: Transformer
     tasks: dict[int, list[Task]]
@@ -61,7 +62,7 @@ def subject(config: LatencyConfig) -> Subject:
 
     Raises:
         ConfigError: the bundle has no adapter.
-        MosaError: the bundle or the backbone does not fit.
+        MosaError: the bundle or the backbone cannot be used.
     """
     if config.bundle is not None:
         bundle = Bundle.load(config.bundle)
@@ -69,7 +70,7 @@ def subject(config: LatencyConfig) -> Subject:
         if record.adapter is None:
             raise ConfigError(f"'{record.task}' is linear: it has no adapter to time, give a bundle of mosa or adapter")
         given = Weights("file", config.backbone_weights) if config.backbone_weights else None
-        # Refuses weights that the task was not tuned on.
+        # Only to refuse weights that the task was not tuned on.
         restore(bundle, given)
         used, size = given or Weights(record.backbone.source), record.preprocess.size
         model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=size)
@@ -86,15 +87,15 @@ def subject(config: LatencyConfig) -> Subject:
 
 
 def random_tasks(model: Transformer, bottleneck: int) -> list[Task]:
-    """As many tasks as a mixed batch has."""
+    """As many random tasks as a mixed batch has."""
     return [random_task(topology_of(model), bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
 
 
 def choose_runners(names: Sequence[str] | None) -> list[GraphRunnerName]:
-    """Those asked for, or else all that are here.
+    """The runners of these names; with None, all that this machine has.
 
     Raises:
-        ProviderError: one that was asked for is not here.
+        ProviderError: this machine lacks a runner that was asked for.
     """
     if names is not None:
         for name in names:
@@ -111,7 +112,7 @@ def choose_runners(names: Sequence[str] | None) -> list[GraphRunnerName]:
 
 
 def measure(config: LatencyConfig, given: Subject, runners: Sequence[GraphRunnerName]) -> list[Row]:
-    """Write the graphs and time them; one row a runner, batch size and variant."""
+    """Write the graphs and time them: one row per runner, batch size and variant."""
     height, width = image_size(given.model)
     batches = [
         np.random.default_rng(size).standard_normal((size, 3, height, width), dtype=np.float32)
@@ -126,12 +127,12 @@ def measure(config: LatencyConfig, given: Subject, runners: Sequence[GraphRunner
             opens = {variant.label: functools.partial(variant.open, runner, config.threads) for variant in variants}
             times = time_sessions(opens, batches, config.seconds, config.sessions, runner)
             for size, found in zip(config.batch_sizes, times, strict=True):
-                rows += [row(runner, variant, size, found) for variant in variants]
+                rows += [row_of(runner, variant, size, found) for variant in variants]
     return rows
 
 
-def row(runner: str, variant: Variant, batch: int, times: Times) -> Row:
-    """What the rounds say of one variant."""
+def row_of(runner: str, variant: Variant, batch: int, times: Times) -> Row:
+    """Summarise the rounds of one variant."""
     own = np.concatenate([opened[variant.label] for opened in times])
     ratios = [float(np.median(opened[variant.label] / opened["plain"])) for opened in times]
     ratio, low, high = ratio_interval(ratios)
@@ -153,7 +154,7 @@ def row(runner: str, variant: Variant, batch: int, times: Times) -> Row:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
+def latency_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = []
     for row in rows:
@@ -162,14 +163,16 @@ def table(rows: Sequence[Row]) -> str:
         ratios = (f"{row.median_ms:.2f}", f"{row.ratio:.3f}", interval, f"{row.flop_ratio:.4f}")
         counts = (row.nodes, row.optimised_nodes, f"{row.megabytes:.1f}", row.rounds)
         lines.append((*what, *ratios, *counts))
-    return markdown.table(COLUMNS, lines)
+    return table(COLUMNS, lines)
 
 
 def write(config: LatencyConfig, words: str, rows: Sequence[Row]) -> None:
-    """`latency.csv`, `latency.md` with machine and versions, and `latency.png`."""
+    """Write `latency.csv`, `latency.md` with machine and versions, and `latency.png`."""
     write_csv(config.out / "latency.csv", [field.name for field in fields(Row)], map(astuple, rows))
     head = f"# Latency of {words}\n\n{provenance('export.latency')}"
-    write_text(config.out / "latency.md", f"{head}\n\n{table(rows)}\n\n{NOTES.format(sessions=config.sessions)}")
+    write_text(
+        config.out / "latency.md", f"{head}\n\n{latency_table(rows)}\n\n{NOTES.format(sessions=config.sessions)}"
+    )
     draw_ratios(config.out / "latency.png", f"{words}; {machine()}", rows)
 
 
@@ -179,7 +182,7 @@ def print_latency(config: LatencyConfig) -> None:
     given = subject(config)
     rows = measure(config, given, runners)
     write(config, given.words, rows)
-    print(table(rows))
+    print(latency_table(rows))
     print(f"written to {config.out}")
 
 

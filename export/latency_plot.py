@@ -10,7 +10,7 @@ from mosa_deploy.utils.files import replacing
 
 
 def draw_ratios(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """A panel for each runner, a line for each variant but plain, a colour for each batch size; and the prediction."""
+    """Plot ratios and their intervals: a panel per runner, a line per variant but plain, a colour per batch size."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
@@ -50,5 +50,5 @@ def draw_ratios(path: Path, title: str, rows: Sequence[Row]) -> None:
 
 
 def label(row: Row) -> str:
-    """The variant and its r."""
+    """The variant, with r if it has an adapter."""
     return f"{row.variant}, r = {row.bottleneck}" if row.bottleneck else row.variant

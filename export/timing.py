@@ -1,9 +1,9 @@
-"""Rounds and intervals: how variants are timed so that their ratios can be believed.
+"""Time several variants in turn, so that their ratios can be trusted.
 
-A session may keep an advantage from its place in memory and its turn of opening, which no number of rounds averages
-out, and neighbouring rounds share the machine's moods. So every session is opened anew several times, in an order that
-is drawn anew, and each opening gives one ratio: the median over its rounds, in which all variants run in turn. The
-interval is Student's over the openings.
+A session may owe an advantage to its place in memory or to the order of opening, and no number of rounds averages that
+out. Neighbouring rounds share the machine's load, so they are not independent. Therefore every session is opened anew
+several times, each time in a new random order, and each opening gives one ratio: the median over its rounds, in which
+all variants run in turn. `mosa_deploy.utils.intervals.ratio_interval` makes Student's interval of these ratios.
 """
 
 import math
@@ -18,13 +18,16 @@ from tqdm import tqdm
 from mosa_deploy.bundles.preprocess import Array
 
 WARM_UP = 2
+"""Runs of each variant before its first timed one."""
+
 MIN_ROUNDS = 10
+"""Rounds of each batch at least, over all openings."""
 
 Answer = Callable[[Array], object]
-"""Images (B, 3, H, W) to an answer, by one variant."""
+"""Runs one variant on images (B, 3, H, W)."""
 
 Times = list[dict[str, NDArray[np.float64]]]
-"""Of each opening: the milliseconds of each variant in each round."""
+"""One entry per opening: variant -> milliseconds in each round."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Row:
     runner: str
     variant: str
     bottleneck: int
-    """r; 0 where there is no adapter."""
+    """r; 0 if the variant has no adapter."""
     batch: int
     sessions: int
     rounds: int
@@ -43,17 +46,20 @@ class Row:
     ratio_low: float
     ratio_high: float
     flop_ratio: float
-    """What the matrix products predict."""
+    """Multiply-adds of the variant over those of the plain graph: the ratio to expect of a compute-bound batch."""
     nodes: int
     optimised_nodes: int
     megabytes: float
-    """Of the graph's file, and of its banks."""
+    """Size of the graph's file and its banks."""
 
 
 def time_sessions(
     opens: Mapping[str, Callable[[], Answer]], batches: Sequence[Array], seconds: float, sessions: int, title: str = ""
 ) -> list[Times]:
-    """The times of every variant for each batch, `seconds` a batch without the openings, at least 10 rounds."""
+    """The times of every variant, one entry per batch.
+
+    The rounds of each batch take `seconds`, or more if that is too short for `MIN_ROUNDS`; opening is not counted.
+    """
     rng = np.random.default_rng(0)
     times: list[Times] = [[] for _ in batches]
     with tqdm(desc=title, total=sessions * len(batches), leave=False, disable=None) as bar:
@@ -70,7 +76,7 @@ def time_sessions(
 def time_rounds(
     answers: Mapping[str, Answer], images: Array, seconds: float, least: int, rng: np.random.Generator
 ) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of each variant in each round, until the time is up and there are `least` rounds."""
+    """Milliseconds of each variant in each round, in random order; ends after `seconds` and `least` rounds."""
     for answer in answers.values():
         for _ in range(WARM_UP):
             answer(images)

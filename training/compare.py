@@ -54,7 +54,7 @@ def compare(config: CompareConfig) -> list[Result]:
     """
     tasks, methods = names(config.tasks), names(config.methods)
     check(config, tasks, methods)
-    earlier = [] if config.beside is None else result_table.read(config.beside)
+    earlier = [] if config.beside is None else result_table.read_results(config.beside)
     pairs = [(task, method) for task in tasks for method in methods]
     first = [
         Cell(task, method, setting, 0)
@@ -71,8 +71,8 @@ def compare(config: CompareConfig) -> list[Result]:
     ]
     carry_out(config, [cell for cell in cells if cell not in first], "seeds")
     results = [result(config, cell, test=cell in cells) for cell in dict.fromkeys([*first, *cells])]
-    results = result_table.beside(results, earlier)
-    result_table.write(config.out, results)
+    results = result_table.add_earlier(results, earlier)
+    result_table.write_comparison(config.out, results)
     return results
 
 

@@ -1,4 +1,4 @@
-"""`report.md`: what was tuned, how well it does on validation, and what it takes for what."""
+"""`report.md`: what was tuned, how well it does on validation, and which classes it confuses."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ REPORT = "report.md"
 PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"
 
 WORST = 10
-"""Confusions that are put into words."""
+"""How many confusions are listed at most."""
 
 
 def write_report(
     out: Path, record: Record, recipe: Recipe | None, logits: Tensor, labels: Tensor, rows: list[Row]
 ) -> None:
-    """Write the report with its pictures, and end TensorBoard's events with the same.
+    """Write the report and its pictures, and add both to TensorBoard's events.
 
-    `logits` (N, K) and `labels` (N,) are those of validation, the logits not yet divided by the record's temperature;
-    `recipe` is None for `linear`, which has none.
+    `logits` (N, K) and `labels` (N,) are those of validation; the logits are not yet divided by the record's
+    temperature. `rows` is the history, one row per epoch. `recipe` is None for method `linear`.
     """
     before, after = (probabilities(logits.numpy(), temperature) for temperature in (1.0, record.temperature))
     true, predicted = labels.numpy(), logits.argmax(1).numpy()
@@ -77,7 +77,7 @@ mosa evaluate --bundle {name}
 
 
 def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str, str]:
-    """What was tuned, how, and with what."""
+    """The first table: what was tuned, how, and with which versions."""
     adapter = fields(record.adapter) if record.adapter else {}
     schedule = fields(recipe) if recipe else {}
     schedule = {name: value for name, value in schedule.items() if name not in {*adapter, "backbone"}}
@@ -98,7 +98,7 @@ def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str
 
 
 def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:
-    """Name and value of each setting, several values in one text."""
+    """Name -> value of each setting; several values are joined to one text."""
     return {
         name: " ".join(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(settings).items()
@@ -106,21 +106,21 @@ def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:
 
 
 def figures_table(before: Mapping[str, float], after: Mapping[str, float], temperature: float) -> str:
-    """The figures without the temperature and with it."""
+    """Accuracy, loss and calibration error before and after division by the temperature."""
     names = {"accuracy": "accuracy", "nll": "negative log likelihood (nats)", "ece": "expected calibration error"}
     rows = [(text, f"{before[name]:.4f}", f"{after[name]:.4f}") for name, text in names.items()]
     return table(("", "before the temperature", f"at temperature {temperature:.3f}"), rows, align="lrr")
 
 
 def confusions_list(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """What is taken for what most often, in words."""
+    """The most frequent confusions in words, most frequent first."""
     worst = confusions(matrix, WORST)
     lines = [f"- `{classes[i]}` taken for `{classes[j]}`: {n} of {matrix[i].sum()}" for i, j, n in worst]
     return "\n".join(lines) or "None: every image of validation is given its class."
 
 
 def classes_table(true: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Images, precision, recall and F1 of each class; a dash where there is no image to measure it on."""
+    """Images, precision, recall and F1 of each class; a dash where no image lets it be measured."""
     measured = precision_recall_fscore_support(true, predicted, labels=range(len(classes)), zero_division=np.nan)
     rows = [
         (f"`{name}`", str(images), *("-" if np.isnan(value) else f"{value:.3f}" for value in values))
@@ -130,5 +130,5 @@ def classes_table(true: NDArray[np.int64], predicted: NDArray[np.int64], classes
 
 
 def listing(settings: Mapping[str, object]) -> str:
-    """`name value, name value`, without what is not set."""
+    """`name value, name value`, without settings that are None or empty."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value not in (None, ""))

@@ -1,4 +1,4 @@
-"""What a comparison says: means, spreads, and paired differences from the dense adapter."""
+"""The results of a comparison: means, spreads, and paired differences from the dense adapter."""
 
 import csv
 import dataclasses
@@ -17,11 +17,12 @@ from mosa_deploy.utils.versions import provenance
 from training.plots import drawn, quiet
 
 REFERENCE = "adapter"
+"""The method from which differences are taken: the dense adapter."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run: `test` is None for a trial that was not chosen."""
+    """One run; `test`, the accuracy on the test set, is None for a trial that was not chosen."""
 
     task: str
     method: str
@@ -39,7 +40,7 @@ def accuracies(results: Sequence[Result], task: str, method: str) -> list[float]
 
 
 def differences(results: Sequence[Result], task: str, method: str) -> list[float]:
-    """Accuracy minus the dense adapter's, seed by seed; the probe's one run stands against every seed."""
+    """Accuracy minus the dense adapter's, seed by seed; the one run of `linear` is compared with every seed."""
     reference, values = accuracies(results, task, REFERENCE), accuracies(results, task, method)
     if len(values) == 1:
         values = values * len(reference)
@@ -47,7 +48,7 @@ def differences(results: Sequence[Result], task: str, method: str) -> list[float
 
 
 def tables(results: Sequence[Result]) -> str:
-    """Markdown: accuracies by task and method, then paired differences in points, then the trials."""
+    """Markdown: accuracies by task and method, then paired differences in points."""
     tasks, methods = list(dict.fromkeys(r.task for r in results)), list(dict.fromkeys(r.method for r in results))
     rows = []
     for task in tasks:
@@ -70,16 +71,16 @@ def tables(results: Sequence[Result]) -> str:
 
 
 def _points(values: Sequence[float]) -> str:
-    # Adding 0.0 takes the sign off a rounded zero.
+    # Adding 0.0 turns -0.0 into 0.0.
     mean, low, high = (round(100 * value, 2) + 0.0 for value in mean_interval(values))
     return f"{mean:+.2f}" if np.isnan(low) else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def read(path: Path) -> list[Result]:
+def read_results(path: Path) -> list[Result]:
     """The results in the `compare.csv` of an earlier comparison.
 
     Raises:
-        DataError: it is missing, or not such a file.
+        DataError: the file cannot be read, or is no `compare.csv`.
     """
     try:
         with path.open(newline="") as handle:
@@ -100,15 +101,15 @@ def read(path: Path) -> list[Result]:
         raise DataError(f"--beside {path} cannot be read ({type(error).__name__}): give a compare.csv") from None
 
 
-def beside(results: Sequence[Result], earlier: Sequence[Result]) -> list[Result]:
-    """The results, and of an earlier comparison what they lack: methods that were not run on their tasks now."""
+def add_earlier(results: Sequence[Result], earlier: Sequence[Result]) -> list[Result]:
+    """The results, after those of an earlier comparison on the same tasks by methods that were not run now."""
     own = {(result.task, result.method) for result in results}
     tasks = {result.task for result in results}
     return [*[r for r in earlier if r.task in tasks and (r.task, r.method) not in own], *results]
 
 
-def write(out: Path, results: Sequence[Result]) -> None:
-    """`compare.csv`, `compare.md` and `compare.png`."""
+def write_comparison(out: Path, results: Sequence[Result]) -> None:
+    """Write `compare.csv`, `compare.md` and `compare.png`."""
     columns = [field.name for field in dataclasses.fields(Result)]
     write_csv(out / "compare.csv", columns, map(dataclasses.astuple, results))
     head = provenance("training.compare")
@@ -122,7 +123,7 @@ def write(out: Path, results: Sequence[Result]) -> None:
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:
-    """Test accuracy against trained parameters, a panel a task, with the standard deviation over the seeds."""
+    """Plot test accuracy and its standard deviation over the seeds against trained parameters, one panel per task."""
     tasks, methods = list(dict.fromkeys(r.task for r in results)), list(dict.fromkeys(r.method for r in results))
     with drawn(path, 2.9 * len(tasks) + 1, 3.2) as figure:
         axes = figure.subplots(1, len(tasks), squeeze=False)[0]

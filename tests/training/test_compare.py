@@ -69,11 +69,11 @@ def test_a_setting_changes_the_preset_by_factors_and_values() -> None:
 
 
 def test_an_earlier_comparison_lends_the_methods_that_were_not_run_again(tmp_path: Path) -> None:
-    result_table.write(tmp_path, results())
-    earlier = result_table.read(tmp_path / "compare.csv")
+    result_table.write_comparison(tmp_path, results())
+    earlier = result_table.read_results(tmp_path / "compare.csv")
     assert earlier == results()
     own = [Result("a", "mosa", "experts-2", seed, 1000, 0.5, value) for seed, value in enumerate((0.7, 0.8, 0.9))]
-    both = result_table.beside(own, earlier)
+    both = result_table.add_earlier(own, earlier)
     assert accuracies(both, "a", "mosa") == [0.7, 0.8, 0.9]
     np.testing.assert_allclose(differences(both, "a", "mosa"), [0.1, 0.1, 0.1])
     assert {result.task for result in both} == {"a"}
