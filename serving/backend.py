@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
-from mosa_deploy.client.schema import Task
+from mosa_deploy.client.schema import LaneName, Task
 from serving.errors import RequestError
-from serving.store import LaneName
 
 
 @dataclass(frozen=True)

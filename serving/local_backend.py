@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from mosa_deploy.bundles.preprocess import Pixels
-from mosa_deploy.client.schema import Task
+from mosa_deploy.client.schema import LaneName, Task
 from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
 from serving.backend import Answered, Health, Lease, Outcome
@@ -23,7 +23,7 @@ from serving.registry import Entry, Registry
 from serving.runtime import choose
 from serving.settings import Settings
 from serving.storage import open_files
-from serving.store import LaneName, TaskStore
+from serving.store import TaskStore
 
 log = logging.getLogger("mosa_deploy.serving")
 

@@ -12,6 +12,7 @@ import numpy as np
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.bundles.store_layout import ENGINES, FOLDED, backbone_folder, task_folder
+from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE
@@ -22,7 +23,7 @@ from serving.batching import Batcher, Item
 from serving.errors import RequestError, busy
 from serving.images import read_pixels
 from serving.lanes import AnyLane, Lanes, SharedLane
-from serving.store import LaneName, TaskStore, Version
+from serving.store import TaskStore, Version
 
 CANARY_SECONDS = 60.0
 CANARY_PIXELS = 50_000_000

@@ -11,12 +11,13 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import BACKBONES
+from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, unknown_name
 from serving.batching import Batcher
 from serving.errors import RequestError
 from serving.lanes import Lanes
 from serving.model_cache import LoadedTask, ModelCache
-from serving.store import Decision, LaneName, TaskStore, Version
+from serving.store import Decision, TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")
 

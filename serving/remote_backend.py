@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
-from mosa_deploy.client.schema import Task
+from mosa_deploy.client.schema import LaneName, Task
 from mosa_deploy.errors import MosaError
 from serving import ipc
 from serving.backend import Answered, Backend, Health, Lease, Outcome
 from serving.errors import RequestError, busy
-from serving.store import LaneName
 
 log = logging.getLogger("mosa_deploy.serving")
 

@@ -8,7 +8,6 @@ served.
 
 import json
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,10 +15,9 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
 from mosa_deploy.bundles.store_layout import DECISIONS, TASKS, UPLOADS, decision_file, task_folder, upload_file
+from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles
-
-LaneName = Literal["shared", "folded"]
 
 DECISION_FORMAT = FileFormat(decision_file("<task>"), StoreError, remedy="remove it, and upload the task again")
 
