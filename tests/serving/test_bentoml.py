@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import time
@@ -148,14 +149,25 @@ def test_an_impossible_setting_stops_the_start_in_one_line(tmp_path: Path) -> No
         assert "Traceback" not in server.log.read_text()
 
 
+def wait_until_begun(server: Server, requests: int) -> None:
+    """Wait until so many requests are in work."""
+    for _ in range(200):
+        text = httpx.get(f"{server.address}/metrics", timeout=30).text
+        found = re.search(r"^mosa_requests_in_flight (\S+)", text, flags=re.MULTILINE)
+        if found and float(found[1]) >= requests:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{requests} requests are never in work at once")
+
+
 def test_told_to_stop_it_answers_what_it_has_begun(
     maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path
 ) -> None:
-    with serve(maker.root, tmp_path, prefetch=1, threads="1", max_wait_ms="4000", max_batch="64") as server:
+    with serve(maker.root, tmp_path, prefetch=1, threads="1", max_wait_ms="6000", max_batch="64") as server:
         server.wait_until("ready")
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(server.classify, "birds", maker.images[i]) for i in range(8)]
-            time.sleep(0.7)
+            wait_until_begun(server, 8)
             server.process.send_signal(signal.SIGTERM)
             server.wait_until_refused()
             assert not any(each.done() for each in asked)
@@ -171,7 +183,7 @@ def test_told_to_stop_it_waits_no_longer_than_it_was_told(
         server.wait_until("ready")
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(server.classify, "birds", maker.images[0])
-            time.sleep(1)
+            wait_until_begun(server, 1)
             server.process.send_signal(signal.SIGTERM)
             assert asked.result().status_code == 500
         assert server.process.wait(30) == 0
