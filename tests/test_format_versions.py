@@ -97,6 +97,16 @@ def test_a_version_that_is_missing_is_refused(copied: Path, case: Case) -> None:
     assert refusal(case, copied) == f"FILE states no format version: {case.format.remedy}"
 
 
+@every_format
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 200_000], ids=["empty", "half", "list", "deep"])
+def test_what_is_no_object_is_refused_in_one_line(copied: Path, case: Case, content: str) -> None:
+    (copied / case.file).write_text(content)
+    with pytest.raises(case.format.error) as caught:
+        case.read(copied)
+    assert str(caught.value).endswith(f": {case.format.remedy}")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_bundle_of_version_1_is_read_with_every_field() -> None:
     written = json.loads((V1 / "run" / "adapter.json").read_text()) | {"format_version": RECORD_FORMAT.newest}
     read = Bundle.load(V1 / "run").record.model_dump(mode="json")
