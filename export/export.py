@@ -24,7 +24,6 @@ from mosa_deploy.adapters.merge import merge
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.bundles.graph_index import graph_file, read_index
@@ -63,7 +62,7 @@ def export(config: ExportConfig) -> Path:
     chain.require()
     folder = store.task(record.task)
     with replacing_folder(folder) as aside:
-        if record.adapter is not None and record.adapter.style in SEQUENTIAL_STYLES:
+        if record.sequential:
             targets = write_unfolded(chain, model, aside)
         else:
             targets = write_folded(chain, model, aside, store.backbone(record.backbone), weights)

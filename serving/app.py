@@ -13,7 +13,7 @@ from starlette.routing import Match, Route
 
 from mosa_deploy import __version__
 from mosa_deploy.bundles.record import TASK_NAME
-from mosa_deploy.client.schema import Answer, Answers, Fault, LaneName, Pin, Task, Tasks
+from mosa_deploy.client.schema import Answer, Answers, ChosenLane, Fault, Pin, Task, Tasks
 from serving import metrics
 from serving.auth import may_ask, may_change
 from serving.backend import Backend
@@ -212,7 +212,7 @@ async def put_task(
     name: Name,
     backend: TheBackend,
     new_classes: Annotated[bool, Query(description="Serve other class names than before.")] = False,
-    lane: Annotated[LaneName | None, Query(description="How it is served from now on.")] = None,
+    lane: Annotated[ChosenLane | None, Query(description="How it is served from now on.")] = None,
 ) -> Task:
     """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
-from mosa_deploy.client.schema import LaneName, Task
+from mosa_deploy.client.schema import ChosenLane, Task
 from serving.errors import RequestError
 
 
@@ -74,7 +74,7 @@ class Backend(Protocol):
         """One task."""
         ...
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> Task:
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
         """Serve a new version."""
         ...
 

@@ -27,8 +27,10 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 class Lane(Protocol):
     """One graph."""
 
-    kind: str
-    """Its name in the metrics."""
+    @property
+    def kind(self) -> str:
+        """Its name in answers and metrics."""
+        ...
 
     @property
     def sizes(self) -> tuple[int, ...]:

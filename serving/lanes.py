@@ -22,7 +22,9 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Record
-from mosa_deploy.bundles.store_layout import ENGINES
+from mosa_deploy.bundles.store_layout import ENGINES, UNFOLDED
+from mosa_deploy.bundles.task_graph import check_proved
+from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout, layout_of
 from mosa_deploy.graphs.bank import Bank
@@ -68,7 +70,7 @@ class ExecutionPlan:
 class SharedLane:
     """A backbone's shared graph with its bank. One slot stays empty, for linear tasks: they use the plain backbone."""
 
-    kind = "shared"
+    kind: LaneName = "shared"
 
     def __init__(self, graph: Path, bank: Bank, runner: RunnerName, threads: int, max_batch: int) -> None:
         """Raises StoreError if there is no such graph, or what `open_runner` raises."""
@@ -109,12 +111,11 @@ class SharedLane:
         return self.runner.run(inputs(items, size), slots)[: len(items)]
 
 
-class FoldedLane:
-    """A task's own graph."""
+class OwnGraphLane:
+    """A graph of one task alone, folded into its backbone or with its adapters as nodes of their own."""
 
-    kind = "folded"
-
-    def __init__(self, runner: Runner, name: RunnerName, max_batch: int) -> None:
+    def __init__(self, kind: LaneName, runner: Runner, name: RunnerName, max_batch: int) -> None:
+        self.kind = kind
         self.runner, self.plan = runner, ExecutionPlan.of(runner, name, max_batch)
 
     @property
@@ -136,7 +137,7 @@ class FoldedLane:
         return self.runner.run(inputs(items, size))[: len(items)]
 
 
-AnyLane = SharedLane | FoldedLane
+AnyLane = SharedLane | OwnGraphLane
 
 
 def inputs(items: Sequence[Item], size: int) -> Array:
@@ -208,7 +209,7 @@ class Lanes:
                 self._shared[path] = lane
             return self._shared[path]
 
-    def folded(self, folder: Path, bundle: Bundle) -> FoldedLane:
+    def folded(self, folder: Path, bundle: Bundle) -> OwnGraphLane:
         """A new lane of one task, folded into its backbone, which is in `folder`.
 
         Raises:
@@ -222,21 +223,30 @@ class Lanes:
         with tempfile.TemporaryDirectory(prefix="mosa-") as aside:
             path = Path(aside) / "folded.onnx"
             path.write_bytes(model.SerializeToString())
-            return self._folded(path, self.runtimes.graphs, bundle.record.preprocess)
+            return self._open(path, self.runtimes.graphs, "folded", bundle.record.preprocess)
 
-    def by_engine(self, engine: Path, bundle: Bundle) -> FoldedLane:
-        """A new lane of one task, run by its own engine.
+    def unfolded(self, folder: Path, bundle: Bundle) -> OwnGraphLane:
+        """A new lane of one task, by the graph that was exported into its `folder` with the adapters' own nodes.
+
+        Raises:
+            StoreError: the graph is missing, or not the one that was proved with this bundle.
+        """
+        check_proved(folder / UNFOLDED, bundle.digest)
+        return self._open(folder / UNFOLDED, self.runtimes.graphs, "unfolded", bundle.record.preprocess)
+
+    def by_engine(self, engine: Path, kind: LaneName, bundle: Bundle) -> OwnGraphLane:
+        """A new lane of one task, by its own engine.
 
         Raises:
             StoreError: the engine is damaged.
-            ProviderError: it does not fit this machine.
+            ProviderError: it does not fit.
             ParityError: it misses its canary.
         """
-        return self._folded(engine, "tensorrt", bundle.record.preprocess)
+        return self._open(engine, "tensorrt", kind, bundle.record.preprocess)
 
-    def _folded(self, path: Path, name: RunnerName, preprocess: Preprocess) -> FoldedLane:
+    def _open(self, path: Path, name: RunnerName, kind: LaneName, preprocess: Preprocess) -> OwnGraphLane:
         runner = open_runner(path, name, self.threads, spinning=False)
-        lane = FoldedLane(runner, name, self.batcher.max_batch)
+        lane = OwnGraphLane(kind, runner, name, self.batcher.max_batch)
         self._warm(lane, preprocess, 0)
         return lane
 

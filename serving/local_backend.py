@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from mosa_deploy.bundles.preprocess import Pixels
-from mosa_deploy.client.schema import LaneName, Task
+from mosa_deploy.client.schema import ChosenLane, LaneName, Task
 from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
 from serving.backend import Answered, Health, Lease, Outcome
@@ -49,7 +49,11 @@ class LocalBackend:
             settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
         )
         lanes = Lanes(self.batcher, runtimes, settings.threads, settings.active + 1)
-        limits: dict[LaneName, int] = {"shared": settings.active, "folded": settings.sessions}
+        limits: dict[LaneName, int] = {
+            "shared": settings.active,
+            "folded": settings.sessions,
+            "unfolded": settings.sessions,
+        }
         self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
         self.registry.open(settings.prefetch)
@@ -124,7 +128,7 @@ class LocalBackend:
         """See `Backend`."""
         return self._info(self.registry.entry(name))
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> Task:
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
         """See `Backend`."""
         return self._info(await self._change(partial(self.registry.put, name, content, new_classes, lane)))
 

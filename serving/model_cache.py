@@ -11,7 +11,7 @@ import numpy as np
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
-from mosa_deploy.bundles.store_layout import ENGINES, FOLDED, backbone_folder, task_folder
+from mosa_deploy.bundles.store_layout import ENGINES, FOLDED, UNFOLDED, backbone_folder, task_folder
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
@@ -24,6 +24,9 @@ from serving.errors import RequestError, busy
 from serving.images import read_pixels
 from serving.lanes import AnyLane, Lanes, SharedLane
 from serving.store import TaskStore, Version
+
+OWN_GRAPH: tuple[LaneName, ...] = ("folded", "unfolded")
+"""The lanes in which each task has a session of its own; MOSA_SESSIONS bounds them together."""
 
 CANARY_SECONDS = 60.0
 CANARY_PIXELS = 50_000_000
@@ -117,16 +120,17 @@ class ModelCache:
                 if not loaded.users:
                     self._drop(loaded)
 
-    def _room(self, lane: LaneName) -> int:
-        """The places of a lane that no load in progress has claimed."""
-        return self.limits[lane] - self._loading[lane]
+    def _room(self, lanes: Sequence[LaneName]) -> int:
+        """The places of some lanes with a common limit that no load in progress has claimed."""
+        return self.limits[lanes[0]] - sum(self._loading[lane] for lane in lanes)
 
     def _make_room(self, lane: LaneName) -> None:
+        lanes: Sequence[LaneName] = OWN_GRAPH if lane in OWN_GRAPH else (lane,)
         with self.lock:
-            while len(own := [each for each in self._loaded if each.lane.kind == lane]) >= self._room(lane):
+            while len(own := [each for each in self._loaded if each.lane.kind in lanes]) >= self._room(lanes):
                 oldest = next((each for each in own if not (each.users or each.pinned or each.retired)), None)
                 if oldest is None:
-                    name = "MOSA_SESSIONS" if lane == "folded" else "MOSA_ACTIVE"
+                    name = "MOSA_SESSIONS" if lane in OWN_GRAPH else "MOSA_ACTIVE"
                     raise busy(f"all {self.limits[lane]} places of the {lane} lane are pinned or in use, see {name}")
                 self.evicted(oldest)
                 self.retire(oldest)
@@ -167,7 +171,7 @@ class ModelCache:
         if lane == "shared":
             folder, graph = backbone_folder(record.backbone), layout_of(record).file
         elif version.key == self.store.exported(record.task):
-            folder, graph = task_folder(record.task), FOLDED
+            folder, graph = task_folder(record.task), FOLDED if lane == "folded" else UNFOLDED
         else:
             # The engine beside the export has other weights than an upload.
             return []
@@ -176,8 +180,11 @@ class ModelCache:
         return self.lanes.engines(self.store.files.local(folder), graph)
 
     def _place(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> LoadedTask:
-        if lane == "folded" and engine:
-            return LoadedTask(version, self.lanes.by_engine(engine, bundle), 0, None)
+        if lane != "shared" and engine:
+            return LoadedTask(version, self.lanes.by_engine(engine, lane, bundle), 0, None)
+        if lane == "unfolded":
+            folder = self._exported_folder(version)
+            return LoadedTask(version, self.lanes.unfolded(folder, bundle), 0, None)
         folder = self.store.files.local(backbone_folder(version.record.backbone))
         if lane == "folded":
             return LoadedTask(version, self.lanes.folded(folder, bundle), 0, None)
@@ -185,6 +192,21 @@ class ModelCache:
         shared = self.lanes.shared(folder, version.record, weights, engine)
         slot = self.batcher.call(lambda: shared.write(weights)).result()
         return LoadedTask(version, shared, slot, bundle.head)
+
+    def _exported_folder(self, version: Version) -> Path:
+        """The folder of a task that is served by its exported graph.
+
+        Raises:
+            BundleError: the version was uploaded, and has no graph.
+        """
+        record = version.record
+        if version.key != self.store.exported(record.task):
+            style = record.adapter.style if record.adapter else record.method
+            raise BundleError(
+                f"'{record.task}' has {style} adapters, which only an exported graph can serve, and an upload has none:"
+                f" run `mosa export --bundle RUN --out {self.store}`, and restart the service"
+            )
+        return self.store.files.local(task_folder(record.task))
 
     def _drop(self, loaded: LoadedTask) -> None:
         del self._loaded[loaded]

@@ -11,7 +11,7 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import BACKBONES
-from mosa_deploy.client.schema import LaneName
+from mosa_deploy.client.schema import ChosenLane, LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, unknown_name
 from serving.batching import Batcher
 from serving.errors import RequestError
@@ -124,7 +124,7 @@ class Registry:
         """Called when the request that held it ends."""
         self.cache.release(loaded)
 
-    def put(self, name: str, content: bytes, new_classes: bool = False, lane: LaneName | None = None) -> Entry:
+    def put(self, name: str, content: bytes, new_classes: bool = False, lane: ChosenLane | None = None) -> Entry:
         """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
 
         Raises:
@@ -141,7 +141,7 @@ class Registry:
                 422, f"the bundle is of task '{bundle.record.task}': send it to /v1/tasks/{bundle.record.task}"
             )
         backbone = bundle.record.backbone.folder
-        if backbone not in self.store.files.names(BACKBONES):
+        if not bundle.record.sequential and backbone not in self.store.files.names(BACKBONES):
             raise RequestError(
                 422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
             )
@@ -231,9 +231,14 @@ class Registry:
         return entry
 
     def lane_of(self, name: str, decision: Decision, record: Record | None) -> LaneName:
-        """The lane that was decided for a task, else the one that the settings name; fully tuned tasks are folded."""
+        """The lane that was decided for a task, else the one that the settings name.
+
+        Fully tuned tasks are always folded, and those whose adapters cannot be folded are served unfolded.
+        """
         if record and record.method == "full":
             return "folded"
+        if record and record.sequential:
+            return "unfolded"
         if decision.lane:
             return decision.lane
         return "folded" if name in self.folded or "*" in self.folded else "shared"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
-from mosa_deploy.client.schema import LaneName, Task
+from mosa_deploy.client.schema import ChosenLane, Task
 from mosa_deploy.errors import MosaError
 from serving import ipc
 from serving.backend import Answered, Backend, Health, Lease, Outcome
@@ -112,7 +112,7 @@ class RemoteBackend:
         """See `Backend`."""
         return Task.model_validate((await self._ask("task", name=name))["value"])
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: LaneName | None) -> Task:
+    async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
         """See `Backend`."""
         reply = await self._ask("put", [content], name=name, new_classes=new_classes, lane=lane)
         return Task.model_validate(reply["value"])

@@ -15,7 +15,7 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
 from mosa_deploy.bundles.store_layout import DECISIONS, TASKS, UPLOADS, decision_file, task_folder, upload_file
-from mosa_deploy.client.schema import LaneName
+from mosa_deploy.client.schema import ChosenLane
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles
 
@@ -35,7 +35,7 @@ class Decision(BaseModel):
     exported: str | None = None
     """Key of the exported version when this was decided."""
     pinned: bool = False
-    lane: LaneName | None = None
+    lane: ChosenLane | None = None
 
 
 @dataclass(frozen=True)

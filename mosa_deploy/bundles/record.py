@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mosa_deploy.bundles.adapter_config import SWIN_ADVICE, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES, SWIN_ADVICE, AdapterConfig, Method
 from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.topology import BlockTopology
@@ -98,6 +98,11 @@ class Record(BaseModel):
         if hidden is None:
             raise BundleError(f"'{self.task}' updates {module}, but its record lacks backbone.hidden: convert it again")
         return {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}[module]
+
+    @property
+    def sequential(self) -> bool:
+        """Whether its adapters read what a block has written, so that only its own exported graph can serve it."""
+        return self.adapter is not None and self.adapter.style in SEQUENTIAL_STYLES
 
 
 def read_record(folder: Path) -> Record:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mosa_deploy.client import requests
 from mosa_deploy.client.requests import ApiRequest, Picture
-from mosa_deploy.client.schema import Answer, Failure, Fault, LaneName, Task
+from mosa_deploy.client.schema import Answer, ChosenLane, Failure, Fault, Task
 from mosa_deploy.errors import ConfigError, ServiceError
 from mosa_deploy.utils.files import Content
 
@@ -171,7 +171,7 @@ class Client:
         """Describe one task."""
         return self._ask(requests.task(name))
 
-    def put(self, name: str, bundle: Content, new_classes: bool = False, lane: LaneName | None = None) -> Task:
+    def put(self, name: str, bundle: Content, new_classes: bool = False, lane: ChosenLane | None = None) -> Task:
         """Serve a `.mosa` file, or the bundle in a folder, as a task's new version.
 
         Raises:
@@ -242,7 +242,7 @@ class AsyncClient:
         """See `Client.task`."""
         return await self._ask(requests.task(name))
 
-    async def put(self, name: str, bundle: Content, new_classes: bool = False, lane: LaneName | None = None) -> Task:
+    async def put(self, name: str, bundle: Content, new_classes: bool = False, lane: ChosenLane | None = None) -> Task:
         """See `Client.put`."""
         return await self._ask(requests.put(name, bundle, new_classes, lane))
 

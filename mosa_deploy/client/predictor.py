@@ -7,7 +7,6 @@ Needs numpy, Pillow and ONNX Runtime alone.
 """
 
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,14 +18,15 @@ import numpy as np
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Pixels, decode, probabilities
-from mosa_deploy.bundles.store_layout import FOLDED, PARITY, TASKS, UNFOLDED, StoreLayout
+from mosa_deploy.bundles.store_layout import TASKS, StoreLayout
+from mosa_deploy.bundles.task_graph import check_proved, own_graph
 from mosa_deploy.client.schema import Answer, Prediction
 from mosa_deploy.errors import DataError, ParityError, StoreError
 from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedTask
-from mosa_deploy.utils.files import Content, read_content, sha256
+from mosa_deploy.utils.files import Content, read_content
 
 Logits = Callable[[Array], Array]
 """What the backbone reads (B, 3, H, W) -> logits (B, K)."""
@@ -142,9 +142,10 @@ def _open(
         StoreError: there is neither, or it was altered.
         ProviderError: the runner's runtime is not installed here.
     """
-    own = [folder / name for name in (FOLDED, UNFOLDED) if (folder / name).is_file()]
+    own = own_graph(folder)
     if own:
-        opened = open_runner(_proved(own[0], bundle), runner, threads)
+        check_proved(own, bundle.digest)
+        opened = open_runner(own, runner, threads)
         return opened.run, opened.precision
     if folder.absolute().parent.name != TASKS:
         raise StoreError(
@@ -159,20 +160,3 @@ def _open(
     shared = graph_file(backbone, read_index(backbone), layout_of(bundle.record).file)
     opened = open_runner(shared, runner, threads)
     return SharedTask.alone(bundle).answer_by(opened), opened.precision
-
-
-def _proved(path: Path, bundle: Bundle) -> Path:
-    """A task's own graph, if its bytes are those that the export proved.
-
-    Raises:
-        StoreError: it was altered, or its proof is missing.
-    """
-    proof = path.parent / PARITY
-    try:
-        proved = json.loads(proof.read_bytes())
-        expected = proved["bundle"], proved[f"{path.stem}_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StoreError(f"{proof} is missing or damaged: export the task again") from None
-    if (bundle.digest, sha256(path)) != expected:
-        raise StoreError(f"{path} is not the graph that was proved with this bundle: export the task again")
-    return path

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.client.schema import Answer, Answers, Failure, LaneName, Pin, Task, Tasks
+from mosa_deploy.client.schema import Answer, Answers, ChosenLane, Failure, Pin, Task, Tasks
 from mosa_deploy.utils.files import Content, read_content
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def task(name: str) -> ApiRequest[Task]:
     return ApiRequest("GET", _path(name), Task.model_validate_json)
 
 
-def put(name: str, bundle: Content, new_classes: bool, lane: LaneName | None) -> ApiRequest[Task]:
+def put(name: str, bundle: Content, new_classes: bool, lane: ChosenLane | None) -> ApiRequest[Task]:
     """Serve a `.mosa` file, or the bundle in a folder, as a task's new version."""
     params = {"new_classes": new_classes} | ({"lane": lane} if lane else {})
     return ApiRequest("PUT", _path(name), Task.model_validate_json, {"content": _packed(bundle), "params": params})

@@ -6,8 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mosa_deploy.runtimes.names import Arithmetic, RunnerName
 
-LaneName = Literal["shared", "folded"]
-"""How a task is served: by the graph that all tasks share, or by a folded graph of its own."""
+LaneName = Literal["shared", "folded", "unfolded"]
+"""How a task is served: by the graph that all tasks share, by a folded graph of its own, or by its exported graph."""
+
+ChosenLane = Literal["shared", "folded"]
+"""The lanes between which an upload may choose; what cannot be folded is served unfolded."""
 
 Example = dict[str, Any]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES, TARGET_SLICES, AdapterConfig
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError
 from mosa_deploy.utils.affine import absorb_norm
@@ -80,7 +80,7 @@ def layout_of(record: Record) -> Layout:
         BundleError: no shared graph can serve the task: all of its backbone was tuned, or its adapters are sequential.
     """
     backbone, adapter = record.backbone, record.adapter
-    if adapter is not None and adapter.style in SEQUENTIAL_STYLES:
+    if adapter is not None and record.sequential:
         raise BundleError(
             f"'{record.task}' has {adapter.style} adapters, which can neither be folded nor go into a bank: export it"
             " unfolded, as a graph of its own"
