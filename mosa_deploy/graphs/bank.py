@@ -1,7 +1,7 @@
 """The bank: the adapter weights of many tasks stacked by slot, (T, ...), as the shared graph reads them.
 
-A task of a smaller bottleneck is padded with zeros: act(0) * 0 adds nothing, whatever the activation makes of 0. An
-empty slot is all zeros, which is the plain backbone.
+A task with a smaller bottleneck is padded with zeros. Padding adds nothing: whatever the activation makes of 0 is
+multiplied by 0. An empty slot is all zeros, so it is the plain backbone.
 """
 
 import mmap
@@ -17,11 +17,11 @@ from mosa_deploy.utils.shapes import shapes_of
 
 
 class Bank:
-    """Slots of equal size for the tasks of one shared graph; both their number and the bottleneck grow by doubling.
+    """Slots of equal size for the tasks of one shared graph. Their number and the bottleneck grow by doubling.
 
-    `tensors` are what the graph reads. Growing replaces them, so whoever holds them looks at `growths`; whoever holds a
-    copy asks for the slots `changed_since` it was made. `limits` are the most slots and the largest bottleneck that the
-    graph takes, where it was built for some.
+    The graph reads `tensors`. Growing replaces the tensors and increments `growths`. A runner that keeps a copy calls
+    `changed_since` to learn which slots to upload again. `limits` are the most slots and the largest bottleneck that
+    the graph was built for; None if it takes any.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class Bank:
         return {name: zero_pages((self.capacity, *shape)) for name, shape in shapes.items()}
 
     def write(self, weights: AdapterWeights) -> int:
-        """Put a task into a free slot, growing if there is none or if its bottleneck is larger; returns the slot.
+        """Put a task into a free slot and return the slot. The bank grows if none is free or the task is wider.
 
         Raises:
-            ConfigError: weights of another layout, of a bottleneck above the limit, or beyond the last slot.
+            ConfigError: the weights have another layout, their bottleneck is above the limit, or no slot is free and
+                none may be added.
         """
         needed = max((value.shape[0] for name, value in weights.items() if name.endswith(".up")), default=0)
         if weights and shapes_of(weights) != self.layout.shapes(needed):
@@ -54,21 +55,21 @@ class Bank:
         slot = self.free.pop(0)
         for name, value in weights.items():
             _corner(self.tensors[name][slot], value)[...] = value
-        self._note(slot)
+        self._mark_changed(slot)
         return slot
 
     def clear(self, slot: int) -> None:
-        """Empty a slot, for another task to take."""
+        """Empty a slot, so that another task can take it."""
         for tensor in self.tensors.values():
             tensor[slot] = 0
         self.free.append(slot)
-        self._note(slot)
+        self._mark_changed(slot)
 
     def changed_since(self, changes: int) -> list[int]:
-        """The slots that were written or cleared since `changes` was so many."""
+        """The slots that were written or cleared since `self.changes` had this value."""
         return [slot for slot, last in enumerate(self._changed) if last > changes]
 
-    def _note(self, slot: int) -> None:
+    def _mark_changed(self, slot: int) -> None:
         self.changes += 1
         self._changed[slot] = self.changes
 
@@ -103,9 +104,9 @@ class Bank:
 
 
 def zero_pages(shape: tuple[int, ...]) -> Array:
-    """Zeros that take memory only where they are written, by the page.
+    """Zeros of which a page takes memory only once it is written.
 
-    numpy asks the kernel for huge pages: the first slot of each tensor would then take 2 MB, room for a hundred tasks.
+    numpy would ask the kernel for huge pages, so that the first slot of each tensor takes 2 MB: room for a hundred.
     """
     size = prod(shape) * np.dtype(np.float32).itemsize
     if sys.platform != "linux" or not size:
@@ -115,7 +116,7 @@ def zero_pages(shape: tuple[int, ...]) -> Array:
 
 
 def _corner(whole: Array, part: Array) -> Array:
-    """The view of `whole` that has the shape of `part`."""
+    """The start of every axis of `whole`, in the shape of `part`, as a view."""
     for axis, size in enumerate(part.shape):
         whole = whole[(slice(None),) * axis + (slice(size),)]
     return whole

@@ -1,1 +1,1 @@
-"""Runtimes that run the graphs, behind one protocol."""
+"""The runtimes that run graphs, behind one protocol."""

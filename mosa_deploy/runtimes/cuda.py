@@ -1,6 +1,6 @@
-"""What engines need of CUDA, through `cuda-bindings` alone: memory that stays, one stream, and captured graphs.
+"""The parts of CUDA that engines need, through `cuda-bindings` alone: memory, one stream, and captured graphs.
 
-Imported when an engine is opened; the extras `tensorrt` and `tensorrt-rtx` bring the library.
+The library comes with the extras `tensorrt` and `tensorrt-rtx`, and is imported when an engine is opened.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ def load_cuda() -> Any:
 
 
 def device_capability() -> str | None:
-    """The first GPU's compute capability, e.g. `sm86`; None where there is no GPU that the driver can use.
+    """The first GPU's compute capability, e.g. `sm86`; None if there is no GPU that the driver can use.
 
     Raises:
         ProviderError: cuda-bindings is not installed.
@@ -49,13 +49,13 @@ def device_capability() -> str | None:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Device memory for one tensor; freed with the last reference to it."""
+    """Device memory for one tensor. It is freed with the last reference to it."""
 
     address: int
     shape: tuple[int, ...]
 
     def part(self, i: int, size: int) -> "Buffer":
-        """Place `i` of the first axis, of `size` bytes; it is memory of the whole, and does not keep it."""
+        """Entry `i` of the first axis, `size` bytes long, as a view. The view does not keep the buffer alive."""
         return Buffer(self.address + i * size, self.shape[1:])
 
 
@@ -78,25 +78,25 @@ class Device:
         return tuple(results)
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
-        """Uninitialised memory on the device."""
+        """Allocate uninitialised memory on the device."""
         (address,) = self._call(self.cuda.cudaMalloc, prod(shape) * np.dtype(dtype).itemsize)
         buffer = Buffer(int(address), shape)
         weakref.finalize(buffer, self.cuda.cudaFree, address)
         return buffer
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array of zeros that a captured graph can copy from and to."""
+        """Allocate zeros in pinned host memory, which a captured graph can copy from and to."""
         size = prod(shape) * np.dtype(dtype).itemsize
         (address,) = self._call(self.cuda.cudaMallocHost, size)
         memory = (ctypes.c_byte * size).from_address(int(address))
-        # numpy keeps `memory` alive for as long as a view of it is.
+        # numpy keeps `memory` alive as long as any view of it.
         weakref.finalize(memory, self.cuda.cudaFreeHost, address)
         array: NDArray[Any] = np.frombuffer(memoryview(memory), dtype=dtype).reshape(shape)
         array[...] = 0
         return array
 
     def upload(self, buffer: Buffer, source: NDArray[Any]) -> None:
-        """Queue a copy of a contiguous array, which must stay until `synchronize`, to the device."""
+        """Queue a copy of a contiguous array to the device. The array must stay until `synchronize`."""
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call(self.cuda.cudaMemcpyAsync, buffer.address, source.ctypes.data, source.nbytes, kind, self._stream)
 
@@ -106,7 +106,7 @@ class Device:
         self._call(self.cuda.cudaMemcpyAsync, target.ctypes.data, buffer.address, target.nbytes, kind, self._stream)
 
     def synchronize(self) -> None:
-        """Wait for everything that was queued."""
+        """Wait for everything in the queue."""
         self._call(self.cuda.cudaStreamSynchronize, self._stream)
 
     def lost(self) -> bool:
@@ -115,7 +115,7 @@ class Device:
         return bool(error != self.cuda.cudaError_t.cudaSuccess)
 
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
-        """Record what `queue` puts into the stream, without running it; what comes back runs all of it as one."""
+        """Record what `queue` puts into the stream without running it; returns a function that runs it as one graph."""
         mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(self.cuda.cudaStreamBeginCapture, self._stream, mode)
         try:

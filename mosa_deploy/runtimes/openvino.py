@@ -1,6 +1,6 @@
-"""OpenVINO: graphs of both lanes on CPUs, in fp32, or in bf16 where the CPU has it.
+"""OpenVINO: graphs of both lanes on CPUs, in fp32, or in bf16 if the CPU has it.
 
-The extra `openvino` brings the library, which is imported when a runner is opened.
+The library comes with the extra `openvino`, and is imported when a runner is opened.
 """
 
 import importlib
@@ -21,10 +21,10 @@ HINTS: dict[OpenVinoPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
 def load_openvino(precision: OpenVinoPrecision = "fp32") -> Any:
-    """The library.
+    """Import the library, and check the precision.
 
     Raises:
-        ProviderError: it is not installed, or the CPU lacks the precision.
+        ProviderError: the library is not installed, or the CPU lacks the precision.
     """
     try:
         openvino = importlib.import_module("openvino")
@@ -37,7 +37,7 @@ def load_openvino(precision: OpenVinoPrecision = "fp32") -> Any:
 
 
 class OpenVinoRunner:
-    """A graph by OpenVINO on the CPU; `threads` of 0 takes every core."""
+    """Runs a graph with OpenVINO on the CPU; `threads` of 0 takes every core."""
 
     sizes = None
 
@@ -61,7 +61,7 @@ class OpenVinoRunner:
         self.request, self.lock = self.compiled.create_infer_request(), threading.Lock()
 
     def bind(self, tensors: Mapping[str, Array]) -> None:
-        """Give inputs that stay from run to run, by name; they are read where they lie."""
+        """Give inputs that stay from run to run, by name. They are read where they lie."""
         with self.lock:
             for name, tensor in tensors.items():
                 self._set(name, tensor)
@@ -69,14 +69,14 @@ class OpenVinoRunner:
             self.bound = dict(tensors)
 
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
-        """Nothing to do: they are read where they lie."""
+        """Nothing to do: bound inputs are read where they lie."""
 
     def device_lost(self) -> bool:
         """See `Runner`: a CPU is not lost."""
         return False
 
     def run(self, *inputs: NDArray[Any]) -> Array:
-        """The inputs that are not bound, in the graph's order -> its output."""
+        """Run the graph on the inputs that are not bound, given in the graph's order."""
         given = [np.ascontiguousarray(value) for value in inputs]
         # A request serves one thread at a time.
         with self.lock:
@@ -90,5 +90,5 @@ class OpenVinoRunner:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What it says last: before that OpenVINO tells where in its source it was."""
+    """The last line of OpenVINO's message; those before it name places in its source."""
     return [line.strip() for line in str(error).splitlines() if line.strip()][-1]

@@ -1,8 +1,8 @@
-"""Engines of either TensorRT library, by the protocol of `mosa_deploy.runtimes.runner`, with `cuda-bindings` alone.
+"""TensorRT: runs the engines of either library behind the protocol of `mosa_deploy.runtimes.runner`.
 
-An engine has one optimisation profile for each batch size. A batch is padded with zeros to the smallest that holds
-it; each size has its own context, buffers that stay, and one CUDA graph of copies and kernels. Banks are copied to the
-device when they are bound, and a slot when it has changed, never in a run.
+An engine has one optimisation profile per batch size, and a batch is padded with zeros to the smallest size that holds
+it. Each size has its own context, its own buffers, and one CUDA graph of copies and kernels. A bank is copied to the
+device when it is bound, and a slot when it has changed; a run copies neither.
 """
 
 import threading
@@ -23,14 +23,14 @@ from mosa_deploy.runtimes.tensorrt_library import INSTALL, installed, load_libra
 from mosa_deploy.runtimes.tensorrt_record import AGAIN, EngineRecord, check_engine, read_record
 
 DTYPES = {"FLOAT": np.float32, "INT64": np.int64}
-"""Of inputs, by TensorRT's names."""
+"""The types of inputs, by TensorRT's names."""
 
 
 def check_engines() -> None:
-    """Look for what every engine needs.
+    """Check that this machine can run engines.
 
     Raises:
-        ProviderError: no TensorRT, no cuda-bindings or no GPU is here.
+        ProviderError: TensorRT, cuda-bindings or a GPU is missing.
     """
     if not installed():
         raise ProviderError(f"no TensorRT is installed: {INSTALL}")
@@ -39,12 +39,12 @@ def check_engines() -> None:
 
 
 def open_engine(path: Path) -> "EngineRunner":
-    """An engine on the first GPU; one that no GPU has run yet is proved first, if its bundle lies beside it.
+    """Open an engine on the first GPU. If no GPU has run it yet and its bundle lies beside it, it is proved first.
 
     Raises:
         StoreError: the engine or its record is missing or altered.
-        ProviderError: another library version or GPU than the engine's, or none.
-        ParityError: it misses its canary.
+        ProviderError: the library's version or the GPU is not the engine's, or is missing.
+        ParityError: the engine misses its canary.
     """
     record = read_record(path)
     runner = load_engine(path, record)
@@ -54,10 +54,10 @@ def open_engine(path: Path) -> "EngineRunner":
 
 
 def load_engine(path: Path, record: EngineRecord) -> "EngineRunner":
-    """An engine that is described by `record`, unproved.
+    """Open the engine that `record` describes, without proving it.
 
     Raises:
-        ProviderError: another library version or GPU than the engine's, or none.
+        ProviderError: the library's version or the GPU is not the engine's, or is missing.
     """
     library = load_library(record.library)
     check_engine(path, record, str(library.__version__), device_capability())
@@ -69,7 +69,7 @@ def load_engine(path: Path, record: EngineRecord) -> "EngineRunner":
 
 
 def prove(runner: "EngineRunner", bundle: Bundle) -> None:
-    """Answer the bundle's canary, as many images at a time as the engine takes.
+    """Run the bundle's canary, as many images at a time as the engine takes.
 
     Raises:
         ParityError: the probabilities are not those that were recorded.
@@ -86,7 +86,7 @@ def prove(runner: "EngineRunner", bundle: Bundle) -> None:
 
 
 class EngineRunner:
-    """One engine; a run serves one thread at a time."""
+    """Runs one engine; threads take turns."""
 
     def __init__(self, engine: Any, device: Device, record: EngineRecord, name: str) -> None:
         """`engine` is TensorRT's, with a profile for each of the record's batch sizes."""
@@ -103,7 +103,7 @@ class EngineRunner:
         """Copy inputs that stay from run to run to the device, by name.
 
         Raises:
-            ProviderError: one is larger than the engine was built for.
+            ProviderError: an input is larger than the engine was built for.
         """
         for name, tensor in tensors.items():
             self._check_bank(name, tensor.shape)
@@ -119,16 +119,16 @@ class EngineRunner:
             self.device.synchronize()
 
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
-        """Copy these slots of what is bound to the device again, and no others."""
+        """Copy these slots of what is bound to the device again."""
         with self.lock:
-            # Copies that are queued read them until `synchronize`.
+            # Queued copies read these arrays until `synchronize`.
             sources = [
                 (self.bound[name].part(slot, tensor[slot].nbytes), np.ascontiguousarray(tensor[slot]))
                 for name, tensor in tensors.items()
                 for slot in slots
             ]
-            for place, source in sources:
-                self.device.upload(place, source)
+            for slot_memory, source in sources:
+                self.device.upload(slot_memory, source)
             self.device.synchronize()
 
     def _check_bank(self, name: str, shape: tuple[int, ...]) -> None:
@@ -144,10 +144,10 @@ class EngineRunner:
         return self.device.lost()
 
     def run(self, *inputs: NDArray[Any]) -> Array:
-        """The inputs that are not bound, in the graph's order -> its output (B, ...).
+        """Run the engine on the inputs that are not bound, given in the graph's order; returns (B, ...).
 
         Raises:
-            ConfigError: a batch larger than the largest profile.
+            ConfigError: the batch is larger than the largest profile.
         """
         free = [name for name in self.inputs if name not in self.bound]
         given = dict(zip(free, inputs, strict=True))
@@ -165,7 +165,7 @@ class EngineRunner:
 
 
 class Plan:
-    """What one batch size needs: a context, pinned and device buffers, and the captured graph."""
+    """Everything that one batch size needs: a context, pinned and device buffers, and the captured graph."""
 
     def __init__(self, runner: EngineRunner, size: int, free: list[str]) -> None:
         engine, device = runner.engine, runner.device
@@ -187,12 +187,12 @@ class Plan:
         self.context.set_tensor_address(runner.output, self.result.address)
 
     def run(self, given: Mapping[str, NDArray[Any]]) -> Array:
-        """Inputs of up to this size -> the answer for all of it, whose memory the next run overwrites."""
+        """Run inputs of at most this size. The answer has this size, and the next run overwrites it."""
         for name, value in given.items():
             self.pinned[name][: len(value)] = value
             self.pinned[name][len(value) :] = 0
         if self.launch is None:
-            # The first run settles what a capture must not see: lazily loaded kernels, the profile's switch.
+            # The first run loads kernels and switches the profile, neither of which may happen in a capture.
             self._queue()
             self.device.synchronize()
             self.launch = self.device.capture(self._queue)

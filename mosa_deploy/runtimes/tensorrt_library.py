@@ -3,7 +3,7 @@
     tensorrt       NVIDIA's, for data centre and desktop: builds for the GPU that it runs on
     tensorrt_rtx   for GeForce RTX and workstations: builds for any capability it knows, without a GPU
 
-Each is an extra, imported when an engine is built or opened.
+Each comes with an extra of its own, and is imported when an engine is built or opened.
 """
 
 import importlib
@@ -20,7 +20,7 @@ INSTALL = "pip install 'mosa-deploy[tensorrt-rtx]', or 'mosa-deploy[tensorrt]' f
 
 
 def installed() -> list[Library]:
-    """The libraries that are here, NVIDIA's own first."""
+    """The libraries that are installed, NVIDIA's own first."""
     found: list[Library] = []
     for name in get_args(Library):
         try:
@@ -32,10 +32,10 @@ def installed() -> list[Library]:
 
 
 def load_library(name: Library) -> Any:
-    """The library's module.
+    """Import a library.
 
     Raises:
-        ProviderError: it is not installed, or does not load.
+        ProviderError: it is not installed, or it does not load.
     """
     try:
         return importlib.import_module("tensorrt") if name == "tensorrt" else importlib.import_module("tensorrt_rtx")

@@ -112,7 +112,7 @@ def test_a_bank_starts_within_the_limits_of_its_graph() -> None:
     assert (bank.capacity, bank.bottleneck) == (64, 8)
 
 
-def test_whoever_holds_a_copy_is_told_the_slots_that_changed_since() -> None:
+def test_a_runner_with_a_copy_is_told_the_slots_that_changed_since() -> None:
     bank = Bank(LAYOUT, bottleneck=4, capacity=3)
     first, second = bank.write(rows(2)), bank.write(rows(3, seed=1))
     copied = bank.changes
