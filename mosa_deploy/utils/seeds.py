@@ -1,4 +1,4 @@
-"""All randomness of a run derives from its seed and a name for the use, never from what ran before."""
+"""All randomness of a run derives from its seed and the name of a use, never from what ran before it."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Compare the names and shapes of two sets of tensors, all faults at once."""
+"""Compare the names and shapes of two sets of tensors, and name all differences at once."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -11,12 +11,12 @@ class HasShape(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
+        """The size of each dimension."""
         ...
 
 
 def shapes_of(tensors: Mapping[str, HasShape]) -> Shapes:
-    """Name -> shape."""
+    """Name -> shape of every tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

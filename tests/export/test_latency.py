@@ -52,7 +52,6 @@ def test_the_table_has_a_line_a_variant_and_bottleneck_and_is_kept_with_the_mach
     runner = "onnxruntime-cpu"
     wanted = [("plain", ""), ("control", ""), ("folded", "8"), ("folded", "16")]
     assert cells == [[runner, *names, "1"] for names in wanted]
-    # The demo prints the third paragraph.
     assert (printed.folder / "latency.md").read_text().split("\n\n")[2].strip() == "\n".join(lines)
     text = (printed.folder / "latency.md").read_text()
     assert "vit_tinyd6_patch4_32.cifar10, r = 8, 16" in text
