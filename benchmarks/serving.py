@@ -41,7 +41,7 @@ class Config:
     quick: bool = False
     """Small numbers on the embedded backbone: whether it works, not how fast it is."""
     minutes: float = 20
-    """Of the endurance run."""
+    """Length of the endurance run."""
     out: Path = Path("benchmarks/results/serving")
 
 

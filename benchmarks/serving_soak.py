@@ -22,7 +22,7 @@ from tests.support.service import KEY, Server, serve
 from tests.support.tasks import CLASSES, TaskMaker
 
 TOLERANCE = 1e-4
-"""Of a probability, against the task's folded graph alone."""
+"""How far a probability may be from the answer of the task's folded graph alone."""
 
 VERSIONS = 3
 UPLOAD = 64 << 10

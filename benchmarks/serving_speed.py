@@ -52,7 +52,7 @@ class Bench:
     maker: TaskMaker
     server: Server
     asks: dict[str, list[Ask]]
-    """Of each task, one for each probe image."""
+    """Task -> one request per probe image."""
     shift: dict[str, int]
 
     @property

@@ -14,9 +14,9 @@ DEFERRED = "parity: deferred for {files}: no GPU here runs it; the runner proves
 
 
 def overview(written: Sequence[Written], folder: Path, images: int) -> str:
-    """A line a file: size, the largest error and the cosine to the fp32 graph, accuracy, an impression of speed.
+    """One line per file: size, largest error and cosine to the fp32 graph, accuracy, and a rough time per image.
 
-    `images` is the number of validation images behind the accuracy.
+    `images` is the number of validation images on which the accuracy was measured.
     """
     rows = [COLUMNS, *(line(file) for file in written)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]

@@ -42,7 +42,7 @@ class Splits:
 
 
 class Task(Protocol):
-    """One file a task."""
+    """A task to tune on; each has a file of its own."""
 
     name: str
     recipe: Recipe
