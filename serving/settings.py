@@ -59,7 +59,7 @@ class Settings(BaseModel):
     active: Count = 256
     """The most tasks of the shared lane that are loaded at once; the least recently used makes room for another."""
     sessions: Count = 8
-    """The same for the folded lane, where each task holds a backbone of its own."""
+    """The most tasks of the folded and unfolded lanes together; each of them holds a backbone of its own."""
     prefetch: Annotated[int, Field(ge=0)] = 256
     """Tasks that are loaded at start, pinned ones first. Others are loaded when they are first asked for."""
     folded: Listed = ()

@@ -15,29 +15,23 @@ from docs.hooks import LINK, in_site, type_in_words, values
 from mosa_deploy.cli import commands
 from serving.app import create_app
 from serving.settings import Settings, variable
+from tests.support.documents import blocks, command_lines
 from tests.support.runs import Once
 from tests.support.tasks import picture
 from tests.support.walker import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-
 CLIENT = {"MOSA_ADDRESS", "MOSA_KEY"}
 """Variables that the service does not read."""
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return [text for kind, text in FENCE.findall(page.read_text()) if kind == language]
 
 
 def mosa_lines() -> Iterator[tuple[str, str]]:
     """Each command line with `mosa` in the docs, with the name of its page."""
     for page in PAGES:
-        for text in [*blocks(page, "sh"), *blocks(page, "text")]:
-            for line in text.replace("\\\n", " ").splitlines():
-                if found := re.match(r"(?:\w+=\S+ )*mosa (\w.*)", line):
-                    yield page.name, found[1].split("  #")[0]
+        for line in [*command_lines(page), *command_lines(page, "text")]:
+            if found := re.match(r"(?:\w+=\S+ )*mosa (\w.*)", line):
+                yield page.name, found[1]
 
 
 @pytest.fixture(scope="module")

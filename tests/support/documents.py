@@ -1,0 +1,98 @@
+"""The commands of the README and the docs, as a reader runs them, but with less work."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.support.service import Server
+
+JOBS = {"tune", "evaluate", "compare", "export", "latency", "predict", "pack", "convert"}
+"""Commands of `mosa` that end by themselves and need no server."""
+
+LESS = {
+    "tune": "--epochs 1 --passes 1",
+    "compare": "--epochs 1",
+    "latency": "--seconds 1 --sessions 3",
+}
+"""Flags that are put behind a command's own, so that it does as much with less work; `make demo` tunes in full."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """A page's blocks of code in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [block.strip() for block in found]
+
+
+def command_lines(page: Path, language: str = "sh") -> list[str]:
+    """The command lines of a page, without their comments."""
+    text = "\n".join(blocks(page, language)).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def verb(line: str) -> str:
+    """What a command line does: `tune` of `mosa tune ...`, `curl` of `curl ...`."""
+    return line.removeprefix("mosa ").split()[0]
+
+
+def shell(line: str, folder: Path, **environment: str) -> str:
+    """Run a command line, and return what it prints."""
+    done = subprocess.run(
+        ["bash", "-c", f"{line} {LESS.get(verb(line), '')}"],
+        cwd=folder,
+        env={**_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def write_flowers(folder: Path) -> None:
+    """Images of two kinds of flowers, and one more beside them."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("rose", "violet")):
+        (folder / "flowers" / name).mkdir(parents=True)
+        for i in range(15):
+            pixels = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
+            pixels[:, :, 2 * label] += 180
+            Image.fromarray(pixels).save(folder / "flowers" / name / f"{i}.jpg")
+    shutil.copy(folder / "flowers" / "rose" / "0.jpg", folder / "rose.jpg")
+
+
+@contextmanager
+def serving(line: str, folder: Path, **environment: str) -> Iterator[Server]:
+    """The server as a page starts it, once it is ready, at a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["bash", "-c", f"exec {line} --host 127.0.0.1 --port {port}"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env={**_environment(), **environment}, stdout=log, stderr=log)
+    server = Server(process, f"http://127.0.0.1:{port}", folder / "log")
+    try:
+        server.wait_until("ready")
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def ask(line: str, server: Server, folder: Path) -> str:
+    """Send a page's request to a server, and return the answer."""
+    line = line.replace("http://localhost:3000", server.address).replace("curl ", "curl -sS ")
+    return shell(line, folder, MOSA_ADDRESS=server.address)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}

@@ -1,0 +1,51 @@
+"""The commands of the docs' first pages, run in their order in one folder, as a reader works through them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mosa_deploy.backbones.load import Weights, load_backbone
+from tests.support.documents import JOBS, ask, command_lines, serving, shell, verb, write_flowers
+from tests.support.peft_models import CLASSES, NAME, of_transformers
+from tests.support.walker import ROOT
+
+PAGES = ("quickstart", "your-images", "bring")
+LINES = [line for page in PAGES for line in command_lines(ROOT / "docs" / f"{page}.md")]
+REQUESTS = {"ask", "curl"}
+
+
+def lines_of(verbs: set[str]) -> list[str]:
+    """The pages' command lines that do so, each once."""
+    return [line for line in dict.fromkeys(LINES) if verb(line) in verbs]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as a reader has it: flowers, an adapter of PEFT's on a small ViT of transformers, a tuned checkpoint."""
+    write_flowers(tmp_path)
+    of_transformers(tmp_path / "adapter", tmp_path / "vit", target_modules=["q_proj", "v_proj"])
+    tuned = load_backbone(NAME, Weights("file", tmp_path / "vit" / "model.safetensors"), CLASSES)
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pth")
+    return tmp_path
+
+
+def test_every_command_is_run_here() -> None:
+    assert [line for line in LINES if verb(line) not in JOBS | REQUESTS | {"python", "serve"}] == []
+
+
+@pytest.mark.slow
+def test_the_pages_lead_to_answers(folder: Path) -> None:
+    for line in lines_of(JOBS | {"python"}):
+        shell(line.replace("--backbone vit_base_patch16_224 ", f"--backbone {NAME} "), folder)
+    assert (folder / "predictions.csv").read_text().startswith("file,class,score\nimage.png,")
+    (serve,) = lines_of({"serve"})
+    with serving(serve, folder) as server:
+        answers = [ask(line, server, folder) for line in lines_of(REQUESTS)]
+        tasks = json.loads(ask("curl http://localhost:3000/v1/tasks", server, folder))["tasks"]
+    assert [answer.split(": ")[:2] for answer in answers if not answer.startswith("{")] == [
+        ["image.png", "digits"],
+        ["rose.jpg", "flowers"],
+    ]
+    assert [task["task"] for task in tasks if task["state"] == "active"] == ["digits", "flowers", "scratches"]
