@@ -1,7 +1,7 @@
-"""Engines from ONNX files: one interface, and two backends behind it.
+"""Builds engines from ONNX files: one interface with two backends.
 
-tensorrt       for the GPU that is here; a timing cache makes the second build fast
-tensorrt_rtx   for any capability that it knows, GPU or not; it compiles the kernels when the engine is opened
+tensorrt       builds for this machine's GPU; a timing cache makes the second build fast
+tensorrt_rtx   builds for any capability that it knows, without a GPU; kernels are compiled when an engine is opened
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ IMAGES, SLOTS = "images", "slots"
 
 @dataclass(frozen=True)
 class BankLimits:
-    """The banks that a shared engine takes, from one slot and rank on: what it is fastest at, and the most."""
+    """The most slots and the largest bottleneck of the banks that a shared engine takes."""
 
     slots: int = 64
     bottleneck: int = 64
@@ -28,7 +28,7 @@ class BankLimits:
 
 @dataclass(frozen=True)
 class Request:
-    """What to build."""
+    """An engine to build."""
 
     onnx: Path
     precision: Precision
@@ -44,7 +44,7 @@ class Backend(Protocol):
     version: str
 
     def target(self, wanted: str | None) -> str:
-        """The capability to build for; what is here if none is wanted.
+        """The capability to build for: the one that is wanted, else that of this machine's GPU.
 
         Raises:
             ConfigError: it is unknown, or none is wanted and there is no GPU.
@@ -52,7 +52,7 @@ class Backend(Protocol):
         ...
 
     def build(self, request: Request) -> bytes:
-        """A serialised engine.
+        """Build an engine and return its bytes.
 
         Raises:
             ProviderError: the library refuses the graph.
@@ -61,12 +61,12 @@ class Backend(Protocol):
 
 
 class TensorRt:
-    """NVIDIA's library: it times kernels on the GPU that is here, and so builds for that one alone."""
+    """NVIDIA's library. It times kernels on this machine's GPU, so it builds for that one only."""
 
     library: Library = "tensorrt"
 
     def __init__(self, cache: Path) -> None:
-        """`cache` is the file of the timings, made with the first build."""
+        """`cache` is the file of the timings; the first build makes it."""
         self.trt, self.cache = load_library("tensorrt"), cache
         self.version = str(self.trt.__version__)
 
@@ -89,7 +89,7 @@ class TensorRt:
 
         def configure(config: Any) -> None:
             timings = self.cache.read_bytes() if self.cache.is_file() else b""
-            # Timings of another version or GPU are no use, and are refused: then it starts afresh.
+            # Timings of another version or GPU are refused; then it starts afresh.
             cache = config.create_timing_cache(timings)
             if cache is None or not config.set_timing_cache(cache, False):
                 config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -100,7 +100,7 @@ class TensorRt:
 
 
 class TensorRtRtx:
-    """TensorRT for RTX: it names the capability, and has nothing to time before the engine is opened."""
+    """TensorRT for RTX. It builds for the capability that it is told, and times nothing."""
 
     library: Library = "tensorrt_rtx"
 
@@ -131,11 +131,11 @@ class TensorRtRtx:
 
 
 def choose_backend(name: str | None, cache: Path) -> Backend:
-    """The backend of that name, or else of the library that is here, NVIDIA's own first.
+    """The backend of that name; without a name, that of the installed library, NVIDIA's own first.
 
     Raises:
-        ConfigError: an unknown name.
-        ProviderError: it is not installed; none is, if none was named.
+        ConfigError: the name is unknown.
+        ProviderError: the library is not installed, or none is.
     """
     here = installed()
     if name is None and not here:
@@ -150,7 +150,7 @@ def choose_backend(name: str | None, cache: Path) -> Backend:
 
 
 def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tuple[bytes, Any]:
-    """Parse the graph, give it one profile a batch size, and build; returns the builder's config too."""
+    """Parse the graph, give it one profile per batch size, and build; returns the builder's config too."""
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(strongly_typed(trt))
@@ -161,7 +161,7 @@ def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tu
     config = builder.create_builder_config()
     configure(config)
     if request.precision == "fp32":
-        # It rounds the factors of products to eleven bits: fp16 is there for who wants that.
+        # TF32 rounds the factors of products to eleven bits, which is what fp16 is for.
         config.clear_flag(trt.BuilderFlag.TF32)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     for size in request.batch_sizes:
@@ -176,16 +176,16 @@ def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tu
 
 
 def strongly_typed(trt: Any) -> int:
-    """The network flag by which precision comes from the graph; where every network is so, there may be none."""
+    """The network flag for strong typing. Versions in which every network is strongly typed may have no flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
 def shape_range(name: str, shape: Sequence[int], size: int, bank: BankLimits) -> tuple[tuple[int, ...], ...]:
-    """The least, the best and the largest shape of one input; -1 in `shape` may vary.
+    """The smallest, the optimal and the largest shape of one input. Dimensions of -1 in `shape` vary.
 
-    Images (B, 3, H, W) and slots (B,) have exactly `size` samples. A bank's first dimension counts slots, any other
-    that may vary is the bottleneck.
+    Images (B, 3, H, W) and slots (B,) have exactly `size` samples. A bank's first dimension is the number of slots; any
+    other that varies is the bottleneck.
     """
     if name in (IMAGES, SLOTS):
         return ((size, *shape[1:]),) * 3

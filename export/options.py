@@ -19,7 +19,7 @@ PRECISION_HELP = (
 )
 BACKEND_HELP = f"{' or '.join(get_args(Library))}. Default: what is installed."
 RUNNERS_HELP = f"The runners whose answers must agree too, of {', '.join(GRAPH_RUNNERS)}."
-TIMED_HELP = f"Of {', '.join(GRAPH_RUNNERS)}. Default: all that are here."
+TIMED_HELP = f"Of {', '.join(GRAPH_RUNNERS)}. Default: all that this machine has."
 
 VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
 """What `export.latency` times, in the order of its table; `export.variants` describes them."""

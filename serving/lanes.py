@@ -1,4 +1,4 @@
-"""Lanes: the two ways to serve a task.
+"""Lanes: the ways to serve a task.
 
     shared    one graph for every task of a backbone, each image with the slot of its task: -> features (n, C)
     folded    a graph of the task's own, folded here with numpy: -> logits (n, K)
