@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.store_layout import StoreLayout
-from tests.support.app import ADMIN, Classify, running
+from tests.support.app import Classify, Reference, changing, running
 from tests.support.host_gpu import HostGpu
 from tests.support.runs import Once
 from tests.support.tasks import TaskMaker
@@ -46,6 +46,14 @@ def offline(maker: TaskMaker, archives: Mapping[str, Archive]) -> Mapping[str, n
 
 
 @pytest.fixture(scope="session")
+def reference(
+    maker: TaskMaker, archives: Mapping[str, Archive], offline: Mapping[str, np.typing.NDArray[np.float32]]
+) -> Reference:
+    """Checks what tasks answer."""
+    return Reference(maker, archives, offline)
+
+
+@pytest.fixture(scope="session")
 def newer(maker: TaskMaker) -> Archive:
     """Another version of `birds`: it says class i + 9 of image i."""
     return maker.make("birds", 9)
@@ -74,8 +82,7 @@ def client(maker: TaskMaker, archives: Mapping[str, Archive]) -> Iterator[TestCl
 @pytest.fixture
 def admin(copied: Path) -> Iterator[TestClient]:
     """The service on a store of one's own, by one who may change it."""
-    with running(copied, admin_keys="root-key") as client:
-        client.headers.update(ADMIN)
+    with changing(copied) as client:
         yield client
 
 

@@ -1,6 +1,5 @@
 """A task's own engine in the service, on a GPU of numpy."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,74 +7,60 @@ import fsspec
 import onnx
 import pytest
 
-from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.graphs.fold import fold_bundle
-from tests.support.app import ADMIN, CPU, check, plans, running, warnings
-from tests.support.host_gpu import HostGpu, write_engine
-from tests.support.tasks import TaskMaker
+from tests.support.app import CPU, Reference, changing, plans, put, running, warnings
+from tests.support.host_gpu import write_engine
+
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
-def folded_engine(store: Path, maker: TaskMaker, archive: Archive, **how: Any) -> Path:
+def folded_engine(store: Path, reference: Reference, task: str, **how: Any) -> Path:
     """The task's own engine, beside its export."""
-    graph = store / "tasks" / archive.bundle().record.task / "folded.onnx"
-    onnx.save(fold_bundle(maker.graph, archive.bundle()), graph)
+    graph = store / "tasks" / task / "folded.onnx"
+    onnx.save(fold_bundle(reference.maker.graph, reference.archives[task].bundle()), graph)
     return write_engine(graph, bank=None, **how)
 
 
-def test_a_task_s_own_engine_is_for_the_exported_version_alone(
-    gpu: HostGpu,
-    said: pytest.LogCaptureFixture,
-    copied: Path,
-    maker: TaskMaker,
-    archives: Mapping[str, Archive],
-    offline: Mapping[str, Array],
+def test_a_task_s_own_engine_answers_as_the_reference(
+    said: pytest.LogCaptureFixture, copied: Path, reference: Reference
 ) -> None:
-    folded_engine(copied, maker, archives["birds"])
-    with running(copied, admin_keys="root-key", folded="birds,cracks") as client:
-        client.headers.update(ADMIN)
+    folded_engine(copied, reference, "birds")
+    with running(copied, folded="birds,cracks") as client:
         assert plans(client)["birds"] == ("tensorrt", "fp16")
         assert plans(client)["cracks"] == CPU
-        check(client, maker, "birds", archives["birds"], offline["birds"])
-        newer = maker.make("birds", 9)
-        assert client.put("/v1/tasks/birds", content=newer.pack()).json()["runtime"] == "onnxruntime-cpu"
-        check(client, maker, "birds", newer, maker.offline(newer))
-        assert client.post("/v1/tasks/birds/rollback").json()["runtime"] == "tensorrt"
+        reference.check(client, "birds")
     assert warnings(said) == []
 
 
+def test_a_task_s_own_engine_is_for_the_exported_version_alone(copied: Path, reference: Reference) -> None:
+    folded_engine(copied, reference, "birds")
+    newer = reference.maker.make("birds", 9)
+    with changing(copied, folded="birds") as client:
+        assert put(client, "birds", newer).json()["runtime"] == "onnxruntime-cpu"
+        reference.check(client, "birds", newer)
+        assert client.post("/v1/tasks/birds/rollback").json()["runtime"] == "tensorrt"
+
+
 def test_a_deferred_engine_of_a_task_is_proved_before_it_answers(
-    gpu: HostGpu,
-    said: pytest.LogCaptureFixture,
-    copied: Path,
-    maker: TaskMaker,
-    archives: Mapping[str, Archive],
-    offline: Mapping[str, Array],
+    said: pytest.LogCaptureFixture, copied: Path, reference: Reference
 ) -> None:
-    folded_engine(copied, maker, archives["birds"], off=0.5)
+    folded_engine(copied, reference, "birds", off=0.5)
     with running(copied, folded="birds") as client:
         assert plans(client)["birds"] == CPU
-        check(client, maker, "birds", archives["birds"], offline["birds"])
+        reference.check(client, "birds")
     (told,) = warnings(said)
     assert "misses its canary's probabilities" in told
 
 
-def test_engines_come_along_from_a_remote_store(
-    gpu: HostGpu,
-    copied: Path,
-    shared: Path,
-    maker: TaskMaker,
-    archives: Mapping[str, Archive],
-    offline: Mapping[str, Array],
-) -> None:
+def test_engines_come_along_from_a_remote_store(copied: Path, shared: Path, reference: Reference) -> None:
     write_engine(shared)
-    folded_engine(copied, maker, archives["cracks"], precision="fp32")
+    folded_engine(copied, reference, "cracks", precision="fp32")
     memory = fsspec.filesystem("memory")
     memory.put(str(copied), "/engines", recursive=True)
     try:
         with running("memory://engines", folded="cracks") as client:
             assert plans(client)["birds"] == ("tensorrt", "fp16")
             assert plans(client)["cracks"] == ("tensorrt", "fp32")
-            check(client, maker, "cracks", archives["cracks"], offline["cracks"])
+            reference.check(client, "cracks")
     finally:
         memory.rm("/engines", recursive=True)

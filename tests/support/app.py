@@ -3,8 +3,9 @@
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ Classify = Callable[..., Any]
 Scores = dict[str, float]
 
 
+ADMIN = {"authorization": "Bearer root-key"}
+
+
 @contextmanager
 def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
     """The app on a store, in this process."""
@@ -39,7 +43,13 @@ def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
         backend.stop()
 
 
-ADMIN = {"authorization": "Bearer root-key"}
+@contextmanager
+def changing(store: Path | str, **settings: Any) -> Iterator[TestClient]:
+    """The app on a store, asked by one who may change it."""
+    with running(store, admin_keys="root-key", **settings) as client:
+        client.headers.update(ADMIN)
+        yield client
+
 
 CPU = ("onnxruntime-cpu", "fp32")
 
@@ -87,11 +97,20 @@ def plans(client: TestClient) -> dict[str, tuple[str, str]]:
     return {each["task"]: (each["runtime"], each["precision"]) for each in client.get("/v1/tasks").json()["tasks"]}
 
 
-def check(client: TestClient, maker: TaskMaker, task: str, archive: Archive, rows: Array, atol: float = 1e-5) -> None:
-    """Every image of the maker, against the reference."""
-    for image, row in zip(maker.images, rows, strict=True):
-        answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "99"})
-        assert scores(answer) == pytest.approx(named(archive, row), abs=atol)
+@dataclass(frozen=True)
+class Reference:
+    """What tasks have to answer: the probabilities of their folded graphs, run alone."""
+
+    maker: TaskMaker
+    archives: Mapping[str, Archive]
+    offline: Mapping[str, Array]
+
+    def check(self, client: TestClient, task: str, archive: Archive | None = None, atol: float = 1e-5) -> None:
+        """Ask about every image of the maker; `archive` is the version that should answer, if it is a new one."""
+        rows = self.offline[task] if archive is None else self.maker.offline(archive)
+        for image, row in zip(self.maker.images, rows, strict=True):
+            answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "99"})
+            assert scores(answer) == pytest.approx(named(archive or self.archives[task], row), abs=atol)
 
 
 def warnings(said: pytest.LogCaptureFixture) -> list[str]:
