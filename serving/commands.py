@@ -30,8 +30,8 @@ def serve(arguments: Sequence[str], prog: str) -> None:
     parser.add_argument("--port", type=int, default=3000)
     given = parser.parse_args(arguments)
     os.environ["MOSA_ARTIFACTS"] = given.artifacts
-    check_store()
     check_port(given.host, given.port)
+    check_store()
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
     # The server takes this process's place, and so its signals.
     os.execv(sys.executable, command)
@@ -56,13 +56,13 @@ def check_store() -> None:
 
 def check_port(host: str, port: int) -> None:
     """Raises ConfigError if nothing can listen at this address."""
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port {port}: 1 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
-    except OverflowError:
-        raise ConfigError(f"--port {port}: 1 to 65535") from None
     except OSError as error:
         taken = "something listens there already: stop it, or choose another --port"
         reason = taken if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
