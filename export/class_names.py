@@ -27,7 +27,7 @@ def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:
 
 
 def _read_names(given: str) -> tuple[tuple[str, ...], str]:
-    """From a file with a name a line, or as they are given; and where they are from."""
+    """The names, from a file with one name per line or as they are given, and where they are from."""
     # A long list is no name of a file, and asking for one would fail.
     is_file = "," not in given and Path(given).is_file()
     lines = Path(given).read_text().rstrip("\n").split("\n") if is_file else given.split(",")

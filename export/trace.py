@@ -63,6 +63,9 @@ def write_graph(
             verbose=False,
         )
         assert program is not None
+        # Each node comes with the stack trace of its line of Python, paths of this machine included.
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()
         program.save(aside)
         onnx.checker.check_model(aside, full_check=True)
 

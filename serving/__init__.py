@@ -1,1 +1,1 @@
-"""One HTTP service that hosts one adapter a task and switches on each request."""
+"""One HTTP service that hosts one adapter per task and switches on each request."""

@@ -97,3 +97,10 @@ def test_a_graph_is_valid_and_says_what_goes_in_and_out(store: Path, name: str) 
     assert sizes[0].dim_param == answer.type.tensor_type.shape.dim[0].dim_param != ""
     assert [size.dim_value for size in sizes[1:]] == [3, 32, 32]
     assert [size.dim_value for size in answer.type.tensor_type.shape.dim[1:]] == [10]
+
+
+def test_no_graph_of_a_backbone_holds_a_path_of_the_machine_that_traced_it(store: Path) -> None:
+    (folder,) = (store / "backbones").iterdir()
+    graphs = list(folder.glob("*.onnx"))
+    assert graphs
+    assert not [graph.name for graph in graphs if b".py" in graph.read_bytes()]
