@@ -15,43 +15,56 @@ from serving.errors import RequestError
 from serving.model_cache import LoadedTask
 from serving.registry import Entry
 from serving.store import Decision, Version
-from tests.support.app import ADMIN, backend_of, put, running, top
+from tests.support.app import ADMIN, backend_of, changing, put, running, top
 from tests.support.tasks import TaskMaker, picture
 
 
-def test_the_least_recently_asked_goes_and_comes_back_and_a_pinned_one_stays(copied: Path, maker: TaskMaker) -> None:
-    with running(copied, admin_keys="root-key", active=2, prefetch=0) as client:
-        client.headers.update(ADMIN)
+def active(client: TestClient) -> list[str]:
+    return [entry["task"] for entry in client.get("/v1/tasks").json()["tasks"] if entry["state"] == "active"]
 
-        def active() -> list[str]:
-            return [entry["task"] for entry in client.get("/v1/tasks").json()["tasks"] if entry["state"] == "active"]
 
-        assert active() == []
-        assert client.post("/v1/tasks/birds/pin").json()["pinned"]
-        for task in ("cracks", "fields", "cracks", "birds", "fields.b"):
+def test_the_least_recently_asked_goes_and_comes_back(copied: Path, maker: TaskMaker) -> None:
+    with running(copied, active=2, prefetch=0) as client:
+        assert active(client) == []
+        for task in ("birds", "cracks", "fields"):
             top(client, task, maker.images[0])
-        assert active() == ["birds", "fields.b"]
-        assert top(client, "cracks", maker.images[4])[0] == "class-5"
+        assert active(client) == ["cracks", "fields"]
+        assert top(client, "birds", maker.images[4])[0] == "class-4"
+        assert active(client) == ["birds", "fields"]
+
+
+def test_a_pinned_task_stays_until_it_is_let_go(copied: Path, maker: TaskMaker) -> None:
+    with changing(copied, active=2, prefetch=0) as client:
+        assert client.post("/v1/tasks/birds/pin").json()["pinned"]
+        for task in ("cracks", "fields"):
+            top(client, task, maker.images[0])
+        assert active(client) == ["birds", "fields"]
         client.post("/v1/tasks/birds/pin", json={"pinned": False})
-        top(client, "fields", maker.images[0])
-        assert active() == ["cracks", "fields"]
-        client.post("/v1/tasks/cracks/pin")
-        client.post("/v1/tasks/fields/pin")
+        top(client, "cracks", maker.images[0])
+        assert active(client) == ["cracks", "fields"]
+
+
+def test_where_all_are_pinned_no_other_task_is_loaded(copied: Path) -> None:
+    with changing(copied, active=2, prefetch=0) as client:
+        for task in ("cracks", "fields"):
+            client.post(f"/v1/tasks/{task}/pin")
         full = client.post("/classify", files={"image": picture()}, data={"task": "birds"})
-        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
-        assert "pinned or in use" in full.json()["detail"]
+    assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+    assert "pinned or in use" in full.json()["detail"]
+
+
+def test_a_pinned_task_is_the_first_to_be_loaded_again(copied: Path) -> None:
+    with changing(copied, prefetch=0) as client:
+        client.post("/v1/tasks/cracks/pin")
     with running(copied, active=2, prefetch=1) as again:
-        states = {entry["task"]: entry["state"] for entry in again.get("/v1/tasks").json()["tasks"]}
-        assert states["cracks"] == "active"
-        assert list(states.values()).count("active") == 1
+        assert active(again) == ["cracks"]
 
 
 def test_asking_makes_a_task_the_last_to_go(copied: Path, maker: TaskMaker) -> None:
     with running(copied, active=2, prefetch=0) as client:
         for task in ("birds", "cracks", "birds", "fields"):
             top(client, task, maker.images[0])
-        tasks = client.get("/v1/tasks").json()["tasks"]
-    assert [entry["task"] for entry in tasks if entry["state"] == "active"] == ["birds", "fields"]
+        assert active(client) == ["birds", "fields"]
 
 
 def test_a_version_that_was_just_proved_keeps_its_place_until_requests_can_reach_it(copied: Path) -> None:

@@ -144,13 +144,19 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_one_whole_version(
         decision = store.decision("birds")
         assert decision.current in keys | {store.exported("birds")}
         assert store.archive("birds", str(decision.current)).bundle().record.task == "birds"
-    left, young = (copied / "uploads" / f".{name}.mosa.1.tmp" for name in "xy")
-    for path in (left, young):
-        path.write_bytes(b"half")
-    os.utime(left, (0, 0))
     with running(copied) as client:
         assert top(client, "birds", maker.images[0])[0] in {"class-0", "class-9", "class-10"}
-    assert not left.exists()
+
+
+def test_the_halves_of_killed_writers_are_swept_once_they_are_old(copied: Path) -> None:
+    (copied / "uploads").mkdir()
+    old, young = (copied / "uploads" / f".{name}.mosa.1.tmp" for name in "xy")
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    with running(copied):
+        pass
+    assert not old.exists()
     assert young.exists()
 
 

@@ -1,7 +1,7 @@
 import csv
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from PIL import Image
 
 from mosa_deploy.errors import DataError
 from tests.support.runs import Few
-from training import result_table
-from training.compare import compare, main, source
+from training import result_table, tasks
+from training.compare import compare, main, source, validation
 from training.config import Recipe, TuneConfig
 from training.evaluate import evaluate
 from training.options import CompareConfig, EvaluateConfig
@@ -116,38 +116,68 @@ def grid(few: str, tmp_path: Path) -> Callable[..., CompareConfig]:
     return config
 
 
-def test_grid_chooses_by_validation_reads_each_test_set_once_and_resumes(
-    grid: Callable[..., CompareConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Compared:
+    """A finished comparison of the small task, and the runs whose test set was read, in this order."""
+
+    config: CompareConfig
+    results: list[Result]
+    evaluated: list[Path | None]
+
+    def of(self, method: str) -> list[Result]:
+        return [result for result in self.results if result.method == method]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
+    """Of two trials and two seeds."""
     evaluated: list[Path | None] = []
 
     def counted(config: EvaluateConfig) -> dict[str, float]:
         evaluated.append(config.bundle)
         return evaluate(config)
 
-    monkeypatch.setattr("training.compare.evaluate", counted)
-    config = grid()
-    found = compare(config)
-    by_method = {m: [r for r in found if r.method == m] for m in ("linear", "adapter", "mosa")}
-    assert [(r.seed, r.test is None) for r in by_method["linear"]] == [(0, False)]
-    for runs in (by_method["adapter"], by_method["mosa"]):
-        trials = [r for r in runs if r.seed == 0]
-        tested = [r for r in runs if r.test is not None]
-        assert len(trials) == 2
-        assert [r.seed for r in tested] == [0, 1]
-        assert len({r.setting for r in tested}) == 1
-        assert max(r.validation for r in trials) == next(r.validation for r in tested if r.seed == 0)
-    assert len(evaluated) == len(set(evaluated)) == 5
-    bundles = {path: path.stat().st_mtime_ns for path in config.out.rglob("adapter.safetensors")}
-    assert compare(config) == found
-    assert len(evaluated) == 5
-    assert {path: path.stat().st_mtime_ns for path in config.out.rglob("adapter.safetensors")} == bundles
-    with (config.out / "compare.csv").open(newline="") as handle:
-        assert len(list(csv.DictReader(handle))) == len(found)
-    with Image.open(config.out / "compare.png") as image:
+    out = tmp_path_factory.mktemp("compared") / "grid"
+    config = CompareConfig(tasks=Few.name, seeds=2, trials=2, epochs=1, out=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.TASKS, Few.name, Few())
+        patch.setattr("training.compare.evaluate", counted)
+        yield Compared(config, compare(config), evaluated)
+
+
+def test_the_probe_is_run_once(compared: Compared) -> None:
+    assert [(result.seed, result.test is None) for result in compared.of("linear")] == [(0, False)]
+
+
+@pytest.mark.parametrize("method", ["adapter", "mosa"])
+def test_the_setting_is_chosen_by_validation_and_tested_with_every_seed(compared: Compared, method: str) -> None:
+    folder = compared.config.out / Few.name / method
+    trials = {result.setting for result in compared.of(method) if result.seed == 0}
+    tested = [(result.setting, result.seed) for result in compared.of(method) if result.test is not None]
+    assert len(trials) == 2
+    best = max(trials, key=lambda setting: validation(folder / setting / "seed-0"))
+    assert tested == [(best, 0), (best, 1)]
+
+
+def test_each_test_set_is_read_once(compared: Compared) -> None:
+    assert len(compared.evaluated) == len(set(compared.evaluated)) == 5
+
+
+def test_a_finished_comparison_is_read_and_nothing_is_run_again(compared: Compared) -> None:
+    bundles = {path: path.stat().st_mtime_ns for path in compared.config.out.rglob("adapter.safetensors")}
+    assert compare(compared.config) == compared.results
+    assert len(compared.evaluated) == 5
+    assert {path: path.stat().st_mtime_ns for path in compared.config.out.rglob("adapter.safetensors")} == bundles
+
+
+def test_a_comparison_leaves_a_table_a_picture_and_the_figures_of_every_run(compared: Compared) -> None:
+    out = compared.config.out
+    with (out / "compare.csv").open(newline="") as handle:
+        assert len(list(csv.DictReader(handle))) == len(compared.results)
+    with Image.open(out / "compare.png") as image:
         assert min(image.size) > 200
-    assert "| few | mosa |" in (config.out / "compare.md").read_text()
-    assert all((run.parent / METRICS).is_file() for run in bundles)
+    assert "| few | mosa |" in (out / "compare.md").read_text()
+    assert all((bundle.parent / METRICS).is_file() for bundle in out.rglob("adapter.safetensors"))
 
 
 def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path, grid: Callable[..., CompareConfig]) -> None:
