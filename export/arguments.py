@@ -8,10 +8,10 @@ from mosa_deploy.utils.command_line import parse
 
 
 def export_config(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> ExportConfig:
-    """The options of `export`.
+    """Read the options of `mosa export`.
 
     Raises:
-        MosaError: an option that cannot be, or a bundle that is missing or damaged.
+        MosaError: an option is invalid, or the bundle is missing or damaged.
     """
     config = parse(ExportConfig, prog, arguments)
     read_record(config.bundle)
@@ -19,19 +19,19 @@ def export_config(arguments: Sequence[str] | None = None, prog: str = "python -m
 
 
 def convert_config(arguments: Sequence[str] | None = None, prog: str = "python -m export.convert") -> ConvertConfig:
-    """The options of `convert`.
+    """Read the options of `mosa convert`.
 
     Raises:
-        ConfigError: an option that cannot be.
+        ConfigError: an option is invalid.
     """
     return parse(ConvertConfig, prog, arguments)
 
 
 def latency_config(arguments: Sequence[str] | None = None, prog: str = "python -m export.latency") -> LatencyConfig:
-    """The options of `latency`.
+    """Read the options of `mosa latency`.
 
     Raises:
-        MosaError: an option that cannot be, or a bundle that is missing or damaged.
+        MosaError: an option is invalid, or the bundle is missing or damaged.
     """
     config = parse(LatencyConfig, prog, arguments)
     if config.bundle is not None:

@@ -1,4 +1,4 @@
-"""The commands of this package, as `mosa` finds them; each is imported only when its arguments have been checked."""
+"""The subcommands of `mosa` in this package. Each imports its code only after its arguments have been checked."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def export(arguments: Sequence[str], prog: str) -> None:
 
 
 def convert(arguments: Sequence[str], prog: str) -> None:
-    """Make a bundle of an adapter of PEFT, of a timm checkpoint, or of its head."""
+    """Turn a LoRA adapter of PEFT or a timm checkpoint into a bundle."""
     from export.arguments import convert_config
 
     config = convert_config(arguments, prog)
@@ -24,7 +24,7 @@ def convert(arguments: Sequence[str], prog: str) -> None:
 
 
 def latency(arguments: Sequence[str], prog: str) -> None:
-    """Time folded, unfolded and shared graphs beside the plain backbone."""
+    """Time folded, unfolded and shared graphs against the plain backbone."""
     from export.arguments import latency_config
 
     config = latency_config(arguments, prog)

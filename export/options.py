@@ -1,4 +1,4 @@
-"""The options of the commands of this package, checked all at once, before anything heavy is imported."""
+"""The options of `mosa export`, `mosa convert` and `mosa latency`, checked before any slow import."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,35 +15,36 @@ from mosa_deploy.runtimes.tensorrt_library import Library
 TARGETS = ("onnx", "tensorrt")
 
 PRECISION_HELP = (
-    f"Of {', '.join(PRECISIONS)}, with commas. The fp32 graph is always written: the others are proved against it."
+    f"Comma-separated precisions to write: {', '.join(PRECISIONS)}. The fp32 graph is always written; the others are"
+    " compared with it."
 )
-BACKEND_HELP = f"{' or '.join(get_args(Library))}. Default: what is installed."
-RUNNERS_HELP = f"The runners whose answers must agree too, of {', '.join(GRAPH_RUNNERS)}."
-TIMED_HELP = f"Of {', '.join(GRAPH_RUNNERS)}. Default: all that this machine has."
+BACKEND_HELP = f"Library that builds the engines: {' or '.join(get_args(Library))}. Default: the one that is installed."
+RUNNERS_HELP = f"Runners that must give the same answers as the default one: any of {', '.join(GRAPH_RUNNERS)}."
+TIMED_HELP = f"Runners to time: any of {', '.join(GRAPH_RUNNERS)}. Default: all that this machine has."
 
 VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
-"""What `export.latency` times, in the order of its table; `export.variants` describes them."""
+"""The variants that `mosa latency` can time, in the order of its table; `export.variants` describes them."""
 
 QUICK = ("plain", "control", "folded", "shared")
-"""The variants of a bundle."""
+"""The variants that are timed for a bundle by default."""
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Precisions, targets, and what engines are built for."""
+    """Which files to write, and what the engines are built for."""
 
     precision: Annotated[str, tyro.conf.arg(help=PRECISION_HELP)] = "fp32"
     targets: str = "onnx"
-    """Of onnx, tensorrt, with commas. Engines are built from the ONNX files, which are always written."""
+    """onnx, or onnx,tensorrt to build engines too. Engines are built from the ONNX files, which are always written."""
     engine_backend: Annotated[str | None, tyro.conf.arg(help=BACKEND_HELP)] = None
     compute_capability: str | None = None
-    """The GPU that will run the engines, e.g. sm86. Default: the GPU that is here."""
+    """Compute capability of the GPU that will run the engines, e.g. sm86. Default: that of this machine's GPU."""
     batch_sizes: tuple[int, ...] = (1, 8)
-    """An optimisation profile each; a batch is padded to the next."""
+    """Batch sizes that an engine is built for. A batch of another size is padded to the next larger one."""
     bank_slots: int = 64
-    """The most tasks that a shared engine holds."""
+    """Largest number of tasks that a shared engine can hold."""
     bank_bottleneck: int = 64
-    """The largest bottleneck of those tasks."""
+    """Largest bottleneck of the tasks that a shared engine can hold."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -71,28 +72,28 @@ class FileOptions:
 
     @property
     def precisions(self) -> list[Precision]:
-        """Those asked for, each once, in the order of `Precision`."""
+        """The precisions asked for, each once, in the order of `Precision`."""
         given = self.precision.split(",")
         return [name for name in PRECISIONS if name in given]
 
     @property
     def engines(self) -> bool:
-        """Whether engines are built."""
+        """Whether to build engines."""
         return "tensorrt" in self.targets.split(",")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Merge and fold a tuned task, and write the graph that is served."""
+    """Merge and fold a tuned task, and write the graphs that are served."""
 
     bundle: Path
-    """The run's folder, with adapter.safetensors and adapter.json."""
+    """Folder of the run, which holds adapter.safetensors and adapter.json."""
     out: Path = Path("artifacts")
-    """The store's root."""
+    """Folder of the store."""
     backbone_weights: Path | None = None
-    """The file that the task was tuned on, if it was tuned on one."""
+    """The file of backbone weights that the task was tuned with, if it was tuned with --backbone-weights."""
     parity_images: int = 24
-    """How many of the run's validation images stages are compared on beside the canary, and accuracy is shown of."""
+    """Number of validation images on which the stages are compared, besides the canary, and accuracy is measured."""
 
     runners: Annotated[tuple[str, ...], tyro.conf.arg(help=RUNNERS_HELP)] = (DEFAULT_RUNNER,)
     files: FileOptions = field(default_factory=FileOptions)
@@ -107,30 +108,31 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Make a bundle of a LoRA adapter of PEFT's, or of a timm checkpoint with its head."""
+    """Turn a LoRA adapter of PEFT, or a timm checkpoint with its head, into a bundle."""
 
     path: tyro.conf.Positional[Path]
-    """The folder that PEFT's save_pretrained wrote, or the checkpoint."""
+    """The folder that PEFT's save_pretrained wrote, or the timm checkpoint."""
     source: Annotated[Literal["peft", "timm"], tyro.conf.arg(name="from")]
-    """What it was made with."""
+    """The library that PATH was made with."""
     name: str
-    """What the task is called where it is served."""
+    """Name of the task in the service."""
     backbone: str
     """timm's name of the ViT that was tuned, e.g. vit_base_patch16_224.augreg_in21k."""
     backbone_weights: Path | None = None
-    """A file of its weights before tuning, of timm or of transformers, instead of timm's hub."""
+    """Load the backbone's weights before tuning from this file, of timm or of transformers, instead of timm's hub."""
     random_weights: bool = False
-    """Random weights, to try the way without any."""
+    """Use random backbone weights: for a trial run that downloads nothing."""
     classes: str | None = None
-    """Names in the order of the head's outputs, a,b,c or a file with one a line; else those of a config.json there."""
+    """Class names in the order of the head's outputs, separated by commas, or a file with one name per line. Default:
+    the names in the config.json beside the weights, otherwise class0, class1 and so on."""
     images: Path | None = None
-    """A folder of images of the task, for the canary and for calibration."""
+    """Folder of images of the task, for the canary and for int8 calibration."""
     preprocess: Path | None = None
-    """A preprocessor_config.json of transformers, instead of the backbone's own way."""
+    """A preprocessor_config.json of transformers. Default: the backbone's own preprocessing."""
     image_size: int | None = None
-    """Side of the input in pixels, if it is not the backbone's own."""
+    """Height and width of the input in pixels. Default: the backbone's own."""
     out: Path | None = None
-    """The bundle's folder, runs/NAME if it is not given."""
+    """Folder of the bundle. Default: runs/NAME."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -147,32 +149,34 @@ class ConvertConfig:
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """Compare the ways to give a backbone a task with the plain backbone."""
+    """Time the variants of serving a task against the plain backbone."""
 
     bundle: Path | None = None
-    """A run's folder; or give --backbone."""
+    """Folder of the run whose task is timed. Give this or --backbone."""
     backbone: str | None = None
-    """A plain timm ViT or Swin, to time it with adapters of random values."""
+    """Name of a plain timm ViT or Swin, which is timed with random adapters."""
     backbone_weights: Path | None = None
+    """Load the backbone's weights from this file instead of timm's hub."""
     random_weights: bool = False
-    """Random weights, every 1-D tensor perturbed: time depends on shapes alone."""
+    """Use random backbone weights, without a download. Latency depends on shapes alone."""
     bottlenecks: tuple[int, ...] = ()
-    """r of the random adapters, 64 if none is given; a bundle has its own."""
+    """Bottlenecks r of the random adapters, with --backbone; 64 if none is given."""
     variants: tuple[str, ...] | None = None
-    """Of plain, control, folded, lora, unfolded, shared, shared-mixed; plain is always timed.
+    """Variants to time: any of plain, control, folded, lora, unfolded, shared, shared-mixed. plain is always timed.
 
-    Default: plain, control, folded and shared of a bundle, all of a backbone.
+    Default: plain, control, folded and shared with --bundle, all with --backbone.
     """
     runners: Annotated[tuple[str, ...] | None, tyro.conf.arg(help=TIMED_HELP)] = None
     batch_sizes: tuple[int, ...] = (1, 8)
+    """Batch sizes to time."""
     seconds: float = 20.0
-    """Time for the rounds of each runner and batch size, for all variants together."""
+    """Seconds of timing per runner and batch size, for all variants together."""
     sessions: int = 5
-    """How often every graph is opened anew."""
+    """How many times every graph is opened anew, at least 3. More of them give a narrower interval."""
     threads: int = 0
-    """Cores for one inference; 0 takes all."""
+    """Number of threads for one inference. 0 uses all cores."""
     out: Path = Path("artifacts/latency")
-    """Where latency.csv, latency.md and latency.png go."""
+    """Folder for latency.csv, latency.md and latency.png."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""

@@ -14,10 +14,10 @@ from training.tasks import TASKS, find
 
 
 def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.tune") -> TuneConfig:
-    """The options of `tune`.
+    """Read the options of `mosa tune`.
 
     Raises:
-        MosaError: an option that cannot be, or a file that is not there.
+        MosaError: an option is invalid, or a file is missing.
     """
     config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
     config.checked_method()
@@ -31,10 +31,10 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
 def evaluate_config(
     arguments: Sequence[str] | None = None, prog: str = "python -m training.evaluate"
 ) -> EvaluateConfig:
-    """The options of `evaluate`.
+    """Read the options of `mosa evaluate`.
 
     Raises:
-        MosaError: a file that is not there, or a bundle that is damaged.
+        MosaError: a file is missing, or the bundle is damaged.
     """
     config = parse(EvaluateConfig, prog, arguments)
     _check_data_dir(config.data_dir)
@@ -44,10 +44,10 @@ def evaluate_config(
 
 
 def compare_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.compare") -> CompareConfig:
-    """The options of `compare`.
+    """Read the options of `mosa compare`.
 
     Raises:
-        ConfigError: a file that is not there.
+        ConfigError: a file is missing.
     """
     config = parse(CompareConfig, prog, arguments)
     if config.beside is not None and not config.beside.is_file():
@@ -56,7 +56,10 @@ def compare_config(arguments: Sequence[str] | None = None, prog: str = "python -
 
 
 def preset_hints(arguments: Sequence[str] | None) -> dict[str, str]:
-    """What each setting is if it is left out: the preset's value, of the task that `arguments` name if they do."""
+    """Setting -> a text for the help that gives its value in the preset.
+
+    If `arguments` name a task, this is its preset's value; otherwise the most common one, with the tasks that differ.
+    """
     given = list(arguments or ())
     named = [given[i + 1] for i in range(len(given) - 1) if given[i] == "--task" and given[i + 1] in TASKS]
     recipes = {name: task.recipe for name, task in TASKS.items() if name in named or not named}

@@ -1,4 +1,4 @@
-"""The commands of this package, as `mosa` finds them; each is imported only when its arguments have been checked."""
+"""The subcommands of `mosa` in this package. Each imports its code only after its arguments have been checked."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def tune(arguments: Sequence[str], prog: str) -> None:
 
 
 def evaluate(arguments: Sequence[str], prog: str) -> None:
-    """Read a task's test set: accuracy, negative log likelihood and calibration error."""
+    """Measure a task on its test set: accuracy, negative log likelihood and calibration error."""
     from training.arguments import evaluate_config
 
     config = evaluate_config(arguments, prog)
@@ -24,7 +24,7 @@ def evaluate(arguments: Sequence[str], prog: str) -> None:
 
 
 def compare(arguments: Sequence[str], prog: str) -> None:
-    """Compare methods on tasks, with equal trials and several seeds."""
+    """Compare methods on several tasks, with equal numbers of trials and several seeds."""
     from training.arguments import compare_config
 
     config = compare_config(arguments, prog)

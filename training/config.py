@@ -1,4 +1,4 @@
-"""The settings of a run: what the command line takes, and what a task's preset makes of it."""
+"""The settings of a run: the options of `mosa tune`, and the recipe that they and the task's preset give."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from mosa_deploy.errors import ConfigError, unknown_name
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task is tuned; each task's preset is one."""
+    """The settings that tune a task. Every task comes with one as its preset."""
 
     backbone: str
     bottleneck: int = AdapterConfig.bottleneck
@@ -40,13 +40,13 @@ class Recipe:
     weight_decay: float = 0.01
     warmup_epochs: float = 2.0
     passes: int = 2
-    """Stochastic passes of each batch; two are held together by the consistency loss."""
+    """Forward passes per batch; with two, the consistency loss keeps their predictions close."""
     consistency: float = 1.0
     """Weight of the consistency loss."""
     merge_scale: str = "expectation"
-    """expectation, learned or a number, see `training.merge_scale`."""
+    """expectation, learned or a number; see `training.merge_scale`."""
     dense_epochs: int = 0
-    """The last epochs, in which the merged adapter is trained densely."""
+    """The number of final epochs that train all experts at once, as the merged adapter."""
 
 
 SPLIT_ONLY: dict[str, Any] = {
@@ -55,20 +55,20 @@ SPLIT_ONLY: dict[str, Any] = {
     "merge_scale": "expectation",
     "dense_epochs": 0,
 }
-"""The settings that only methods with experts take, each with its value for the other methods."""
+"""The settings that only methods with experts take, and the value that other methods use."""
 
 METHODS_OF: dict[str, tuple[Method, ...]] = {
     **dict.fromkeys(SPLIT_ONLY, SPLIT_METHODS),
     "targets": LOW_RANK_METHODS,
     "style": ("adapter", "mosa"),
 }
-"""The methods that take a setting, for settings that not every method takes."""
+"""Setting -> the methods that take it, for settings that not every method takes."""
 
 GROUPS = {
     " and ".join(methods): [name for name, taken in METHODS_OF.items() if taken == methods]
     for methods in dict.fromkeys(METHODS_OF.values())
 }
-"""Headings of the help for settings that only some methods take."""
+"""Heading in the help -> the settings below it, for settings that only some methods take."""
 
 LOW_RANK_SETTINGS: dict[str, Any] = {
     "bottleneck": AdapterConfig.bottleneck,
@@ -76,7 +76,7 @@ LOW_RANK_SETTINGS: dict[str, Any] = {
     "style": "low-rank",
     "targets": ("q", "v"),
 }
-"""The values with which a low-rank method replaces those of the task's preset."""
+"""The values that a low-rank method uses instead of those of the task's preset."""
 
 MERGE_SCALES = ("expectation", "learned")
 
@@ -85,78 +85,84 @@ MERGE_SCALES = ("expectation", "learned")
 class TuneConfig:
     """Tune one task's adapter and head on a frozen timm vision transformer.
 
-    Whatever is left out comes from the task's preset.
+    Options that you leave out take the value of the task's preset.
     """
 
     task: str
-    """digits, sprites-location, sprites-orientation, cifar10, eurosat, or folder for images of your own."""
+    """digits, sprites-location, sprites-orientation, cifar10, eurosat, or folder for your own images."""
     name: str | None = None
-    """What the tuned task is called in its run and in the service; the task's own name if left out."""
+    """Name of the tuned task in its run and in the service. Default: the value of --task."""
     backbone: str | None = None
     """Name of a plain timm ViT or Swin, e.g. vit_base_patch16_224.augreg_in21k."""
     backbone_weights: Path | None = None
-    """A .safetensors, .npz or torch (.pth, .pt, .bin, .tar) file instead of timm's hub."""
+    """Load the backbone's weights from this .safetensors, .npz or torch (.pth, .pt, .bin, .tar) file instead of timm's
+    hub."""
     random_weights: bool = False
-    """Random weights: a trial run that fetches nothing."""
+    """Use random weights instead of pre-trained ones: for a trial run that downloads nothing."""
     method: str = "mosa"
-    """mosa, adapter (the dense one), mosl (split LoRA), lora, or linear (logistic regression on frozen features)."""
+    """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, or linear (logistic regression on frozen
+    features)."""
     bottleneck: int | None = None
-    """r, the adapter's inner width, or the rank of a low-rank one."""
+    """r, the inner width of the adapter; for lora and mosl, the rank."""
     experts: int | None = None
-    """E, the number of sparse parts of each split projection."""
+    """E, the number of experts: the sparse parts into which a projection is split."""
     share: str | None = None
-    """The projection that stays dense: down, up or none."""
+    """The projection that all experts share, which stays dense: down, up or none."""
     scale: float | None = None
-    """s, by which the adapter's output is multiplied."""
+    """s, the factor that multiplies the adapter's output."""
     style: str | None = None
-    """mosa, adapter: parallel, which can be folded, or pfeiffer or houlsby, which are exported unfolded."""
+    """Where the adapter sits in a block: parallel (can be folded), or pfeiffer or houlsby (exported unfolded)."""
     targets: tuple[Target, ...] | None = None
-    """mosl, lora: the parts of each block to update, of q, k, v, qkv, proj, fc1, fc2; q and v if left out."""
+    """The layers of each block to update: any of q, k, v, qkv, proj, fc1, fc2."""
     epochs: int | None = None
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: int | None = None
-    """Halve it if the GPU runs out of memory."""
+    """Images per training step. Halve it if the GPU runs out of memory."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
     passes: int | None = None
-    """Stochastic passes of each batch, 1 or 2; two are held together by the consistency loss."""
+    """Forward passes per batch, 1 or 2. With two, the consistency loss keeps their predictions close."""
     consistency: float | None = None
-    """Weight of the consistency loss of two passes."""
+    """Weight of the consistency loss between the two passes."""
     merge_scale: str | None = None
-    """mosa, mosl: the factor by which merging multiplies the sum of the experts: expectation (1 / E), learned (fitted
-    on validation) or a number."""
+    """Factor that multiplies the sum of the experts when they are merged: expectation (1 / E), learned (fitted on
+    validation) or a number."""
     dense_epochs: int | None = None
-    """mosa, mosl: the last epochs, in which the merged adapter is trained densely."""
+    """Number of final epochs that train all experts at once, as the merged adapter."""
     precision: str = "auto"
-    """Precision of the training steps: bf16, fp32 or auto, which is bf16 on CUDA; validation is in fp32."""
+    """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA, else fp32). Validation is always in fp32."""
     image_size: int | None = None
-    """Side of the input in pixels, if it is not to be the backbone's own."""
+    """Height and width of the input in pixels. Default: the backbone's own."""
     seed: int = 0
-    """All randomness of the run derives from it."""
+    """Seed of all randomness in the run."""
     data_dir: Path | None = None
-    """The folder, or the tar archive, that holds the task's images."""
+    """Folder or tar archive of the task's images."""
     split: str | None = None
-    """folder, eurosat: percentages such as 80-10-10; eurosat: vtab, full, or a file of lines
-    `train|validation|test <class>/<file>`."""
+    """How to split the images, for the tasks folder and eurosat: percentages of train, validation and test such as
+    80-10-10. eurosat also takes vtab, full, or a file with one `train|validation|test <class>/<file>` per line."""
     out: Path | None = None
-    """The run's folder; runs/<task> if left out."""
+    """Folder of the run. Default: runs/<name>."""
     resume: bool = False
-    """Go on with the run in --out after its last finished epoch."""
+    """Continue the run in --out after its last finished epoch."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """Where to train: cpu, cuda, or auto (CUDA if it is available)."""
 
     def checked_method(self) -> Method:
-        """Raises ConfigError, with the nearest names, if there is no such method to tune by."""
+        """The method, checked.
+
+        Raises:
+            ConfigError: there is no such method; names the nearest ones.
+        """
         known = [method for method in get_args(Method) if method != "full"]
         if self.method not in known:
             raise ConfigError(unknown_name("method", self.method, known))
         return cast(Method, self.method)
 
     def recipe(self, preset: Recipe) -> Recipe:
-        """The preset with this command line's changes; `adapter` and `lora` have one expert.
+        """The preset, changed as the command line says. `adapter` and `lora` always have one expert.
 
         Raises:
-            ConfigError: every fault at once.
+            ConfigError: an option is out of range or does not fit the method; lists every fault at once.
         """
         fields = {field.name for field in dataclasses.fields(Recipe)}
         given = {name: value for name, value in vars(self).items() if name in fields and value is not None}
@@ -181,7 +187,7 @@ class TuneConfig:
 
 
 def recipe_faults(recipe: Recipe) -> list[str]:
-    """Everything that is wrong with a recipe, one text per fault."""
+    """One text for each fault of a recipe; empty if it has none."""
     checks = {
         "epochs": (recipe.epochs >= 1, "at least 1"),
         "batch_size": (recipe.batch_size >= 1, "at least 1"),
@@ -204,10 +210,10 @@ def flag(name: str) -> str:
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:
-    """The adapter's settings in a recipe; a learned merge scale is None, the expectation, until it is fitted.
+    """The adapter's settings in a recipe. A learned merge scale is None (the expectation) until it is fitted.
 
     Raises:
-        ConfigError: every fault at once.
+        ConfigError: a setting is out of range; lists every fault at once.
     """
     return AdapterConfig(
         bottleneck=recipe.bottleneck,
@@ -222,7 +228,11 @@ def adapter_config(recipe: Recipe) -> AdapterConfig:
 
 
 def merge_scale(text: str) -> float:
-    """A merge scale given as text; raises ConfigError if it is no number."""
+    """Read a merge scale that is given as a number.
+
+    Raises:
+        ConfigError: the text is no number.
+    """
     try:
         return float(text)
     except ValueError:
@@ -230,7 +240,7 @@ def merge_scale(text: str) -> float:
 
 
 def state_version(fields: Fields) -> Fields:
-    """Version 2 of `config.json` states its version, which is all that is new."""
+    """Upgrade `config.json` to version 2, which adds nothing but the version itself."""
     return fields
 
 
@@ -244,7 +254,7 @@ RUN_FORMAT = FileFormat(
 
 
 def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
-    """The text of `config.json`: everything that decides the run's result, and where its images were."""
+    """The text of `config.json`: all settings that decide the run's result, and where its images were."""
     settings = {
         VERSION_KEY: RUN_FORMAT.newest,
         "task": config.task,
@@ -263,7 +273,7 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
 
 
 def parse_settings(content: str | bytes, where: str) -> Fields:
-    """The settings in a `config.json` of any version; errors call it `where`.
+    """Read the settings of a `config.json` of any version. `where` names the file in errors.
 
     Raises:
         ConfigError: it is damaged, or was written by a newer release.
@@ -275,7 +285,7 @@ def parse_settings(content: str | bytes, where: str) -> Fields:
 
 
 def differences(before: Fields, after: Fields) -> list[str]:
-    """The settings in which two runs differ, in words."""
+    """One text for each setting in which two runs differ."""
     names = sorted(before.keys() | after.keys())
     return [
         f"{name} was {before.get(name)}, is {after.get(name)}" for name in names if before.get(name) != after.get(name)

@@ -1,4 +1,4 @@
-"""The options of `training.evaluate` and `training.compare`; those of `training.tune` are in `training.config`."""
+"""The options of `mosa evaluate` and `mosa compare`. Those of `mosa tune` are in `training.config`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,46 +6,49 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Accuracy, negative log likelihood and calibration error on a task's test set.
+    """Measure accuracy, negative log likelihood and calibration error on a task's test set.
 
-    Give one of --bundle, --onnx and --backbone; with a shared graph, which has no task of its own, --bundle too.
+    Give one of --bundle, --onnx and --backbone. A shared graph serves many tasks: name one with --bundle as well.
     """
 
     bundle: Path | None = None
-    """A run's folder, or a task's folder in a store."""
+    """Folder of a run, or of a task in a store."""
     onnx: Path | None = None
-    """An exported graph or engine of any precision, with its bundle beside it, or given with --bundle."""
+    """An exported graph or engine. Its bundle lies in the same folder, or is given with --bundle."""
     backbone: str | None = None
-    """A timm model by the head that comes with its weights, tagged with a task: vit_tinyd6_patch4_32.cifar10."""
+    """Name of a timm model whose weights include a head for a built-in task: vit_tinyd6_patch4_32.cifar10."""
     backbone_weights: Path | None = None
-    """The file that a bundle's task was tuned on, if it was tuned on one."""
+    """The file of backbone weights that the task was tuned with, if it was tuned with --backbone-weights."""
     data_dir: Path | None = None
-    """The folder that holds the task's images; the run's own if left out."""
+    """Folder or tar archive of the task's images. Default: the one that the run was tuned with."""
     split: str | None = None
-    """As in training.tune; the run's own if left out."""
+    """How to split the images, as in `mosa tune`. Default: as the run was tuned."""
     device: str = "auto"
-    """auto, cpu or cuda; a graph runs on the CPU, an engine on its GPU."""
+    """Where to run a bundle or a backbone: cpu, cuda, or auto (CUDA if it is available). An ONNX graph always runs on
+    the CPU, an engine on its GPU."""
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Tune every task by every method with every seed, and compare with the dense adapter."""
+    """Tune every task with every method and several seeds, and compare the methods with the dense adapter."""
 
     tasks: str = "digits,sprites-location"
-    """Built-in tasks, or folders and archives of that name in --data-dir, with commas between."""
+    """Comma-separated tasks: built-in ones, or names of folders and archives in --data-dir."""
     methods: str = "linear,adapter,mosa"
+    """Comma-separated methods: linear, adapter, mosa, lora, mosl."""
     seeds: int = 5
-    """Runs of each task and method with the chosen setting."""
+    """Number of runs of each task and method, one per seed, with the chosen setting."""
     trials: int = 1
-    """Settings that adapter and mosa try on seed 0; 1 is the preset alone."""
+    """Number of settings that each method tries with seed 0, except linear. 1 tries the preset only."""
     epochs: int | None = None
-    """Of every run; each task's preset if left out."""
+    """Number of epochs of every run. Default: that of each task's preset."""
     data_dir: Path | None = None
-    """The folder that holds the images: `<task>/` or `<task>.tar*` for each task that needs any."""
+    """Folder of the tasks' images: it holds `<task>/` or `<task>.tar*` for each task that needs images."""
     precision: str = "auto"
-    """As in training.tune."""
+    """Precision of the training steps, as in `mosa tune`."""
     jobs: int = 1
-    """Runs at a time."""
+    """Number of runs at a time."""
     beside: Path | None = None
-    """The compare.csv of an earlier comparison, whose other methods stand in the tables too."""
+    """The compare.csv of an earlier comparison. Its methods that are not run now are added to the tables."""
     out: Path = Path("runs/compare")
+    """Folder of the runs and of compare.csv, compare.md and compare.png."""
