@@ -1,7 +1,11 @@
 """From a bundle to every file of it, by the command's own function."""
 
+import io
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,35 +110,70 @@ def test_a_file_that_is_not_finite_is_named_and_not_written(
     assert {path: sha256(path) for path in root.rglob("*") if path.is_file()} == before
 
 
-def test_engines_lie_beside_their_graphs_with_a_record_and_say_that_nothing_ran_them(
-    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@dataclass(frozen=True)
+class Built:
+    """A store with engines, the export that built them, and what it printed."""
+
+    config: ExportConfig
+    printed: str
+
+    def record(self, lane: str, precision: str) -> tuple[Path, dict[str, Any]]:
+        """An engine, and what `engine.json` says of it."""
+        folder = self.config.out / "tasks" / "parts" if lane == "folded" else backbone(self.config.out)
+        path = folder / f"{lane}.{precision}.sm86.engine"
+        record: dict[str, Any] = json.loads((folder / "engine.json").read_text())["engines"][path.name]
+        return path, record
+
+
+@pytest.fixture(scope="module")
+def built(run: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """Engines for a GPU that is not here."""
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("export.engine_files.device_capability", lambda: None)
-    root = Path(shutil.copytree(exported, tmp_path / "store"))
-    options: dict[str, Any] = {
-        "targets": "onnx,tensorrt",
-        "engine_backend": "tensorrt_rtx",
-        "compute_capability": "sm86",
-    }
-    config = ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp16,int8", batch_sizes=(4, 1), **options))
-    export(config)
-    printed = capsys.readouterr().out
-    assert "parity: deferred for folded.fp16.sm86.engine, folded.int8.sm86.engine, shared.fp16" in printed
-    for folder, lane, bank in ((root / "tasks" / "parts", "folded", None), (backbone(root), "shared", [64, 64])):
-        engines = json.loads((folder / "engine.json").read_text())["engines"]
-        assert engines.keys() == {f"{lane}.fp16.sm86.engine", f"{lane}.int8.sm86.engine"}
-        for name, source in (("fp16", "fp16"), ("int8", "int8-tensorrt")):
-            engine = engines[f"{lane}.{name}.sm86.engine"]
-            path = folder / f"{lane}.{name}.sm86.engine"
-            assert engine["onnx"] == f"{lane}.{source}.onnx"
-            assert engine["onnx_sha256"] == sha256(folder / engine["onnx"])
-            assert engine["sha256"] == sha256(path)
-            assert (engine["precision"], engine["capability"], engine["library"]) == (name, "sm86", "tensorrt_rtx")
-            assert (engine["batch_sizes"], engine["bank"], engine["parity"]) == ([1, 4], bank, "deferred")
-    kept = (backbone(root) / "shared.fp16.sm86.engine").stat().st_ino
-    export(config)
-    assert (backbone(root) / "shared.fp16.sm86.engine").stat().st_ino == kept
+    files = FileOptions(
+        precision="fp16,int8",
+        targets="onnx,tensorrt",
+        engine_backend="tensorrt_rtx",
+        compute_capability="sm86",
+        batch_sizes=(4, 1),
+    )
+    root = Path(shutil.copytree(exported, tmp_path_factory.mktemp("engines") / "store"))
+    config = ExportConfig(bundle=run, out=root, files=files)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr("export.engine_files.device_capability", lambda: None)
+        export(config)
+        yield Built(config, printed.getvalue())
+
+
+LANES = [("folded", None), ("shared", [64, 64])]
+
+
+def test_engines_lie_beside_their_graphs_with_a_record(built: Built) -> None:
+    for lane, bank in LANES:
+        for precision in ("fp16", "int8"):
+            path, record = built.record(lane, precision)
+            assert record["sha256"] == sha256(path)
+            assert (record["precision"], record["capability"]) == (precision, "sm86")
+            assert (record["library"], record["batch_sizes"], record["bank"]) == ("tensorrt_rtx", [1, 4], bank)
+
+
+def test_an_engine_s_record_names_the_graph_that_it_was_built_from(built: Built) -> None:
+    for lane, _ in LANES:
+        for precision, source in (("fp16", "fp16"), ("int8", "int8-tensorrt")):
+            path, record = built.record(lane, precision)
+            assert record["onnx"] == f"{lane}.{source}.onnx"
+            assert record["onnx_sha256"] == sha256(path.parent / record["onnx"])
+
+
+def test_an_engine_that_nothing_could_run_says_so(built: Built) -> None:
+    assert "parity: deferred for folded.fp16.sm86.engine, folded.int8.sm86.engine, shared.fp16" in built.printed
+    assert {built.record(lane, "fp16")[1]["parity"] for lane, _ in LANES} == {"deferred"}
+
+
+def test_a_shared_engine_is_not_built_again(built: Built) -> None:
+    path, _ = built.record("shared", "fp16")
+    kept = path.stat().st_ino
+    export(built.config)
+    assert path.stat().st_ino == kept
 
 
 def test_the_overview_shows_the_accuracy_of_every_file_on_the_validation_images(

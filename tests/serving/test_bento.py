@@ -4,18 +4,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mosa_deploy.bundles.archive import Archive
-from tests.support.app import named, scores
+from tests.support.app import Reference, named, scores
 from tests.support.installs import copy_sources, new_environment, run
 from tests.support.service import Installation, serve
-from tests.support.tasks import TaskMaker
 from tests.support.walker import ROOT
 
 pytestmark = pytest.mark.slow
@@ -62,32 +59,33 @@ def from_extra(folder: Path) -> Installed:
     return Installed(python, "serving.service:Classifier")
 
 
-@pytest.mark.parametrize("install", [from_bento, from_extra])
-def test_it_serves_from_a_new_environment_without_torch(
-    install: Callable[[Path], Installed],
-    maker: TaskMaker,
-    archives: Mapping[str, Archive],
-    offline: Mapping[str, np.typing.NDArray[np.float32]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    installed = install(tmp_path)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    where = Installation(installed.python, installed.service, elsewhere)
-    with serve(maker.root, elsewhere, where, threads="1", folded="fields") as server:
+@pytest.fixture(scope="module", params=[from_bento, from_extra])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """The service in a new environment, which sees nothing of the repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        yield request.param(tmp_path_factory.mktemp("installed"))
+
+
+def test_it_serves_from_a_new_environment(installed: Installed, reference: Reference, tmp_path: Path) -> None:
+    where = Installation(installed.python, installed.service, tmp_path)
+    with serve(reference.maker.root, tmp_path, where, threads="1", folded="fields") as server:
         server.wait_until("ready")
         for task in ("birds", "fields", "grains"):
             for i in range(2):
-                expected = named(archives[task], offline[task][i])
-                answered = scores(server.classify(task, maker.images[i]))
+                expected = named(reference.archives[task], reference.offline[task][i])
+                answered = scores(server.classify(task, reference.maker.images[i]))
                 assert answered == pytest.approx({name: expected[name] for name in answered}, abs=1e-5)
                 assert next(iter(answered)) == max(expected, key=expected.__getitem__)
+
+
+def test_it_has_no_torch_and_the_pinned_versions_of_the_rest(installed: Installed) -> None:
     packages = installed.packages()
     assert not packages.keys() & {"torch", "torchvision", "timm"}
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     ours = {"pip", "setuptools", "mosa-deploy"}
     assert {name: version for name, version in packages.items() if name not in ours and pins.get(name) != version} == {}
-    print(f"{installed.size() / 1e6:.0f} MB in {len(packages)} packages")
+
+
+def test_it_is_small(installed: Installed) -> None:
     assert installed.size() < LARGEST

@@ -1,6 +1,7 @@
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +44,24 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The one line of `training.tune` with these flags, which must fail as a user's mistake."""
-    monkeypatch.setattr(sys, "argv", ["tune", "--task", Few.name, "--device", "cpu", *flags])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    text = capsys.readouterr().err
-    assert text.startswith("error: ")
-    assert text.count("\n") == 1
-    return text
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(few: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Gives the one line of `training.tune` with some flags, which must fail as a user's mistake."""
+
+    def tuned(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["tune", "--task", few, "--device", "cpu", *flags])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        text = capsys.readouterr().err
+        assert text.startswith("error: ")
+        assert text.count("\n") == 1
+        return text
+
+    return tuned
 
 
 def test_run_leaves_exactly_what_is_promised(few_run: Path) -> None:
@@ -183,17 +192,16 @@ def test_batch_larger_than_the_training_set_is_one_step_an_epoch_and_said(
     assert len(rows(run)) == 1
 
 
-def test_unknown_precision_is_one_line(
-    few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = fails(monkeypatch, capsys, "--precision", "fp8", "--out", str(tmp_path / "run"))
+def test_unknown_precision_is_one_line(fails: Fails, tmp_path: Path) -> None:
+    text = fails("--precision", "fp8", "--out", str(tmp_path / "run"))
     assert text == "error: --precision fp8: choose auto, fp32 or bf16\n"
 
 
-def test_task_may_have_a_name_of_its_own(
-    few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "--name Ein/Zwei: lower-case letters" in fails(monkeypatch, capsys, "--name", "Ein/Zwei")
+def test_a_name_that_no_task_may_have_is_one_line(fails: Fails) -> None:
+    assert "--name Ein/Zwei: lower-case letters" in fails("--name", "Ein/Zwei")
+
+
+def test_task_may_have_a_name_of_its_own(few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = tune(TuneConfig(task=few, name="ein-zwei", method="linear", device="cpu"))
     assert run == Path("runs/ein-zwei")
@@ -210,16 +218,8 @@ def test_task_may_have_a_name_of_its_own(
         (("--lr", "1e30"), "the loss is nan at epoch 1, step 2: lower --lr (now 1e+30)"),
     ],
 )
-def test_fault_is_one_line_and_exit_code_2(
-    few: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    flags: tuple[str, ...],
-    words: str,
-) -> None:
-    text = fails(monkeypatch, capsys, "--out", str(tmp_path / "run"), *flags)
-    assert words in text
+def test_fault_is_one_line_and_exit_code_2(fails: Fails, tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
+    assert words in fails("--out", str(tmp_path / "run"), *flags)
     assert not (tmp_path / "run" / "adapter.json").exists()
 
 
