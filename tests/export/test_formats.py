@@ -208,7 +208,7 @@ def test_the_overview_has_a_line_a_file_and_names_what_was_not_measured(exported
         *("not", "measured") * 2,
     ]
     assert third.startswith("parity: deferred for folded.onnx: no GPU here")
-    assert f"training.evaluate --onnx FILE, and --bundle {folder}" in last
+    assert f"mosa evaluate --onnx FILE, and --bundle {folder}" in last
 
 
 @pytest.mark.parametrize(
