@@ -1,10 +1,10 @@
-"""Compare methods on tasks, with equal trials and several seeds.
+"""Compare methods on several tasks, with equal numbers of trials and several seeds.
 
     mosa compare --tasks digits,sprites-location --methods linear,adapter,mosa --seeds 2 --epochs 3
 
-Every method tries the same number of settings on seed 0, validation chooses one, and that one is tuned with every
-seed. The test set is read once for each of those runs, after the choice. The same command run again goes on where it
-was stopped. `adapter` is the dense adapter with the same activation, the same passes and the same loss.
+Every method tries the same number of settings on seed 0. The setting with the best validation accuracy is then tuned
+with every seed, and only these runs are evaluated on the test set, once each. Running the same command again continues
+where it stopped. `adapter` is the dense adapter with the same activation, number of passes and loss.
 """
 
 import contextlib
@@ -42,12 +42,14 @@ class Cell:
     seed: int
 
     def folder(self, out: Path) -> Path:
-        """Where the run lies."""
+        """The folder of this run below `out`."""
         return out / self.task / self.method / label(self.setting) / f"seed-{self.seed}"
 
 
 def compare(config: CompareConfig) -> list[Result]:
-    """Run what is missing of the grid, choose by validation, read the test sets, and write the comparison.
+    """Tune the runs that are missing, choose settings on validation, evaluate on the test sets, and write the tables.
+
+    Returns one result per run; those of `--beside` come first.
 
     Raises:
         ConfigError: an unknown task or method, or fewer than one seed, trial or job.
@@ -82,7 +84,12 @@ def names(text: str) -> list[str]:
 
 
 def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
-    """Raises ConfigError or DataError before anything is run, so that no grid breaks off in its middle."""
+    """Check all options and data first, so that a long comparison does not stop halfway.
+
+    Raises:
+        ConfigError: an unknown task or method, or fewer than one seed, trial or job.
+        DataError: a task's images are missing or cannot be split.
+    """
     for name in ("seeds", "trials", "jobs"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name} {getattr(config, name)}: at least 1")
@@ -96,10 +103,13 @@ def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
 
 
 def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:
-    """The name in `training.tasks` and the images of a task: a folder or archive of its name is a task `folder`.
+    """(name in `training.tasks`, path of the images) of a task.
+
+    A task that is not built in is a folder or archive in --data-dir, and is tuned as `folder`.
 
     Raises:
-        ConfigError: neither a built-in task nor in --data-dir.
+        ConfigError: the task is neither built in nor in --data-dir.
+        DataError: --data-dir is no folder.
     """
     found = None
     if config.data_dir is not None:
@@ -124,7 +134,7 @@ def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
 
 
 def tune_cell(config: CompareConfig, cell: Cell, threads: int) -> str:
-    """Tune one cell, or find it finished; returns a line about it."""
+    """Tune one cell unless it is finished; returns a line about it."""
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     folder = cell.folder(config.out)
@@ -152,18 +162,18 @@ def preset(task: str) -> Recipe:
 
 
 def validation(folder: Path) -> tuple[float, float]:
-    """(accuracy, -negative log likelihood) on validation of a finished run."""
+    """(accuracy, minus negative log likelihood) of a finished run on validation; larger is better."""
     metrics = json.loads((folder / run.METRICS).read_text())
     return metrics["validation_accuracy"], -metrics["validation_nll"]
 
 
 def choose(out: Path, cells: Iterable[Cell]) -> Cell:
-    """The best cell on validation."""
+    """The cell that is best on validation."""
     return max(cells, key=lambda cell: validation(cell.folder(out)))
 
 
 def result(config: CompareConfig, cell: Cell, test: bool) -> Result:
-    """What a cell came to; the test set is read if `test`, once."""
+    """The result of a cell. With `test` it is evaluated on the test set, unless that was done before."""
     folder = cell.folder(config.out)
     metrics = json.loads((folder / run.METRICS).read_text())
     record = folder / TEST
@@ -181,7 +191,7 @@ def result(config: CompareConfig, cell: Cell, test: bool) -> Result:
 
 
 def print_comparison(config: CompareConfig) -> None:
-    """Compare, print the tables, and say where they are."""
+    """Run the comparison, print its tables, and say where the files are."""
     print(result_table.tables(compare(config)))
     print(f"written to {config.out}/compare.md, compare.csv and compare.png")
 

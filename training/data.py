@@ -19,7 +19,7 @@ UNREADABLE_LIMIT = 0.01
 
 @dataclass(frozen=True)
 class Images:
-    """A decoded split: pixels (N, H, W, 3) uint8, labels (N,) int64, and the examples that they came from."""
+    """A decoded split: pixels (N, H, W, 3) uint8, labels (N,) int64, and the examples they were decoded from."""
 
     pixels: Tensor
     labels: Tensor
@@ -30,10 +30,12 @@ class Images:
 
 
 def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -> Images:
-    """Read and decode every example; an unreadable one is named, counted and skipped.
+    """Read and decode every example. Unreadable ones are skipped, with a line on stderr for each.
+
+    `what` names the split in messages.
 
     Raises:
-        DataError: more than 1 % are unreadable.
+        DataError: more than 1 % are unreadable, or there are no images.
     """
     pixels, kept, bad = [], [], []
     for example in tqdm(examples, desc=f"decoding {what}", unit=" images", leave=False, disable=None):
@@ -44,7 +46,7 @@ def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -
             bad.append(f"{example.name}: {error}")
     count = f"{len(bad)} of {len(examples)} {what} images"
     if len(bad) > UNREADABLE_LIMIT * len(examples):
-        raise DataError(f"{count} are unreadable, mend or remove them; first {bad[0]}")
+        raise DataError(f"{count} are unreadable, repair or remove them; first {bad[0]}")
     if bad:
         print(*(f"skipped {fault}" for fault in bad), f"skipped {count} as unreadable", sep="\n", file=sys.stderr)
     if not kept:
@@ -54,7 +56,11 @@ def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -
 
 
 def check_classes(images: Images, classes: Sequence[str], what: str) -> None:
-    """Raises DataError if there are fewer than two classes, or if one has no image in this split."""
+    """Check that there are at least two classes, and that each has an image in this split.
+
+    Raises:
+        DataError: there are fewer, or a class has no image.
+    """
     if len(classes) < 2:
         raise DataError(f"the task has {len(classes)} class: classification needs at least two")
     counts = Counter(images.labels.tolist())

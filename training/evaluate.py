@@ -1,11 +1,11 @@
-"""Read the test set.
+"""Measure a task on its test set.
 
     mosa evaluate --bundle runs/digits
     mosa evaluate --onnx artifacts/tasks/digits/folded.onnx
     mosa evaluate --onnx artifacts/backbones/NAME/shared.fp16.onnx --bundle artifacts/tasks/digits
     mosa evaluate --backbone vit_tinyd6_patch4_32.cifar10 --data-dir cifar10.tar.gz
 
-Everything else selects on validation; this is the one place that looks at the test set.
+Everything else uses validation images; this is the only place that reads the test set.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,10 @@ Logits = Callable[[Images], Array]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: which test set it is for, and its logits (N, K), which are asked for once that is decoded."""
+    """What is evaluated: a bundle, a graph or a backbone.
+
+    `logits` maps decoded test images to (N, K). It loads the model only when it is called.
+    """
 
     dataset: str
     preprocess: Preprocess
@@ -53,11 +56,11 @@ class Subject:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """The figures on the test set.
+    """Accuracy, negative log likelihood and expected calibration error on the test set.
 
     Raises:
         ConfigError: not exactly one of a bundle, a graph and a backbone is given.
-        MosaError: it, or its images, cannot be had, or it has another number of classes.
+        MosaError: the model or the images are missing or damaged, or their numbers of classes differ.
     """
     shared = config.bundle is not None and config.onnx is not None and not own_graph(config.onnx)
     if [None if shared else config.bundle, config.onnx, config.backbone].count(None) != 2:
@@ -80,11 +83,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
 
 def of_backbone(config: EvaluateConfig, name: str) -> Subject:
-    """A timm model with its own head; its tag names the task.
+    """A timm model with its own head. The tag in its name, such as `cifar10`, is the task.
 
     Raises:
         BackboneError: timm knows no such model.
-        ConfigError: its tag is no task.
+        ConfigError: the tag is not the name of a task.
     """
     check_name(name)
     known = timm.get_pretrained_cfg(name)
@@ -102,7 +105,7 @@ def of_backbone(config: EvaluateConfig, name: str) -> Subject:
 
 
 def of_task(config: EvaluateConfig, record: Record) -> Subject:
-    """A task's bundle or its graph; neither is loaded before its logits are asked for."""
+    """A task's bundle or its graph, which is loaded only when its logits are computed."""
     device = choose_device(config.device)
 
     def of_graph(images: Images) -> Array:
@@ -122,14 +125,14 @@ def of_task(config: EvaluateConfig, record: Record) -> Subject:
 
 
 def own_graph(path: Path) -> bool:
-    """Whether a graph or an engine is of one task, whose bundle lies beside it; else it is shared by many."""
+    """Whether a graph or an engine belongs to one task, whose bundle lies beside it. Otherwise many tasks share it."""
     return (path.parent / RECORD).is_file() or not path.is_file()
 
 
 def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array], int]:
-    """A function from images (B, 3, H, W) to logits (B, K), and the most images that it takes at once.
+    """A function from images (B, 3, H, W) to logits (B, K), and the largest batch that it takes.
 
-    `task` is the folder of a bundle; with it the graph is a shared one.
+    If the graph is shared, `task` is the folder of the task's bundle; otherwise it is None.
     """
     runner = open_runner(path, "tensorrt" if path.suffix == ".engine" else DEFAULT_RUNNER)
     answer = runner.run if task is None else SharedTask.alone(Bundle.load(task)).answer_by(runner)
@@ -137,19 +140,19 @@ def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array],
 
 
 def largest_batch(runner: Runner) -> int:
-    """An engine takes no more than its largest profile."""
+    """The largest batch that a runner takes: for an engine, its largest profile."""
     return runner.sizes[-1] if runner.sizes else BATCH
 
 
 def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | None]:
-    """Where the images are and how they are split: as the command line says, else as the run was tuned."""
+    """(data_dir, split): those of the command line, otherwise those that the run was tuned with."""
     run = read_settings(folder)
     data_dir = config.data_dir or (Path(run["data_dir"]) if run.get("data_dir") else None)
     return data_dir, config.split or run.get("split")
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
-    """Evaluate, and print the figures in one line."""
+    """Evaluate, and print the metrics in one line."""
     measured = evaluate(config)
     print(
         f"test of {config.onnx or config.bundle or config.backbone}: "

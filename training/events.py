@@ -1,7 +1,7 @@
-"""What TensorBoard reads of a run: `tensorboard --logdir runs`.
+"""The event file of a run for TensorBoard: `tensorboard --logdir runs`.
 
-One file, and every call appends what it does not hold yet. So whoever watches sees each epoch once, also of a run that
-was killed and resumed.
+Each run has one event file. Every call appends only the events that the file does not hold yet, so TensorBoard shows
+each epoch once, even if the run was killed and resumed.
 """
 
 import time
@@ -15,15 +15,15 @@ from PIL import Image
 from training.loop import Row
 
 EVENTS = "events.out.tfevents.run"
-"""TensorBoard knows its files by `tfevents`; its own writer would put the machine's name here."""
+"""TensorBoard finds its files by `tfevents` in the name. Its own writer would add the name of the machine."""
 
 FRAME = 16
-"""Bytes around a record: its length, and a checksum of each."""
+"""Bytes around each record: its length, and checksums of the length and of the content."""
 
 
 def write_events(out: Path, rows: list[Row], closing: Any = None) -> None:
-    """Append the rows that the file lacks, as steps 1, 2, ..., and the `closing` summary at the last of them."""
-    # Importing TensorBoard takes a second, for which --help and a mistaken flag shall not wait.
+    """Append the rows that the file lacks, as steps 1, 2, ..., and the `closing` summary at the last step."""
+    # Importing TensorBoard takes a second: --help and errors in flags should not wait for it.
     from tensorboard.backend.event_processing import event_file_loader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -34,9 +34,9 @@ def write_events(out: Path, rows: list[Row], closing: Any = None) -> None:
     path = out / EVENTS
     held = list(event_file_loader.RawEventFileLoader(str(path)).Load()) if path.is_file() else []
     if len(held) > len(events):
-        held = []  # of a run that has begun anew
+        held = []  # They belong to an earlier run in this folder.
     with path.open("r+b" if path.is_file() else "wb") as handle:
-        # What a kill cut short is overwritten.
+        # A record that a killed run left incomplete is overwritten.
         handle.truncate(handle.seek(sum(len(record) + FRAME for record in held)))
         writer = RecordWriter(handle)
         for event in events[len(held) :]:
@@ -45,16 +45,16 @@ def write_events(out: Path, rows: list[Row], closing: Any = None) -> None:
 
 
 def scalars(figures: Mapping[str, float]) -> Any:
-    """A summary of curves by name; `epoch` is the step already."""
+    """A summary with one curve per name, except `epoch`, which is the step."""
     from torch.utils.tensorboard.summary import scalar
 
     return joined([scalar(name, value) for name, value in figures.items() if name != "epoch"])
 
 
 def closing(text: str, pictures: list[Path], settings: dict[str, Any], figures: dict[str, float]) -> Any:
-    """The summary of a finished run: a text in Markdown, PNG files, and a line of the table of hyperparameters.
+    """The summary of a finished run: a text in Markdown, PNG files, and a row in the table of hyperparameters.
 
-    The figures are curves of one point, `kept/<name>`: where the other curves end need not be what was kept.
+    The metrics of the kept epoch, which need not be the last one, become curves of one point, `kept/<name>`.
     """
     from torch.utils.tensorboard import summary
 
@@ -66,7 +66,7 @@ def closing(text: str, pictures: list[Path], settings: dict[str, Any], figures: 
 
 
 def joined(summaries: list[Any]) -> Any:
-    """Several summaries as one, which makes one record."""
+    """Merge several summaries into one, so that they become one record."""
     whole = type(summaries[0])()
     for summary in summaries:
         whole.MergeFrom(summary)

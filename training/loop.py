@@ -30,26 +30,26 @@ Row = dict[str, float]
 
 @dataclass
 class State:
-    """What a run has reached: enough to go on from."""
+    """The progress of a run, from which it can be resumed."""
 
     epoch: int = 0
-    """Finished epochs."""
+    """Number of finished epochs."""
     best: tuple[float, float] = (-1.0, 0.0)
-    """(accuracy, -loss) on validation of the best epoch."""
+    """(validation accuracy, minus validation loss) of the best epoch."""
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
 
 
 @torch.inference_mode()
 def predict(model: Transformer, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
-    """Logits (N, K) on the CPU of the model in evaluation mode, in fp32: the merged adapters', split or not."""
+    """Logits (N, K) on the CPU, in fp32. The model is in evaluation mode, where split adapters act as merged ones."""
     model.eval()
     batches = images.pixels.split(batch)
     return torch.cat([model(normalise(pixels.to(device), preprocess)).cpu() for pixels in batches])
 
 
 class Trainer:
-    """Tunes the adapters and the head of `model` on `train`, and keeps the best epoch by `validation`."""
+    """Tunes the adapters and the head of `model` on `train`, and keeps the epoch that is best on `validation`."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class Trainer:
         )
 
     def fit(self, finished: Callable[["Trainer"], None]) -> None:
-        """Run the epochs that are left, call `finished` after each, and leave the best one in the model.
+        """Run the remaining epochs, call `finished` after each, and load the best epoch into the model.
 
         Raises:
-            TrainingError: the loss is not finite, or the device has too little memory; finished epochs are kept.
+            TrainingError: the loss is not finite, or the device has too little memory. Finished epochs are kept.
         """
         while self.state.epoch < self.recipe.epochs:
             try:
@@ -114,7 +114,11 @@ class Trainer:
         }
 
     def run_epoch(self, epoch: int) -> Row:
-        """One pass over the training images; its randomness derives from (seed, epoch) alone."""
+        """Train for one epoch and return its row of the history. Its randomness derives from (seed, epoch) alone.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
         torch.manual_seed(derive(self.seed, "epoch", epoch))
         reseed(self.model, self.seed, epoch)
         set_dense(self.model, epoch >= self.recipe.epochs - self.recipe.dense_epochs)
@@ -146,7 +150,7 @@ class Trainer:
         }
 
     def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """One update; the passes go through the backbone as one batch. Returns both losses (2,) on the CPU."""
+        """Make one update, with all passes in one batch; returns (cross entropy, consistency loss) on the CPU."""
         inputs = normalise(pixels, self.preprocess)
         passes = self.recipe.passes
         with self.autocast:
@@ -160,13 +164,13 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write a checkpoint of the finished epochs."""
         state = {**vars(self.state), "task": task_state(self.model), "optimizer": self.optimizer.state_dict()}
-        # Into memory first: of a full disk torch says only that it failed.
+        # Into memory first: torch.save does not say that the disk is full.
         content = io.BytesIO()
         torch.save(state, content)
         write_bytes(path, content.getvalue())
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Restore a checkpoint."""
         saved = torch.load(path, weights_only=True, map_location=self.device)
         load_task_state(self.model, saved.pop("task"))
         self.optimizer.load_state_dict(saved.pop("optimizer"))

@@ -1,7 +1,7 @@
-"""The merge scale m of U_bar = m * U, fitted where the expectation, m = 1 / E, is left.
+"""Fit the merge scale m of U_bar = m * U on validation, for `--merge-scale learned`.
 
-A single expert learns to carry a forward pass alone, while the expectation gives every entry a share of 1 / E.
-Which m fits the merged adapter best is one number, found on validation as the temperature is.
+The default is the expectation over the draw, m = 1 / E. But each expert learns to work alone in a forward pass, so a
+larger m may suit the merged adapter better. m is a single number, fitted on validation like the temperature.
 """
 
 import math
@@ -16,11 +16,11 @@ from training.data import Images
 from training.loop import predict
 
 TOLERANCE = 0.02
-"""Of log m."""
+"""Absolute tolerance of log m, at which the search stops."""
 
 
 def fit_merge_scale(model: Transformer, validation: Images, preprocess: Preprocess, device: str) -> float:
-    """The m in 1 / (2 E) .. 2 of the least cross entropy on validation, set in every split projection of `model`."""
+    """Find the m between 1 / (2 E) and 2 with the lowest cross entropy on validation, and set it in `model`."""
     experts = split_layers(model)[0].experts
 
     def loss(log_scale: float) -> float:

@@ -1,4 +1,4 @@
-"""The pictures of a run: its curves, its confusions, its calibration."""
+"""The plots of a run: learning curves, confusion matrix and calibration."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ from training.loop import Row
 from training.scores import ECE_BINS, figures, kept, reliability
 
 READABLE = 25
-"""Classes: beyond, the numbers of a confusion matrix cannot be read."""
+"""With more classes than this, the numbers in a confusion matrix would be too small to read."""
 
 
 @contextmanager
 def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches, written to `path` as PNG."""
+    """A figure of `width` x `height` inches, which is written to `path` as PNG at the end of the block."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     yield figure
     with replacing(path) as aside:
@@ -31,19 +31,19 @@ def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def quiet(axes: Axes) -> None:
-    """A faint grid and no frame above and at the right."""
+    """Draw a faint grid, and remove the frame above and at the right."""
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def axis_name(column: str) -> str:
-    """What the first column of a history is called: `C`, as in scikit-learn, or the column's own name."""
+    """The axis label of the first column of a history: `C`, as in scikit-learn, or the column's own name."""
     return "C" if column == "c" else column
 
 
 def draw_curves(path: Path, rows: list[Row], title: str) -> None:
-    """The losses and the validation accuracy over the epochs, or the accuracy over C for the linear probe."""
+    """Plot losses and validation accuracy over the epochs, or for the linear probe the accuracy over C."""
     x, accuracy = next(iter(rows[0])), "validation_accuracy"
     losses = [name for name in ("cross_entropy", "consistency", "validation_loss") if name in rows[0]]
     over = [row[x] for row in rows]
@@ -72,10 +72,10 @@ def draw_curves(path: Path, rows: list[Row], title: str) -> None:
 
 
 def draw_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
-    """A confusion matrix (true, predicted), each row in percent of its images; a class without any is a blank row."""
+    """Plot a confusion matrix (true, predicted) in percent of each row; a class without images is a blank row."""
     count = len(classes)
     percent = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(1)
-    # Inches; from 45 to 200 classes labels shrink from 8 points to 5, and below 3 there are none.
+    # Side of a cell in inches. From 45 to 200 classes the labels shrink from 8 points to 5; below 3 they are left out.
     cell = min(1.0, max(5 / count, min(0.16, 20 / count)))
     size = min(9.0, 72 * cell * 0.7)
     names = list(classes) if size >= 3 else [""] * count
@@ -83,7 +83,7 @@ def draw_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str]
     side = cell * count + widest
     with drawn(path, side + 1.7, side + 1.0) as figure:
         axes = figure.subplots()
-        # A square root lets one image in fifty be seen.
+        # The square root makes a share of 2 % visible.
         norm = PowerNorm(0.5, 0, 100)
         display = ConfusionMatrixDisplay(percent, display_labels=names).plot(
             ax=axes, include_values=count <= READABLE, cmap="Blues", colorbar=False, im_kw={"norm": norm}
@@ -109,9 +109,10 @@ def draw_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str]
 def draw_calibration(
     path: Path, before: NDArray[np.float32], after: NDArray[np.float32], labels: Tensor, title: str
 ) -> None:
-    """Reliability diagram (arXiv 1706.04599) of the probabilities before and after the temperature.
+    """Reliability diagram (arXiv 1706.04599) of the probabilities (N, K) before and after temperature scaling.
 
-    Above, each bin's accuracy over its mean confidence, the larger the more images; below, the share of each bin.
+    The upper panel plots each bin's accuracy over its mean confidence; larger dots are bins with more images. The lower
+    panel shows the share of images in each bin.
     """
     with drawn(path, 5, 6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -3,12 +3,12 @@
     python -m training.pretrain --data cifar10.tar.gz --out runs/pretrain
 
 `--data` is an archive or a folder of `train/<class>/*.jpg` and `test/<class>/*.jpg`. The images are decoded once
-into one uint8 tensor, which lies on the training device and is augmented there, an epoch at a time, so that few CPU
-cores starve no GPU.
+into one uint8 tensor on the training device and augmented there, one epoch at a time, so that few CPU cores can keep
+a GPU busy.
 
-The same command run again goes on after the last epoch that was written, and ends in the same bytes. A few thousand
-training images are held out to watch; the test set is read once, after the last epoch. Only torch, torchvision and
-timm are imported, so that this runs on any machine that has the three.
+Running the same command again resumes after the last epoch that was saved, and the result has the same bytes as an
+uninterrupted run. A few thousand training images are held out to monitor accuracy; the test set is read once, after the
+last epoch. Only torch, torchvision and timm are imported, so this runs on any machine that has these three.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ CHECKPOINT, WEIGHTS, HISTORY = "checkpoint.pt", "weights.safetensors", "history.
 METRICS, CURVES = "metrics.json", "curves.png"
 
 SAVE_SECONDS = 30.0
-"""A checkpoint is written at the first end of an epoch after so long: on a GPU, writing would outlast the epoch."""
+"""Least time between checkpoints, which end an epoch: on a GPU, writing one takes longer than an epoch."""
 
 REPORT_STEPS = 50
-"""Steps between two looks at the loss, each of which makes the host wait for the device."""
+"""Steps between two reports of the loss. Reading the loss makes the host wait for the device."""
 
 Row = dict[str, float]
 
 
 @dataclass
 class Run:
-    """What a checkpoint holds, and the schedule, which follows from the number of updates."""
+    """The state that a checkpoint holds, and the learning rate schedule, which only depends on the update's number."""
 
     model: VisionTransformer
     ema: ModelEmaV3
     optimizer: torch.optim.Optimizer
     schedule: CosineLRScheduler
     history: list[Row] = field(default_factory=list)
-    """One row for each finished epoch."""
+    """One row per finished epoch."""
 
 
 def build(config: PretrainConfig, classes: int) -> VisionTransformer:
@@ -85,10 +85,11 @@ def build(config: PretrainConfig, classes: int) -> VisionTransformer:
 
 
 def start(config: PretrainConfig, images: Images, classes: int) -> Run:
-    """A run at its first step.
+    """A run before its first step, on images (N, 3, H, W).
 
     Raises:
-        DataError: the model is not for images of this size.
+        BackboneError: the architecture cannot be used.
+        DataError: the model reads images of another size.
     """
     model = build(config, classes)
     size, expected = tuple(images.pixels.shape[2:]), model.patch_embed.img_size
@@ -108,7 +109,7 @@ def start(config: PretrainConfig, images: Images, classes: int) -> Run:
 
 
 def train_epoch(run: Run, images: Images, config: PretrainConfig) -> float:
-    """One pass over `images`, its randomness derived from (seed, epoch) alone; returns the mean loss.
+    """Train for one epoch and return the mean loss. Its randomness derives from (seed, epoch) alone.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -142,7 +143,7 @@ def train_epoch(run: Run, images: Images, config: PretrainConfig) -> float:
 
 
 def mean_loss(total: Tensor, count: int, config: PretrainConfig) -> float:
-    """The mean over `count` images, on the host.
+    """`total` / `count`, read from the device.
 
     Raises:
         TrainingError: it is not finite.
@@ -154,14 +155,14 @@ def mean_loss(total: Tensor, count: int, config: PretrainConfig) -> float:
 
 
 def set_patch_drop(model: VisionTransformer, rate: float) -> None:
-    """Set the share of patches that timm's PatchDropout leaves out in training."""
+    """Set the share of patches that timm's PatchDropout drops in training."""
     if isinstance(model.patch_drop, PatchDropout):
         model.patch_drop.prob = rate
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Images, batch_size: int = 500) -> float:
-    """Top-1 accuracy in fp32."""
+    """Top-1 accuracy of a model on images, in fp32."""
     model.eval()
     correct = 0
     for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True):
@@ -170,10 +171,10 @@ def accuracy(model: nn.Module, images: Images, batch_size: int = 500) -> float:
 
 
 def pretrain(config: PretrainConfig) -> float:
-    """Train, write `weights.safetensors` (fp16, the averaged weights) and return their test accuracy.
+    """Train, write the averaged weights to `weights.safetensors` in fp16, and return their test accuracy.
 
     Raises:
-        MosaError: whatever the user can mend.
+        MosaError: a setting or the images cannot be used, or training cannot continue.
     """
     config.check()
     print(f"decoding {config.data}", flush=True)
@@ -185,7 +186,7 @@ def pretrain(config: PretrainConfig) -> float:
     try:
         train, held_out, test = (images.to(config.device) for images in (train, held_out, splits["test"]))
         fit(run, train, held_out, config, recipe)
-        # The figure belongs to the file that ships: the fp16 weights, read back.
+        # The accuracy is that of the file that ships: the fp16 weights, read back.
         run.ema.module.load_state_dict(load_file(config.out / WEIGHTS))
         measured = accuracy(run.ema.module, test)
     except torch.OutOfMemoryError as error:
@@ -202,7 +203,7 @@ def pretrain(config: PretrainConfig) -> float:
 
 
 def fit(run: Run, train: Images, held_out: Images, config: PretrainConfig, recipe: dict[str, object]) -> None:
-    """Run the epochs that are left."""
+    """Run the remaining epochs."""
     saved = time.perf_counter()
     while (epoch := len(run.history) + 1) <= config.epochs:
         began = time.perf_counter()
@@ -222,7 +223,7 @@ def fit(run: Run, train: Images, held_out: Images, config: PretrainConfig, recip
 
 
 def save(out: Path, run: Run, recipe: dict[str, object]) -> None:
-    """Write the checkpoint, its history as CSV, and the averaged weights in fp16 as they would ship."""
+    """Write the checkpoint, its history as CSV, and the averaged weights in fp16."""
     average = run.ema.module.state_dict()
     state = {"model": run.model.state_dict(), "average": average, "optimizer": run.optimizer.state_dict()}
     with replacing(out / CHECKPOINT) as aside:
@@ -239,8 +240,8 @@ def resume(out: Path, run: Run, recipe: dict[str, object]) -> None:
     """Restore the last checkpoint, if there is one.
 
     Raises:
-        ConfigError: it is of another recipe.
-        TrainingError: it cannot be read.
+        ConfigError: the checkpoint was made with another recipe.
+        TrainingError: the checkpoint cannot be read.
     """
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
@@ -248,8 +249,8 @@ def resume(out: Path, run: Run, recipe: dict[str, object]) -> None:
     try:
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         before = state["recipe"]
-    except Exception as error:  # On damaged bytes torch's unpickler lets out IndexError and others.
-        raise TrainingError(f"{checkpoint} cannot be gone on from: remove it to start anew") from error
+    except Exception as error:  # On damaged bytes torch's unpickler raises IndexError and others.
+        raise TrainingError(f"{checkpoint} cannot be read: remove it to start again") from error
     changed = [
         f"{name} was {before.get(name)}, is {recipe.get(name)}"
         for name in sorted(before.keys() | recipe.keys())
@@ -264,7 +265,7 @@ def resume(out: Path, run: Run, recipe: dict[str, object]) -> None:
 
 
 def draw_curves(path: Path, rows: list[Row], title: str) -> None:
-    """`curves.png`: the loss and the held-out accuracy over the epochs, where there is matplotlib."""
+    """Plot the loss and the held-out accuracy over the epochs, if matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,4 @@
-"""The settings of pre-training; argparse reads them, since only torch, torchvision and timm are at hand."""
+"""The settings of pre-training. argparse reads them, since pre-training needs only torch, torchvision and timm."""
 
 from __future__ import annotations
 
@@ -17,42 +17,46 @@ from mosa_deploy.errors import ConfigError, unknown_name
 from training.pretrain_data import POLICIES
 
 READERS: dict[Any, type] = {"Path": Path, "int": int, "int | None": int, "float": float, "str": str}
-"""How a field's annotation is read from the command line."""
+"""A field's annotation -> the function that reads its value from the command line."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Every field is a flag of the same name; `low` and `below` are its bounds."""
+    """The settings of pre-training. Every field is a flag of the same name; `low` <= value < `below` are its bounds."""
 
-    data: Path = field(metadata={"help": "an archive or a folder of train/<class>/*.jpg and test/<class>/*.jpg"})
-    out: Path = field(default=Path("runs/pretrain"), metadata={"help": "the run's folder"})
-    architecture: str = field(default=embedded.ARCHITECTURE, metadata={"help": "a timm ViT for images of this size"})
-    depth: int | None = field(default=None, metadata={"help": "blocks, if not the architecture's own", "low": 1})
-    epochs: int = field(default=30, metadata={"help": "passes over the training images", "low": 1})
-    full_epochs: int = field(default=3, metadata={"help": "the last epochs, which see every patch", "low": 0})
+    data: Path = field(metadata={"help": "folder or tar archive of train/<class>/*.jpg and test/<class>/*.jpg"})
+    out: Path = field(default=Path("runs/pretrain"), metadata={"help": "folder of the run"})
+    architecture: str = field(default=embedded.ARCHITECTURE, metadata={"help": "timm ViT for images of this size"})
+    depth: int | None = field(default=None, metadata={"help": "number of blocks (the architecture's own)", "low": 1})
+    epochs: int = field(default=30, metadata={"help": "number of passes over the training images", "low": 1})
+    full_epochs: int = field(default=3, metadata={"help": "number of final epochs that use every patch", "low": 0})
     patch_drop_rate: float = field(
-        default=0.5, metadata={"help": "share of patches that the others leave out, for speed", "low": 0, "below": 1}
+        default=0.5, metadata={"help": "share of patches that earlier epochs drop, for speed", "low": 0, "below": 1}
     )
-    batch_size: int = field(default=256, metadata={"help": "images of a step", "low": 1})
-    opt: str = field(default="adamw", metadata={"help": "a timm optimiser"})
+    batch_size: int = field(default=256, metadata={"help": "images per step", "low": 1})
+    opt: str = field(default="adamw", metadata={"help": "optimiser of timm"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate", "low": 1e-9})
-    weight_decay: float = field(default=0.05, metadata={"help": "of the matrices", "low": 0})
-    warmup_epochs: float = field(default=2.0, metadata={"help": "epochs to the peak", "low": 0})
-    label_smoothing: float = field(default=0.1, metadata={"help": "share spread evenly", "low": 0, "below": 1})
-    drop_path_rate: float = field(default=0.0, metadata={"help": "stochastic depth", "low": 0, "below": 1})
-    augment: str = field(default="none", metadata={"help": "beside crop and flip", "choices": tuple(POLICIES)})
-    mixup: float = field(default=0.0, metadata={"help": "a of Beta(a, a); 0 for none", "low": 0})
-    cutmix: float = field(default=0.0, metadata={"help": "a of Beta(a, a); 0 for none", "low": 0})
-    ema_decay: float = field(default=0.998, metadata={"help": "of the averaged weights", "low": 0, "below": 1})
-    held_out: int = field(default=2000, metadata={"help": "training images held out to watch", "low": 1})
-    seed: int = field(default=0, metadata={"help": "all randomness derives from it"})
+    weight_decay: float = field(default=0.05, metadata={"help": "weight decay of the matrices", "low": 0})
+    warmup_epochs: float = field(default=2.0, metadata={"help": "epochs until the peak learning rate", "low": 0})
+    label_smoothing: float = field(default=0.1, metadata={"help": "label smoothing", "low": 0, "below": 1})
+    drop_path_rate: float = field(default=0.0, metadata={"help": "rate of stochastic depth", "low": 0, "below": 1})
+    augment: str = field(default="none", metadata={"help": "besides crop and flip", "choices": tuple(POLICIES)})
+    mixup: float = field(default=0.0, metadata={"help": "MixUp with share Beta(a, a); 0 for none", "low": 0})
+    cutmix: float = field(default=0.0, metadata={"help": "CutMix with share Beta(a, a); 0 for none", "low": 0})
+    ema_decay: float = field(default=0.998, metadata={"help": "decay of the averaged weights", "low": 0, "below": 1})
+    held_out: int = field(default=2000, metadata={"help": "training images held out to monitor accuracy", "low": 1})
+    seed: int = field(default=0, metadata={"help": "seed of all randomness"})
     device: str = field(
         default="cuda" if torch.cuda.is_available() else "cpu",
         metadata={"help": "where to train", "choices": ("cpu", "cuda")},
     )
 
     def check(self) -> None:
-        """Raises ConfigError, with every fault at once."""
+        """Check every setting.
+
+        Raises:
+            ConfigError: a setting is invalid; lists every fault at once.
+        """
         faults = [fault for setting in fields(self) for fault in _out_of_bounds(setting, getattr(self, setting.name))]
         if self.full_epochs > self.epochs:
             faults.append(f"--full-epochs {self.full_epochs} is more than --epochs {self.epochs}: lower it")
@@ -71,12 +75,12 @@ class PretrainConfig:
             raise ConfigError("; ".join(faults))
 
     def recipe(self) -> dict[str, object]:
-        """What decides the result, beside the images."""
+        """The settings that decide the result, besides the images."""
         return {name: value for name, value in vars(self).items() if name not in ("data", "out", "device")}
 
 
 def _out_of_bounds(setting: Field[Any], value: Any) -> list[str]:
-    """The fault of one value by its field's bounds, if there is one; neither NaN nor infinity lies within any."""
+    """One text if a value is outside its field's bounds, else none. NaN and infinity are always outside."""
     low, below = setting.metadata.get("low"), setting.metadata.get("below", math.inf)
     if value is None or low is None or low <= value < below:
         return []

@@ -1,4 +1,4 @@
-"""Images of pre-training: decoded once to one uint8 tensor, augmented there, whatever the device."""
+"""Images of pre-training: decoded once into one uint8 tensor, and augmented on its device."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mosa_deploy.errors import DataError
 
 SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-LAYOUT = "give an archive or a folder of train/<class>/*.jpg and test/<class>/*.jpg"
+LAYOUT = "give a tar archive or a folder of train/<class>/*.jpg and test/<class>/*.jpg"
 
 GROUP = 64
-"""Images that share one draw of TrivialAugment or RandAugment: torchvision draws once a call, not once an image."""
+"""Number of images that share one draw of TrivialAugment or RandAugment, since torchvision draws once per call."""
 
 POLICIES: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
@@ -48,17 +48,17 @@ class Images:
         return Images(self.pixels[index], self.labels[index])
 
     def to(self, device: str) -> Images:
-        """The same on another device."""
+        """The same images on another device."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
 
 def read_images(source: Path) -> tuple[tuple[str, ...], dict[str, Images]]:
-    """Decode `.../{train,test}/<class>/<name>.jpg` of an archive or a folder.
+    """Decode `.../{train,test}/<class>/<name>.jpg` in a tar archive or a folder.
 
     Returns the classes, sorted by name, and each split's images, sorted by path.
 
     Raises:
-        DataError: there is no such layout, an image cannot be read, or their sizes differ.
+        DataError: the layout is another, an image cannot be read, or the image sizes differ.
     """
     found: dict[str, list[tuple[str, bytes]]] = {split: [] for split in SPLITS}
     for path, content in _encoded_files(source):
@@ -108,13 +108,13 @@ def _encoded_files(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _decode(files: list[tuple[str, bytes]], classes: tuple[str, ...]) -> Images:
-    """Decode files of one split; the first one's size is everyone's."""
+    """Decode the files of one split. All images must have the size of the first one."""
     pixels: list[Tensor] = []
     for path, content in files:
         try:
             image = Image.open(io.BytesIO(content)).convert("RGB")
-        except Exception as error:  # On damaged bytes Pillow lets out struct.error, TypeError and RuntimeError too.
-            raise DataError(f"{path} is not a readable image ({type(error).__name__}): mend or remove it") from error
+        except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
+            raise DataError(f"{path} is not a readable image ({type(error).__name__}): repair or remove it") from error
         flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         pixels.append(flat.view(image.height, image.width, 3).permute(2, 0, 1))
         if pixels[-1].shape != pixels[0].shape:
@@ -127,10 +127,10 @@ def _decode(files: list[tuple[str, bytes]], classes: tuple[str, ...]) -> Images:
 
 
 def split_held_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
-    """A seeded random cut into (the rest, `count` held-out images).
+    """Split images at random, by seed, into (training images, `count` held-out images).
 
     Raises:
-        DataError: no image would be left to train on.
+        DataError: there would be no training images.
     """
     if count >= len(images):
         raise DataError(f"--held-out {count} of {len(images)} training images leaves none to train on: lower it")
@@ -139,7 +139,7 @@ def split_held_out(images: Images, count: int, seed: int) -> tuple[Images, Image
 
 
 def crop_and_flip(pixels: Tensor) -> Tensor:
-    """Shift each image (N, 3, H, W) by up to an eighth, into black, and mirror every other one: a draw an image."""
+    """Shift each image (N, 3, H, W) by up to 1/8 of its side, padded with black, and flip it with probability 1/2."""
     count, _, height, width = pixels.shape
     margin, device = height // 8, pixels.device
     windows = F.pad(pixels, [margin] * 4).unfold(2, height, 1).unfold(3, width, 1)
@@ -149,10 +149,10 @@ def crop_and_flip(pixels: Tensor) -> Tensor:
 
 
 def augment(pixels: Tensor, policy: str) -> Tensor:
-    """Augment an epoch's images (N, 3, H, W) uint8, each cropped and flipped, then each `GROUP` by the policy.
+    """Augment the images (N, 3, H, W) uint8 of an epoch: crop and flip each image, then apply the policy by group.
 
-    Groups are drawn at random and batches are drawn from the whole, so that a batch mixes many draws, and the cost in
-    calls does not grow with the number of batches.
+    A group is `GROUP` random images that share one draw of the policy. Batches are drawn from all images later, so each
+    batch mixes many draws, and the number of calls does not grow with the number of batches.
     """
     transform, augmented = POLICIES[policy](), torch.empty_like(pixels)
     for group in torch.randperm(len(pixels)).to(pixels.device).split(GROUP):
@@ -161,9 +161,10 @@ def augment(pixels: Tensor, policy: str) -> Tensor:
 
 
 def mixing(mixup: float, cutmix: float, classes: int) -> Mix:
-    """Mix a batch with itself, shifted by one: MixUp (arXiv 1710.09412) or CutMix (arXiv 1905.04899), share Beta(a, a).
+    """A function that mixes a batch with itself, shifted by one image, in shares drawn from Beta(a, a).
 
-    Zero leaves a kind out, and each batch draws one of those that are left. Mixed labels are probabilities (B, K).
+    `mixup` and `cutmix` are the a of MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899); 0 turns one off. With both
+    on, each batch draws one of them. Mixed labels are probabilities (B, K).
     """
     kinds = [
         kind(alpha=alpha, num_classes=classes) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha
@@ -173,5 +174,5 @@ def mixing(mixup: float, cutmix: float, classes: int) -> Mix:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float in [-1, 1], the mean and deviation of 0.5 that the backbone's data config names."""
+    """uint8 (B, 3, H, W) -> float in [-1, 1], with the mean and deviation of 0.5 in the backbone's data config."""
     return pixels.float().div_(127.5).sub_(1.0)

@@ -1,4 +1,4 @@
-"""The linear probe: scikit-learn's logistic regression on the frozen features, C chosen on validation."""
+"""The linear probe: scikit-learn's logistic regression on the frozen features, with C chosen on validation."""
 
 import warnings
 
@@ -15,14 +15,15 @@ from training.loop import Row, predict
 
 GRID = tuple(10.0**power for power in range(-3, 4))
 MAX_ITERATIONS, TOLERANCE = 20_000, 1e-6
-"""Tight enough that a separable task's weak penalties end at the same probe whatever the order of the sums."""
+"""Tight enough that weakly regularised fits of a separable task give the same probe on every machine, although
+floating-point sums differ in their order."""
 
 
 @torch.no_grad()
 def fit_probe(model: Transformer, train: Images, validation: Images, preprocess: Preprocess, device: str) -> list[Row]:
-    """Fit one probe for each C, put the best into the head of `model`, and return a row for each C.
+    """Fit one probe per C, put the best one into the head of `model`, and return one row per C.
 
-    The features are standardised for the fit, and the head takes the scaling in: W / sd and b - W mean / sd.
+    The features are standardised for the fit. The head absorbs the scaling: W / sd and b - W mean / sd.
     """
     head = model.get_classifier()
     classes = head.out_features
@@ -33,7 +34,7 @@ def fit_probe(model: Transformer, train: Images, validation: Images, preprocess:
     for c in GRID:
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE))
         with warnings.catch_warnings():
-            # A weakly regularised fit may stop short; validation decides whether it is any good.
+            # A weakly regularised fit may not converge; validation decides whether it is good enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
             pipeline.fit(features, train.labels.numpy())
         accuracy = float(pipeline.score(held_out, validation.labels.numpy()))
@@ -48,7 +49,7 @@ def fit_probe(model: Transformer, train: Images, validation: Images, preprocess:
 
 
 def head_of(scaler: StandardScaler, regression: LogisticRegression) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight (K, C) and bias (K,) that act on unscaled features; two classes get a row each."""
+    """The weight (K, C) and bias (K,) for unscaled features; two classes get one row each."""
     weight, bias = regression.coef_ / scaler.scale_, regression.intercept_
     bias = bias - weight @ scaler.mean_
     if len(weight) == 1:

@@ -1,4 +1,4 @@
-"""`report.md`: what was tuned, how well it does on validation, and which classes it confuses."""
+"""`report.md`: what was tuned, its metrics on validation, and which classes it confuses."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ REPORT = "report.md"
 PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"
 
 WORST = 10
-"""How many confusions are listed at most."""
+"""The largest number of confusions that the report lists."""
 
 
 def write_report(
@@ -33,8 +33,8 @@ def write_report(
 ) -> None:
     """Write the report and its pictures, and add both to TensorBoard's events.
 
-    `logits` (N, K) and `labels` (N,) are those of validation; the logits are not yet divided by the record's
-    temperature. `rows` is the history, one row per epoch. `recipe` is None for method `linear`.
+    `logits` (N, K) and `labels` (N,) are those of the validation images, before division by the record's temperature.
+    `rows` is the history: one row per epoch, or per C for the linear probe. `recipe` is None for method `linear`.
     """
     before, after = (probabilities(logits.numpy(), temperature) for temperature in (1.0, record.temperature))
     true, predicted = labels.numpy(), logits.argmax(1).numpy()
@@ -55,8 +55,8 @@ def write_report(
 
 {figures_table(*measured, record.temperature)}
 
-Of {len(labels)} images, the same that chose the {axis} and the temperature: expect a little less on others.
-The test set was not read; this reads it:
+Measured on the {len(labels)} images that also chose the {axis} and the temperature: expect slightly worse results on
+new images. The test set was not read; this command reads it:
 
 ```sh
 mosa evaluate --bundle {name}
@@ -98,7 +98,7 @@ def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str
 
 
 def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:
-    """Name -> value of each setting; several values are joined to one text."""
+    """Name -> value of each setting; a tuple becomes one text."""
     return {
         name: " ".join(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(settings).items()
@@ -106,7 +106,7 @@ def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:
 
 
 def figures_table(before: Mapping[str, float], after: Mapping[str, float], temperature: float) -> str:
-    """Accuracy, loss and calibration error before and after division by the temperature."""
+    """Accuracy, loss and calibration error before and after temperature scaling."""
     names = {"accuracy": "accuracy", "nll": "negative log likelihood (nats)", "ece": "expected calibration error"}
     rows = [(text, f"{before[name]:.4f}", f"{after[name]:.4f}") for name, text in names.items()]
     return table(("", "before the temperature", f"at temperature {temperature:.3f}"), rows, align="lrr")
@@ -120,7 +120,7 @@ def confusions_list(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
 
 
 def classes_table(true: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Images, precision, recall and F1 of each class; a dash where no image lets it be measured."""
+    """Number of images, precision, recall and F1 of each class; a dash where the metric is undefined."""
     measured = precision_recall_fscore_support(true, predicted, labels=range(len(classes)), zero_division=np.nan)
     rows = [
         (f"`{name}`", str(images), *("-" if np.isnan(value) else f"{value:.3f}" for value in values))

@@ -1,4 +1,4 @@
-"""The results of a comparison: means, spreads, and paired differences from the dense adapter."""
+"""The results of a comparison: means, standard deviations, and paired differences from the dense adapter."""
 
 import csv
 import dataclasses
@@ -17,12 +17,12 @@ from mosa_deploy.utils.versions import provenance
 from training.plots import drawn, quiet
 
 REFERENCE = "adapter"
-"""The method from which differences are taken: the dense adapter."""
+"""The method that others are compared with: the dense adapter."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run; `test`, the accuracy on the test set, is None for a trial that was not chosen."""
+    """The accuracies of one run. `test` is None for a trial that was not chosen."""
 
     task: str
     method: str
@@ -34,13 +34,13 @@ class Result:
 
 
 def accuracies(results: Sequence[Result], task: str, method: str) -> list[float]:
-    """Test accuracies in the order of the seeds."""
+    """Test accuracies of a method on a task, in the order of the seeds."""
     chosen = [r for r in results if (r.task, r.method) == (task, method) and r.test is not None]
     return [r.test for r in sorted(chosen, key=lambda r: r.seed) if r.test is not None]
 
 
 def differences(results: Sequence[Result], task: str, method: str) -> list[float]:
-    """Accuracy minus the dense adapter's, seed by seed; the one run of `linear` is compared with every seed."""
+    """Test accuracy minus the dense adapter's, seed by seed. The single run of `linear` is compared with every seed."""
     reference, values = accuracies(results, task, REFERENCE), accuracies(results, task, method)
     if len(values) == 1:
         values = values * len(reference)
@@ -48,7 +48,7 @@ def differences(results: Sequence[Result], task: str, method: str) -> list[float
 
 
 def tables(results: Sequence[Result]) -> str:
-    """Markdown: accuracies by task and method, then paired differences in points."""
+    """Two Markdown tables: accuracies by task and method, and paired differences in percentage points."""
     tasks, methods = list(dict.fromkeys(r.task for r in results)), list(dict.fromkeys(r.method for r in results))
     rows = []
     for task in tasks:
@@ -80,7 +80,7 @@ def read_results(path: Path) -> list[Result]:
     """The results in the `compare.csv` of an earlier comparison.
 
     Raises:
-        DataError: the file cannot be read, or is no `compare.csv`.
+        DataError: the file cannot be read, or is not a `compare.csv`.
     """
     try:
         with path.open(newline="") as handle:
@@ -102,7 +102,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def add_earlier(results: Sequence[Result], earlier: Sequence[Result]) -> list[Result]:
-    """The results, after those of an earlier comparison on the same tasks by methods that were not run now."""
+    """Prepend the earlier results of the same tasks, for methods that were not run now."""
     own = {(result.task, result.method) for result in results}
     tasks = {result.task for result in results}
     return [*[r for r in earlier if r.task in tasks and (r.task, r.method) not in own], *results]

@@ -1,13 +1,13 @@
-"""A run's folder: what it holds, and which run may write into it.
+"""A run's folder: its files, and which run may write into it.
 
 config.json         the settings that decide the result
 adapter.safetensors adapter.json      the bundle, its adapters still split
-calibration.npz     256 training images, and 256 of validation with their labels, uint8
-metrics.json        figures on validation
+calibration.npz     256 training images, and 256 validation images with their labels, uint8
+metrics.json        metrics on validation
 history.csv         one row per epoch
 report.md           and its pictures: curves.png confusion.png calibration.png
 events.out.tfevents.run   the same for TensorBoard
-checkpoint.pt       while the run goes on
+checkpoint.pt       until the run is finished
 """
 
 import csv
@@ -25,12 +25,12 @@ CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "histor
 
 
 def open_run(out: Path, description: str, resume: bool) -> bool:
-    """Claim `out` for the run of this `config.json`; returns whether that run is finished already.
+    """Claim `out` for the run whose `config.json` is `description`; returns whether that run is already finished.
 
-    A folder that holds nothing but `config.json` is a run that never finished an epoch: it may be claimed anew.
+    A folder that holds only `config.json` belongs to a run that never finished an epoch, and may be claimed again.
 
     Raises:
-        ConfigError: `out` holds another run, or, with `resume`, none.
+        ConfigError: `out` holds another run, or `resume` is set and `out` holds none.
     """
     config = out / CONFIG
     if resume:
@@ -43,13 +43,13 @@ def open_run(out: Path, description: str, resume: bool) -> bool:
             )
         return (out / RECORD).is_file()
     if out.exists() and (not out.is_dir() or any(path.name != CONFIG for path in out.iterdir())):
-        raise ConfigError(f"--out {out} is not empty: go on with --resume, or choose another --out")
+        raise ConfigError(f"--out {out} is not empty: continue with --resume, or choose another --out")
     write_text(config, description)
     return False
 
 
 def read_settings(folder: Path) -> Fields:
-    """The settings in the `config.json` of a run; none if there is no such file.
+    """The settings in the `config.json` of a run; empty if there is no such file.
 
     Raises:
         ConfigError: it is damaged, or was written by a newer release.

@@ -1,4 +1,4 @@
-"""Figures of a set of predictions, and the temperature that calibrates them."""
+"""Metrics of a set of predictions, and the temperature that calibrates them."""
 
 import math
 import warnings
@@ -14,7 +14,10 @@ ECE_BINS = 15
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T in 0.05 .. 20 of the least cross entropy of softmax(logits / T), arXiv 1706.04599."""
+    """The T between 0.05 and 20 with the lowest cross entropy of softmax(logits / T); arXiv 1706.04599.
+
+    `logits` are (N, K), `labels` (N,).
+    """
 
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(logits.double() / math.exp(log_temperature), labels))
@@ -24,7 +27,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def figures(probabilities: NDArray[np.float32], labels: Tensor) -> dict[str, float]:
-    """Accuracy, negative log likelihood and expected calibration error (15 bins, arXiv 1706.04599)."""
+    """Accuracy, negative log likelihood and expected calibration error (15 bins, arXiv 1706.04599).
+
+    `probabilities` are (N, K), `labels` (N,).
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchmetrics.functional.classification import multiclass_calibration_error
@@ -40,7 +46,7 @@ def figures(probabilities: NDArray[np.float32], labels: Tensor) -> dict[str, flo
 def reliability(
     probabilities: NDArray[np.float32], labels: Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean confidence, accuracy and share of the predictions of each bin (b / 15, (b + 1) / 15] that holds any.
+    """Mean confidence, accuracy and share of predictions of each non-empty bin (b / 15, (b + 1) / 15].
 
     The sum of share * |confidence - accuracy| is the expected calibration error of `figures`.
     """
@@ -53,12 +59,12 @@ def reliability(
 def confusions(matrix: NDArray[np.int64], most: int) -> list[tuple[int, int, int]]:
     """(true, predicted, images) of the `most` largest entries off the diagonal of a confusion matrix (true, predicted).
 
-    Of equally many images the larger share of its true class comes first.
+    Among entries with equally many images, the one with the larger share of its true class comes first.
     """
     found = [(int(i), int(j), int(matrix[i, j])) for i, j in zip(*np.nonzero(matrix), strict=True) if i != j]
     return sorted(found, key=lambda one: (-one[2], matrix[one[0]].sum()))[:most]
 
 
 def kept(rows: list[dict[str, float]]) -> int:
-    """Index of the row whose state a run keeps: of the most accurate the one of least loss, of equal ones the first."""
+    """Index of the row whose state a run keeps: the highest accuracy, then the lowest loss, then the earliest."""
     return max(range(len(rows)), key=lambda i: (rows[i]["validation_accuracy"], -rows[i].get("validation_loss", 0.0)))

@@ -8,7 +8,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from training.config import Recipe
 
 Setting = tuple[tuple[str, Any], ...]
-"""Changes of a preset, sorted by name: factors of `lr` and `scale`, values of everything else. () is the preset."""
+"""Changes to a preset, sorted by name: factors for `lr` and `scale`, values for everything else. () is the preset."""
 
 FACTORS: dict[str, Sequence[float]] = {"lr": (1.0, 0.5, 2.0), "scale": (1.0, 0.25, 4.0)}
 OWN: dict[str, dict[str, Sequence[float]]] = {
@@ -17,14 +17,13 @@ OWN: dict[str, dict[str, Sequence[float]]] = {
     "mosa": {"experts": (2, 4)},
     "mosl": {"experts": (2, 4)},
 }
-"""One option of each method's own, the presets' value first."""
+"""Method -> one option that only this method tries, with the preset's value first."""
 
 
 def settings(method: str, trials: int, preset: Recipe) -> list[Setting]:
-    """The preset, the preset with the method's own option changed, then others drawn without repetition.
+    """Up to `trials` settings: the preset, the preset with the method's own option changed, then random ones.
 
-    Up to `trials` in all. Every method draws the same lr and scale; the own option comes first, so that it is among
-    the first two. The linear probe has one setting here: it tries its C by itself.
+    Every method draws the same lr and scale. The linear probe has one setting: it tries its values of C by itself.
     """
     if method == "linear":
         return [()]
@@ -36,7 +35,7 @@ def settings(method: str, trials: int, preset: Recipe) -> list[Setting]:
 
 
 def changes(point: Mapping[str, float], preset: Recipe) -> Setting:
-    """What of a point of the space differs from the preset."""
+    """The settings in which a point of the search space differs from the preset."""
     return tuple(
         (name, value)
         for name, value in sorted(point.items())

@@ -1,6 +1,6 @@
 """Tune one task: `mosa tune --task NAME`.
 
-Reads from top to bottom: find the data, load the frozen backbone, train or fit, choose the temperature, write the run.
+Reads from top to bottom: find the data, load the frozen backbone, train or fit, fit the temperature, write the run.
 """
 
 import json
@@ -39,10 +39,10 @@ from training.tasks import find
 
 
 def tune(config: TuneConfig) -> Path:
-    """Carry out one run and return its folder.
+    """Tune a task and return the folder of the run.
 
     Raises:
-        MosaError: whatever the user can mend, before anything is lost.
+        MosaError: an option, the data or the backbone cannot be used, or training cannot continue.
     """
     task = find(config.task)
     name = config.name or config.task
@@ -53,7 +53,7 @@ def tune(config: TuneConfig) -> Path:
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
-    # Data before weights: whoever lacks both hears of the data first.
+    # Data before weights, which may have to be downloaded.
     splits = task.splits(config.data_dir, config.split)
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
     if method != "linear":
@@ -71,7 +71,7 @@ def tune(config: TuneConfig) -> Path:
     validation = decode_all(splits.validation, preprocess, "validation")
     check_classes(train, splits.classes, "training")
     if len(train) < recipe.batch_size and method != "linear":
-        print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step an epoch")
+        print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
 
     torch.manual_seed(derive(config.seed, "head"))
     model.reset_classifier(len(splits.classes))
@@ -105,10 +105,10 @@ def tune(config: TuneConfig) -> Path:
 
 
 def choose_device(name: str) -> str:
-    """`auto` is CUDA where there is one.
+    """The device `cpu` or `cuda`; `auto` chooses CUDA if it is available.
 
     Raises:
-        ConfigError: a device that is not known or not there.
+        ConfigError: the device is unknown or not available.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
@@ -118,10 +118,10 @@ def choose_device(name: str) -> str:
 
 
 def choose_precision(name: str, device: str) -> str:
-    """`auto` is bf16 on CUDA and fp32 elsewhere.
+    """The precision `fp32` or `bf16`; `auto` chooses bf16 on CUDA and fp32 elsewhere.
 
     Raises:
-        ConfigError: a precision that is not known.
+        ConfigError: the precision is unknown.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"--precision {name}: choose auto, fp32 or bf16")
@@ -129,7 +129,7 @@ def choose_precision(name: str, device: str) -> str:
 
 
 def fit(trainer: Trainer, out: Path, resume: bool) -> list[Row]:
-    """Run the epochs that are left, with a checkpoint after each; returns the rows of the history."""
+    """Run the remaining epochs, with a checkpoint after each; returns the rows of the history."""
     checkpoint = out / run.CHECKPOINT
     if resume and checkpoint.is_file():
         trainer.load(checkpoint)
@@ -161,7 +161,7 @@ def write_results(
     rows: list[Row],
     device: str,
 ) -> None:
-    """Fit the temperature on validation, record the canary, and write everything that a run leaves; the bundle last."""
+    """Fit the temperature on validation, record the canary, and write all files of the run; the bundle comes last."""
     logits = predict(model, validation, record.preprocess, device)
     temperature = fit_temperature(logits, validation.labels)
     metrics = {
@@ -193,7 +193,7 @@ def write_results(
 
 
 def write_calibration(out: Path, train: Images, validation: Images, seed: int) -> None:
-    """Draw the images of `calibration.npz`: up to 256 of training, and as many of validation with their labels."""
+    """Write `calibration.npz`: up to 256 training images, and up to 256 validation images with their labels."""
 
     def some(images: Images, use: str) -> list[int]:
         generator = torch.Generator().manual_seed(derive(seed, use))

@@ -102,7 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise BackboneError(f"{path} is not a JSON object: mend it, or move it elsewhere")
+        raise BackboneError(f"{path} is not a JSON object: repair it, or move it elsewhere")
     return content
 
 

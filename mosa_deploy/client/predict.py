@@ -62,7 +62,7 @@ def predict(config: PredictConfig) -> None:
         print(f"not answered: {fault}")
     print(f"{config.out}: {predictor.task} answered {len(files) - len(unreadable)} of {len(files)} images")
     if unreadable:
-        raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read, see above; mend or remove them")
+        raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read, see above; repair or remove them")
 
 
 def answers(

@@ -94,7 +94,7 @@ def test_empty_class_of_an_archive_is_named(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["/etc/oak/1.jpg", "../oak/1.jpg", "oak/../../1.jpg", "oak/.."])
 def test_member_outside_the_archive_is_named(folder: Path, tmp_path: Path, name: str) -> None:
     path = pack_with(folder, tmp_path / "trees.tar", tarfile.TarInfo(name), b"x")
-    assert refusal(path) == f"--data-dir {path}: member '{name}' lies outside the archive; pack it anew"
+    assert refusal(path) == f"--data-dir {path}: member '{name}' lies outside the archive; pack it again"
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
@@ -102,7 +102,7 @@ def test_link_or_device_is_named(folder: Path, tmp_path: Path, kind: bytes) -> N
     member = tarfile.TarInfo("oak/passwd.jpg")
     member.type, member.linkname = kind, "/etc/passwd"
     path = pack_with(folder, tmp_path / "trees.tar", member)
-    said = f"--data-dir {path}: member 'oak/passwd.jpg' is a link or a device; pack it anew with the files"
+    said = f"--data-dir {path}: member 'oak/passwd.jpg' is a link or a device; pack it again without it"
     assert refusal(path) == said
 
 

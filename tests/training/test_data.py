@@ -53,7 +53,9 @@ def test_above_one_percent_unreadable_stops_in_one_line_with_the_first_fault(
 ) -> None:
     given = examples(100)
     given[3] = given[4] = Example("grey/bad", lambda: b"", 0)
-    said = r"^2 of 100 validation images are unreadable, mend or remove them; first grey/bad: not a readable image .*$"
+    said = (
+        r"^2 of 100 validation images are unreadable, repair or remove them; first grey/bad: not a readable image .*$"
+    )
     with pytest.raises(DataError, match=said):
         decode_all(given, PREPROCESS, "validation")
     assert capsys.readouterr().err == ""

@@ -130,7 +130,7 @@ def test_examples_read_the_files_they_name(folder: Path) -> None:
 
 
 def test_split_larger_than_the_folder_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"^--split full needs 27,000 images, here are 40: leave it out$"):
+    with pytest.raises(DataError, match=r"^--split full needs 27,000 images, there are 40: leave it out$"):
         EuroSat().splits(folder, "full")
 
 

@@ -95,7 +95,7 @@ def test_set_with_other_classes_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("given", "said"), [(None, "needs --data-dir"), (Path("nowhere"), "nowhere: no such folder")])
 def test_folder_must_be_given_and_be_there(given: Path | None, said: str) -> None:
-    with pytest.raises(DataError, match=rf"{said}[:;] give a folder or a tar archive of one folder a class$"):
+    with pytest.raises(DataError, match=rf"{said}[:;] give a folder or a tar archive with one folder per class$"):
         Folder().splits(given, None)
 
 
@@ -121,7 +121,7 @@ def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
 
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "oak").mkdir()
-    with pytest.raises(DataError, match=r"holds no images: give a folder or a tar archive of one folder a class$"):
+    with pytest.raises(DataError, match=r"holds no images: give a folder or a tar archive with one folder per class$"):
         Folder().splits(tmp_path, None)
 
 

@@ -111,7 +111,7 @@ def test_checkpoint_of_another_recipe_is_refused_with_what_differs(config: Pretr
 
 def test_damaged_checkpoint_is_named(config: PretrainConfig, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"spoilt")
-    with pytest.raises(TrainingError, match=r"checkpoint\.pt cannot be gone on from: remove it to start anew"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt cannot be read: remove it to start again"):
         pretrain.pretrain(replace(config, out=tmp_path))
 
 

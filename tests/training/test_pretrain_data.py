@@ -40,7 +40,7 @@ def test_data_that_cannot_be_used_is_one_line_that_names_it(image_folder: Path, 
         "untested": r"untested holds no test/<class>/\*\.jpg: give an archive or a folder",
         "uneven": r"train and test differ in the classes dog: make them the same",
         "alone": r"alone holds the one class cat: classification needs at least two",
-        "broken": r"broken/train/dog/dog_1\.jpg is not a readable image \(UnidentifiedImageError\): mend or remove it",
+        "broken": r"train/dog/dog_1\.jpg is not a readable image \(UnidentifiedImageError\): repair or remove it",
         "mixed": r"mixed/train/dog/dog_1\.jpg has 16 x 8 pixels, \S+/mixed/train/cat/cat_1\.jpg 32 x 32: resize",
         "two": r"two holds train images of 32 x 32 and test images of 16 x 16 pixels: resize all images to one size",
     }

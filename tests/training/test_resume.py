@@ -97,7 +97,7 @@ def history(run: Path) -> list[dict[str, str]]:
 
 def test_folder_that_holds_anything_is_refused_and_stays(few: str, few_run: Path) -> None:
     before = snapshot(few_run)
-    with pytest.raises(ConfigError, match="is not empty: go on with --resume, or choose another --out"):
+    with pytest.raises(ConfigError, match="is not empty: continue with --resume, or choose another --out"):
         tune(TuneConfig(task=few, out=few_run, device="cpu", seed=5))
     assert snapshot(few_run) == before
 

@@ -188,7 +188,7 @@ def test_batch_larger_than_the_training_set_is_one_step_an_epoch_and_said(
     few: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tune(TuneConfig(task=few, batch_size=100, epochs=1, out=tmp_path / "run", device="cpu"))
-    assert "36 training images are fewer than --batch-size 100: one step an epoch" in capsys.readouterr().out
+    assert "36 training images are fewer than --batch-size 100: one step per epoch" in capsys.readouterr().out
     assert len(rows(run)) == 1
 
 

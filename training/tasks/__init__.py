@@ -1,4 +1,4 @@
-"""The tasks that `--task` knows."""
+"""The built-in tasks, by the name that `--task` takes."""
 
 from mosa_deploy.errors import ConfigError, unknown_name
 from training.tasks.base import Task
@@ -17,7 +17,7 @@ def find(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        ConfigError: no such task; offers the nearest names.
+        ConfigError: there is no such task; names the nearest ones.
     """
     if name not in TASKS:
         raise ConfigError(unknown_name("task", name, TASKS))

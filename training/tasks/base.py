@@ -1,4 +1,4 @@
-"""What a task is: where its images come from, how they are split, and how it is tuned."""
+"""The interface of a task: where its images come from, how they are split, and how it is tuned."""
 
 import math
 import re
@@ -12,17 +12,17 @@ from mosa_deploy.errors import DataError
 from training.config import Recipe
 
 SPLIT_SEED = 1
-"""Splits belong to the task, not to the run: every seed of a run sees the same images.
+"""Seed of the splits. It belongs to the task, so that runs with different seeds use the same images.
 
-Not 0: the test sets of that draw were looked at while presets were being sought.
+It is not 0 because the test sets of seed 0 were used while the presets were chosen.
 """
 
 PERCENTAGES = "60-20-20"
-"""Train, validation and test, where nothing else is asked for."""
+"""Default shares of train, validation and test."""
 
 
 class Example(NamedTuple):
-    """One labelled image, read when it is needed."""
+    """One labelled image; `read` returns its encoded bytes."""
 
     name: str
     read: Callable[[], bytes]
@@ -31,7 +31,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three sets of a task. Selection is by validation; the test set is for `training.evaluate` alone."""
+    """The three sets of a task. Everything is selected on validation; only `training.evaluate` reads the test set."""
 
     classes: tuple[str, ...]
     train: Sequence[Example]
@@ -42,28 +42,30 @@ class Splits:
 
 
 class Task(Protocol):
-    """A task to tune on; each has a file of its own."""
+    """A task to tune on. Every task has a file of its own in this package."""
 
     name: str
     recipe: Recipe
     squash: bool
-    """Resize straight to the input size, without a crop."""
+    """Whether to resize images straight to the input size, without a crop."""
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
-        """Find the data and split it; nothing is decoded yet.
+        """Find the images and split them; nothing is decoded yet.
+
+        `data_dir` and `split` are the options of the same names.
 
         Raises:
-            DataError: the data are missing, or cannot be split as asked.
+            DataError: the images are missing, or cannot be split as asked.
         """
         ...
 
 
 Sizes = tuple[float, float, float] | tuple[int, int, int]
-"""Of train, validation and test: shares or counts."""
+"""Sizes of train, validation and test, as shares or as numbers of images."""
 
 
 def shares(percentages: str) -> tuple[float, float, float]:
-    """`80-10-10` -> (0.8, 0.1, 0.1).
+    """Read percentages: `80-10-10` -> (0.8, 0.1, 0.1).
 
     Raises:
         DataError: not three positive whole numbers that sum to 100.
@@ -77,13 +79,13 @@ def shares(percentages: str) -> tuple[float, float, float]:
 def stratified(
     examples: Sequence[Example], sizes: Sizes, classes: Sequence[str] | None = None
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """Draw train, validation and test, each class in its proportion; `classes` are the names that an error gives.
+    """Draw train, validation and test sets with equal class proportions. Errors use the names in `classes`.
 
     Raises:
-        DataError: a class would be left out of one of them.
+        DataError: a set would have no image of some class.
     """
     total = len(examples)
-    # In floats 0.29 * 100 lies just below 29.
+    # In floating point 0.29 * 100 is slightly below 29.
     counts = [math.floor(round(total * size, 6)) if isinstance(size, float) else size for size in sizes]
     if isinstance(sizes[0], float):
         counts[2] = total - counts[0] - counts[1]
@@ -94,12 +96,12 @@ def stratified(
 def draw_sets(
     examples: Sequence[Example], counts: Mapping[str, int], classes: Sequence[str] | None = None
 ) -> dict[str, list[Example]]:
-    """Draw sets of the given names and sizes, each class in its proportion; the images beyond them are left.
+    """Draw sets of the given names and sizes with equal class proportions. Images beyond these sizes are not used.
 
     Raises:
-        DataError: a class would be left out of one of them.
+        DataError: a set would have no image of some class.
     """
-    # scikit-learn takes a second to import, which the help of a command need not wait for.
+    # scikit-learn takes a second to import; --help should not wait for it.
     from sklearn.model_selection import train_test_split
 
     drawn: dict[str, list[Example]] = {}
@@ -116,7 +118,7 @@ def draw_sets(
             )
         drawn[names[-1]] = rest
         lacking = [(label, name) for name in names for label in sorted(have.keys() - {e.label for e in drawn[name]})]
-    except ValueError:  # A set smaller than the number of classes, or a class down to its last image.
+    except ValueError:  # A set is smaller than the number of classes, or a class has one image left.
         left = Counter(example.label for example in rest)
         lacking = [(min(left, key=left.__getitem__), min(names[len(drawn) :], key=counts.__getitem__))]
     if lacking:

@@ -3,9 +3,9 @@
     mosa tune --task eurosat
     mosa tune --task eurosat --data-dir FOLDER --backbone vit_tinyd6_patch4_32.cifar10
 
-Splits: `vtab` (800 / 200 / 5,400, our own stratified draw of VTAB's sizes; the default), `full` (16,200 / 5,400 /
-5,400), percentages, or a file that lists `train|validation|test <class>/<file>`. A folder of another size is split
-60-20-20. `--data-dir` may be a tar archive of the folder.
+Splits: `vtab` (800 / 200 / 5,400, our own stratified draw with VTAB's sizes; the default), `full` (16,200 / 5,400 /
+5,400), percentages, or a file with one `train|validation|test <class>/<file>` per line. If the folder does not hold
+27,000 images, the default is 60-20-20. `--data-dir` may be a tar archive of the folder.
 Expected accuracy: not measured. P. Helber et al., arXiv 1709.00029.
 """
 
@@ -47,17 +47,17 @@ class EuroSat:
             return listed(classes, examples, Path(split))
         if len(examples) < sum(SIZES[split]):
             raise DataError(
-                f"--split {split} needs {sum(SIZES[split]):,} images, here are {len(examples)}: leave it out"
+                f"--split {split} needs {sum(SIZES[split]):,} images, there are {len(examples)}: leave it out"
             )
         drawn = stratified(examples, SIZES[split], classes)
         return Splits(classes, *drawn, note=f"{split}: {SIZES[split]}, our own draw")
 
 
 def locate(data_dir: Path | None) -> Source:
-    """The class folders: below `data_dir`, a folder or an archive, or in the cache, downloaded once.
+    """The class folders: in `data_dir` (a folder or an archive) if given, else in the cache, downloaded once.
 
     Raises:
-        DataError: nothing there, or the download cannot be had.
+        DataError: the images are not there, or the download fails.
     """
     if data_dir is not None:
         source = Source.open(data_dir)
@@ -83,10 +83,10 @@ def locate(data_dir: Path | None) -> Source:
 
 
 def listed(classes: tuple[str, ...], examples: Sequence[Example], path: Path) -> Splits:
-    """The split that a file lists.
+    """Read the split from a file with one `train|validation|test <class>/<file>` per line.
 
     Raises:
-        DataError: no such file, or a line that names no image.
+        DataError: there is no such file, or a line names no image or one that an earlier line lists.
     """
     if not path.is_file():
         raise DataError(

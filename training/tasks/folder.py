@@ -1,11 +1,11 @@
-"""A folder of one's own, or a tar archive of one: one folder a class.
+"""Your own images, in a folder or a tar archive with one folder per class.
 
     mosa tune --task folder --name flowers --data-dir FOLDER
     mosa tune --task folder --name flowers --data-dir flowers.tar.gz --split 80-10-10
 
 `<class>/<file>` is split 60-20-20 or as `--split` says; `{train,validation,test}/<class>/<file>` is taken as it is
-(`val` and `valid` are validation too). Without validation a fifth of train becomes it; without test there is no task.
-Expected accuracy: that of your images.
+(`val` and `valid` also mean validation). Without a validation folder, a fifth of train is used for validation. A test
+folder is required.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from training.tasks.source import Source, read_classes, read_labelled_sets
 
 
 class Folder:
-    """Whatever classes the folder holds."""
+    """A task whose classes are the folders in --data-dir."""
 
     name = "folder"
     recipe = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
@@ -27,7 +27,7 @@ class Folder:
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """See `Task.splits`."""
         if data_dir is None:
-            raise DataError("--task folder needs --data-dir: give a folder or a tar archive of one folder a class")
+            raise DataError("--task folder needs --data-dir: give a folder or a tar archive with one folder per class")
         source = Source.open(data_dir).unwrapped()
         if not source.sets():
             classes, examples = read_classes(source)

@@ -1,8 +1,8 @@
-"""Where images of one's own lie: a folder or a tar archive, listed alike.
+"""Find the user's images in a folder or a tar archive.
 
     <class>/<file>   or   {train,validation,test}/<class>/<file>
 
-either of them below one common folder or more. An archive is never unpacked: its images stay in memory, still encoded.
+Either layout may lie below further common folders. An archive is not unpacked: its images are kept in memory, encoded.
 """
 
 import os
@@ -21,17 +21,17 @@ from mosa_deploy.errors import DataError
 from training.tasks.base import Example
 
 SETS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
-"""Each set with the names of its folder."""
+"""Set -> the names that its folder may have."""
 
 DEPTH = 6
-"""Folders below this level are not looked at, so that a link to a folder above it cannot go round for ever."""
+"""Deeper folders are ignored, so that a link to a parent folder does not cause an endless loop."""
 
 Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The folders and images below one place, each by the parts of its path there."""
+    """The folders and images below one folder, by the parts of their relative paths."""
 
     name: str
     folders: frozenset[Parts]
@@ -42,31 +42,31 @@ class Source:
         """List a folder or a tar archive, compressed or not; hidden files are left out.
 
         Raises:
-            DataError: nothing there, an archive that is damaged, or one with a member that does not belong in it.
+            DataError: there are no images, the archive is damaged, or it has a link, a device or a path outside.
         """
-        wanted = "give a folder or a tar archive of one folder a class"
+        wanted = "give a folder or a tar archive with one folder per class"
         try:
             if not path.exists():
                 raise DataError(f"--data-dir {path}: no such folder; {wanted}")
             folders, images = list_folder(path) if path.is_dir() else list_archive(path)
         except (tarfile.TarError, EOFError, OSError, LZMAError, zlib.error) as error:
             fault = f"cannot be read to its end ({type(error).__name__})"
-            raise DataError(f"--data-dir {path} {fault}: {wanted}, whole and open to you") from None
+            raise DataError(f"--data-dir {path} {fault}: {wanted}, complete and readable") from None
         if not images:
             raise DataError(f"--data-dir {path} holds no images: {wanted}")
         return cls(str(path), frozenset(folders), images)
 
     def tops(self) -> list[str]:
-        """The folders at the top, sorted."""
+        """The names of the top folders, sorted."""
         return sorted(parts[0] for parts in self.folders if len(parts) == 1)
 
     def below(self, top: str) -> "Source":
-        """What one of them holds."""
+        """The content of a top folder."""
         folders = frozenset(parts[1:] for parts in self.folders if parts[0] == top and len(parts) > 1)
         return Source(f"{self.name}/{top}", folders, {p[1:]: read for p, read in self.images.items() if p[0] == top})
 
     def unwrapped(self) -> "Source":
-        """Without a common folder that holds nothing but further folders; `train` and its like are never taken off."""
+        """The source without common top folders that hold only folders. Folders such as `train` are kept."""
         tops = self.tops()
         if len(tops) != 1 or any(tops[0] in names for names in SETS.values()):
             return self
@@ -74,21 +74,21 @@ class Source:
         return inner.unwrapped() if inner.folders and not inner.loose() else self
 
     def loose(self) -> int:
-        """The number of images that lie in no folder."""
+        """The number of images at the top, outside any folder."""
         return sum(len(parts) == 1 for parts in self.images)
 
     def sets(self) -> dict[str, "Source"]:
-        """Those of train, validation and test that have a folder of class folders; none of them in a tree of classes.
+        """The sets among train, validation and test that have a folder; empty if the top folders are classes.
 
         Raises:
-            DataError: two folders are both validation.
+            DataError: two folders are the same set, such as `val` and `valid`.
         """
         named = {spelling: name for name, spellings in SETS.items() for spelling in spellings}
         tops = set(self.tops())
         nested = {parts[0] for parts in self.folders if len(parts) > 1}
         found: dict[str, Source] = {}
         for top, name in named.items():
-            # A folder `train` of images, beside folders of other names, is a class: of locomotives, say.
+            # A folder `train` that holds images and lies beside other folders is a class, e.g. of railway trains.
             if top in nested or (top in tops and tops <= named.keys()):
                 if name in found:
                     raise DataError(f"{found[name].name} and {self.name}/{top} both are {name}: keep one")
@@ -118,11 +118,11 @@ def list_folder(root: Path) -> tuple[set[Parts], dict[Parts, Callable[[], bytes]
 
 
 def list_archive(path: Path) -> tuple[set[Parts], dict[Parts, Callable[[], bytes]]]:
-    """The same of a tar archive.
+    """The folders and images in a tar archive.
 
     Raises:
         DataError: a member is neither file nor folder, or lies outside.
-        ReadError: the archive is damaged; as other errors, of its compression.
+        ReadError: the archive is damaged. Damaged compression raises that library's errors.
     """
     suffixes = image_suffixes()
     folders: set[Parts] = set()
@@ -145,31 +145,36 @@ def member_parts(path: Path, member: tarfile.TarInfo) -> Parts:
     """The parts of a member's path.
 
     Raises:
-        DataError: it is neither file nor folder, or lies outside the archive.
+        DataError: the member is neither file nor folder, or lies outside the archive.
     """
     pure = PurePosixPath(member.name)
     if pure.is_absolute() or ".." in pure.parts:
-        raise DataError(f"--data-dir {path}: member {member.name!r} lies outside the archive; pack it anew")
+        raise DataError(f"--data-dir {path}: member {member.name!r} lies outside the archive; pack it again")
     if not (member.isfile() or member.isdir()):
-        raise DataError(f"--data-dir {path}: member {member.name!r} is a link or a device; pack it anew with the files")
+        raise DataError(f"--data-dir {path}: member {member.name!r} is a link or a device; pack it again without it")
     return pure.parts
 
 
 def check_end(archive: tarfile.TarFile) -> None:
-    """Raises ReadError where the zeros that end an archive are missing: tarfile passes over a cut between members."""
+    """Check that the archive ends with a block of zeros; tarfile does not notice a cut between two members.
+
+    Raises:
+        ReadError: the archive was cut off.
+    """
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("unexpected end of data")
-    while archive.fileobj.read(1 << 20):  # Only at its very end does a compressed file compare its checksum.
+    while archive.fileobj.read(1 << 20):  # A compressed file verifies its checksum only at its end.
         pass
 
 
 def read_classes(source: Source) -> tuple[tuple[str, ...], list[Example]]:
-    """`<class>/<file>` -> the class names in sorted order, and every image in the order of its name.
+    """Read `<class>/<file>`: the sorted class names, and the images sorted by path.
 
     Raises:
-        DataError: fewer than two classes, names that cannot be told apart, a class without images, or images elsewhere.
+        DataError: there are fewer than two classes, names that differ only by case, a class without images, or images
+            at another level.
     """
     classes = tuple(source.tops())
     if not classes and source.images:
@@ -195,7 +200,7 @@ def read_labelled_sets(source: Source) -> tuple[tuple[str, ...], dict[str, list[
     """The classes, and the examples of train, test and, if there is one, validation.
 
     Raises:
-        DataError: no train or no test, or sets whose classes differ; whatever `read_classes` raises.
+        DataError: train or test is missing, the sets have different classes, or `read_classes` finds a fault.
     """
     sets = source.sets()
     for name in ("train", "test"):
@@ -213,7 +218,11 @@ def read_labelled_sets(source: Source) -> tuple[tuple[str, ...], dict[str, list[
 
 
 def check_names(classes: Sequence[str], where: str) -> None:
-    """Raises DataError if two names are the same but for case or Unicode form (NFC): one would overwrite the other."""
+    """Check that names differ by more than case or Unicode form (NFC), so that no folder overwrites another.
+
+    Raises:
+        DataError: two names do not.
+    """
     seen: dict[str, str] = {}
     for name in classes:
         other = seen.setdefault(normalize("NFC", name).casefold(), name)

@@ -97,7 +97,7 @@ def test_what_no_tensor_shows_is_compared_with_its_config(tmp_path: Path, change
     with pytest.raises(BackboneError, match=rf"config\.json does not fit the backbone: {fault}$"):
         features(tmp_path / "model.safetensors")
     path.write_text("[")
-    with pytest.raises(BackboneError, match=r"config\.json is not a JSON object: mend it, or move it elsewhere"):
+    with pytest.raises(BackboneError, match=r"config\.json is not a JSON object: repair it, or move it elsewhere"):
         features(tmp_path / "model.safetensors")
 
 
