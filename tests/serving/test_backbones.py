@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
-from tests.support.app import ADMIN, named, running, scores
+from tests.support.app import changing, named, scores
 from tests.support.tasks import TaskMaker
 
 SECOND = "test_vit"
@@ -39,8 +39,7 @@ def made(second: TaskMaker, archives: Mapping[str, Archive], offline: Mapping[st
 @pytest.fixture
 def both(second: TaskMaker, made: Made, tmp_path: Path) -> Iterator[TestClient]:
     """The service on a copy of that store."""
-    with running(shutil.copytree(second.root, tmp_path / "store"), admin_keys="root-key") as client:
-        client.headers.update(ADMIN)
+    with changing(shutil.copytree(second.root, tmp_path / "store")) as client:
         yield client
 
 

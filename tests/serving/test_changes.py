@@ -13,7 +13,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from serving.lanes import SharedLane
 from serving.store import Decision
-from tests.support.app import ADMIN, backend_of, maker_on, put, running, scores, top
+from tests.support.app import backend_of, changing, maker_on, put, running, scores, top
 from tests.support.files import files_of
 from tests.support.tasks import TaskMaker, packed, picture
 
@@ -55,8 +55,7 @@ def test_a_rollback_outlives_the_export_it_goes_back_to(
     put(admin, "birds", newer)
     third = maker.make("birds", 11)
     TaskMaker.store(maker_on(copied, maker), third)
-    with running(copied, admin_keys="root-key") as again:
-        again.headers.update(ADMIN)
+    with changing(copied) as again:
         assert top(again, "birds", maker.images[0]) == ("class-11", third.bundle().digest)
         again.post("/v1/tasks/birds/rollback")
         assert top(again, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
@@ -89,19 +88,27 @@ def test_no_version_is_kept_but_the_one_that_answers_and_the_one_before(
     assert kept == {f"{archive.key}.mosa" for archive in (newer, third)}
 
 
-def test_a_removed_task_is_gone_also_after_a_restart_until_it_is_rolled_back(
-    admin: TestClient, copied: Path, maker: TaskMaker
-) -> None:
-    assert admin.post("/v1/tasks/birds/pin").json()["pinned"]
+def test_a_removed_task_is_gone(admin: TestClient) -> None:
     assert admin.delete("/v1/tasks/birds").status_code == 204
     assert admin.delete("/v1/tasks/birds").status_code == 404
     assert admin.post("/classify", files={"image": picture()}, data={"task": "birds"}).status_code == 404
     assert "birds" not in [entry["task"] for entry in admin.get("/v1/tasks").json()["tasks"]]
-    with running(copied, admin_keys="root-key") as again:
-        again.headers.update(ADMIN)
+
+
+def test_a_removed_task_is_gone_also_after_a_restart_until_it_is_rolled_back(
+    admin: TestClient, copied: Path, maker: TaskMaker
+) -> None:
+    admin.delete("/v1/tasks/birds")
+    with changing(copied) as again:
         assert again.get("/v1/tasks/birds").status_code == 404
-        assert not again.post("/v1/tasks/birds/rollback").json()["pinned"]
+        again.post("/v1/tasks/birds/rollback")
         assert top(again, "birds", maker.images[3])[0] == "class-3"
+
+
+def test_removing_a_task_lets_go_of_its_pin(admin: TestClient) -> None:
+    assert admin.post("/v1/tasks/birds/pin").json()["pinned"]
+    admin.delete("/v1/tasks/birds")
+    assert not admin.post("/v1/tasks/birds/rollback").json()["pinned"]
 
 
 def test_a_bundle_whose_canary_fails_leaves_the_old_version_and_says_why(
@@ -180,8 +187,7 @@ def test_a_kind_of_task_that_the_backbone_has_no_graph_for_can_only_be_folded(
     assert sorted(index["files"]) == ["plain.onnx", "shared-qkv.onnx", "shared.onnx"]
     del index["files"]["shared-qkv.onnx"]
     (folder / "graph.json").write_text(json.dumps(index))
-    with running(copied, admin_keys="root-key") as client:
-        client.headers.update(ADMIN)
+    with changing(copied) as client:
         assert client.get("/v1/tasks/grains").json()["state"] == "refused"
         response = put(client, "grains", archives["grains"])
         assert response.status_code == 422
@@ -252,8 +258,7 @@ def test_a_damaged_task_is_refused_by_name_and_the_others_are_served(copied: Pat
 
 def test_a_damaged_task_is_mended_by_an_upload(copied: Path, maker: TaskMaker, newer: Archive) -> None:
     (copied / "tasks" / "birds" / "adapter.json").write_text("{")
-    with running(copied, admin_keys="root-key") as client:
-        client.headers.update(ADMIN)
+    with changing(copied) as client:
         assert put(client, "birds", newer).status_code == 200
         assert top(client, "birds", maker.images[0])[0] == "class-9"
     with running(copied) as again:

@@ -15,7 +15,7 @@ from serving.errors import RequestError
 from serving.model_cache import LoadedTask
 from serving.registry import Entry
 from serving.store import Decision, Version
-from tests.support.app import ADMIN, backend_of, changing, put, running, top
+from tests.support.app import backend_of, changing, put, running, top
 from tests.support.tasks import TaskMaker, picture
 
 
@@ -104,8 +104,7 @@ def test_a_new_version_is_held_until_requests_can_reach_it(
 def test_a_load_that_ends_after_a_replacement_does_not_bring_the_old_version_back(
     copied: Path, maker: TaskMaker, newer: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(copied, admin_keys="root-key", prefetch=0) as client:
-        client.headers.update(ADMIN)
+    with changing(copied, prefetch=0) as client:
         registry, go = backend_of(client).registry, threading.Event()
         load = registry.cache.load
 

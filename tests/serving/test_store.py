@@ -16,7 +16,7 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles, open_files
 from serving.store import Decision, TaskStore
-from tests.support.app import ADMIN, put, running, top
+from tests.support.app import changing, put, running, top
 from tests.support.files import files_of
 from tests.support.tasks import TaskMaker
 from tests.support.walker import ROOT
@@ -33,21 +33,23 @@ def memory(maker: TaskMaker, archives: Mapping[str, Archive]) -> Iterator[str]:
     system.rm("/bucket", recursive=True)
 
 
-def test_a_store_behind_a_url_is_served_changed_and_opened_again(
-    memory: str, maker: TaskMaker, archives: Mapping[str, Archive]
-) -> None:
+def test_changes_of_a_store_behind_a_url_are_there_when_it_is_opened_again(memory: str, maker: TaskMaker) -> None:
     newer = maker.make("birds", 9)
-    with running(memory, admin_keys="root-key") as client:
-        client.headers.update(ADMIN)
-        assert top(client, "birds", maker.images[0])[0] == "class-0"
+    with changing(memory) as client:
         assert put(client, "birds", newer).status_code == 200
         assert put(client, "moths", maker.make("moths", 7)).status_code == 200
         assert client.delete("/v1/tasks/cracks").status_code == 204
-    with running(memory, admin_keys="root-key") as again:
-        again.headers.update(ADMIN)
+    with running(memory) as again:
         assert top(again, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
         assert top(again, "moths", maker.images[0])[0] == "class-7"
         assert again.get("/v1/tasks/cracks").status_code == 404
+
+
+def test_a_task_of_a_store_behind_a_url_is_rolled_back_after_a_restart(memory: str, maker: TaskMaker) -> None:
+    with changing(memory) as client:
+        assert top(client, "birds", maker.images[0])[0] == "class-0"
+        put(client, "birds", maker.make("birds", 9))
+    with changing(memory) as again:
         again.post("/v1/tasks/birds/rollback")
         assert top(again, "birds", maker.images[0])[0] == "class-0"
 
@@ -161,8 +163,7 @@ def test_the_halves_of_killed_writers_are_swept_once_they_are_old(copied: Path) 
 
 
 def test_a_disk_that_cannot_be_written_leaves_the_old_version(copied: Path, maker: TaskMaker) -> None:
-    with running(copied, admin_keys="root-key") as client:
-        client.headers.update(ADMIN)
+    with changing(copied) as client:
         before = files_of(copied)
         (copied / "uploads").write_bytes(b"a file in place of the folder")
         response = put(client, "birds", maker.make("birds", 9))
