@@ -34,10 +34,10 @@ def test_archive_and_folder_hold_the_same_images(image_folder: Path, tmp_path: P
 
 def test_data_that_cannot_be_used_is_one_line_that_names_it(image_folder: Path, tmp_path: Path) -> None:
     faults = {
-        "gone": r"gone: no such file or folder; give an archive or a folder of train/<class>/\*\.jpg and test/",
-        "text.tar": r"text\.tar is not a whole tar archive \(ReadError\): give an archive or a folder",
-        "empty": r"empty holds no train/<class>/\*\.jpg: give an archive or a folder",
-        "untested": r"untested holds no test/<class>/\*\.jpg: give an archive or a folder",
+        "gone": r"gone: no such file or folder; give a tar archive or a folder of train/<class>/\*\.jpg and test/",
+        "text.tar": r"text\.tar is not a whole tar archive \(ReadError\): give a tar archive or a folder",
+        "empty": r"empty holds no train/<class>/\*\.jpg: give a tar archive or a folder",
+        "untested": r"untested holds no test/<class>/\*\.jpg: give a tar archive or a folder",
         "uneven": r"train and test differ in the classes dog: make them the same",
         "alone": r"alone holds the one class cat: classification needs at least two",
         "broken": r"train/dog/dog_1\.jpg is not a readable image \(UnidentifiedImageError\): repair or remove it",

@@ -155,7 +155,7 @@ def test_report_of_a_linear_probe_speaks_of_c(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "| kept | C 1, the best of 3 |" in text
     assert "| adapter | none |" in text
-    assert "the same that chose the C and the temperature" in text
+    assert "images that also chose the C and the temperature" in text
     assert (tmp_path / EVENTS).is_file()
 
 
