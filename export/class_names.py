@@ -1,4 +1,4 @@
-"""The names of a head's outputs: given, known from a `config.json` of transformers, or numbered."""
+"""The class names of a converted head: given, read from a `config.json` of transformers, or numbered."""
 
 from pathlib import Path
 
@@ -7,10 +7,12 @@ from mosa_deploy.errors import ConfigError
 
 
 def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:
-    """The names of the head's outputs: those given, else of the `config.json` at `path`, else class0 and so on.
+    """The class names in the order of the head's `count` outputs.
+
+    They are `given`, else read from the `config.json` at `path`, else class0, class1 and so on.
 
     Raises:
-        ConfigError: another number of names than outputs, names that are empty or twice there, or a single output.
+        ConfigError: the number of names is not `count`, a name is empty or repeated, or there is a single output.
         BackboneError: the `config.json` is damaged.
     """
     if count < 2:
@@ -27,15 +29,15 @@ def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:
 
 
 def _read_names(given: str) -> tuple[tuple[str, ...], str]:
-    """The names, from a file with one name per line or as they are given, and where they are from."""
-    # A long list is no name of a file, and asking for one would fail.
+    """(names, where they come from), from a file with one name per line or a list with commas."""
+    # A long list is not a file name: `is_file` would fail on it.
     is_file = "," not in given and Path(given).is_file()
     lines = Path(given).read_text().rstrip("\n").split("\n") if is_file else given.split(",")
     return tuple(line.strip() for line in lines), f"--classes {given}"
 
 
 def _known_names(path: Path) -> tuple[tuple[str, ...], str]:
-    """From `id2label`, in the order of its numbers; and where they are from."""
+    """(names, where they come from), from `id2label` in the order of its numbers."""
     folder = path if path.is_dir() else path.parent
     labels = read_config(folder).get("id2label")
     if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):

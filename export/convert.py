@@ -1,9 +1,9 @@
-"""Make a bundle of what a user has: `mosa convert --from peft|timm PATH --name TASK --backbone NAME`.
+"""Convert a model tuned elsewhere into a bundle: `mosa convert --from peft|timm PATH --name TASK --backbone NAME`.
 
     peft    a LoRA adapter on a ViT of timm or transformers becomes a merged `lora` bundle
-    timm    a checkpoint with its head becomes a `linear` bundle where the backbone stayed frozen, else a `full` one
+    timm    a checkpoint with its head becomes a `linear` bundle if the backbone is unchanged, else a `full` one
 
-The bundle answers as the source library does, and is exported and served like one that was tuned here.
+The bundle gives the same answers as the source library, and is exported and served like any other bundle.
 """
 
 import copy
@@ -38,14 +38,14 @@ from mosa_deploy.utils.files import replacing_folder
 from mosa_deploy.utils.versions import git_commit, library_versions
 
 DATASET = "folder"
-"""The task of `training.tasks` by which a converted bundle is evaluated, on images of the user's."""
+"""The task of `training.tasks` with which a converted bundle is evaluated: a folder of the user's images."""
 
 FROM_TIMM = "--from timm"
 
 
 @dataclass(frozen=True)
 class Task:
-    """How a task was tuned, and what it owns, its head included."""
+    """How a task was tuned, and its own tensors, including the head."""
 
     method: Method
     tensors: dict[str, Tensor]
@@ -56,7 +56,7 @@ def convert(config: ConvertConfig) -> Path:
     """Write the bundle and return its folder.
 
     Raises:
-        MosaError: what cannot be read, mapped or proved; nothing is written then.
+        MosaError: the source cannot be read or converted; nothing is written then.
     """
     out = config.out or Path("runs") / config.name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -64,7 +64,7 @@ def convert(config: ConvertConfig) -> Path:
     paths = None if config.images is None else sample_images(config.images)
     given = None if config.preprocess is None else read_processor(config.preprocess)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
-    # The adapter before the backbone: what cannot be mapped is refused before any weights are fetched.
+    # The adapter before the backbone: an adapter that cannot be converted is refused before a download.
     adapter = read_peft(config.path) if config.source == "peft" else None
     model = load_backbone(config.backbone, weights, img_size=given.size if given else config.image_size)
     if not isinstance(model, VisionTransformer):
@@ -91,15 +91,17 @@ def convert(config: ConvertConfig) -> Path:
     bundle = write(out, record, tensors, weights, samples, calibration)
     print(f"{config.name}: {report(record)}; bundle {bundle.digest[:12]} in {out}")
     if calibration is None:
-        print("its canary is smooth noise: give --images FOLDER for one of the task's images; int8 needs them")
+        print("its canary is smooth noise: give --images FOLDER to use the task's images, which int8 needs")
     return out
 
 
 def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Task:
-    """The updates of a LoRA adapter, their scalings absorbed.
+    """A LoRA task from an adapter of PEFT, with the scaling factors absorbed into B.
+
+    Updates of lower rank are padded with zeros to the largest rank.
 
     Raises:
-        BackboneError: the adapter reads the class token, and this backbone does not.
+        BackboneError: the adapter's head reads the class token, but this backbone's does not.
     """
     if adapter.of_transformers and (model.global_pool != "token" or not isinstance(model.norm, torch.nn.LayerNorm)):
         raise BackboneError(
@@ -129,10 +131,11 @@ def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Tas
 
 
 def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
-    """The head of a checkpoint, with all its other parameters if any of them is not the backbone's.
+    """A linear task from a checkpoint, or a full one if a parameter besides the head differs from the backbone's.
 
     Raises:
-        BackboneError: it cannot be read or does not fit, or its LayerNorms have another eps than the backbone's.
+        BackboneError: the checkpoint cannot be read or does not fit, or its LayerNorms have another eps than the
+            backbone's.
     """
     head = read_head(config.path, FROM_TIMM)
     tuned = copy.deepcopy(model)
@@ -149,10 +152,10 @@ def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
 
 
 def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:
-    """The bundle's tensors, with zeros where a block has no update of a target.
+    """The bundle's tensors, with zeros for targets that a block does not update.
 
     Raises:
-        BundleError: tensors that are not the backbone's, all of them at once.
+        BundleError: tensors do not fit the backbone; names all of them.
     """
     own: Tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in tensors.items()}
     updates = {name: shape for name, shape in expected_shapes(record).items() if name.startswith("blocks.")}
@@ -164,7 +167,7 @@ def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:
 def write(
     out: Path, record: Record, tensors: Tensors, weights: Weights, samples: list[bytes], calibration: Pixels | None
 ) -> Bundle:
-    """Record the canary with the restored model, and write all that a run leaves for its export, as one."""
+    """Record the canary with the restored model, and write the bundle and calibration images in one step."""
     model = restore(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))), weights)
 
     def answer(images: Array) -> Array:
@@ -179,7 +182,7 @@ def write(
 
 
 def report(record: Record) -> str:
-    """What came of it, in words."""
+    """One line about the converted task."""
     adapter = record.adapter
     what = f"{record.method} on {record.backbone.name}, {len(record.classes)} classes"
     if adapter is not None:

@@ -1,4 +1,4 @@
-"""Build the engines of a graph, prove them where their GPU is, and keep a record of each."""
+"""Build the engines of a graph, check them if this machine has their GPU, and keep a record of each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ DEFERRED: Literal["deferred"] = "deferred"
 
 
 def engine_file(graph: Path, precision: Precision, capability: str) -> Path:
-    """The path of a graph's engine."""
+    """The path of the engine built from a graph."""
     return graph.with_suffix(f".{precision}.{capability}.engine")
 
 
 @dataclass(frozen=True)
 class Build:
-    """What engines are built with, and for."""
+    """The library that builds engines, and the GPU, batch sizes and bank they are built for."""
 
     backend: Backend
     capability: str
@@ -38,11 +38,11 @@ class Build:
     bank: BankLimits
 
     def write(self, target: ExportTarget, precisions: Sequence[Precision], chain: Chain) -> Iterator[Written]:
-        """Build one engine per precision. A shared one that was built from the same file in the same way stays.
+        """Build and check one engine per precision. An engine built from the same file in the same way is kept.
 
         Raises:
             ProviderError: the library refuses a graph.
-            ParityError: an engine that can be run here is too far from the fp32 graph; it is not written.
+            ParityError: an engine that runs here differs too much from the fp32 graph; it is not written.
         """
         for precision in precisions:
             record, onnx = self.describe(target, precision), format_file(target.path, ENGINE_FORMATS[precision])
@@ -83,10 +83,10 @@ class Build:
 
 
 def choose_build(options: FileOptions, cache: Path) -> Build | None:
-    """The backend and what it builds for, chosen before any other work; None if no engines are asked for.
+    """Choose the library, GPU, batch sizes and bank for engines; None if no engines are asked for.
 
     Raises:
-        ConfigError: the library does not build for that capability, or it must be named.
+        ConfigError: the library cannot build for that capability, or the capability must be given.
         ProviderError: the library is not installed.
     """
     if not options.engines:
@@ -98,12 +98,12 @@ def choose_build(options: FileOptions, cache: Path) -> Build | None:
 
 
 def same(kept: EngineRecord, record: EngineRecord) -> bool:
-    """Whether both were built from the same file in the same way."""
+    """Whether two engines were built from the same file in the same way."""
     return kept.model_copy(update={"sha256": "", "parity": DEFERRED}) == record
 
 
 def prove(target: ExportTarget, file: Path, path: Path, record: EngineRecord, chain: Chain) -> Written:
-    """Compare an engine, which will be renamed to `path`, with its fp32 graph, if its GPU is here."""
+    """Compare an engine, which will be renamed to `path`, with its fp32 graph, if this machine has its GPU."""
     if device_capability() != record.capability:
         return Written(path, None, None, None)
     answer, most = target.answer_by(load_engine(file, record)), record.batch_sizes[-1]

@@ -1,7 +1,7 @@
-"""Builds engines from ONNX files: one interface with two backends.
+"""Build engines from ONNX files, through one interface with two backends.
 
 tensorrt       builds for this machine's GPU; a timing cache makes the second build fast
-tensorrt_rtx   builds for any capability that it knows, without a GPU; kernels are compiled when an engine is opened
+tensorrt_rtx   builds for any known compute capability, without a GPU; kernels are compiled when an engine is opened
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ IMAGES, SLOTS = "images", "slots"
 
 @dataclass(frozen=True)
 class BankLimits:
-    """The most slots and the largest bottleneck of the banks that a shared engine takes."""
+    """The largest number of slots and the largest bottleneck of the banks that a shared engine accepts."""
 
     slots: int = 64
     bottleneck: int = 64
@@ -44,10 +44,10 @@ class Backend(Protocol):
     version: str
 
     def target(self, wanted: str | None) -> str:
-        """The capability to build for: the one that is wanted, else that of this machine's GPU.
+        """The compute capability to build for: `wanted`, else that of this machine's GPU.
 
         Raises:
-            ConfigError: it is unknown, or none is wanted and there is no GPU.
+            ConfigError: it is unknown, or it is not given and there is no GPU.
         """
         ...
 
@@ -66,7 +66,7 @@ class TensorRt:
     library: Library = "tensorrt"
 
     def __init__(self, cache: Path) -> None:
-        """`cache` is the file of the timings; the first build makes it."""
+        """`cache` is the file of kernel timings, which the first build creates."""
         self.trt, self.cache = load_library("tensorrt"), cache
         self.version = str(self.trt.__version__)
 
@@ -75,7 +75,7 @@ class TensorRt:
         here = device_capability()
         if here is None:
             raise ConfigError(
-                "tensorrt builds on the GPU that runs the engine, here is none: add --engine-backend tensorrt_rtx"
+                "tensorrt builds on the GPU that runs the engine, and there is none: add --engine-backend tensorrt_rtx"
             )
         if wanted not in (None, here):
             raise ConfigError(
@@ -89,7 +89,7 @@ class TensorRt:
 
         def configure(config: Any) -> None:
             timings = self.cache.read_bytes() if self.cache.is_file() else b""
-            # Timings of another version or GPU are refused; then it starts afresh.
+            # Timings of another version or GPU are refused: start with an empty cache.
             cache = config.create_timing_cache(timings)
             if cache is None or not config.set_timing_cache(cache, False):
                 config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -100,7 +100,7 @@ class TensorRt:
 
 
 class TensorRtRtx:
-    """TensorRT for RTX. It builds for the capability that it is told, and times nothing."""
+    """TensorRT for RTX. It builds for any given compute capability, and times no kernels."""
 
     library: Library = "tensorrt_rtx"
 
@@ -131,11 +131,11 @@ class TensorRtRtx:
 
 
 def choose_backend(name: str | None, cache: Path) -> Backend:
-    """The backend of that name; without a name, that of the installed library, NVIDIA's own first.
+    """The backend of that name; without a name, an installed one, `tensorrt` first.
 
     Raises:
         ConfigError: the name is unknown.
-        ProviderError: the library is not installed, or none is.
+        ProviderError: the library, or without a name any library, is not installed.
     """
     here = installed()
     if name is None and not here:
@@ -150,7 +150,11 @@ def choose_backend(name: str | None, cache: Path) -> Backend:
 
 
 def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tuple[bytes, Any]:
-    """Parse the graph, give it one profile per batch size, and build; returns the builder's config too."""
+    """Parse the graph and build it with one profile per batch size; returns the engine and the builder's config.
+
+    Raises:
+        ProviderError: the library cannot read or build the graph.
+    """
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(strongly_typed(trt))
@@ -161,7 +165,7 @@ def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tu
     config = builder.create_builder_config()
     configure(config)
     if request.precision == "fp32":
-        # TF32 rounds the factors of products to eleven bits, which is what fp16 is for.
+        # TF32 would round the factors of products to eleven bits, as coarse as fp16.
         config.clear_flag(trt.BuilderFlag.TF32)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     for size in request.batch_sizes:
@@ -171,7 +175,9 @@ def build_engine(trt: Any, library: str, request: Request, configure: Any) -> tu
         config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ProviderError(f"{library} cannot build {request.onnx.name} for {request.capability}: see its lines above")
+        raise ProviderError(
+            f"{library} cannot build {request.onnx.name} for {request.capability}: see its messages above"
+        )
     return bytes(engine), config
 
 

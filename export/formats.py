@@ -1,6 +1,6 @@
-"""Write a graph in other precisions, and prove each file on the canary before it takes its place.
+"""Write a graph in other precisions, and check each file on the canary before it replaces the old one.
 
-fp32   <graph>.onnx                what the others are made of, and proved against
+fp32   <graph>.onnx                the original, which the others are made from and compared with
 fp16   <graph>.fp16.onnx           for GPUs
 int8   <graph>.int8.onnx           for ONNX Runtime on the CPU
        <graph>.int8-tensorrt.onnx  for TensorRT
@@ -27,32 +27,32 @@ from mosa_deploy.utils.files import replacing
 FOR_TENSORRT = "int8-tensorrt"
 
 QUANTISED: dict[str, Quantisation] = {"int8": "cpu", FOR_TENSORRT: "tensorrt"}
-"""The formats in int8, by what they are quantised for."""
+"""int8 format -> what it is quantised for."""
 
 FORMATS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "int8": tuple(QUANTISED)}
-"""The formats that are written for a precision, beside the fp32 graph."""
+"""Precision -> the formats that are written for it, besides the fp32 graph."""
 
 ENGINE_FORMATS: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": FOR_TENSORRT}
-"""The format that an engine of a precision is built from."""
+"""Precision of an engine -> the format that it is built from."""
 
 ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Written:
-    """One file with what the export knows of it."""
+    """A file of an export, and what was measured of it."""
 
     path: Path
     link: Link | None
-    """None where nothing here could run it."""
+    """The comparison with the fp32 graph; None if this machine cannot run the file."""
     accuracy: float | None
-    """On the validation images of the chain; None if there are none, or nothing could run it."""
+    """Accuracy on the validation images of the chain; None if there are none, or this machine cannot run the file."""
     milliseconds: float | None
-    """Median for one image, on the CPU."""
+    """Median time for one image; None if this machine cannot run the file."""
 
     @property
     def megabytes(self) -> float:
-        """The size of the file."""
+        """The size of the file in MB."""
         return self.path.stat().st_size / 1e6
 
 
@@ -62,7 +62,7 @@ def format_file(graph: Path, name: str) -> Path:
 
 
 def fp32_file(target: ExportTarget, chain: Chain) -> Written:
-    """The fp32 graph itself, which the chain has proved."""
+    """The fp32 graph itself, which the chain has already compared."""
     link = next(link for link in chain.links if link.second == target.stage)
     accuracy = chain.accuracy(chain.outputs[target.stage])
     return Written(target.path, link, accuracy, milliseconds(target.answer_by(open_runner(target.path)), chain.inputs))
@@ -71,13 +71,13 @@ def fp32_file(target: ExportTarget, chain: Chain) -> Written:
 def write_formats(
     target: ExportTarget, precisions: Sequence[Precision], chain: Chain, calibration: Pixels | None
 ) -> Iterator[Written]:
-    """Write and prove one file after the other.
+    """Write and check one file after the other.
 
-    Only int8 needs `calibration` (n, H, W, 3). A shared graph's file that exists already serves every task of its
-    backbone: it is proved for this one and stays.
+    Only int8 needs `calibration` (n, H, W, 3). A file of a shared graph serves every task of its backbone: if it exists
+    already, it is checked with this task and kept.
 
     Raises:
-        ParityError: a file is not finite, or too far from the fp32 graph; it is not written.
+        ParityError: a file gives NaN or infinity, or differs too much from the fp32 graph; it is not written.
     """
     for precision in precisions:
         for name in FORMATS[precision]:
@@ -95,7 +95,7 @@ def write_formats(
 
 
 def convert(target: ExportTarget, name: str, calibration: Array | None) -> onnx.ModelProto:
-    """The graph in the format of that name."""
+    """The graph in the format `name`; int8 formats need `calibration` images (n, 3, H, W)."""
     graph = onnx.load(target.path)
     if name == "fp16":
         return to_fp16(graph)
@@ -104,8 +104,12 @@ def convert(target: ExportTarget, name: str, calibration: Array | None) -> onnx.
 
 
 def prove(target: ExportTarget, file: Path, path: Path, precision: Precision, chain: Chain) -> Written:
-    """Compare a file, which will be renamed to `path`, with the fp32 graph that it was made from."""
-    # One image at a time: all its values must fit into memory.
+    """Compare a file, which will be renamed to `path`, with the fp32 graph that it was made from.
+
+    Raises:
+        ParityError: it gives NaN or infinity, or differs too much.
+    """
+    # One image at a time, because all intermediate values are kept in memory.
     require_finite(path.name, file, (target.feed(image[None]) for image in chain.inputs[: chain.canaries]))
     answer = target.answer_by(open_runner(file))
     logits = answer(chain.inputs)
@@ -114,7 +118,7 @@ def prove(target: ExportTarget, file: Path, path: Path, precision: Precision, ch
 
 
 def milliseconds(answer: Callable[[Array], Array], images: Array) -> float:
-    """The median time of one image over a few runs: an impression, not a measurement."""
+    """The median time of one image over a few runs in milliseconds: a rough value, not a benchmark."""
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""fp16: weights and activations of a graph in half precision, what is delicate in fp32."""
+"""fp16: weights and activations of a graph in half precision, except for sensitive operations, which stay in fp32."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ from mosa_deploy.errors import ParityError
 from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS
 
 KEPT_IN_FP32 = ("LayerNormalization", "Softmax", "GatherND")
-"""Norm and softmax sum many terms, which fp16 cannot. Banks are gathered before they are cast: the other way round
-every run would cast the whole bank, and not the rows of its samples."""
+"""Norm and softmax sum many terms, which is too inaccurate in fp16. Gathering stays in fp32 so that banks are gathered
+before they are cast: otherwise every run would cast the whole bank, not only the rows of its samples."""
 
 LARGEST = 65504.0
 SMALLEST = 1e-7
@@ -26,13 +26,13 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in fp16, its inputs and outputs still in fp32."""
+    """The graph in fp16, with inputs and outputs in fp32."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    # The converter trusts what is written of the shapes; only fresh ones are right.
+    # The converter trusts the recorded shapes, so they are inferred again.
     del copy.graph.value_info[:]
     with warnings.catch_warnings():
-        # It tells of every weight below fp16's smallest number, which is as good as zero.
+        # It warns of every weight below the smallest fp16 number; these may become zero.
         warnings.simplefilter("ignore")
         converted: onnx.ModelProto = float16.convert_float_to_float16(
             onnx.shape_inference.infer_shapes(copy, strict_mode=True),
@@ -46,13 +46,13 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def require_finite(name: str, file: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> None:
-    """Refuse a converted file in which a value is not finite for one of these inputs.
+    """Check that every intermediate value of a converted file is finite for these inputs.
 
-    ONNX Runtime multiplies in fp32 on the CPU and may leave out the rounding between two products, so that a file which
-    overflows on a GPU looks well by its output: every value is looked at, as the file says to round it.
+    On the CPU, ONNX Runtime multiplies in fp32 and may skip the rounding between two products. A file that overflows on
+    a GPU can then give correct outputs. Therefore every intermediate value is rounded and checked.
 
     Raises:
-        ParityError: it names the first node that makes NaN or infinity.
+        ParityError: a value is NaN or infinity; names the first node that produces one.
     """
     watch = Watch(onnx.load(file))
     for feed in feeds:
@@ -65,7 +65,7 @@ def require_finite(name: str, file: Path, feeds: Iterable[Mapping[str, NDArray[A
 
 
 class Watch:
-    """A graph all of whose floating-point values can be seen."""
+    """A session of a graph that outputs every intermediate floating-point value."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes, self.weights = model.graph.node, {tensor.name for tensor in model.graph.initializer}
@@ -77,7 +77,7 @@ class Watch:
         del probe.graph.output[:]
         probe.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in self.values)
         options = onnxruntime.SessionOptions()
-        # Optimised away, a node would not be named.
+        # Optimisation could remove the node that should be named.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
@@ -85,7 +85,7 @@ class Watch:
         )
 
     def first_non_finite(self, feed: Mapping[str, NDArray[Any]]) -> str | None:
-        """The first node, in the graph's order, whose output is not finite, with its type and weights; None if none."""
+        """The first node in graph order with a non-finite output, with its type and weights; None if all are finite."""
         values = dict(zip(self.values, self.session.run(self.values, dict(feed)), strict=True))
         for node in self.nodes:
             if any(not np.isfinite(values[name]).all() for name in node.output if name in values):

@@ -1,7 +1,7 @@
-"""int8: matrix products with a constant weight in eight bits, by ONNX Runtime's static quantisation.
+"""int8: quantise matrix products with a constant weight to eight bits, by ONNX Runtime's static quantisation.
 
-    cpu        activations uint8, weights int8 of seven bits per channel: ONNX Runtime's integer kernels
-    tensorrt   both int8 and symmetric, biases left alone: what TensorRT's explicit quantisation parses
+    cpu        uint8 activations, int8 weights of seven bits per channel, for ONNX Runtime's integer kernels
+    tensorrt   both int8 and symmetric, biases in fp32, as TensorRT's explicit quantisation expects
 
 These stay in fp32: the patch embedding, whose input is the image itself; the products of two activations in attention;
 the banks of a shared graph, which change after calibration; norms, softmax and residuals.
@@ -27,7 +27,7 @@ Feed = Mapping[str, NDArray[Any]]
 PRODUCTS = ("MatMul", "Gemm")
 
 LEAST_IMAGES = 32
-"""Fewer calibration images miss the outliers, which set the ranges of activations."""
+"""Fewer calibration images would miss the outliers, which determine the ranges of activations."""
 
 SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 
@@ -46,11 +46,11 @@ class Feeds(CalibrationDataReader):  # type: ignore[misc] # onnxruntime ships no
 def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], quantisation: Quantisation) -> onnx.ModelProto:
     """The graph with Q/DQ pairs before every product with a constant weight, calibrated on `feeds`.
 
-    Its metadata says what it was quantised for, and runners go by that.
+    Its metadata records what it was quantised for; runners read that.
     """
     prepared = copy.deepcopy(model)
     del prepared.graph.value_info[:]
-    # Its own preparation would fuse nodes for the CPU alone; shapes, which it needs, are inferred in any case.
+    # ONNX Runtime's own preparation would fuse nodes for the CPU only; the shapes it needs are inferred anyway.
     add_pre_process_metadata(prepared)
     cpu = quantisation == "cpu"
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,12 +63,12 @@ def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], quantisation: Quantis
             op_types_to_quantize=list(PRODUCTS),
             nodes_to_quantize=constant_products(model),
             per_channel=True,
-            # Without VNNI the CPU adds two products in sixteen bits: with eight-bit weights that can overflow.
+            # Without VNNI, a CPU adds two products in sixteen bits, which can overflow with eight-bit weights.
             reduce_range=cpu,
             activation_type=QuantType.QUInt8 if cpu else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             extra_options={
-                # A product's result stays in fp32, where its bias and the residual are added.
+                # Results of products stay in fp32, because bias and residual are added to them.
                 "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
                 **({} if cpu else SYMMETRIC),
             },
@@ -79,7 +79,7 @@ def to_int8(model: onnx.ModelProto, feeds: Iterable[Feed], quantisation: Quantis
 
 
 def require_enough(samples: Samples | None, folder: Path) -> None:
-    """Check that the run in `folder` has images enough to learn the range of every activation.
+    """Check that the run in `folder` has enough calibration images to learn the range of every activation.
 
     Raises:
         DataError: it has none, or too few.
@@ -94,6 +94,6 @@ def require_enough(samples: Samples | None, folder: Path) -> None:
 
 
 def constant_products(model: onnx.ModelProto) -> list[str]:
-    """The names of the nodes that multiply by a weight."""
+    """The names of the nodes that multiply by a constant weight."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [node.name for node in model.graph.node if node.op_type in PRODUCTS and node.input[1] in weights]

@@ -1,7 +1,7 @@
-"""Compare the latency of the ways to give a backbone a task: `mosa latency --bundle runs/digits --seconds 5`.
+"""Compare the latency of serving variants with the plain backbone: `mosa latency --bundle runs/digits --seconds 5`.
 
 The variants (`export.variants`) run in turn, in one process, and each is compared with the plain backbone round by
-round (`export.timing`). `--backbone vit_base_patch16_224 --random-weights --bottlenecks 16 64 256` times all of them.
+round (`export.timing`). `--backbone vit_base_patch16_224 --random-weights --bottlenecks 16 64 256` times all variants.
 """
 
 import functools
@@ -33,7 +33,7 @@ from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import machine, provenance
 
 BOTTLENECK = 64
-"""r of random adapters, if no other is asked for."""
+"""Default r of random adapters."""
 
 COLUMNS = (
     *("runner", "variant", "r", "batch", "median ms", "ratio to plain", "95 % interval", "FLOP ratio"),
@@ -50,7 +50,7 @@ file, and after ONNX Runtime has optimised it for the CPU. MB: the file and its 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: a backbone with a stand-in head, tasks by their bottleneck, and a title."""
+    """What is timed: a backbone with a stand-in head, tasks by bottleneck, and a title."""
 
     model: Transformer
     tasks: dict[int, list[Task]]
@@ -68,9 +68,11 @@ def subject(config: LatencyConfig) -> Subject:
         bundle = Bundle.load(config.bundle)
         record = bundle.record
         if record.adapter is None:
-            raise ConfigError(f"'{record.task}' is linear: it has no adapter to time, give a bundle of mosa or adapter")
+            raise ConfigError(
+                f"'{record.task}' has no adapter to time: give a bundle that was tuned with --method mosa or adapter"
+            )
         given = Weights("file", config.backbone_weights) if config.backbone_weights else None
-        # Only to refuse weights that the task was not tuned on.
+        # Only to check that the task was tuned on these weights.
         restore(bundle, given)
         used, size = given or Weights(record.backbone.source), record.preprocess.size
         model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=size)
@@ -87,7 +89,7 @@ def subject(config: LatencyConfig) -> Subject:
 
 
 def random_tasks(model: Transformer, bottleneck: int) -> list[Task]:
-    """As many random tasks as a mixed batch has."""
+    """Random tasks for a mixed batch."""
     return [random_task(topology_of(model), bottleneck, STAND_IN_CLASSES, seed) for seed in range(MIXED_TASKS)]
 
 
@@ -132,7 +134,7 @@ def measure(config: LatencyConfig, given: Subject, runners: Sequence[GraphRunner
 
 
 def row_of(runner: str, variant: Variant, batch: int, times: Times) -> Row:
-    """Summarise the rounds of one variant."""
+    """Summarise the times of one variant at one batch size."""
     own = np.concatenate([opened[variant.label] for opened in times])
     ratios = [float(np.median(opened[variant.label] / opened["plain"])) for opened in times]
     ratio, low, high = ratio_interval(ratios)

@@ -10,7 +10,7 @@ from mosa_deploy.utils.files import replacing
 
 
 def draw_ratios(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Plot ratios and their intervals: a panel per runner, a line per variant but plain, a colour per batch size."""
+    """Plot ratios with intervals: one panel per runner, one row per variant but plain, one colour per batch size."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 

@@ -172,7 +172,7 @@ class LatencyConfig:
     seconds: float = 20.0
     """Seconds of timing per runner and batch size, for all variants together."""
     sessions: int = 5
-    """How many times every graph is opened anew, at least 3. More of them give a narrower interval."""
+    """How many times every graph is opened again, at least 3. More give a narrower interval."""
     threads: int = 0
     """Number of threads for one inference. 0 uses all cores."""
     out: Path = Path("artifacts/latency")

@@ -1,4 +1,4 @@
-"""Every file that an export wrote, side by side."""
+"""The table of all files that an export wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from export.formats import Written
 
 COLUMNS = ("file", "MB", "parity", "cosine", "top-1 agreement", "accuracy", "ms, one image")
 
-VALIDATION = "accuracy: of {images} validation images, more with --parity-images; "
+VALIDATION = "accuracy: on {images} validation images, more with --parity-images; "
 TEST = "the test set: mosa evaluate --onnx FILE"
 SHARED_TOO = ", and --bundle {folder} for a shared one"
 DEFERRED = "parity: deferred for {files}: no GPU here runs it; the runner proves the canary before it serves"

@@ -1,9 +1,9 @@
-"""A LoRA adapter as PEFT's `save_pretrained` leaves it, by timm's names.
+"""Read a LoRA adapter that PEFT's `save_pretrained` wrote, and map it to timm's names.
 
     W' = W + f B A,   f = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`
 
-r and lora_alpha are each module's own where `rank_pattern` and `alpha_pattern` say so. f goes into B here. Neither peft
-nor transformers is needed.
+`rank_pattern` and `alpha_pattern` may give a module its own r and lora_alpha. f is absorbed into B. Neither peft nor
+transformers is needed.
 """
 
 import json
@@ -32,16 +32,16 @@ IDLE = {
     "layers_pattern", "layers_to_transform", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size",
     "revision", "target_modules", "task_type",
 }  # fmt: skip
-"""Settings that change nothing beside what the tensors show already."""
+"""Settings that can be ignored: they have no effect, or the tensors already show it."""
 
 INITS = {"gaussian", "eva", "orthogonal"}
-"""Ways to start an adapter that leave the backbone's weights alone, by name."""
+"""Initialisations that do not change the backbone's weights."""
 
 WAY_OUT = "merge it with peft's merge_and_unload, save the state dict, and convert that with --from timm"
 
 
 class Settings(BaseModel):
-    """What `adapter_config.json` says of a low-rank update; everything else is in `model_extra`."""
+    """The settings of a low-rank update in `adapter_config.json`; all others are in `model_extra`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -61,22 +61,22 @@ class Settings(BaseModel):
         return value or {}
 
     def rank(self, module: str) -> int:
-        """The rank of a module of the base model, by its own name there."""
+        """The rank of a module, by its name in the base model."""
         return int(_by_pattern(self.rank_pattern, module, self.r))
 
     def scaling(self, module: str) -> float:
-        """f, what B A is multiplied with."""
+        """f, the factor of B A."""
         r = self.rank(module)
         return _by_pattern(self.alpha_pattern, module, self.lora_alpha) / (math.sqrt(r) if self.use_rslora else r)
 
 
 def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that a module's name, or its end after a dot, matches whole."""
+    """The value of the first pattern that matches the module's full name, or its end after a dot; else `default`."""
     return next((v for key, v in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)), default)
 
 
 class Update(NamedTuple):
-    """A (r, in) and f B (out, r) of one module, fp32."""
+    """A (r, in) as `down` and f B (out, r) as `up`, for one module, in fp32."""
 
     down: Tensor
     up: Tensor
@@ -84,22 +84,22 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """The updates of the blocks' layers, by block and target, and the head."""
+    """The updates by (block, target), and the head by timm's names."""
 
     updates: Mapping[tuple[int, Target], Update]
     head: Mapping[str, Tensor]
     dropout: float
     of_transformers: bool
-    """Whether the base model is of transformers, which reads the class token."""
+    """Whether the base model is a ViT of transformers, whose head reads the class token."""
 
     @property
     def rank(self) -> int:
-        """The largest."""
+        """The largest rank of all updates."""
         return max(len(update.down) for update in self.updates.values())
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What is updated in any block, in the order in which a block computes them."""
+        """The targets that are updated in any block, in the order in which a block computes them."""
         return tuple(target for target in TARGET_SLICES if any(target == known for _, known in self.updates))
 
 
@@ -107,7 +107,7 @@ def read_peft(folder: Path) -> PeftAdapter:
     """Read and map an adapter.
 
     Raises:
-        BundleError: it is damaged, or holds what is no low-rank update of a block; names every such tensor at once.
+        BundleError: it is damaged, or holds tensors that are not a low-rank update of a block; names all of them.
     """
     settings, tensors = read_settings(folder / SETTINGS), _tensors(folder)
     head = {name: value for name, value in tensors.items() if _timm(name) in HEAD}
@@ -134,10 +134,10 @@ def read_peft(folder: Path) -> PeftAdapter:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an adapter by the base model's names, fp32.
+    """All tensors of an adapter by the base model's names, in fp32.
 
     Raises:
-        BundleError: there is no file of them.
+        BundleError: the folder has no file of tensors.
     """
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
@@ -147,7 +147,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[int, Target], tuple[str, str]]:
-    """The names of A and B, by block and target; without those that stand alone or elsewhere, or are no matrices."""
+    """(block, target) -> names of A and B. Tensors without a partner, outside blocks or not 2-D are left out."""
     pairs: dict[tuple[int, Target], tuple[str, str]] = {}
     for down in tensors:
         place = _place(_timm(down.removesuffix(DOWN))) if down.endswith(DOWN) else None
@@ -158,7 +158,7 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[int, Target], tuple[str,
 
 
 def read_settings(path: Path) -> Settings:
-    """`adapter_config.json`.
+    """Read `adapter_config.json`.
 
     Raises:
         BundleError: it is missing or damaged, or has a setting that a low-rank update of weights cannot express.
@@ -179,7 +179,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def _unknown(settings: Settings) -> list[str]:
-    """The settings that make of an adapter more, or other, than low-rank updates of the backbone's weights."""
+    """The settings that a low-rank update of the backbone's weights cannot express, with their values."""
     faults = [] if settings.peft_type == "LORA" else [f"peft_type {settings.peft_type}"]
     faults += [] if settings.bias == "none" else [f"bias {settings.bias}"]
     init = settings.init_lora_weights
@@ -189,12 +189,12 @@ def _unknown(settings: Settings) -> list[str]:
 
 
 def _timm(name: str) -> str:
-    """What timm calls a module or a parameter; its own names stay."""
+    """The name of a module or parameter in timm. A name that is already timm's stays as it is."""
     return timm_name(name) or name
 
 
 def _place(name: str) -> tuple[int, Target] | None:
-    """Block and target of a layer by timm's name, e.g. `blocks.3.attn.q`; None for any other."""
+    """(block, target) of a layer by timm's name, e.g. `blocks.3.attn.q`; None for any other layer."""
     found = re.fullmatch(r"blocks\.(\d+)\.(attn|mlp)\.(\w+)", name)
     if found is None:
         return None
@@ -205,7 +205,11 @@ def _place(name: str) -> tuple[int, Target] | None:
 
 
 def _scaled(settings: Settings, down: Tensor, up: Tensor, name: str) -> Update:
-    """Raises BundleError if the settings give the module another rank than its tensors."""
+    """The update A, f B of a module.
+
+    Raises:
+        BundleError: the rank in the settings is not that of the tensors.
+    """
     module = name.removesuffix(DOWN)
     if not len(down) == up.shape[1] == settings.rank(module):
         raise BundleError(

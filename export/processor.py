@@ -1,4 +1,4 @@
-"""transformers' `preprocessor_config.json` as `Preprocess`."""
+"""Read the `preprocessor_config.json` of transformers as a `Preprocess`."""
 
 import json
 import math
@@ -15,14 +15,14 @@ DESCRIPTIVE = {
     "data_format", "default_to_square", "device", "disable_grouping", "do_convert_rgb", "feature_extractor_type",
     "image_processor_type", "input_data_format", "processor_class", "return_tensors",
 }  # fmt: skip
-"""Settings that change nothing: our images are RGB already, and squares here are heights and widths."""
+"""Settings that have no effect here: images are always RGB, and a size is always a height and a width."""
 
 CROP_OR_PAD = {"crop_size", "pad_size", "size_divisor"}
-"""Sizes that are idle unless a `do_*` puts them to use."""
+"""Sizes that have no effect unless a `do_*` setting uses them."""
 
 
 class Side(BaseModel):
-    """Height and width in pixels; `shortest_edge` and the like are extra, and so refused."""
+    """Height and width in pixels. Other fields, such as `shortest_edge`, are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +31,7 @@ class Side(BaseModel):
 
 
 class Processor(BaseModel):
-    """Resize straight to `size`, scale to 0..1, normalise; everything else is in `model_extra`."""
+    """The supported steps: resize straight to `size`, scale to 0..1, normalise. Other settings are in `model_extra`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -51,7 +51,11 @@ class Processor(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_else(self) -> "Processor":
-        """Raises ValueError for any other step."""
+        """Refuse other steps.
+
+        Raises:
+            ValueError: the file has a step that is not supported.
+        """
         if not math.isclose(self.rescale_factor, 1 / 255, rel_tol=1e-6):
             raise ValueError(f"rescale_factor {self.rescale_factor}, only 1/255 is known")
         if self.resample not in INTERPOLATION.values():
@@ -65,10 +69,10 @@ class Processor(BaseModel):
 
 
 def read_processor(path: Path) -> Preprocess:
-    """What the file says, as far as `Preprocess` can say it.
+    """Read a `preprocessor_config.json`.
 
     Raises:
-        DataError: it is missing or damaged, or has a step that `Preprocess` lacks.
+        DataError: it is missing or damaged, or has a step that `Preprocess` does not support.
     """
     try:
         found = Processor.model_validate(json.loads(path.read_text()))

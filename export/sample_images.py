@@ -1,4 +1,4 @@
-"""The images that a converted task is proved and calibrated with: the user's own, or smooth noise if there are none."""
+"""The images for the canary and the calibration of a converted task: the user's own, or smooth noise without any."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ WAVES = 6
 
 
 def sample_images(folder: Path) -> list[Path]:
-    """The images below the folder of `--images`.
+    """The paths of the images below the folder of `--images`.
 
     Raises:
-        DataError: no such folder, or none in it.
+        DataError: there is no such folder, or it has no images.
     """
     if not folder.is_dir():
         raise DataError(f"--images {folder}: no such folder; give a folder of images of the task")
@@ -32,10 +32,10 @@ def sample_images(folder: Path) -> list[Path]:
 
 
 def read_images(paths: Sequence[Path], preprocess: Preprocess) -> tuple[list[bytes], Pixels]:
-    """The first images, encoded as they are, and up to 256 drawn from all, decoded (n, H, W, 3).
+    """(canary, calibration): the first images, still encoded, and up to 256 random ones, decoded (n, H, W, 3).
 
     Raises:
-        DataError: one cannot be read.
+        DataError: an image cannot be read.
     """
     rng = np.random.default_rng(derive(0, "calibration"))
     drawn = rng.permutation(len(paths))[:CALIBRATION_IMAGES]
@@ -54,7 +54,7 @@ def _checked(path: Path, preprocess: Preprocess) -> tuple[bytes, Pixels]:
 
 
 def smooth_noise(size: tuple[int, int]) -> list[bytes]:
-    """A canary's number of encoded images (H, W) of seeded, smooth colours, which look like no task's images."""
+    """Encoded images (H, W) of smooth random colours, as many as a canary has. They resemble no task's images."""
     height, width = size
     rng = np.random.default_rng(derive(0, "smooth noise"))
     grids = rng.integers(0, 256, (SIZE, WAVES, WAVES, 3), dtype=np.uint8)

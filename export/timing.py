@@ -1,9 +1,9 @@
 """Time several variants in turn, so that their ratios can be trusted.
 
-A session may owe an advantage to its place in memory or to the order of opening, and no number of rounds averages that
-out. Neighbouring rounds share the machine's load, so they are not independent. Therefore every session is opened anew
-several times, each time in a new random order, and each opening gives one ratio: the median over its rounds, in which
-all variants run in turn. `mosa_deploy.utils.intervals.ratio_interval` makes Student's interval of these ratios.
+A session may be faster only because of its place in memory or the order of opening, and more rounds do not average
+this out. Neighbouring rounds share the machine's load, so they are not independent. Therefore all sessions are opened
+several times, each time in a new random order. All variants run in turn in every round, and each opening gives one
+ratio: the median over its rounds. `mosa_deploy.utils.intervals.ratio_interval` computes Student's interval from these.
 """
 
 import math
@@ -18,10 +18,10 @@ from tqdm import tqdm
 from mosa_deploy.bundles.preprocess import Array
 
 WARM_UP = 2
-"""Runs of each variant before its first timed one."""
+"""Untimed runs of each variant before the first timed one."""
 
 MIN_ROUNDS = 10
-"""Rounds of each batch at least, over all openings."""
+"""Least number of rounds per batch size, over all openings."""
 
 Answer = Callable[[Array], object]
 """Runs one variant on images (B, 3, H, W)."""
@@ -32,7 +32,7 @@ Times = list[dict[str, NDArray[np.float64]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One variant at one batch size; ratios are to the plain graph by the same runner."""
+    """The result of one variant at one batch size. Ratios are to the plain graph with the same runner."""
 
     runner: str
     variant: str
@@ -46,7 +46,7 @@ class Row:
     ratio_low: float
     ratio_high: float
     flop_ratio: float
-    """Multiply-adds of the variant over those of the plain graph: the ratio to expect of a compute-bound batch."""
+    """Multiply-adds of the variant over those of the plain graph: the expected ratio of a compute-bound batch."""
     nodes: int
     optimised_nodes: int
     megabytes: float
@@ -56,9 +56,10 @@ class Row:
 def time_sessions(
     opens: Mapping[str, Callable[[], Answer]], batches: Sequence[Array], seconds: float, sessions: int, title: str = ""
 ) -> list[Times]:
-    """The times of every variant, one entry per batch.
+    """Time every variant; returns one entry per batch.
 
-    The rounds of each batch take `seconds`, or more if that is too short for `MIN_ROUNDS`; opening is not counted.
+    `opens` maps a variant to the function that opens it. The rounds of each batch take `seconds`, or longer if that is
+    too short for `MIN_ROUNDS`. The time to open sessions is not included.
     """
     rng = np.random.default_rng(0)
     times: list[Times] = [[] for _ in batches]
@@ -76,7 +77,7 @@ def time_sessions(
 def time_rounds(
     answers: Mapping[str, Answer], images: Array, seconds: float, least: int, rng: np.random.Generator
 ) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of each variant in each round, in random order; ends after `seconds` and `least` rounds."""
+    """Milliseconds of each variant in each round, in random order. Takes `seconds`, and at least `least` rounds."""
     for answer in answers.values():
         for _ in range(WARM_UP):
             answer(images)

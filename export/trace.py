@@ -1,4 +1,4 @@
-"""From a torch model to an ONNX graph with a dynamic batch."""
+"""Trace a torch model to an ONNX graph with a dynamic batch size."""
 
 import copy
 import tempfile
@@ -41,7 +41,7 @@ def write_onnx(model: Transformer, path: Path) -> None:
 
 
 def example_images(model: Transformer) -> Tensor:
-    """What a model is traced with: torch takes a batch of one for a constant."""
+    """The images that a model is traced with: two, because torch takes a batch of one as a constant."""
     return torch.zeros(2, 3, *image_size(model))
 
 
@@ -63,7 +63,7 @@ def write_graph(
             verbose=False,
         )
         assert program is not None
-        # Each node comes with the stack trace of its line of Python, paths of this machine included.
+        # Every node carries a Python stack trace with paths of this machine.
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
         program.save(aside)
@@ -71,9 +71,9 @@ def write_graph(
 
 
 def trace_backbone(model: Transformer, sha256: str, folder: Path, layout: Layout) -> None:
-    """Write the graphs of a backbone into `folder`, the shared one of a layout, and where the parameters lie.
+    """Write the plain graph of a backbone and the shared graph of a layout into `folder`, with their index.
 
-    `sha256` is that of the headless state dict; `model` has a stand-in head.
+    `model` has a stand-in head; `sha256` is that of the state dict without a head.
     """
     plain = trace_plain(model, sha256)
     save_graphs(folder, plain.index, {PLAIN: plain.model, layout.file: trace_shared(model, layout)})
@@ -85,7 +85,7 @@ def trace_layout(model: Transformer, folder: Path, layout: Layout) -> None:
 
 
 def trace_plain(model: Transformer, sha256: str) -> PlainGraph:
-    """The graph that tasks are folded into."""
+    """The plain graph, which tasks are folded into, and the places of its parameters."""
     graph, places = trace(model, [INPUT], OUTPUT, (example_images(model),), ({0: torch.export.Dim("batch")},))
     topology = topology_of(model)
     index = GraphIndex(
@@ -100,7 +100,7 @@ def trace_plain(model: Transformer, sha256: str) -> PlainGraph:
 
 
 def trace_shared(model: Transformer, layout: Layout) -> onnx.ModelProto:
-    """The graph that reads tasks from the banks of a layout."""
+    """The shared graph, which reads tasks from the banks of a layout."""
     batch, bank = torch.export.Dim("batch"), Bank(layout, capacity=2)
     arguments = (example_images(model), torch.tensor([0, 1]), [torch.from_numpy(v) for v in bank.tensors.values()])
     dynamic = ({0: batch}, {0: batch}, [bank_dimensions(name) for name in bank.tensors])
@@ -108,7 +108,7 @@ def trace_shared(model: Transformer, layout: Layout) -> onnx.ModelProto:
 
 
 def bank_dimensions(name: str) -> dict[int, Any]:
-    """The dynamic dimensions of a bank tensor."""
+    """The dynamic dimensions of the bank tensor `name`: slots, and where there is one, the bottleneck."""
     slots, bottleneck = torch.export.Dim("slots"), torch.export.Dim("bottleneck")
     part: dict[str, dict[int, Any]] = {"down": {2: bottleneck}, "down_bias": {1: bottleneck}, "up": {1: bottleneck}}
     return {0: slots} | part.get(name.rpartition(".")[2], {})
@@ -117,13 +117,13 @@ def bank_dimensions(name: str) -> dict[int, Any]:
 def trace(
     model: nn.Module, inputs: list[str], output: str, arguments: tuple[Any, ...], dynamic: tuple[Any, ...]
 ) -> tuple[onnx.ModelProto, dict[str, ParameterRef]]:
-    """A graph whose weights bear the names of the model's parameters, and where each of them lies.
+    """A graph whose weights have the names of the model's parameters, and the place of each parameter in it.
 
-    The exporter renames weights, joins equal ones and folds what it can compute. So a copy with random weights, no two
-    of them equal, is traced, each of its tensors is found again by its bytes, and the model's own take their places.
+    The exporter renames weights, merges equal ones and folds constants. Therefore a copy with random weights, all
+    different, is traced. Its tensors are found in the graph by their bytes and replaced by the model's own.
 
     Raises:
-        BackboneError: a parameter does not enter the graph as it is.
+        BackboneError: a parameter is not in the graph unchanged.
     """
     model = gathered(model)
     stand_in = copy.deepcopy(model)
@@ -158,12 +158,12 @@ def trace(
 
 
 def node_types(path: Path) -> Counter[str]:
-    """How many nodes of each type a graph has."""
+    """The number of nodes of each type in a graph."""
     return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
 def optimised_node_types(path: Path, scratch: Path) -> Counter[str]:
-    """The same after ONNX Runtime's own optimisation, written to `scratch`."""
+    """The number of nodes of each type after ONNX Runtime has optimised the graph, which is written to `scratch`."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(scratch)
     options.log_severity_level = 3

@@ -1,8 +1,9 @@
-"""The shared graph: one backbone for all its tasks, each sample's adapter taken from banks that are inputs.
+"""The shared graph: one backbone for all its tasks. Each sample's adapter comes from banks, which are inputs.
 
     images (B, 3, H, W), slots (B,) int64, banks -> features (B, C)
 
-Heads, of any class count, are applied outside. A batch may mix tasks: each sample gathers the weights of its own slot.
+Heads, which have different numbers of classes, are applied outside. A batch may mix tasks: each sample gathers the
+weights of its own slot.
 See `mosa_deploy.graphs.bank`.
 """
 
@@ -17,13 +18,13 @@ from mosa_deploy.graphs.adapter_weights import PARTS, Layout
 from mosa_deploy.utils.affine import absorb_norm
 
 Inputs = dict[str, Tensor]
-"""Slots, and banks by their names, while the model runs."""
+"""The slots, and the banks by name, during a forward pass."""
 
 SLOTS = "slots"
 
 
 class SharedMlp(nn.Module):
-    """A block's FFN with norm2 and LayerScale absorbed, and beside it the adapter of each sample's slot."""
+    """A block's FFN with norm2 and LayerScale absorbed, plus the adapter of each sample's slot in parallel."""
 
     def __init__(self, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, inputs: Inputs, block: str) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class SharedMlp(nn.Module):
 
 
 class SharedLinear(nn.Module):
-    """A linear layer, and beside it the low-rank update of each sample's slot."""
+    """A linear layer plus the low-rank update of each sample's slot."""
 
     def __init__(self, linear: nn.Linear, inputs: Inputs, name: str) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class SharedBackbone(nn.Module):
 
 @torch.no_grad()
 def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
-    """Absorb norm2 and LayerScale, in place, and let the FFN read `inputs`."""
+    """Replace a block's FFN by `SharedMlp`, in place, with norm2 and LayerScale absorbed."""
     norm, fc1, act, fc2, layer_scale = feed_forward(block)
     ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
     wide = linear_of(*absorb_norm(fc1.weight, fc1.bias, norm.weight, norm.bias))
@@ -92,7 +93,7 @@ def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
 
 
 def share_layers(block: nn.Module, layout: Layout, inputs: Inputs, name: str) -> None:
-    """Let the layers that the layout names read `inputs`, in place."""
+    """Replace the layers that the layout names by `SharedLinear`, in place."""
     for module, _, _ in layout.modules:
         layer = block.get_submodule(module)
         assert isinstance(layer, nn.Linear)

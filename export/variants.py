@@ -1,14 +1,14 @@
-"""Variants: the ways to give a backbone a task, which are timed against each other.
+"""The variants that `mosa latency` compares: different graphs for the same task.
 
     plain          the backbone with a head
-    control        the same file in a session of its own: whatever differs is noise
-    folded         the adapter in the FFN's weights: the plain graph's nodes, M + r wide
-    lora           an update of rank 16 merged into qkv: the plain graph's shapes
+    control        the same file in a second session: any difference is noise
+    folded         the adapter in the FFN's weights: the same nodes as plain, hidden width M + r
+    lora           an update of rank 16 merged into qkv: the same shapes as plain
     unfolded       the adapters as nodes of their own
-    shared         the adapters in banks that are inputs, all samples of one task; heads outside
-    shared-mixed   the same with a batch of eight tasks
+    shared         the adapters in banks, which are inputs; all samples of one task; heads outside
+    shared-mixed   the same with a batch that mixes eight tasks
 
-Two traces and one for `unfolded` serve every r: the rest is numpy.
+The plain, shared and unfolded graphs are traced once for all r; numpy puts the weights into them.
 """
 
 import copy
@@ -58,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way, for tasks of one bottleneck: its file and what is known of it."""
+    """A variant for tasks of one bottleneck: its file and properties."""
 
     name: str
     bottleneck: int
@@ -70,12 +70,12 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """A name of its own."""
+        """A unique name."""
         return f"{self.name}, r = {self.bottleneck}" if self.bottleneck else self.name
 
     @property
     def megabytes(self) -> float:
-        """The size of the file, and of the bank beside it."""
+        """The size of the file and its bank in MB."""
         bank = self.in_bank[0].bank.tensors.values() if self.name in SHARED else ()
         return (self.path.stat().st_size + sum(tensor.nbytes for tensor in bank)) / 1e6
 
@@ -87,7 +87,7 @@ class Variant:
 
     def open(self, runner: RunnerName, threads: int) -> Answer:
         """Load the graph and return a function from images to logits."""
-        # A session's idle threads must not spin while the next one is timed.
+        # Idle threads of one session must not spin while another is timed.
         opened = open_runner(self.path, runner, threads, spinning=False)
         if self.name not in SHARED:
             return opened.run
@@ -104,7 +104,7 @@ class Variant:
 
 
 def random_task(topology: BlockTopology, bottleneck: int, classes: int, seed: int) -> Task:
-    """A task of random weights that keep the scale of their input."""
+    """A task with random weights, scaled to keep the scale of their input."""
     rng = np.random.default_rng([seed, bottleneck])
 
     def draw(shape: tuple[int, ...]) -> Array:
@@ -120,7 +120,7 @@ def write_variants(
 ) -> list[Variant]:
     """Write one graph per variant, or one per variant and bottleneck if the graph depends on it.
 
-    `model` has a stand-in head. `tasks` are those of each bottleneck; graphs of a single task hold the first.
+    `model` has a stand-in head. `tasks` maps a bottleneck to its tasks; graphs of a single task use the first one.
     """
     files = {}
     for name, r, graph in trace_variants(model, {r: alike[0] for r, alike in tasks.items()}, names):
@@ -140,7 +140,7 @@ def write_variants(
 def trace_variants(
     model: Transformer, tasks: Mapping[int, Task], names: Collection[str]
 ) -> Iterator[tuple[str, int, onnx.ModelProto]]:
-    """Name, bottleneck and graph of each file that variants of these names need."""
+    """(name, bottleneck, graph) of each file that these variants need."""
     plain = trace_plain(model, sha256="")
     yield "plain", 0, plain.model
     if "lora" in names:
@@ -158,12 +158,12 @@ def trace_variants(
 
 
 def folded(graph: PlainGraph, task: Task) -> Parameters:
-    """The parameters of a plain graph with the task in its FFNs."""
+    """The parameters of a plain graph that change when the task is folded into its FFNs."""
     return head_parameters(graph, task.head, task.bias) | fold_adapter(graph, task.weights)
 
 
 def unfolded(graph: PlainGraph, task: Task, scale: float) -> Parameters:
-    """The parameters of a graph traced with adapters as nodes; the affine of their norms is in the weights."""
+    """The parameters of a graph with adapters as nodes. Their norms' affine parts are already in the task's weights."""
     values = head_parameters(graph, task.head, task.bias)
     for block in task.topology.blocks:
         down, down_bias, up, up_bias = (task.weights[f"{block}.{part}"] for part in PARTS)
@@ -180,7 +180,7 @@ def unfolded(graph: PlainGraph, task: Task, scale: float) -> Parameters:
 
 
 def low_rank(graph: PlainGraph) -> Parameters:
-    """W' = W + B A for the qkv of every block, with a random B (3 C, 16) and A (16, C)."""
+    """The qkv weights W' = W + B A of every block, with random B (3 C, 16) and A (16, C)."""
     rng, values = np.random.default_rng(0), {}
     for block in graph.index.topology.blocks:
         weight = graph.parameter(f"{block}.attn.qkv.weight")
@@ -191,7 +191,7 @@ def low_rank(graph: PlainGraph) -> Parameters:
 
 
 def outline(model: Transformer, bottleneck: int) -> Transformer:
-    """The model with adapters, without memory for its weights."""
+    """The model with adapters on the meta device, without memory for its weights."""
     return attach(copy.deepcopy(model).to("meta"), AdapterConfig(bottleneck), split=False)
 
 

@@ -1,6 +1,6 @@
-"""A Swin as it is traced: every position bias gathered from its table, and a parameter of its own.
+"""Prepare a Swin for tracing: replace the table of position biases by the gathered biases.
 
-The exporter would gather it too, as a constant, in which no parameter of the model can be found again.
+The exporter would gather them too, into a constant in which the table, a parameter of the model, cannot be found again.
 """
 
 import copy
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 
 class GatheredAttention(WindowAttention):
-    """timm's attention in windows, with the bias (1, heads, N, N) instead of its table; N tokens are in a window."""
+    """timm's window attention with the bias (1, heads, N, N) as a parameter; a window has N tokens."""
 
     def __init__(self, attention: WindowAttention) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(attention.__dict__)
         self._parameters = {"relative_position_bias": nn.Parameter(attention._get_rel_pos_bias())}
-        # The other kernel would add bias and mask before it is called.
+        # The fused kernel would add bias and mask before the attention scores.
         self.fused_attn = False
 
     def _get_rel_pos_bias(self) -> Tensor:

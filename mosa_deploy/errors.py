@@ -1,18 +1,18 @@
-"""Every fault that a user can cause, as one tree.
+"""All errors that a user can cause, as one tree.
 
     MosaError
     ├── ConfigError      an option or a combination of options
     ├── DataError        images, folders, labels
     ├── BackboneError    a model's name, weights or structure
     ├── BundleError      a saved task that is damaged or does not fit
-    ├── TrainingError    a run that cannot go on
-    ├── ParityError      two stages of the way that should agree and do not
-    ├── ProviderError    an execution provider that is asked for and not there
+    ├── TrainingError    a run that cannot continue
+    ├── ParityError      two stages of an export that should agree but do not
+    ├── ProviderError    an execution provider that is not available
     ├── StoreError       the folder that holds what is served
-    ├── WriteError       a disk that has no room for what is to be written
-    └── ServiceError     what a service says of a request
+    ├── WriteError       a disk without enough space
+    └── ServiceError     an error that a service answered
 
-The text of each is one line that names the thing and the way out.
+Each message is one line that names what is wrong and how to fix it.
 """
 
 import difflib
@@ -21,54 +21,54 @@ import sys
 from collections.abc import Callable, Iterable
 
 LISTED = 20
-"""Names that an error lists at most."""
+"""The largest number of names that an error lists."""
 
 USAGE_EXIT = 2
-"""The exit code of a user's mistake; argparse and tyro use the same."""
+"""The exit code after a user's mistake; argparse and tyro use the same."""
 
 
 class MosaError(Exception):
-    """Root of every fault that is the user's to mend."""
+    """Base class of all errors that the user can fix."""
 
 
 class ConfigError(MosaError):
-    """An option, or a combination of options, that cannot be."""
+    """An option, or a combination of options, is invalid."""
 
 
 class DataError(MosaError):
-    """Images, folders or labels that cannot be used."""
+    """Images, folders or labels cannot be used."""
 
 
 class BackboneError(MosaError):
-    """A model whose name, weights or structure does not fit."""
+    """The name, the weights or the structure of a model does not fit."""
 
 
 class BundleError(MosaError):
-    """A saved task that is damaged or belongs elsewhere."""
+    """A saved task is damaged or does not fit."""
 
 
 class TrainingError(MosaError):
-    """A run that cannot go on."""
+    """A run cannot continue."""
 
 
 class ParityError(MosaError):
-    """Two neighbouring stages of the way that disagree by more than the tolerance."""
+    """Two neighbouring stages of an export differ by more than the tolerance."""
 
 
 class ProviderError(MosaError):
-    """An execution provider that was asked for and is not there."""
+    """An execution provider that was asked for is not available."""
 
 
 class StoreError(MosaError):
-    """The folder of what is served is missing or inconsistent."""
+    """The folder of the store is missing or inconsistent."""
 
 
 class WriteError(MosaError):
-    """A disk that has no room for what is to be written."""
+    """The disk has not enough space for a file."""
 
 
 class ServiceError(MosaError):
-    """What a service said instead of an answer; `status` is HTTP's, 0 where none answered."""
+    """A service answered with an error. `status` is the HTTP status, or 0 if there was no answer."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -76,7 +76,7 @@ class ServiceError(MosaError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Text for an unknown name: the nearest known ones, or what is known if none is near."""
+    """The message for an unknown name, with similar known names, or all of them if none is similar."""
     names = sorted(known)
     listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -85,7 +85,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a command line's entry: a `MosaError` becomes one line on stderr and exit code 2, never a traceback."""
+    """Decorate the entry of a command: a `MosaError` becomes one line on stderr and exit code 2, not a traceback."""
 
     @functools.wraps(main)
     def guarded() -> None:

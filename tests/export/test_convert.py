@@ -232,7 +232,7 @@ def test_without_images_the_canary_is_noise_and_the_console_says_so(
     first, again = (converted(tmp_path / "peft", tmp_path / name)[0] for name in ("a", "b"))
     assert first.digest == again.digest
     assert len(first.canary.images) == 8
-    assert "smooth noise: give --images FOLDER for one of the task's images; int8 needs them" in capsys.readouterr().out
+    assert "smooth noise: give --images FOLDER to use the task's images, which int8 needs" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"adapter.json", "adapter.safetensors"}
 
 

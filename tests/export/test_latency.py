@@ -190,5 +190,5 @@ def test_a_linear_task_has_nothing_to_time(parts_run: Path, tmp_path: Path) -> N
     record = parts.record.model_copy(update={"method": "linear", "form": "merged", "adapter": None})
     head = {name: value for name, value in parts.tensors.items() if name.startswith("head.")}
     Bundle(record, head, parts.canary).save(tmp_path)
-    with pytest.raises(ConfigError, match=r"^'parts' is linear: it has no adapter to time"):
+    with pytest.raises(ConfigError, match=r"^'parts' has no adapter to time: give a bundle"):
         subject(LatencyConfig(bundle=tmp_path))
