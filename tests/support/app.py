@@ -1,4 +1,4 @@
-"""The service's app in this process: how tests start it, change it and read its answers."""
+"""The service's app in this process: tests start it, change it and read its answers."""
 
 import gc
 import logging
@@ -30,7 +30,7 @@ ADMIN = {"authorization": "Bearer root-key"}
 
 @contextmanager
 def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
-    """The app on a store, in this process."""
+    """Run the app on a store in this process; yields a client."""
     given = {"artifacts": str(store), "threads": 1, "max_wait_ms": 0.5, "max_batch": 8, **settings}
     chosen = Settings.model_validate(given)
     backend = LocalBackend(chosen)
@@ -45,7 +45,7 @@ def running(store: Path | str, **settings: Any) -> Iterator[TestClient]:
 
 @contextmanager
 def changing(store: Path | str, **settings: Any) -> Iterator[TestClient]:
-    """The app on a store, asked by one who may change it."""
+    """Run the app on a store; yields a client that may change tasks."""
     with running(store, admin_keys="root-key", **settings) as client:
         client.headers.update(ADMIN)
         yield client
@@ -54,7 +54,7 @@ def changing(store: Path | str, **settings: Any) -> Iterator[TestClient]:
 CPU = ("onnxruntime-cpu", "fp32")
 
 GROWTH = 300 << 20
-"""Bytes that the process may hold more at the end: one image of the largest size, and what the allocator keeps."""
+"""Bytes by which the process may grow: one image of the largest size, and what the allocator keeps."""
 
 
 def backend_of(client: TestClient) -> LocalBackend:
@@ -65,13 +65,13 @@ def backend_of(client: TestClient) -> LocalBackend:
 
 
 def scores(response: Any) -> Scores:
-    """Label -> score of a response, in the order of the answer."""
+    """Label -> score, in the order of the response."""
     assert response.status_code == 200, response.text
     return {entry["label"]: entry["score"] for entry in response.json()["predictions"]}
 
 
 def named(archive: Archive, row: "np.typing.NDArray[np.float32]") -> Scores:
-    """Label -> probability of one row of a reference."""
+    """Label -> probability, from one row of reference probabilities (K,)."""
     return dict(zip(archive.bundle().record.classes, map(float, row), strict=True))
 
 
@@ -81,32 +81,32 @@ def put(client: TestClient, name: str, archive: Archive | bytes, **query: str) -
 
 
 def top(client: TestClient, task: str, image: bytes) -> tuple[str, str]:
-    """The likeliest label and the digest of the bundle that said so."""
+    """The label with the highest score, and the digest of the bundle that answered."""
     answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "1"})
     (label,) = scores(answer)
     return label, answer.json()["bundle"]
 
 
 def maker_on(root: Path, maker: TaskMaker) -> TaskMaker:
-    """The same maker, writing elsewhere."""
+    """A copy of the maker that writes to another folder."""
     return TaskMaker(root, maker.name, maker.images)
 
 
 def plans(client: TestClient) -> dict[str, tuple[str, str]]:
-    """Task -> runtime and precision."""
+    """Task -> (runtime, precision)."""
     return {each["task"]: (each["runtime"], each["precision"]) for each in client.get("/v1/tasks").json()["tasks"]}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What tasks have to answer: the probabilities of their folded graphs, run alone."""
+    """The expected answers of tasks: the probabilities of their folded graphs, run alone."""
 
     maker: TaskMaker
     archives: Mapping[str, Archive]
     offline: Mapping[str, Array]
 
     def check(self, client: TestClient, task: str, archive: Archive | None = None, atol: float = 1e-5) -> None:
-        """Ask about every image of the maker; `archive` is the version that should answer, if it is a new one."""
+        """Compare the service's answers on all images of the maker. `archive` is the expected version, if it is new."""
         rows = self.offline[task] if archive is None else self.maker.offline(archive)
         for image, row in zip(self.maker.images, rows, strict=True):
             answer = client.post("/classify", files={"image": image}, data={"task": task, "top_k": "99"})

@@ -1,4 +1,4 @@
-"""The commands of the README and the docs, as a reader runs them, but with less work."""
+"""Run the commands of the README and the docs as a reader would, but with less work."""
 
 import os
 import re
@@ -16,18 +16,18 @@ from PIL import Image
 from tests.support.service import Server
 
 JOBS = {"tune", "evaluate", "compare", "export", "latency", "predict", "pack", "convert"}
-"""Commands of `mosa` that end by themselves and need no server."""
+"""Commands of `mosa` that finish by themselves and need no server."""
 
 LESS = {
     "tune": "--epochs 1 --passes 1",
     "compare": "--epochs 1",
     "latency": "--seconds 1 --sessions 3",
 }
-"""Flags that are put behind a command's own, so that it does as much with less work; `make demo` tunes in full."""
+"""Flags that are appended to a command so that it does less work. `make demo` tunes in full."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """A page's blocks of code in a language."""
+    """The code blocks of a page in one language."""
     found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     return [block.strip() for block in found]
 
@@ -39,12 +39,12 @@ def command_lines(page: Path, language: str = "sh") -> list[str]:
 
 
 def verb(line: str) -> str:
-    """What a command line does: `tune` of `mosa tune ...`, `curl` of `curl ...`."""
+    """The verb of a command line: `tune` for `mosa tune ...`, `curl` for `curl ...`."""
     return line.removeprefix("mosa ").split()[0]
 
 
 def shell(line: str, folder: Path, **environment: str) -> str:
-    """Run a command line, and return what it prints."""
+    """Run a command line and return its output."""
     done = subprocess.run(
         ["bash", "-c", f"{line} {LESS.get(verb(line), '')}"],
         cwd=folder,
@@ -59,7 +59,7 @@ def shell(line: str, folder: Path, **environment: str) -> str:
 
 
 def write_flowers(folder: Path) -> None:
-    """Images of two kinds of flowers, and one more beside them."""
+    """Write images of two kinds of flowers below `flowers/`, and `rose.jpg` beside it."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("rose", "violet")):
         (folder / "flowers" / name).mkdir(parents=True)
@@ -72,7 +72,7 @@ def write_flowers(folder: Path) -> None:
 
 @contextmanager
 def serving(line: str, folder: Path, **environment: str) -> Iterator[Server]:
-    """The server as a page starts it, once it is ready, at a free port."""
+    """Start the server as a page does, on a free port; yields it when it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -89,7 +89,7 @@ def serving(line: str, folder: Path, **environment: str) -> Iterator[Server]:
 
 
 def ask(line: str, server: Server, folder: Path) -> str:
-    """Send a page's request to a server, and return the answer."""
+    """Send a request of a page to a server and return the answer."""
     line = line.replace("http://localhost:3000", server.address).replace("curl ", "curl -sS ")
     return shell(line, folder, MOSA_ADDRESS=server.address)
 

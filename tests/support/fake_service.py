@@ -1,4 +1,4 @@
-"""A service made of the answers that a test chooses."""
+"""A fake service that gives the answers a test chooses."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ class Reply:
 
 
 BROKEN = None
-"""In the place of a reply: the connection is closed without one."""
+"""Use this as a reply to close the connection without an answer."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Received:
 
 @dataclass(frozen=True)
 class FakeService:
-    """Where the service is, and what it was asked so far."""
+    """The address of the service, and the requests that it has received so far."""
 
     address: str
     received: list[Received]
@@ -43,7 +43,7 @@ StartService = Callable[..., FakeService]
 
 @contextmanager
 def fake_services() -> Iterator[StartService]:
-    """Yield a function that starts a local server: it gives its replies in their order, and the last from then on."""
+    """Yield a function that starts a local server. It gives the replies in order, and repeats the last one."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(*replies: Reply | None) -> FakeService:

@@ -1,4 +1,4 @@
-"""What is in a folder, to compare before and after."""
+"""Snapshots of a folder, to compare before and after."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ def files_of(store: Path) -> dict[str, bytes]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of change of every file in a folder."""
+    """File name -> (content, modification time) of every file in a folder."""
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}

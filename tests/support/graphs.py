@@ -1,4 +1,4 @@
-"""What traced graphs are run with: tasks whose experts are still apart, banks, noise."""
+"""Inputs for traced graphs: tasks with split adapters, banks and noise images."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 
 
 def make_task(name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any) -> tuple[Bundle, Transformer]:
-    """A task whose experts are still apart, and its torch model."""
+    """A task with split adapters on random weights, and its torch model."""
     model = load_backbone(name, Weights("random"), **SMALL, **kwargs)
     sha256, hidden = fingerprint(model.state_dict()), feed_forward(model.get_submodule("blocks.0")).fc1.out_features
     torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def noise(batch: int = 3, side: int = 28) -> Array:
 
 
 def random_bank(bottleneck: int = 4, capacity: int = 3) -> Bank:
-    """A bank of tasks that move the features, for `traced`."""
+    """A bank of random tasks whose adapters change the features, for the fixture `traced`."""
     bank = Bank(Layout(BlockTopology(2, 24)), bottleneck, capacity)
     for seed in range(capacity):
         rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
-"""A GPU made of numpy, for tests where there is none: the device in the host's memory, and engines by ONNX Runtime.
+"""A fake GPU for tests on machines without one: device memory is numpy arrays, and ONNX Runtime runs the engines.
 
-An engine of it is a line of JSON, with the batch sizes and the bank's limits, and the bytes of an ONNX file.
+Its engine files hold one line of JSON, with the batch sizes and the limits of the bank, and then the bytes of an ONNX
+file.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ VERSION, CAPABILITY = "1.7.1", "sm86"
 
 
 class HostDevice:
-    """As `mosa_deploy.runtimes.cuda.Device`, in the host's memory; it counts what it is asked for."""
+    """A `mosa_deploy.runtimes.cuda.Device` in host memory, which counts uploads, captures and launches."""
 
     stream = 7
 
@@ -48,7 +49,7 @@ class HostDevice:
         return np.zeros(shape, dtype=dtype)
 
     def do(self, work: Callable[[], None]) -> None:
-        """Run it now, or when what is being captured is launched."""
+        """Run the work now, or during a capture record it for the launch."""
         if self.queue is None:
             work()
         else:
@@ -91,12 +92,12 @@ class HostDevice:
 
 
 class HostGpu:
-    """The device with a TensorRT of its own; `install` puts both where the service looks for them."""
+    """The fake device with a fake TensorRT; `install` puts both where the service looks for them."""
 
     def __init__(self) -> None:
         self.device = HostDevice()
         self.ran: list[int] = []
-        """The batch of each run of an engine."""
+        """The batch size of each run of an engine."""
         self.__version__ = VERSION
         self.Logger = type("Logger", (), {"ERROR": 0, "__init__": lambda *_: None})
         self.Runtime = lambda logger: self
@@ -117,7 +118,7 @@ class HostGpu:
 
 
 class OnnxEngine:
-    """An ONNX file as an engine, which takes the shapes of its profiles and no others."""
+    """An ONNX file as an engine, which accepts only the shapes of its profiles."""
 
     def __init__(self, gpu: HostGpu, head: dict[str, Any], graph: bytes) -> None:
         self.gpu, self.sizes, self.bank = gpu, head["sizes"], BankLimits(*head["bank"])
@@ -188,7 +189,7 @@ def write_engine(
     off: float = 0.0,
     **record: Any,
 ) -> Path:
-    """An engine of the stand-in beside its graph, whose weights are `off` by so much of themselves, and its record."""
+    """Write a fake engine and its record beside a graph. `off` is a relative error that is added to all weights."""
     model = onnx.load(graph)
     for tensor in model.graph.initializer:
         if off and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:

@@ -1,4 +1,4 @@
-"""Files that mean harm, or that went wrong: for `POST /classify` and for `PUT /v1/tasks/{name}`."""
+"""Malicious and damaged files for `POST /classify` and `PUT /v1/tasks/{name}`."""
 
 import hashlib
 import io
@@ -31,13 +31,13 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes, extra: bytes = b"") -> bytes:
-    """A PNG of grey pixels that states any size."""
+    """A grey PNG whose header states `width` x `height`, whatever the pixel data hold."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + extra + png_chunk(b"IDAT", zlib.compress(pixels)) + png_chunk(b"IEND", b"")
 
 
 def images() -> Iterator[Named]:
-    """What is no usable image."""
+    """(description, bytes) of files that are not usable images."""
     kinds = ("png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm")
     for kind in kinds:
         whole = encoded(kind)
@@ -84,7 +84,7 @@ def images() -> Iterator[Named]:
 
 
 def tiff(width: int, height: int) -> bytes:
-    """A TIFF that states any size and holds one strip of nothing."""
+    """A TIFF whose header states `width` x `height`, with one empty strip."""
     tags = ((256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (279, 4, 10))
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     return b"II*\0\x12\0\0\0" + bytes(10) + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -97,7 +97,7 @@ def encoded_float() -> bytes:
 
 
 def jpeg_of(width: int, height: int) -> bytes:
-    """A JPEG whose head states another size."""
+    """A JPEG whose header states `width` x `height` instead of its size."""
     whole = encoded("jpeg")
     place = whole.index(b"\xff\xc0") + 5
     return whole[:place] + struct.pack(">HH", height, width) + whole[place + 4 :]
@@ -112,7 +112,7 @@ def zipped(members: list[Named], kind: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def bundles(good: Archive) -> Iterator[Named]:
-    """What is no bundle of the task, made of one that is."""
+    """(description, bytes) of files that are not valid bundles of the task, made from a valid one."""
     record, tensors, whole = good.record, good.tensors, good.pack()
     for part in range(0, 20):
         yield f"cut at {part}/20", whole[: len(whole) * part // 20]
@@ -142,7 +142,7 @@ def bundles(good: Archive) -> Iterator[Named]:
 
 
 def changes(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Fields of a record that make it another's, or nobody's."""
+    """Description -> changed fields, which make a record invalid or that of another task."""
     return {
         "another version": {"format_version": 99},
         "another task": {"task": "cracks"},
@@ -165,7 +165,7 @@ def changes(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def broken_tensors(good: bytes) -> Iterator[Named]:
-    """Bytes in place of the tensors, whose hash will be right."""
+    """(description, bytes) of broken tensor files, for which the record will state the right hash."""
     tensors = load(good)
     head = tensors["head.weight"]
     for name, value in (("NaN", np.nan), ("infinity", np.inf), ("huge numbers", 1e38)):
@@ -186,7 +186,7 @@ def broken_tensors(good: bytes) -> Iterator[Named]:
 
 
 def with_canary(tensors: Mapping[str, Any], image: bytes) -> dict[str, Any]:
-    """The canary is one image."""
+    """The tensors with a canary of one image."""
     return {
         **tensors,
         "canary.bytes": np.frombuffer(image, dtype=np.uint8),
@@ -196,6 +196,6 @@ def with_canary(tensors: Mapping[str, Any], image: bytes) -> dict[str, Any]:
 
 
 def rehashed(fields: Mapping[str, Any], tensors: bytes) -> bytes:
-    """A zip whose record names these tensors."""
+    """A zip of the tensors and a record with their hash."""
     record = json.dumps({**fields, "sha256": hashlib.sha256(tensors).hexdigest()}).encode()
     return zipped([(RECORD, record), (TENSORS, tensors)])

@@ -1,4 +1,4 @@
-"""Images that tests make or find: folders of small JPEGs, noise, the sets on disk."""
+"""Images for tests: folders of small JPEGs, noise, and data sets on disk."""
 
 import os
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from training.tasks.base import Example
 DATA = Path(os.environ.get("MOSA_TEST_DATA", "../shared/data"))
 
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-"""Of the toy transformer; three different means and deviations, so that a mixed-up channel shows."""
+"""Preprocessing of the toy transformer. The channels have different means, so that a test notices swapped channels."""
 
 
 PRETRAINED_CLASSES = ("bird", "cat", "ship")
 
 
 def write_jpegs(folder: Path, counts: Mapping[str, int], size: int = 8) -> Path:
-    """`<folder>/<class>/<class>_<i>.jpg`; a class is a grey level with noise."""
+    """Write `<folder>/<class>/<class>_<i>.jpg`, where each class is a grey level with noise."""
     rng = np.random.default_rng(0)
     for level, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
@@ -34,7 +34,7 @@ def write_jpegs(folder: Path, counts: Mapping[str, int], size: int = 8) -> Path:
 
 
 def random_images(count: int, classes: int, seed: int = 0) -> Images:
-    """Noise of 16 x 16, a little brighter from class to class."""
+    """Noise images of 16 x 16 pixels, slightly brighter with each class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     noise = torch.randint(0, 160, (count, 16, 16, 3), generator=generator)

@@ -1,4 +1,4 @@
-"""New environments outside of the repository, and what is installed into them."""
+"""Create virtual environments outside of the repository and run commands in them."""
 
 import os
 import shutil
@@ -9,13 +9,13 @@ from pathlib import Path
 from tests.support.walker import ROOT
 
 PACKAGES = ("mosa_deploy", "training", "export", "serving")
-"""The packages of the tree that are installed."""
+"""The packages of the repository that are installed."""
 
 SECONDS = 600
 
 
 def run(command: list[str | Path], cwd: Path | None = None, **environment: str) -> str:
-    """What a command prints; it must end well. It sees the packages that are installed, not those of the repository."""
+    """The output of a command, which must succeed. It sees installed packages, not those of the repository."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         command,
@@ -32,13 +32,13 @@ def run(command: list[str | Path], cwd: Path | None = None, **environment: str) 
 
 
 def new_environment(folder: Path) -> Path:
-    """The python of a virtual environment with nothing but pip."""
+    """Create a virtual environment with only pip, and return its Python."""
     run([sys.executable, "-m", "venv", folder])
     return folder / "bin" / "python"
 
 
 def copy_sources(folder: Path) -> None:
-    """Copy what a build reads, since a build would litter the repository."""
+    """Copy the sources, because a build would leave files in the repository."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "constraints.txt", "Makefile"):

@@ -1,4 +1,4 @@
-"""Requests whose every answer can be checked, and a closed load of them."""
+"""Requests whose answers can be checked, and a closed-loop load of them."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import httpx
 
 @dataclass(frozen=True)
 class Ask:
-    """One request, ready to be sent, and what it is about."""
+    """A request, ready to be sent, with its task and image."""
 
     body: bytes
     content_type: str
@@ -21,28 +21,28 @@ class Ask:
     image: int
     """The number of the probe image."""
     status: int = 200
-    """That it should be answered with."""
+    """The expected HTTP status."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of it; times by `time.monotonic`."""
+    """The response to a request. Times are those of `time.monotonic`."""
 
     ask: Ask
     start: float
-    """When it was sent, or due to be sent."""
+    """When the request was sent, or should have been sent."""
     end: float
     status: int
     fields: dict[str, Any]
 
     @property
     def seconds(self) -> float:
-        """From its start to the last byte of the answer."""
+        """Seconds from `start` to the last byte of the response."""
         return self.end - self.start
 
 
 def classify(task: str, image: int, content: bytes, top_k: int = 1, status: int = 200) -> Ask:
-    """A request of one image for one task."""
+    """A request to classify one image with one task."""
     files = {"image": ("image.png", content)}
     request = httpx.Request("POST", "http://service/classify", files=files, data={"task": task, "top_k": str(top_k)})
     return Ask(request.read(), request.headers["content-type"], task, image, status)
@@ -58,13 +58,13 @@ async def send(session: aiohttp.ClientSession, ask: Ask, due: float | None = Non
 
 
 def connect(address: str) -> aiohttp.ClientSession:
-    """A session with as many connections as there are requests in flight."""
+    """An HTTP session without a limit on connections, so that every request in flight has its own."""
     timeout = aiohttp.ClientTimeout(total=120)
     return aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
 
 async def closed(address: str, asks: Iterable[Ask], in_flight: int) -> list[Reply]:
-    """Keep so many requests in flight until all are answered."""
+    """Send all requests, and keep `in_flight` of them in flight until the end."""
     waiting, replies = iter(asks), list[Reply]()
 
     async def sender(session: aiohttp.ClientSession) -> None:

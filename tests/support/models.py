@@ -1,4 +1,4 @@
-"""Small transformers and what moves their adapters."""
+"""A type for small transformers, and a function that changes their adapters."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Toy = Callable[..., VisionTransformer]
 
 @torch.no_grad()
 def perturb(model: torch.nn.Module, size: float = 0.3, seed: int = 1) -> None:
-    """Move every adapter away from the identity."""
+    """Add noise to every adapter, so that it is no longer the identity."""
     generator = torch.Generator().manual_seed(seed)
     for adapter in adapters(model):
         for parameter in adapter.parameters():

@@ -1,4 +1,4 @@
-"""Adapters made by the real peft, on a small ViT of timm and on the same of transformers, and their conversion."""
+"""Adapters made by peft itself, on a small ViT of timm and the same ViT of transformers, and their conversion."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def answers(model: torch.nn.Module) -> Tensor:
 
 
 def adapted(model: torch.nn.Module, folder: Path | None, **settings: Any) -> PeftModel:
-    """`model` with a LoRA adapter that is away from the identity; saved if there is a folder to save it to."""
+    """`model` with a LoRA adapter that is not the identity, saved to `folder` if there is one."""
     torch.manual_seed(1)
     tuned = get_peft_model(model, LoraConfig(init_lora_weights=False, **settings))
     if folder is not None:
@@ -64,7 +64,7 @@ def of_timm(folder: Path | None = None, **settings: Any) -> PeftModel:
 
 
 def vit(**settings: Any) -> ViTForImageClassification:
-    """A random ViT of transformers, as it makes one."""
+    """A ViT of transformers with its own random initialisation."""
     torch.manual_seed(2)
     model = ViTForImageClassification(ViTConfig(**{**SHAPE, "num_labels": CLASSES, **settings}))
     model.train(False)
@@ -72,7 +72,7 @@ def vit(**settings: Any) -> ViTForImageClassification:
 
 
 def of_transformers(folder: Path, weights: Path, **settings: Any) -> PeftModel:
-    """Its base model's weights go into the folder `weights`."""
+    """A ViT of transformers with a LoRA adapter in `folder`, and the base model in `weights`."""
     model = vit()
     randomise(model.classifier)
     model.save_pretrained(weights)
@@ -85,7 +85,7 @@ def config(path: Path, out: Path, **settings: Any) -> ConvertConfig:
 
 
 def converted(path: Path, out: Path, **settings: Any) -> tuple[Bundle, Tensor]:
-    """The bundle and what it answers."""
+    """Convert an adapter; returns the bundle and its probabilities (8, K)."""
     given = config(path, out, **settings)
     bundle = Bundle.load(convert(given))
     return bundle, answers(restore(bundle, Weights.choose(given.backbone_weights, given.random_weights)))
@@ -96,7 +96,7 @@ def difference(first: Tensor, second: Tensor) -> float:
 
 
 def run_module(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A module of the project with its arguments, run in a folder of the user's."""
+    """Run a module of the project with arguments in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-m", *line]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Finished runs that need no tuning, and a task that needs little."""
+"""Finished runs that are made without tuning, and a task that tunes fast."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ Once = Callable[[str, Callable[[Path], Any]], Path]
 
 
 class Few:
-    """60 of the digits, 0 to 2."""
+    """60 images of the digits 0 to 2."""
 
     name = "few"
     recipe = Recipe(backbone=embedded.NAME, bottleneck=2, scale=1.0, epochs=2, batch_size=8, lr=1e-2)
@@ -53,7 +53,7 @@ PARALLEL = AdapterConfig(bottleneck=4, experts=3, share="none")
 def make_run(
     folder: Path, weights: Weights | None = None, adapter: AdapterConfig = PARALLEL, name: str = "parts"
 ) -> Bundle:
-    """Save a split bundle of three classes on random weights, or on those of a file."""
+    """Save a split bundle of three classes on random weights, or on `weights`."""
     model = load_backbone(BACKBONE, weights or Weights("random"))
     sha256 = fingerprint(model.state_dict())
     torch.manual_seed(0)

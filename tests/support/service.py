@@ -19,7 +19,7 @@ READY_SECONDS = 120
 PROC = Path("/proc")
 WORKER = "_bentoml_impl.worker.service"
 KEY = "root-key"
-"""Of those who may change tasks, where a service is started with it."""
+"""The admin key: clients that send it may change tasks, if the service was started with it."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class Server:
     log: Path
 
     def ready(self) -> bool:
-        """Whether it answers /readyz with success now."""
+        """Whether /readyz answers with success now."""
         try:
             return httpx.get(f"{self.address}/readyz", timeout=5).is_success
         except httpx.TransportError:
             return False
 
     def classify(self, task: str, content: bytes) -> httpx.Response:
-        """Ask a task about one image."""
+        """Classify one image with a task."""
         files = {"image": ("some.png", content)}
         return httpx.post(f"{self.address}/classify", files=files, data={"task": task}, timeout=60)
 
     def wait_until(self, condition: str) -> None:
-        """Wait for a text in the log, or for /readyz where `condition` is `ready`.
+        """Wait until the log contains the text `condition`, or if it is `ready` until /readyz answers.
 
         Raises:
-            RuntimeError: it does not come, with the end of the log.
+            RuntimeError: this takes too long; the message has the end of the log.
         """
         end = time.monotonic() + READY_SECONDS
         while time.monotonic() < end:
@@ -59,10 +59,10 @@ class Server:
             raise RuntimeError(f"no '{condition}' within {READY_SECONDS} s:\n{self.log.read_text()[-3000:]}")
 
     def wait_until_refused(self) -> None:
-        """Wait until a connection is refused; one that is made and then not answered is a fault.
+        """Wait until connections are refused. A connection that is accepted but not answered raises an httpx error.
 
         Raises:
-            RuntimeError: connections are accepted.
+            RuntimeError: connections are still accepted after the time limit.
         """
         end = time.monotonic() + READY_SECONDS
         while time.monotonic() < end:
@@ -77,7 +77,7 @@ class Server:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def family(self) -> list[psutil.Process]:
-        """All its processes."""
+        """All processes of the server."""
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
@@ -87,13 +87,13 @@ class Server:
         return sorted(found, key=lambda each: each.create_time())
 
     def memory(self) -> int:
-        """Bytes that only its workers hold."""
+        """Bytes of memory that belong to its workers alone (USS)."""
         return sum(each.memory_full_info().uss for each in self.workers())
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Which Python serves what from where."""
+    """A Python with the service installed, the service's name, and the working directory."""
 
     python: str | Path
     service: str
@@ -105,7 +105,7 @@ HERE = Installation(sys.executable, ".", ROOT)
 
 @contextmanager
 def serve(artifacts: Path | str, folder: Path, place: Installation = HERE, **settings: object) -> Iterator[Server]:
-    """Start a server on a free port, its log and BentoML's own home below `folder`; stop it afterwards."""
+    """Start a server on a free port, with its log and BentoML's home in `folder`, and stop it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,6 +1,6 @@
 """A small Swin, registered with timm by importing this module: 32 px, two stages of two blocks, 16 and 32 wide.
 
-Four windows of 4 x 4 fill a side in the first stage and two in the second; those of every second block are shifted.
+The first stage has 4 x 4 windows of 4 x 4 tokens, the second stage 2 x 2. Every second block shifts its windows.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ default_cfgs = generate_default_cfgs({NAME: {"input_size": (3, 32, 32), "num_cla
 
 @register_model
 def swin_for_tests(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """See the module."""
+    """A small Swin; see the module's docstring."""
     shape = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
     model = build_model_with_cfg(SwinTransformer, NAME, pretrained, **{**shape, **kwargs})
     assert isinstance(model, SwinTransformer)

@@ -1,7 +1,7 @@
-"""Tasks that need no tuning, for tests and measurements of the service: random adapters, heads fitted to known answers.
+"""Tasks without tuning, for tests and benchmarks of the service: random adapters, and heads fitted to known answers.
 
-Each task gives every probe image another top class: of image i task t says class (i + t) mod K. The reference is the
-task's folded graph, run alone by ONNX Runtime.
+Task t gives image i the top class (i + t) mod K, so each answer shows its task and image. The reference answers are
+those of the task's folded graph, run alone by ONNX Runtime.
 """
 
 import io
@@ -34,11 +34,11 @@ from mosa_deploy.graphs.fold import fold_bundle, head_parameters
 CLASSES = 32
 CANARIES = 4
 SHARPNESS = 8.0
-"""What a head says of the right class before the softmax; of others it says 0."""
+"""The logit of the right class; other classes have 0."""
 
 
 def picture(seed: int = 0, mode: str = "RGB", kind: str = "png", size: tuple[int, int] = (48, 40)) -> bytes:
-    """A picture (W, H) with coarse structure, as a file."""
+    """The encoded bytes of a random picture (W, H) with coarse structure."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, format=kind)
@@ -47,7 +47,7 @@ def picture(seed: int = 0, mode: str = "RGB", kind: str = "png", size: tuple[int
 
 @dataclass
 class TaskMaker:
-    """Makes tasks on one backbone of a store; the backbone is traced where it is not there yet."""
+    """Makes tasks on one backbone of a store. The backbone is traced if the store does not have it yet."""
 
     root: Path
     name: str = EMBEDDED
@@ -115,18 +115,18 @@ class TaskMaker:
         return packed(Bundle(record, tensors, canary))
 
     def features(self, bundle: Bundle) -> Array:
-        """What the folded graph says of the probe images before the head (n, C)."""
+        """The features (n, C) of the probe images in the folded graph, before the head."""
         width = self.backbone.topology.features
         eye = head_parameters(self.graph, np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32))
         return self.run(Bundle(bundle.record, {**bundle.tensors, **eye}, bundle.canary), self.images)
 
     def offline(self, archive: Archive, images: Sequence[bytes] | None = None) -> Array:
-        """The reference: probabilities (n, K) of the probe images, or of others, by the folded graph alone."""
+        """The reference: probabilities (n, K) of the folded graph for `images`, or for the probe images."""
         bundle = archive.bundle()
         return probabilities(self.run(bundle, self.images if images is None else images), bundle.record.temperature)
 
     def run(self, bundle: Bundle, images: Sequence[bytes]) -> Array:
-        """What the task's folded graph says."""
+        """The logits (n, K) of the task's folded graph."""
         model = fold_bundle(self.graph, bundle)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -136,7 +136,7 @@ class TaskMaker:
         return np.asarray(session.run(None, given)[0], dtype=np.float32)
 
     def store(self, archive: Archive) -> Path:
-        """Write a task into the store as an export does."""
+        """Write a task into the store, as an export would, and return its folder."""
         folder = StoreLayout(self.root).task(archive.bundle().record.task)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_bytes(archive.record)
@@ -145,7 +145,7 @@ class TaskMaker:
 
 
 def packed(bundle: Bundle) -> Archive:
-    """A bundle in memory as its two files."""
+    """A bundle as an archive in memory."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle.save(Path(scratch))
         return Archive.of(Path(scratch))

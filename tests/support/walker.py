@@ -1,4 +1,4 @@
-"""What a source file imports, read from its syntax tree."""
+"""Find what a source file imports, from its syntax tree."""
 
 import ast
 import subprocess
@@ -12,13 +12,13 @@ LOADERS = {"import_module", "__import__"}
 
 
 def imported(source: str, package: str, loaded: bool = False) -> Iterator[str]:
-    """Every module that `source`, of `package`, imports at any depth; of `from a import b` both `a` and `a.b`.
+    """Every module that `source` in `package` imports, in functions too; `from a import b` gives both `a` and `a.b`.
 
-    With `loaded`, only what running it may load, and not what type checkers alone read. What a package's `__getattr__`
-    imports when somebody asks for a name is left out either way: type checkers read the same names beside it.
+    With `loaded`, imports below `if TYPE_CHECKING` are left out. Lazy imports in a package's `__getattr__` are always
+    left out, because the package repeats them for type checkers.
 
     Raises:
-        ValueError: a module is imported by a name that only a run would tell.
+        ValueError: a module is imported by a computed name.
     """
     called = set()
     for node in walk(ast.parse(source), loaded):
@@ -43,7 +43,7 @@ def imported(source: str, package: str, loaded: bool = False) -> Iterator[str]:
 
 
 def walk(tree: ast.AST, loaded: bool) -> Iterator[ast.AST]:
-    """All nodes; with `loaded` without those that running the source passes over."""
+    """All nodes below `tree` but those in `__getattr__`, and with `loaded` those below `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         match node:
             case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=orelse) if loaded:
@@ -62,19 +62,19 @@ def name_of(function: ast.Name | ast.Attribute) -> str:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of a module of this project; None for any other."""
+    """The file of a module of this project; None for any other module."""
     path = ROOT.joinpath(*module.split("."))
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def imports_of(path: Path, loaded: bool = False) -> set[str]:
-    """What a file of this project imports; see `imported`."""
+    """The modules that a file of this project imports; see `imported`."""
     return set(imported(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts), loaded))
 
 
 def closure(start: set[Path]) -> tuple[set[Path], set[str]]:
-    """The files of this project that `start` loads, packages' `__init__` included, and the other modules' top names."""
+    """(files of this project that `start` loads, including packages' `__init__`; top-level names of other modules)."""
     files: set[Path] = set()
     others: set[str] = set()
     waiting = set(start)
@@ -91,7 +91,7 @@ def closure(start: set[Path]) -> tuple[set[Path], set[str]]:
 
 
 def new_modules(statement: str) -> set[str]:
-    """The top names that a statement adds to a fresh interpreter's modules."""
+    """The top-level names of the modules that a statement loads in a fresh interpreter."""
     code = (
         f"import sys; old = set(sys.modules); {statement}; print(*{{m.split('.')[0] for m in {{*sys.modules}} - old}})"
     )
