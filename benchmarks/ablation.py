@@ -1,7 +1,7 @@
-"""What makes MoSA fall behind the dense adapter: `python -m benchmarks.ablation --tasks sprites-location`.
+"""Find out what makes MoSA fall behind the dense adapter: `python -m benchmarks.ablation --tasks sprites-location`.
 
-One change of the preset at a time, each with every seed, by validation accuracy: the test sets are not read here. The
-runs are kept; the same command again goes on.
+Each variant changes one setting of the preset and is tuned with every seed. They are compared by validation accuracy;
+the test sets are not read. Finished runs are kept, so running the same command again continues.
 """
 
 from dataclasses import dataclass
@@ -30,20 +30,20 @@ MOSA: dict[str, Setting] = {
     "both split": (("share", "none"),),
     "last third dense": (("dense_epochs", 1 / 3),),
 }
-"""In words, and as changes of the preset; `dense_epochs` as a share of the epochs."""
+"""Description -> changes to the preset; `dense_epochs` is a share of the epochs."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Change one thing at a time."""
+    """Change one setting of the preset at a time."""
 
     tasks: str = "sprites-location"
     seeds: int = 2
     changes: tuple[str, ...] = tuple(MOSA)
-    """Those that are tried, of: as preset, 2 experts, 8 experts, one pass, no consistency, merge scale learned, merge
+    """Changes to try: any of as preset, 2 experts, 8 experts, one pass, no consistency, merge scale learned, merge
     scale 1, down split, both split, last third dense."""
     longer: tuple[int, ...] = (2, 4)
-    """Factors of the preset's epochs, tried for MoSA and for the dense adapter."""
+    """Factors of the preset's number of epochs, tried with MoSA and with the dense adapter."""
     data_dir: Path | None = None
     precision: str = "auto"
     jobs: int = 1
@@ -52,7 +52,7 @@ class Config:
 
 
 def variants(task: str, changes: tuple[str, ...], longer: tuple[int, ...]) -> list[tuple[str, str, Setting]]:
-    """(method, change in words, setting) of every variant."""
+    """(method, description of the change, setting) of every variant."""
     epochs = preset(task).epochs
     found: list[tuple[str, str, Setting]] = [("adapter", "as preset", ())]
     for words in changes:

@@ -1,7 +1,7 @@
-"""The whole way in one go: tune two tasks, merge, fold, export, time, serve, ask. `make demo`.
+"""The whole workflow in one run: tune two tasks, merge, fold, export, time, serve, ask. Run it with `make demo`.
 
-Every step is a command that the reader can type too; it is shown before it runs. The two tasks are tuned side by side,
-each on one core: two threads for models this small would take longer than one.
+Every step is a command that you can type yourself; it is shown before it runs. The two tasks are tuned at once, each on
+one core, because models this small are slower with two threads than with one.
 """
 
 import csv
@@ -30,7 +30,7 @@ Accuracy = Mapping[tuple[str, str], float]
 
 
 def run(prefix: str, *arguments: str, threads: int | None = None) -> str:
-    """Show a command, run it, pass its output on line by line, and return its last line."""
+    """Show a command, run it, print its output as it comes, and return the last line."""
     print(f"{prefix}$ mosa {shlex.join(arguments)}", flush=True)
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     last = ""
@@ -49,8 +49,8 @@ def run(prefix: str, *arguments: str, threads: int | None = None) -> str:
     return last
 
 
-def tune_and_export(task: str) -> dict[tuple[str, str], float]:
-    """Tune a task by the probe and by MoSA, and export the latter; returns both test accuracies."""
+def tune_and_evaluate(task: str) -> dict[tuple[str, str], float]:
+    """Tune a task with the linear probe and with MoSA, and evaluate both; returns (task, method) -> test accuracy."""
     prefix, found = f"{task:<16} ", {}
     for method in METHODS:
         out = str(FOLDER / "runs" / f"{task}-{method}")
@@ -61,7 +61,7 @@ def tune_and_export(task: str) -> dict[tuple[str, str], float]:
 
 
 def ask(address: str, task: str) -> str:
-    """Send the first test image of a task, and say what was answered and what is right."""
+    """Classify the first test image of a task; returns the answer and the right class, in words."""
     splits = find(task).splits(None, None)
     example = splits.test[0]
     files = {"image": ("image.png", example.read())}
@@ -72,14 +72,14 @@ def ask(address: str, task: str) -> str:
 
 
 def latencies() -> dict[str, float]:
-    """Median milliseconds of one image, by variant."""
+    """Variant -> median milliseconds for one image."""
     with (FOLDER / "latency" / "latency.csv").open(newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["batch"] == "1" and row["runner"] == "onnxruntime-cpu"]
     return {row["variant"]: float(row["median_ms"]) for row in rows}
 
 
 def draw_accuracy(path: Path, accuracy: Accuracy) -> None:
-    """Test accuracy of both tasks, without and with the adapter."""
+    """Plot the test accuracy of both tasks, without and with the adapter."""
     with drawn(path, 5.2, 3.2) as figure:
         axes = figure.subplots()
         for k, (method, words) in enumerate(METHODS.items()):
@@ -109,12 +109,12 @@ def closing(accuracy: Accuracy, milliseconds: Mapping[str, float], answers: Mapp
 
 
 def main() -> None:
-    """Run the way and print its figures."""
+    """Run the demo and print its results."""
     start = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     accuracy: dict[tuple[str, str], float] = {}
     with ThreadPoolExecutor(len(TASKS)) as pool:
-        for found in pool.map(tune_and_export, TASKS):
+        for found in pool.map(tune_and_evaluate, TASKS):
             accuracy |= found
     for task in TASKS:
         run("", "export", "--bundle", str(FOLDER / "runs" / f"{task}-mosa"), "--out", str(STORE))

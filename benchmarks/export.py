@@ -1,7 +1,7 @@
-"""What an export costs: `python -m benchmarks.export --backbone vit_base_patch16_224`.
+"""Time the steps of an export: `python -m benchmarks.export --backbone vit_base_patch16_224`.
 
-Random weights and a random adapter of the parallel style: the time depends on shapes alone. The first export of a
-backbone traces its graphs, the next one only folds; folding alone is timed as the service does it, with numpy.
+The weights and the parallel adapter are random, since the time depends on shapes alone. The first export of a backbone
+traces its graphs, the next one only folds. Folding alone is timed too, with numpy, as the service does it.
 """
 
 import tempfile
@@ -46,12 +46,12 @@ class Config:
     backbone: str = "vit_base_patch16_224"
     bottleneck: int = 64
     calibration: int = 24
-    """Images beside the canary's 8 on which the stages are compared."""
+    """Number of images on which the stages are compared, besides the 8 of the canary."""
     out: Path = Path("benchmarks/results/export.md")
 
 
 def write_task(folder: Path, config: Config, name: str, seed: int) -> Record:
-    """A run of a random task: its merged bundle and calibration images."""
+    """Write a run of a random task: its merged bundle and calibration images. Returns its record."""
     model = load_backbone(config.backbone, Weights("random"))
     height, width = image_size(model)
     backbone = describe_backbone(config.backbone, "random", model)
@@ -90,14 +90,14 @@ def write_task(folder: Path, config: Config, name: str, seed: int) -> Record:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """How long `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def measure(config: Config, scratch: Path) -> dict[str, float]:
-    """Seconds of each step."""
+    """Step -> seconds."""
     records = [write_task(scratch / name, config, name, seed) for seed, name in enumerate(("first", "second"))]
     store = StoreLayout(scratch / "store")
 

@@ -1,9 +1,10 @@
-"""What adapters cost on a GPU, in one command of under 9 minutes: `python -m benchmarks.gpu`.
+"""Measure what adapters cost on a GPU, in under 9 minutes: `python -m benchmarks.gpu`.
 
-It needs only torch and timm; if PEFT is installed, its mixed batch is timed too. All variants of a mode and batch run
-in turn, in one process and in a new random order each round. Ratios are taken round by round; the table has their
-median with a 95 % bootstrap interval, and plain against plain is the control. A row that fails says why, a row for
-which there was no time says `not measured`, and the files are written anew after every mode and batch.
+It needs only torch and timm; if PEFT is installed, its mixed batch is timed too. All variants of a mode and batch size
+run in turn, in one process and in a new random order each round. Ratios are computed per round; the table has their
+median with a 95 % bootstrap interval. As a control, a copy of the plain model is compared with the plain model. If a
+variant fails, its row gives the reason; if the time runs out, it says `not measured`. The files are written again after
+every mode and batch size.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from mosa_deploy.utils.intervals import median_interval
 from mosa_deploy.utils.versions import git_commit
 
 SHARES = {EAGER: 1, GRAPHS: 1, TRAINING: 1, COMPILE: 4}
-"""The modes in the order in which they run, the slowest to prepare last, and each one's share of the time."""
+"""Mode -> its share of the time, in the order in which they run; the slowest to prepare comes last."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Cell:
-    """What runs in turn: the variants of one mode and batch, the first of them the reference."""
+    """The variants of one mode and batch size, which run in turn. The first one is the reference."""
 
     mode: str
     batch: int
@@ -74,26 +75,26 @@ class Cell:
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """The settings.
+    """Read the command line.
 
     Raises:
-        ConfigError: a GPU is asked for and not there, or a number is below 1.
+        ConfigError: a GPU is asked for but not available, or a number is below 1.
     """
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description="What adapters cost on a GPU.")
     parser.add_argument("--backbone", default="vit_base_patch16_224", help="a plain timm ViT; its weights are random")
-    parser.add_argument("--depth", type=int, help="blocks, if not the backbone's own number")
+    parser.add_argument("--depth", type=int, help="number of blocks, instead of the backbone's own")
     parser.add_argument("--bottleneck", type=int, default=64, help="r of the adapters in inference")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--training-batch", type=int, default=64)
     parser.add_argument("--training-bottleneck", type=int, default=16)
     parser.add_argument("--modes", nargs="+", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--compile-backend", default="inductor", help="torch.compile's")
-    parser.add_argument("--minutes", type=float, default=8.5, help="for everything, building the models included")
+    parser.add_argument("--minutes", type=float, default=8.5, help="for everything, including building the models")
     parser.add_argument(
-        "--seconds", type=float, help="for the rounds of each mode and batch, if not as --minutes allows"
+        "--seconds", type=float, help="for the rounds of each mode and batch, instead of what --minutes allows"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--commit", default=git_commit() or "unknown", help="where this is no git checkout")
+    parser.add_argument("--commit", default=git_commit() or "unknown", help="to record if this is not a git checkout")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"), help="where gpu.csv and gpu.md go")
     given = vars(parser.parse_args(arguments))
     for name in ("batch_sizes", "training_batch", "bottleneck", "training_bottleneck", "depth"):
@@ -107,7 +108,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
 
 def plan(config: Config) -> list[Cell]:
-    """What is to be measured, in the order in which it runs."""
+    """The cells to measure, in the order in which they run."""
     cells = []
     for mode in (mode for mode in SHARES if mode in config.modes):
         if mode == TRAINING:
@@ -122,7 +123,7 @@ def plan(config: Config) -> list[Cell]:
 
 
 class Bench:
-    """The models of a command, and the time until which they may be measured."""
+    """The models of one benchmark, and the deadline for measuring them."""
 
     def __init__(self, config: Config, deadline: float) -> None:
         """`deadline` is in seconds of `time.perf_counter`."""
@@ -135,7 +136,7 @@ class Bench:
         self.slowest: dict[str, float] = {}
 
     def build(self) -> None:
-        """Make every variant, bf16 on the device; one that cannot be made has a fault of its own."""
+        """Make every variant in bf16 on the device. If one cannot be made, its error is recorded."""
         for name, make in inference_variants(self.backbone, self.config.bottleneck).items():
             try:
                 self.variants[name] = make()
@@ -186,18 +187,18 @@ class Bench:
                 rows[name].memory_mib, rows[name].memory_ratio = held, held / memory[reference]
 
     def training_calls(self, cell: Cell) -> dict[str, Call]:
-        """The steps, each on a backbone of its own."""
+        """The training steps, each on its own backbone."""
         config = self.config
         return dict(training_steps(self.backbone, config.training_bottleneck, cell.batch, config.device))
 
     def inference_calls(self, cell: Cell, rows: dict[str, Row]) -> dict[str, Call]:
-        """Every variant's call, ready and proved; the row of one that fails, or comes too late, says so."""
+        """The calls of all variants, prepared and checked. If one fails or comes too late, its row says so."""
         if not self.variants:
             self.build()
         torch.compiler.reset()
         calls: dict[str, Call] = {}
         for name in cell.variants:
-            # One that takes as long as the slowest before would end too late.
+            # Skip it if it would finish too late when as slow as the slowest one so far.
             if time.perf_counter() + self.slowest.get(cell.mode, 0) > self.deadline:
                 break
             if name in self.faults:
@@ -228,7 +229,7 @@ class Bench:
 
 
 def carry_out(config: Config) -> list[Row]:
-    """Measure cell by cell, each with its share of the time that is left, and write the files after each."""
+    """Measure the cells one after the other, each in its share of the remaining time; write the files after each."""
     deadline = time.perf_counter() + 60 * config.minutes
     cells = plan(config)
     rows = [{name: Row(cell.mode, cell.batch, name) for name in cell.variants} for cell in cells]

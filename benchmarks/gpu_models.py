@@ -1,7 +1,7 @@
-"""What `benchmarks.gpu` times: a plain ViT, the ways to give it adapters, and three training steps.
+"""The models that `benchmarks.gpu` times: a plain ViT, variants with adapters, and three training steps.
 
-All models have random weights, and those of inference have no head. Nothing here needs more than torch and timm;
-`export.trace_shared` and `peft` are imported where they are used, so that a missing one spoils only its own row.
+All models have random weights, and those for inference have no head. The module needs only torch and timm.
+`export.trace_shared` and `peft` are imported where they are used, so that a missing package affects only its own row.
 """
 
 import copy
@@ -35,19 +35,19 @@ STEPS = (DENSE, MOSA, TWO_FORWARDS)
 TASKS = 8
 RANK = 16
 CLASSES = 100
-"""Outputs of the head in training, as many as VTAB's CIFAR-100 has."""
+"""Number of classes in training, as in VTAB's CIFAR-100."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model, and the arguments that it takes besides the images of a batch of a given size."""
+    """A model, and a function from the batch size to its arguments besides the images."""
 
     model: nn.Module
     arguments: Callable[[int], dict[str, Any]] = lambda batch: {}
 
 
 def inference_variants(backbone: Transformer, bottleneck: int) -> dict[str, Callable[[], Variant]]:
-    """Name -> how the variant is made, in fp32 on the CPU. Make them all before moving one: they share modules."""
+    """Name -> function that makes the variant, in fp32 on the CPU. Make all before moving one: they share modules."""
     plain = copy.deepcopy(backbone).requires_grad_(False)
     unfolded = adapted(plain, bottleneck, 0)
     shared = functools.cache(lambda: Shared(plain, stack([adapted(plain, bottleneck, i) for i in range(TASKS)])))
@@ -64,7 +64,7 @@ def inference_variants(backbone: Transformer, bottleneck: int) -> dict[str, Call
 
 
 def adapted(plain: Transformer, bottleneck: int, task: int) -> Transformer:
-    """A copy of the backbone with merged adapters of random values, which `task` decides."""
+    """A copy of the backbone with merged random adapters; `task` is the seed."""
     model = attach(copy.deepcopy(plain), AdapterConfig(bottleneck), split=False).eval().requires_grad_(False)
     for i, adapter in enumerate(adapters(model)):
         randomise(adapter, seed=TASKS * i + task)
@@ -108,7 +108,7 @@ class Shared(nn.Module):
 
 @torch.no_grad()
 def low_rank(plain: Transformer) -> Transformer:
-    """LoRA of rank 16 on qkv, merged: the plain backbone's shapes with W + B A, B (3C, 16) and A (16, C)."""
+    """The plain backbone with a merged LoRA of rank 16 on qkv: W + B A, with B (3C, 16) and A (16, C)."""
     model = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(0)
     for name, part in model.named_modules():
@@ -161,7 +161,7 @@ class TrainingStep:
 
 
 def training_steps(plain: Transformer, bottleneck: int, batch: int, device: str) -> dict[str, TrainingStep]:
-    """A step of each kind, in bf16 under autocast, each on its own copy of the backbone."""
+    """Name -> training step in bf16 under autocast, each on its own copy of the backbone."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, *image_size(plain), generator=generator).to(device)
     labels = torch.randint(0, CLASSES, (batch,), generator=generator).to(device)

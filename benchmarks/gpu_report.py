@@ -16,15 +16,15 @@ from mosa_deploy.utils.versions import machine, provenance
 NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
 
 LEGEND = """\
-Ratios are taken round by round: the median and its 95 % bootstrap interval. The first row of a mode and batch is the
-reference, and `control` a copy of it. `merged low-rank` is the plain backbone with an update of rank 16 added to
-every qkv; `unfolded` has the merged adapters as modules of their own; `shared` gathers each sample's rows from the
-banks of 8 tasks."""
+Ratios are computed per round; the table has their median and its 95 % bootstrap interval. The first row of a mode and
+batch is the reference, and `control` is a copy of it. `merged low-rank` is the plain backbone with an update of rank 16
+added to every qkv; `unfolded` has the merged adapters as modules of their own; `shared` gathers each sample's rows from
+the banks of 8 tasks."""
 
 
 @dataclass
 class Row:
-    """One variant in one mode and batch; ratios are to the first variant of the same rounds."""
+    """The result of one variant in one mode and batch size. Ratios are to the first variant of the same rounds."""
 
     mode: str
     batch: int
@@ -99,7 +99,7 @@ def _machine(device: str) -> str:
 
 
 def runtimes() -> list[str]:
-    """Which optional packages are installed: PEFT, which is timed, and runtimes, which this command does not time."""
+    """One text per optional package that says whether it is installed. PEFT is timed here; the runtimes are not."""
     found = [f"peft: {_version('peft') or NOT_INSTALLED}"]
     for name in ("tensorrt", "tensorrt_rtx"):
         found.append(f"{name}: {NOT_INSTALLED if importlib.util.find_spec(name) is None else NOT_MEASURED}")

@@ -1,4 +1,4 @@
-"""How `benchmarks.gpu` calls a model, checks its answer, and times calls in turn."""
+"""Prepare, check and time the calls of `benchmarks.gpu`."""
 
 import math
 import time
@@ -22,17 +22,17 @@ BURST = 0.02
 """Seconds of back-to-back calls between two readings of the clock, so that waiting for the device hardly counts."""
 
 TOLERANCE = 0.05
-"""How far a mode's answer may be from the eager one, relative to the largest output; bf16 rounds by 0.004."""
+"""The largest difference from the eager output, relative to the largest output; bf16 rounds by 0.004."""
 
 Call = Callable[[], Tensor]
 
 
 class DeadlineError(Exception):
-    """The time is up before the measurement is complete."""
+    """The time ran out before the measurement was complete."""
 
 
 def prepare(mode: str, eager: partial[Tensor], backend: str) -> tuple[Call, str]:
-    """The call that is timed in `mode`, and a remark for its row."""
+    """(the call to time in `mode`, a remark for its row)."""
     if mode == GRAPHS:
         return capture(eager), ""
     if mode == COMPILE:
@@ -66,7 +66,7 @@ def capture(eager: partial[Tensor]) -> Call:
 
 
 def compiled(eager: partial[Tensor], backend: str) -> tuple[Call, str]:
-    """The call with its model compiled for these shapes, as one graph if possible; and a remark if not."""
+    """(the call with its model compiled for these shapes, a remark if it could not be one graph)."""
 
     def attempt(fullgraph: bool) -> Call:
         model = torch.compile(eager.func, backend=backend, fullgraph=fullgraph, dynamic=False)
@@ -81,7 +81,11 @@ def compiled(eager: partial[Tensor], backend: str) -> tuple[Call, str]:
 
 
 def check(answer: Tensor, expected: Tensor) -> None:
-    """Raises ConfigError if an answer differs from the eager one by more than `TOLERANCE`."""
+    """Compare an output with that of the eager model.
+
+    Raises:
+        ConfigError: they differ by more than `TOLERANCE`.
+    """
     difference = float((answer.float() - expected.float()).abs().max() / expected.float().abs().max())
     # Not `>`: that would accept NaN.
     if not difference <= TOLERANCE:
@@ -91,7 +95,7 @@ def check(answer: Tensor, expected: Tensor) -> None:
 def interleave(
     calls: Mapping[str, Call], until: float, deadline: float, synchronise: Callable[[], None]
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds per call of each variant in every round; `until` ends the rounds, but not before `MIN_ROUNDS`.
+    """Variant -> seconds per call in every round. The rounds end at `until`, but not before `MIN_ROUNDS`.
 
     Every time is the mean over a burst of calls; the speed of the first variant decides the length of the bursts.
 

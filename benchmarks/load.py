@@ -1,7 +1,7 @@
-"""Load on the service whose every answer can be checked.
+"""Put load on the service with requests whose answers can be checked.
 
-aiohttp, which comes with BentoML, sends; load generators such as locust know closed loops alone, in which a slow answer
-holds back the requests that would have shown it. Bodies are made once, before the clock runs.
+The requests are sent by aiohttp, which comes with BentoML. Load generators such as locust support only closed loops, in
+which a slow answer delays the very requests that would have shown it. Bodies are made before the clock starts.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from tests.support.load import Ask, Reply, connect, send
 
 
 async def arriving(address: str, asks: Sequence[Ask], arrivals: NDArray[np.float64]) -> list[Reply]:
-    """Send each request when it is due, seconds from now, whether earlier ones are answered or not."""
+    """Send each request at its arrival time, in seconds from now, whether or not earlier ones are answered."""
     async with connect(address) as session:
         start = time.monotonic()
 
@@ -27,22 +27,22 @@ async def arriving(address: str, asks: Sequence[Ask], arrivals: NDArray[np.float
 
 
 def poisson(count: int, rate: float, seed: int = 0) -> NDArray[np.float64]:
-    """When requests come that know nothing of each other, so many a second."""
+    """Arrival times (count,) in seconds of independent requests at `rate` per second."""
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
 
 
 def even(count: int, rate: float) -> NDArray[np.float64]:
-    """When requests come at a steady beat."""
+    """Arrival times (count,) in seconds of requests at equal distances."""
     return np.arange(count) / rate
 
 
 def throughput(replies: Sequence[Reply]) -> float:
-    """Answers a second, from the first request to the last answer."""
+    """Answers per second, from the first request to the last answer."""
     return len(replies) / (max(reply.end for reply in replies) - min(reply.start for reply in replies))
 
 
 def wrong(replies: Sequence[Reply], shift: dict[str, int], classes: int) -> int:
-    """How many answers are not what the task says of the image: class (image + shift of the task) mod classes."""
+    """The number of wrong answers. The right class is (image + shift of the task) mod classes."""
     expected = (f"class-{(reply.ask.image + shift[reply.ask.task]) % classes}" for reply in replies)
     return sum(
         reply.status != 200 or reply.fields["predictions"][0]["label"] != label

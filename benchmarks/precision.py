@@ -1,8 +1,8 @@
-"""What a lower precision gains and costs: `python -m benchmarks.precision --runs runs/digits runs/ucmerced`.
+"""Measure speed and accuracy of lower precisions: `python -m benchmarks.precision --runs runs/digits runs/ucmerced`.
 
-First accuracy, calibration error and size of every ONNX file of each run, on its test set. Then the time of fp32, fp16
-and int8 on a larger backbone (`export.timing`), with random weights, since time depends on shapes alone. Then the time
-to build its engines, if a library is installed that needs no GPU for it.
+The first table has accuracy, calibration error and size of every ONNX file of each run, on its test set. The second
+has the latency of fp32, fp16 and int8 on a larger backbone (`export.timing`), with random weights, since time depends
+on shapes alone. The third has the time to build its engines, if TensorRT-RTX is installed, which needs no GPU to build.
 """
 
 import tempfile
@@ -42,22 +42,22 @@ TIMED = ("fp32", "control", "fp16", "int8")
 """`control` is the fp32 file again: it shows the noise."""
 
 CALIBRATION = 8
-"""Noise images from which the timed int8 graph takes its ranges."""
+"""Number of noise images on which the timed int8 graph is calibrated."""
 
 CAPABILITY = "sm86"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Accuracy of every precision on tuned tasks, and its time on a larger backbone."""
+    """Measure the accuracy of every precision on tuned tasks, and its latency on a larger backbone."""
 
     runs: tuple[Path, ...] = (Path("runs/digits"),)
-    """Folders of tuned tasks; none, to measure time alone."""
+    """Folders of runs. Give none to measure latency only."""
     backbone: str = "vit_base_patch16_224"
-    """Timed with random weights."""
+    """Name of the timm model that is timed, with random weights."""
     batch_sizes: tuple[int, ...] = (1, 8)
     seconds: float = 120.0
-    """For the rounds of each batch size; 0 measures no time."""
+    """Seconds of timing per batch size. 0 skips the timing."""
     sessions: int = 5
     threads: int = 0
     out: Path = Path("benchmarks/results/precision")
@@ -65,27 +65,27 @@ class Config:
 
 @dataclass(frozen=True)
 class Quality:
-    """One file of one task, on its test set."""
+    """The metrics of one file of one task on its test set."""
 
     task: str
     file: str
     megabytes: float
     accuracy: float
     change: float
-    """In points, against the fp32 file of its lane."""
+    """Accuracy minus that of the lane's fp32 file, in percentage points."""
     nll: float
     ece: float
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One precision at one batch size, on ONNX Runtime's CPU provider."""
+    """The latency of one precision at one batch size, with ONNX Runtime on the CPU."""
 
     precision: str
     batch: int
     median_ms: float
     speedup: float
-    """fp32's time over its own."""
+    """Time of fp32 over the time of this precision."""
     low: float
     high: float
     rounds: int
@@ -121,7 +121,7 @@ def qualities(run: Path, root: Path) -> Iterator[Quality]:
 
 
 def write_files(config: Config, folder: Path) -> dict[str, Path]:
-    """The backbone's plain graph by the name of every format."""
+    """Write the backbone's plain graph in every format; returns format -> path."""
     model = load_backbone(config.backbone, Weights("random"), STAND_IN_CLASSES)
     randomise(model)
     height, width = image_size(model)

@@ -1,9 +1,9 @@
 """Measure the service: `python -m benchmarks.serving`, or `--quick` to see that it works.
 
-Each part writes `<part>.json` below `--out` when it ends, with its date, machine and versions; `serving.md` is made of
-all that lie there. So parts can be measured at different times (`--only slots,soak`), and nothing is lost where one is
-cut off. Speed is measured on ViT-B/16 with random weights, correctness and memory on the embedded backbone, quick runs
-on that alone.
+When a part ends, it writes `<part>.json` into `--out`, with date, machine and versions. `serving.md` is made from all
+these files. So parts can be measured at different times (`--only slots,soak`), and an interrupted part does not affect
+the others. Speed is measured on ViT-B/16 with random weights, correctness and memory on the embedded backbone. Quick
+runs use only the embedded backbone.
 """
 
 import json
@@ -34,20 +34,20 @@ from mosa_deploy.utils.versions import command_line, git_commit, library_version
 
 @dataclass(frozen=True)
 class Config:
-    """Which parts, and how large."""
+    """Measure the service: its speed, memory and correctness under load."""
 
     only: str = ""
-    """Names of parts, with commas; all if left out."""
+    """Comma-separated parts to measure. Default: all."""
     quick: bool = False
-    """Small numbers on the embedded backbone: whether it works, not how fast it is."""
+    """Use small numbers and the embedded backbone, to check that everything works. The times mean little."""
     minutes: float = 20
-    """Length of the endurance run."""
+    """Length of the endurance run in minutes."""
     out: Path = Path("benchmarks/results/serving")
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What one figure of a part should be."""
+    """The target for one figure of a part."""
 
     part: str
     figure: str
@@ -55,7 +55,7 @@ class Aim:
     least: float | None = None
 
     def verdict(self, value: float) -> str:
-        """Met, or missed by how much."""
+        """`met`, or by how much a value misses the target."""
         if self.least is not None and value < self.least:
             return f"missed by {self.least - value:.3g}"
         if self.most is not None and value > self.most:
@@ -64,7 +64,7 @@ class Aim:
 
     @property
     def words(self) -> str:
-        """The aim as it is read."""
+        """The target as text, e.g. `>= 0.9`."""
         return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
 
 
@@ -104,19 +104,19 @@ def parts_of(config: Config, chosen: Collection[str]) -> Iterator[Part]:
 
 
 def on_one_service(scale: Scale, parts: dict[str, OfBench], folder: Path) -> Iterator[tuple[str, Figures]]:
-    """Figures of parts that read one service."""
+    """(part, figures) of parts that share one service."""
     with bench(scale, folder) as made:
         for name, part in parts.items():
             yield name, {"backbone": scale.backbone, "r": scale.bottleneck} | part(made)
 
 
 def by_itself(name: str, part: Callable[[Path], Figures], folder: Path) -> Iterator[tuple[str, Figures]]:
-    """Figures of a part with a service of its own."""
+    """(part, figures) of a part with its own service."""
     yield name, part(folder)
 
 
 def speed_parts(config: Config) -> list[tuple[Scale, dict[str, OfBench]]]:
-    """Parts that share a running service, by its scale."""
+    """(scale of the service, parts that share it)."""
     parts: dict[str, OfBench] = {"bare": against_bare, "mixed": mixed, "alternating": alternating, "load": loaded}
     if config.quick:
         small = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
@@ -127,7 +127,7 @@ def speed_parts(config: Config) -> list[tuple[Scale, dict[str, OfBench]]]:
 
 
 def other_parts(config: Config) -> dict[str, Callable[[Path], Figures]]:
-    """Parts with a service of their own."""
+    """Parts that each start their own service."""
     quick = config.quick
 
     def of(bottleneck: int) -> Callable[[Path], Figures]:
@@ -146,10 +146,10 @@ def other_parts(config: Config) -> dict[str, Callable[[Path], Figures]]:
 
 
 def measure(config: Config) -> list[str]:
-    """Run the chosen parts, each in a folder of its own, and write what each found; returns the names of all written.
+    """Run the chosen parts, each in its own folder, and write their figures; returns the names of these parts.
 
     Raises:
-        ConfigError: there is no such part.
+        ConfigError: a part is unknown.
     """
     known = [*chain(*(parts for _, parts in speed_parts(config))), *other_parts(config)]
     chosen = [name for name in config.only.split(",") if name] or known
@@ -169,7 +169,7 @@ def measure(config: Config) -> list[str]:
 
 
 def with_backbones(scratch: Path, name: str) -> Path:
-    """A part's folder, whose store has the backbones that parts before it have traced."""
+    """Make a part's folder. Its store reuses the backbones that an earlier part has traced."""
     store = scratch / name / "store"
     traced = next(scratch.glob(f"*/store/{BACKBONES}"), None)
     if traced is not None:
@@ -179,24 +179,24 @@ def with_backbones(scratch: Path, name: str) -> Path:
 
 
 def described(figures: Figures) -> dict[str, Any]:
-    """Figures with what they were measured with."""
+    """Figures with date, command, machine, commit and versions."""
     line = command_line("benchmarks.serving")
     made = {"date": time.strftime("%Y-%m-%d"), "command": line, "machine": machine(), "commit": git_commit()}
     return {"figures": figures, **made, "versions": library_versions()}
 
 
 def shown(figures: Figures) -> str:
-    """Figures in a line."""
+    """Figures as one line."""
     return ", ".join(f"{name} {number(value)}" for name, value in figures.items())
 
 
 def number(value: Any) -> str:
-    """A figure with four digits that count."""
+    """A figure as text, with four significant digits if it is a float."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def report(out: Path) -> str:
-    """`serving.md` of all parts that lie in a folder."""
+    """The text of `serving.md`, from the JSON files of all parts in a folder."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
     rows = []
     for aim in AIMS:

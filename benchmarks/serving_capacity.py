@@ -1,4 +1,4 @@
-"""How many tasks the service holds and how fast it takes new ones; parts of `benchmarks.serving`."""
+"""Parts of `benchmarks.serving` on capacity: how many tasks the service holds, and how fast it accepts new ones."""
 
 import asyncio
 import time
@@ -20,9 +20,10 @@ SETTLE_SECONDS = 1.0
 
 
 def memory(folder: Path, bottleneck: int, registered: int, active: int, step: int) -> Figures:
-    """What a task adds to the memory of a service that has many registered, loaded one after the other by being asked.
+    """Measure the memory that each active task adds to a service with many registered tasks.
 
-    The first one opens the session and is not counted: the slope is over those after it.
+    The tasks are activated one after the other by a request. The first one also opens the session, so the slope is
+    fitted to the tasks after it.
     """
     maker = TaskMaker(folder / "store")
     archive = maker.make("task", bottleneck=bottleneck)
@@ -55,7 +56,7 @@ def memory(folder: Path, bottleneck: int, registered: int, active: int, step: in
 
 
 def hot_add(folder: Path, registered: int, added: int) -> Figures:
-    """From the first byte of an upload to the first answer of the new task."""
+    """Measure the time from the first byte of an upload to the first answer of the new task."""
     maker = TaskMaker(folder / "store")
     archive = maker.make("task", bottleneck=16)
     for t in range(registered):
@@ -76,7 +77,7 @@ def hot_add(folder: Path, registered: int, added: int) -> Figures:
 
 
 def workers(folder: Path, uploads: int, requests: int) -> Figures:
-    """How many answers, from 2 s after the answer to an upload on, are not of the new version; two workers."""
+    """Count answers of two workers that are not from the new version, starting 2 s after its upload was answered."""
     maker = TaskMaker(folder / "store")
     maker.store(maker.make("birds", 0))
     versions = [maker.make("birds", seed) for seed in range(1, uploads + 1)]
@@ -99,10 +100,10 @@ def put(server: Server, name: str, version: Archive) -> None:
 
 
 def checked(response: httpx.Response) -> httpx.Response:
-    """The response, if it is a success.
+    """Return the response if it is a success.
 
     Raises:
-        ServiceError: what the service says is wrong.
+        ServiceError: the service answered with an error.
     """
     if response.is_success:
         return response

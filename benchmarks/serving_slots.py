@@ -1,8 +1,8 @@
-"""A great many items through registry, slots and batcher by a runner that costs nothing; part of `benchmarks.serving`.
+"""The part of `benchmarks.serving` that sends a million items through registry, slots and batcher, with a fake runner.
 
-Everything is the service's own but the graph. In its place stands a runner that reads from the bank, by the slot, the
-number that a version wrote there, and from the image its number; the answer's top class is their sum. A slot that is
-written too early, or read by an item of another version, shows.
+Everything except the graph is the service's own. Each version of a task writes a number into its slot, and each image
+carries a number. The fake runner answers with their sum as the top class. So a wrong answer shows that a slot was
+written too early, or was read by an item of another version.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ from tests.support.tasks import CLASSES, TaskMaker, packed
 
 SHARPNESS = 8.0
 NUMBER = "blocks.0.adapter.up.bias"
-"""The tensor in which a version carries its number."""
+"""The tensor that holds a version's number."""
 
 
 class CheapRunner:
-    """A runner of no graph: features that name the sum of the slot's number and the image's."""
+    """A runner without a graph. Its features encode the sum of the slot's number and the image's number."""
 
     precision: Arithmetic = "fp32"
     sizes = None
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Takes what `open_runner` does."""
+        """Accept the arguments of `open_runner`, and ignore them."""
         self.bank: Mapping[str, Array] = {}
 
     def bind(self, tensors: Mapping[str, Array]) -> None:
@@ -48,7 +48,7 @@ class CheapRunner:
         self.bank = tensors
 
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
-        """See `Runner`: they are read where they lie."""
+        """See `Runner`. Nothing to do: `run` reads the tensors in place."""
 
     def device_lost(self) -> bool:
         """See `Runner`."""
@@ -65,7 +65,7 @@ class CheapRunner:
 
 
 def version(maker: TaskMaker, name: str, number: int) -> Archive:
-    """A version of a task that carries a number."""
+    """A version of a task with a number."""
     made = maker.make(name, number, bottleneck=1).bundle()
     adapter = made.record.adapter
     assert adapter is not None
@@ -82,12 +82,12 @@ def version(maker: TaskMaker, name: str, number: int) -> Archive:
 
 
 def image(maker: TaskMaker, number: int) -> Pixels:
-    """An image that carries a number."""
+    """An image with a number."""
     return np.full((*maker.preprocess.size, 3), number, dtype=np.uint8)
 
 
 def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
-    """Ask random tasks, of which only some fit into the slots, while their versions are replaced; check each answer."""
+    """Query random tasks, of which only some fit into the slots, while versions are replaced; check each answer."""
     maker = TaskMaker(folder / "store")
     versions = {f"task-{t}": [version(maker, f"task-{t}", t + 7 * v) for v in range(3)] for t in range(tasks)}
     numbers = {v.bundle().digest: t + 7 * k for t, found in enumerate(versions.values()) for k, v in enumerate(found)}
@@ -111,7 +111,7 @@ async def asked(
     askers: int = 6,
     at_once: int = 64,
 ) -> Figures:
-    """Some askers, and one who replaces versions."""
+    """Threads that query tasks, and one that replaces versions."""
     names, counts, start = list(versions), Counter[str](), time.monotonic()
 
     async def asker(seed: int) -> None:
@@ -148,7 +148,7 @@ async def asked(
 
 
 def verdict(outcome: Answered | RequestError, expected: int) -> str:
-    """What an outcome is."""
+    """The category of an outcome, under which it is counted."""
     if isinstance(outcome, RequestError):
         return "failed"
     return "right" if int(outcome.probabilities.argmax()) == expected else "wrong answers"

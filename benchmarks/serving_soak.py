@@ -1,4 +1,4 @@
-"""Whether every answer is of the right task and version, whatever changes meanwhile; parts of `benchmarks.serving`."""
+"""Parts of `benchmarks.serving` that check every answer while tasks change, and memory over a long time."""
 
 import asyncio
 import math
@@ -22,35 +22,35 @@ from tests.support.service import KEY, Server, serve
 from tests.support.tasks import CLASSES, TaskMaker
 
 TOLERANCE = 1e-4
-"""How far a probability may be from the answer of the task's folded graph alone."""
+"""The largest difference of a probability from that of the task's folded graph, run alone."""
 
 VERSIONS = 3
 UPLOAD = 64 << 10
-"""The limit on a body, above what a bundle takes here."""
+"""The limit on the size of a body, above the size of a bundle here."""
 
 GONE = "gone"
 
 WARM_UP_SECONDS = 60.0
 BURST = 128
-"""Requests in flight once, before memory is first read."""
+"""Requests in flight during the warm-up, before memory is first read."""
 
 
 @dataclass
 class History:
-    """Which versions of a task may have answered, and when; `GONE` is none."""
+    """The versions that a task had over time; `GONE` means that it was removed."""
 
     changes: list[tuple[float, float, str]]
-    """Begin and end of a change, and the digest from then on."""
+    """(begin, end, new digest) of each change."""
 
     def possible(self, start: float, end: float) -> set[str]:
-        """The versions that a request may have begun with: each from the begin of its change to the end of the next."""
+        """The versions that may answer a request: each from the begin of its change to the end of the next one."""
         spans = pairwise([*self.changes, (math.inf, math.inf, "")])
         return {digest for (begin, _, digest), (_, last, _) in spans if begin <= end and start <= last}
 
 
 @dataclass
 class Known:
-    """Every version of every task: what it answers to each probe image."""
+    """The expected answers of every version of every task to each probe image."""
 
     versions: dict[str, list[Archive]]
     answers: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Known:
 
     @classmethod
     def make(cls, maker: TaskMaker, tasks: int, bottleneck: int = 4) -> "Known":
-        """Tasks whose top classes differ for each image; the versions of a task too."""
+        """Make tasks and versions whose top classes differ for each image."""
         known = cls({})
         for t in range(tasks):
             name = f"task-{t}"
@@ -68,7 +68,7 @@ class Known:
         return known
 
     def error(self, reply: Reply) -> float:
-        """The largest difference of a probability from the offline answer of the digest that the reply names."""
+        """The largest difference of a probability from the expected answer of the version that the reply names."""
         expected = self.answers[reply.fields["bundle"]][reply.ask.image]
         scores = {each["label"]: each["score"] for each in reply.fields["predictions"]}
         given = np.array([scores[f"class-{k}"] for k in range(len(expected))])
@@ -78,7 +78,7 @@ class Known:
 
 
 def soak(folder: Path, requests: int, changes: int, tasks: int, in_flight: int) -> Figures:
-    """Interleaved requests, a twentieth of them bad, while tasks are replaced, rolled back, removed and pinned."""
+    """Send requests, one in twenty of them invalid, while tasks are replaced, rolled back, removed and pinned."""
     maker = TaskMaker(folder / "store")
     known = Known.make(maker, tasks)
     for versions in known.versions.values():
@@ -105,7 +105,7 @@ def soak(folder: Path, requests: int, changes: int, tasks: int, in_flight: int) 
 
 
 def requests_of(known: Known, images: Sequence[bytes], count: int, limit: int) -> Iterator[Ask]:
-    """Requests in random order; every twentieth is bad, each in its own way."""
+    """Requests in random order; every twentieth is invalid, in a different way."""
     rng = np.random.default_rng(0)
     names = list(known.versions)
     good = {(n, i): classify(n, i, content, CLASSES) for n in names for i, content in enumerate(images)}
@@ -154,10 +154,10 @@ class Operator:
     histories: Mapping[str, History]
     rng: np.random.Generator
     before: dict[str, str] = field(default_factory=dict)
-    """Where a rollback leads."""
+    """The version that a rollback restores."""
 
     async def step(self) -> None:
-        """One change of one task: another version, the one before, gone and there again, or a pin or its end."""
+        """Make one change to a task: a new version, a rollback, removal and re-upload, or pin and unpin."""
         name = str(self.rng.choice(list(self.known.versions)))
         now = self.histories[name].changes[-1][2]
         kind = int(self.rng.integers(4))
@@ -180,7 +180,7 @@ class Operator:
     async def change(
         self, name: str, digest: str, method: str, path: str, content: bytes = b"", kind: str = "application/zip"
     ) -> None:
-        """Ask for one change; what it leads to may answer from before it is sent."""
+        """Send one change and record it. The new version counts as possible from just before the request."""
         changes = self.histories[name].changes
         begin = time.monotonic()
         changes.append((begin, math.inf, digest))
@@ -192,7 +192,7 @@ class Operator:
 
 
 def judge(reply: Reply, known: Known, histories: Mapping[str, History]) -> str:
-    """What a reply is."""
+    """The category of a reply, under which it is counted."""
     history = histories.get(reply.ask.task)
     possible = history.possible(reply.start, reply.end) if history else set()
     if reply.status == 404 and GONE in possible:
@@ -206,7 +206,7 @@ def judge(reply: Reply, known: Known, histories: Mapping[str, History]) -> str:
 
 
 def endurance(folder: Path, seconds: float, share: float = 0.7) -> Figures:
-    """How the memory of a service grows under a steady load of a share of its throughput."""
+    """Measure the growth of a service's memory under a steady load, at `share` of its throughput."""
     maker = TaskMaker(folder / "store")
     names = [f"task-{t}" for t in range(8)]
     for seed, name in enumerate(names):
@@ -219,7 +219,7 @@ def endurance(folder: Path, seconds: float, share: float = 0.7) -> Figures:
         asyncio.run(closed(server.address, asks, in_flight=16))
         rate = share * throughput(asyncio.run(closed(server.address, asks * 4, in_flight=16)))
         sent = [asks[i % len(asks)] for i in range(max(1, int(rate * part)))]
-        # What it holds grows with the requests in flight, of which a pause of the machine makes many; then it is full.
+        # Memory grows with the requests in flight, and a pause of the machine causes many: reach that level first.
         asyncio.run(closed(server.address, asks * 2, BURST))
         for _ in range(round(min(WARM_UP_SECONDS, seconds / 4) / part) or 1):
             asyncio.run(arriving(server.address, sent, even(len(sent), rate)))

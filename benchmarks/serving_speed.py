@@ -1,4 +1,4 @@
-"""How fast the service is beside the bare session, by itself and with many tasks; parts of `benchmarks.serving`."""
+"""Parts of `benchmarks.serving` on speed: against a bare session, with many tasks, and under load."""
 
 import asyncio
 import time
@@ -30,18 +30,18 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The size of the measurements."""
 
     backbone: str
     bottleneck: int
     tasks: int
     images: int
-    """In flight, at the most."""
+    """The largest number of images in flight."""
     leg: int
-    """Requests between two changes of what is measured."""
+    """Number of requests in a leg, after which the other side is measured."""
     rounds: int
     arrivals: int
-    """Requests of an open load."""
+    """Number of requests in an open-loop load."""
 
 
 @dataclass
@@ -61,12 +61,12 @@ class Bench:
         return list(self.asks)
 
     def mix(self, count: int, names: Sequence[str]) -> list[Ask]:
-        """Requests that go round the tasks and the images."""
+        """`count` requests that cycle through the tasks and the images."""
         images = len(self.asks[names[0]])
         return [self.asks[name][i % images] for i, name in enumerate(islice(cycle(names), count))]
 
     def leg(self, names: Sequence[str], in_flight: int) -> tuple[float, int]:
-        """Answers a second of a closed load, and how many are wrong."""
+        """(answers per second, number of wrong answers) of a closed-loop load."""
         replies = asyncio.run(closed(self.server.address, self.mix(self.scale.leg, names), in_flight))
         return throughput(replies), wrong(replies, self.shift, CLASSES)
 
@@ -89,7 +89,7 @@ def bench(scale: Scale, folder: Path) -> Iterator[Bench]:
 
 
 def compare(sides: Mapping[str, Callable[[], float]], rounds: int) -> Figures:
-    """Measure two sides in turn, and the ratio of the first to the second with its 95 % interval."""
+    """Measure two sides in turn; returns both, and the ratio of the first to the second with its 95 % interval."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in list(sides)[:: 1 if i % 2 else -1]:
@@ -105,9 +105,9 @@ def compare(sides: Mapping[str, Callable[[], float]], rounds: int) -> Figures:
 
 
 def against_bare(made: Bench) -> Figures:
-    """HTTP's throughput over that of a bare session with the same graph, banks, threads and sizes of batches.
+    """Throughput over HTTP against a bare session with the same graph, banks, threads and batch sizes.
 
-    Beside it the share of the time that the service itself spends in the graph, which no wander of the machine blurs.
+    The share of time that the service spends in the graph is measured too; it does not depend on the machine's load.
     """
     maker, scale = made.maker, made.scale
     bundles = [maker.make(name, seed, scale.bottleneck).bundle() for seed, name in enumerate(made.names)]
@@ -152,18 +152,18 @@ def answered(server: Server) -> list[dict[str, Any]]:
 
 
 def graph_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """How long the batches of requests of one image each ran in all."""
+    """Total seconds of all batches, for requests with one image each."""
     return float(sum(line["run_ms"] / line["batch"] for line in lines)) / 1000
 
 
 def batch_sizes(lines: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The batches that requests of one image each say they were in."""
+    """The sizes of all batches, from the log lines of requests with one image each."""
     counts = Counter(int(line["batch"]) for line in lines)
     return [size for size, count in counts.items() for _ in range(max(1, round(count / size)))]
 
 
 def mixed(made: Bench) -> Figures:
-    """The throughput of all tasks mixed over that of one."""
+    """Throughput of all tasks mixed against that of a single task."""
     faults = 0
 
     def of(names: Sequence[str]) -> float:
@@ -177,7 +177,7 @@ def mixed(made: Bench) -> Figures:
 
 
 def alternating(made: Bench) -> Figures:
-    """The median time of requests that change the task each time over that of requests that keep it, one in flight."""
+    """Median latency when every request changes the task, against requests for one task; one request in flight."""
 
     def of(names: Sequence[str]) -> float:
         asks = made.mix(max(10, made.scale.leg // 4), names)
@@ -189,7 +189,7 @@ def alternating(made: Bench) -> Figures:
 
 
 def loaded(made: Bench, share: float = 0.7) -> Figures:
-    """Percentiles at a share of the service's throughput, of requests that come independently and of a steady beat."""
+    """Latency percentiles at `share` of the service's throughput, with independent arrivals and at equal distances."""
     rate = share * made.leg(made.names, made.scale.images)[0]
     found: Figures = {"requests/s": rate, "requests": made.scale.arrivals}
     for name, arrivals in (("Poisson", poisson), ("steady", even)):
@@ -202,7 +202,7 @@ def loaded(made: Bench, share: float = 0.7) -> Figures:
 
 
 def profile(made: Bench) -> Figures:
-    """Images a second, and what bounds them: processor time an image, and the medians that the log lines tell."""
+    """Images per second and what limits them: CPU time per image, and medians from the log lines."""
     (worker,) = made.server.workers()
     before, client, start = cpu_seconds(worker.pid), time.process_time(), time.monotonic()
     rate, bad = made.leg(made.names, made.scale.images)
@@ -226,6 +226,6 @@ def profile(made: Bench) -> Figures:
 
 
 def cpu_seconds(pid: int) -> tuple[float, float]:
-    """Seconds of processor time of a process's main thread, and of all its others."""
+    """(CPU seconds of a process's main thread, CPU seconds of all its other threads)."""
     times = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
     return times[pid], sum(times.values()) - times[pid]

@@ -1,4 +1,4 @@
-"""What a training step of MoSA costs compared with the dense adapter's: `python -m benchmarks.step`.
+"""Compare a training step of MoSA with one of the dense adapter: `python -m benchmarks.step`.
 
 Three trainers take the same batch in turn, in one process and in a new random order each round: the dense adapter with
 two passes in one batch, MoSA with two passes in one batch, and MoSA with two forwards of half that batch. Times are
@@ -39,7 +39,7 @@ TWO_FORWARDS = "MoSA, two forwards"
 
 @dataclass(frozen=True)
 class Config:
-    """Time and memory of a training step."""
+    """Measure time and memory of a training step."""
 
     backbone: str = embedded.NAME
     batch_size: int = 16
@@ -54,7 +54,7 @@ class TwoForwards(Trainer):
     """The passes go through the backbone one after the other."""
 
     def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """As `Trainer.step`."""
+        """See `Trainer.step`."""
         inputs = normalise(pixels, self.preprocess)
         set_passes(self.model, 1)
         with self.autocast:
@@ -67,7 +67,7 @@ class TwoForwards(Trainer):
 
 
 def trainers(config: Config, device: str, batch: Images) -> dict[str, Trainer]:
-    """A trainer of each kind, on a backbone of its own."""
+    """Name -> trainer, each on its own backbone."""
     weights = Weights() if config.backbone == embedded.NAME else Weights("random")
     backbone = load_backbone(config.backbone, weights, classes=10)
     preprocess = Preprocess(size=(batch.pixels.shape[1], batch.pixels.shape[2]))
@@ -83,7 +83,7 @@ def trainers(config: Config, device: str, batch: Images) -> dict[str, Trainer]:
 
 
 def seconds(trainer: Trainer, batch: Images, device: str) -> float:
-    """Wall time of one step; on CUDA until the device has finished."""
+    """Seconds of wall time for one step, including the work that CUDA still has to finish."""
     start = time.perf_counter()
     trainer.step(batch.pixels.to(device), batch.labels.to(device))
     if device == "cuda":
@@ -92,7 +92,7 @@ def seconds(trainer: Trainer, batch: Images, device: str) -> float:
 
 
 def peak_bytes(trainer: Trainer, batch: Images, device: str) -> int:
-    """The most bytes that a step holds at once beyond what was held before it."""
+    """The peak memory of a step in bytes, beyond what was allocated before it."""
     pixels, labels = batch.pixels.to(device), batch.labels.to(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -107,7 +107,7 @@ def peak_bytes(trainer: Trainer, batch: Images, device: str) -> int:
 
 
 def steps_table(times: dict[str, list[float]], memory: dict[str, int], batch_size: int) -> str:
-    """Medians, and ratios to the dense adapter."""
+    """Markdown table of the medians and the ratios to the dense adapter."""
     rows = []
     for name, values in times.items():
         ratio, low, high = median_interval(np.array(values) / np.array(times[REFERENCE]))

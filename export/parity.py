@@ -58,7 +58,7 @@ TOLERANCES: dict[Arithmetic, Tolerance] = {
 """By what the second stage computes in."""
 
 BY_RUNNER: dict[GraphRunnerName, Tolerance] = {name: TOLERANCES[own] for name, own in GRAPH_ARITHMETIC.items()}
-"""Of an fp32 graph by each runner."""
+"""Tolerances of an fp32 graph with each runner."""
 
 WAYS_OUT = {
     True: "Check that the bundle was tuned on these very weights",

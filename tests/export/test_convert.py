@@ -288,7 +288,7 @@ def test_the_command_lines_of_the_readme_take_an_adapter_on_transformers_to_the_
 
 
 def test_a_mixed_batch_of_converted_tasks_answers_each_sample_by_its_own(tmp_path: Path) -> None:
-    """Of one backbone of transformers: updates of q and v, of q, k and v with other ranks, and none."""
+    """The tasks share a backbone of transformers: one updates q and v, one q, k and v with other ranks, one nothing."""
     weights = tmp_path / "vit" / "model.safetensors"
     given = {"backbone_weights": weights, "random_weights": False}
     first = of_transformers(tmp_path / "first", tmp_path / "vit", target_modules=["q_proj", "v_proj"], r=3)

@@ -50,7 +50,7 @@ def noise(batch: int) -> Array:
 
 
 def logits(images: Array, task: Task | None) -> Array:
-    """Of the torch model with an adapter that has these rows and an affine norm of one and zero, in float64."""
+    """Logits of the torch model with the task's adapter weights and an identity affine in its norm, in float64."""
     model = backbone()
     if task is not None:
         r = task.weights["blocks.0.down"].shape[1]

@@ -21,7 +21,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
 
 @pytest.fixture(scope="module")
 def archives(maker: TaskMaker) -> Mapping[str, Archive]:
-    """Of two bottlenecks, and one that is linear."""
+    """Tasks with two different bottlenecks, and one linear task."""
     made = {
         name: maker.make(name, seed, bottleneck, method)
         for seed, (name, (method, bottleneck)) in enumerate(METHODS.items())

@@ -130,7 +130,7 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
-    """Of two trials and two seeds."""
+    """A comparison with two trials and two seeds."""
     evaluated: list[Path | None] = []
 
     def counted(config: EvaluateConfig) -> dict[str, float]:

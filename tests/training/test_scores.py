@@ -52,7 +52,7 @@ def test_probability_of_zero_for_the_truth_keeps_the_nll_finite() -> None:
 
 SIX = np.array([[0.9, 0.1], [0.08, 0.92], [0.55, 0.45], [0.58, 0.42], [0.3, 0.7], [0.01, 0.99]], dtype=np.float32)
 TRUTH = torch.tensor([0, 0, 0, 1, 1, 1])
-"""Of confidences .9 .92 .55 .58 .7 .99 the second and the fourth are wrong."""
+"""The confidences are .9 .92 .55 .58 .7 .99; the second and the fourth prediction are wrong."""
 
 
 def test_calibration_error_of_six_predictions_is_that_worked_out_by_hand() -> None:

@@ -32,7 +32,7 @@ TOLERANCE: dict[RunnerName, float] = {
     "openvino": 1e-5,
     "openvino-bf16": 5e-2,
 }
-"""Of the largest output; bf16 has eight bits, CUDA multiplies in TF32."""
+"""Largest error relative to the largest output. bf16 has eight bits, and CUDA multiplies in TF32."""
 
 
 @pytest.fixture(params=GRAPH_RUNNERS)
