@@ -59,7 +59,9 @@ class Config:
     seconds: float = 120.0
     """Seconds of timing per batch size. 0 skips the timing."""
     sessions: int = 5
+    """How many times every file is opened again."""
     threads: int = 0
+    """Number of threads for one inference. 0 uses all cores."""
     out: Path = Path("benchmarks/results/precision")
 
 
@@ -222,7 +224,7 @@ def main() -> None:
             speed = speeds(config, files)
             write_rows(config.out / "latency.csv", speed)
             words = (
-                f"{config.backbone}, random weights, ONNX Runtime on the CPU; every file opened anew {config.sessions}"
+                f"{config.backbone}, random weights, ONNX Runtime on the CPU; every file opened {config.sessions}"
                 " times, ratios round by round, Student's interval over the openings. `control` is the fp32 file again."
             )
             parts.append(f"{words}\n\n{speed_table(speed)}")

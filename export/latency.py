@@ -41,7 +41,7 @@ COLUMNS = (
 )
 
 NOTES = """\
-Ratio: latency over that of the plain graph by the same runner. Every graph was opened anew {sessions} times; each
+Ratio: latency over that of the plain graph by the same runner. Every graph was opened again {sessions} times; each
 opening gives the median ratio of its rounds, and the table has their geometric mean with Student's 95 % interval.
 `control` is the plain graph again: it shows the noise. FLOP ratio: what the matrix products predict. Nodes: in the
 file, and after ONNX Runtime has optimised it for the CPU. MB: the file and its banks.

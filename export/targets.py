@@ -1,4 +1,4 @@
-"""Export targets: the fp32 graph of each lane, from which other files are made, and how a task uses any of them."""
+"""Export targets: the fp32 graph of each lane, which other files are made from, and how to feed these files."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mosa_deploy.runtimes.runner import Runner
 from mosa_deploy.runtimes.shared import SharedTask
 
 BATCH = 16
-"""Calibration images at a time: the activations of more would fill the memory."""
+"""Number of calibration images at a time: activations of many images need much memory."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ExportTarget:
         return f"{self.name} ONNX"
 
     def answer_by(self, runner: Runner) -> Callable[[Array], Array]:
-        """What a runner of one of its files makes of images (B, 3, H, W): the task's logits (B, K)."""
+        """A function from images (B, 3, H, W) to the task's logits (B, K), by a runner of one of the target's files."""
         return runner.run if self.task is None else self.task.answer_by(runner)
 
     def feed(self, images: Array) -> Feed:

@@ -22,7 +22,7 @@ ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", 
 """Commands in the order in which a user meets them; others follow by name."""
 
 ADDRESS = "http://localhost:3000"
-"""Where a service answers unless it is told otherwise."""
+"""The default address of a service."""
 
 USAGE = """\
 usage: mosa COMMAND [OPTIONS]

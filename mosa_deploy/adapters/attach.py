@@ -168,7 +168,7 @@ def freeze(model: Transformer) -> None:
 
 
 def backbone_state(model: Transformer) -> dict[str, Tensor]:
-    """The backbone's own tensors by timm's names, without a head and whatever is attached to it."""
+    """The backbone's own tensors by timm's names, without the head and without adapters."""
     head, state = f"{topology_of(model).head}.", dict[str, Tensor]()
     for name, value in model.state_dict().items():
         if ".adapter." not in name and not name.startswith(head):

@@ -15,7 +15,7 @@ from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, decode
 from mosa_deploy.errors import BundleError
 
 SIZE = 8
-"""How many images a canary has, if there are as many."""
+"""The number of images in a canary, if there are as many."""
 PREFIX = "canary."
 
 

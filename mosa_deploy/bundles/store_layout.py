@@ -21,7 +21,7 @@ PLAIN, GRAPH = "plain.onnx", "graph.json"
 FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
 ENGINES = "engine.json"
 TIMINGS = "timings.cache"
-"""What TensorRT's builds have timed on this machine's GPU; it lies at the root."""
+"""The kernel timings of TensorRT's builds on this machine's GPU, at the root of the store."""
 
 
 def backbone_folder(backbone: Backbone) -> str:

@@ -101,9 +101,9 @@ class Task(Model):
     bundle: str
     lane: LaneName
     runtime: RunnerName | None = None
-    """What runs its graph, once it is active."""
+    """The runtime of its graph, once the task is active."""
     precision: Arithmetic | None = None
-    """What that computes in."""
+    """The precision in which the runtime computes."""
     state: Literal["active", "registered", "refused"]
     """`registered` tasks are loaded when they are asked."""
     pinned: bool

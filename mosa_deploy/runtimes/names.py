@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 Arithmetic = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
-"""What a runner rounds the factors of its products to."""
+"""The precision to which a runner rounds the factors of matrix products."""
 
 CANARY_TOLERANCE: dict[Arithmetic, float] = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.25}
 """The largest difference of a canary's probability, by the runner's arithmetic.
@@ -49,7 +49,7 @@ GRAPH_ARITHMETIC: dict[GraphRunnerName, Arithmetic] = {
     "openvino": "fp32",
     "openvino-bf16": "bf16",
 }
-"""What each computes in, given a graph in fp32."""
+"""Runner -> the precision in which it computes an fp32 graph."""
 
 DEFAULT_RUNNER: GraphRunnerName = "onnxruntime-cpu"
 """Runs every graph that is exported, and proves the others."""
@@ -57,4 +57,4 @@ DEFAULT_RUNNER: GraphRunnerName = "onnxruntime-cpu"
 ON_GPU: tuple[RunnerName, ...] = ("onnxruntime-cuda", "tensorrt")
 
 RuntimeSetting = Literal["auto", RunnerName]
-"""What MOSA_RUNTIME may be."""
+"""The values that MOSA_RUNTIME may have."""

@@ -19,7 +19,7 @@ class Runner(Protocol):
 
     @property
     def precision(self) -> Arithmetic:
-        """What it computes in, given a graph in fp32."""
+        """The precision in which it computes an fp32 graph."""
         ...
 
     @property
