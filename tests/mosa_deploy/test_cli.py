@@ -91,13 +91,13 @@ def test_the_help_of_tune_shows_the_presets_values() -> None:
     text = " ".join(mosa("tune", "--help").stdout.replace("│", " ").split())
     assert "(default: None)" not in text
     assert "{None}" not in text
-    assert "--epochs INT Passes over the training images. (preset: " in text
+    assert "--epochs INT Number of passes over the training images. (preset: " in text
     assert "mosa and mosl options" in text
 
 
 def test_the_help_shows_the_preset_of_the_task_that_is_named() -> None:
     text = " ".join(mosa("tune", "--task", "digits", "--help").stdout.replace("│", " ").split())
-    assert "--epochs INT Passes over the training images. (preset: 8)" in text
+    assert "--epochs INT Number of passes over the training images. (preset: 8)" in text
 
 
 def test_pack_writes_what_the_service_takes(digits_run: Path, tmp_path: Path) -> None:
