@@ -32,7 +32,7 @@ from training.data import Images, decode_all
 from training.loop import predict
 from training.options import EvaluateConfig
 from training.run import read_settings
-from training.scores import figures
+from training.scores import classification_metrics
 from training.tasks import TASKS, find
 from training.tune import choose_device
 
@@ -79,7 +79,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if len(splits.classes) != subject.classes:
         raise DataError(f"{subject.classes} classes were learned, the images have {len(splits.classes)}: give the same")
     test = decode_all(splits.test, subject.preprocess, "test")
-    return figures(probabilities(subject.logits(test), subject.temperature), test.labels)
+    return classification_metrics(probabilities(subject.logits(test), subject.temperature), test.labels)
 
 
 def of_backbone(config: EvaluateConfig, name: str) -> Subject:

@@ -44,21 +44,21 @@ def write_events(out: Path, rows: list[Row], closing: Any = None) -> None:
             writer.write(event.SerializeToString())
 
 
-def scalars(figures: Mapping[str, float]) -> Any:
+def scalars(metrics: Mapping[str, float]) -> Any:
     """A summary with one curve per name, except `epoch`, which is the step."""
     from torch.utils.tensorboard.summary import scalar
 
-    return joined([scalar(name, value) for name, value in figures.items() if name != "epoch"])
+    return joined([scalar(name, value) for name, value in metrics.items() if name != "epoch"])
 
 
-def closing(text: str, pictures: list[Path], settings: dict[str, Any], figures: dict[str, float]) -> Any:
+def closing(text: str, pictures: list[Path], settings: dict[str, Any], metrics: dict[str, float]) -> Any:
     """The summary of a finished run: a text in Markdown, PNG files, and a row in the table of hyperparameters.
 
     The metrics of the kept epoch, which need not be the last one, become curves of one point, `kept/<name>`.
     """
     from torch.utils.tensorboard import summary
 
-    kept = {f"kept/{name}": value for name, value in figures.items()}
+    kept = {f"kept/{name}": value for name, value in metrics.items()}
     images = [
         summary.image(path.stem, np.asarray(Image.open(path).convert("RGB")), dataformats="HWC") for path in pictures
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mosa_deploy.utils.files import replacing
 from training.loop import Row
-from training.scores import ECE_BINS, figures, kept, reliability
+from training.scores import ECE_BINS, classification_metrics, kept, reliability
 
 READABLE = 25
 """With more classes than this, the numbers in a confusion matrix would be too small to read."""
@@ -119,7 +119,7 @@ def draw_calibration(
         upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, zorder=0)
         for name, given, color in (("before", before, "C1"), ("after", after, "C0")):
             confidence, accuracy, share = reliability(given, labels)
-            label = f"{name} the temperature, ECE {figures(given, labels)['ece']:.3f}"
+            label = f"{name} the temperature, ECE {classification_metrics(given, labels)['ece']:.3f}"
             upper.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.5, zorder=1)
             upper.scatter(confidence, accuracy, 10 + 150 * share, color=color, alpha=0.8, linewidth=0, label=label)
             weights = np.full(len(given), 1 / len(given))

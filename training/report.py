@@ -19,7 +19,7 @@ from training import plots
 from training.config import Recipe
 from training.events import closing, write_events
 from training.loop import Row
-from training.scores import confusions, figures, kept
+from training.scores import classification_metrics, confusions, kept
 
 REPORT = "report.md"
 PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"
@@ -44,7 +44,7 @@ def write_report(
     of = f"{record.task}, {len(labels)} validation images"
     plots.draw_confusion(out / CONFUSION, matrix, record.classes, of)
     plots.draw_calibration(out / RELIABILITY, before, after, labels, of)
-    measured = figures(before, labels), figures(after, labels)
+    measured = classification_metrics(before, labels), classification_metrics(after, labels)
     axis = plots.axis_name(next(iter(rows[0])))
     name = out.name if out.is_absolute() else out.as_posix()
     text = f"""# {title}
@@ -53,7 +53,7 @@ def write_report(
 
 ## Validation
 
-{figures_table(*measured, record.temperature)}
+{metrics_table(*measured, record.temperature)}
 
 Measured on the {len(labels)} images that also chose the {axis} and the temperature: expect slightly worse results on
 new images. The test set was not read; this command reads it:
@@ -105,7 +105,7 @@ def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:
     }
 
 
-def figures_table(before: Mapping[str, float], after: Mapping[str, float], temperature: float) -> str:
+def metrics_table(before: Mapping[str, float], after: Mapping[str, float], temperature: float) -> str:
     """Accuracy, loss and calibration error before and after temperature scaling."""
     names = {"accuracy": "accuracy", "nll": "negative log likelihood (nats)", "ece": "expected calibration error"}
     rows = [(text, f"{before[name]:.4f}", f"{after[name]:.4f}") for name, text in names.items()]

@@ -26,7 +26,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(float(found.x))
 
 
-def figures(probabilities: NDArray[np.float32], labels: Tensor) -> dict[str, float]:
+def classification_metrics(probabilities: NDArray[np.float32], labels: Tensor) -> dict[str, float]:
     """Accuracy, negative log likelihood and expected calibration error (15 bins, arXiv 1706.04599).
 
     `probabilities` are (N, K), `labels` (N,).
@@ -48,7 +48,7 @@ def reliability(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean confidence, accuracy and share of predictions of each non-empty bin (b / 15, (b + 1) / 15].
 
-    The sum of share * |confidence - accuracy| is the expected calibration error of `figures`.
+    The sum of share * |confidence - accuracy| is the expected calibration error of `classification_metrics`.
     """
     confidence = probabilities.max(1).astype(np.float64)
     correct = probabilities.argmax(1) == labels.numpy()

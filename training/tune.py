@@ -34,7 +34,7 @@ from training.loop import Row, Trainer, predict
 from training.merge_scale import fit_merge_scale
 from training.probe import fit_probe
 from training.report import write_report
-from training.scores import figures, fit_temperature
+from training.scores import classification_metrics, fit_temperature
 from training.tasks import find
 
 
@@ -167,7 +167,7 @@ def write_results(
     metrics = {
         **{
             f"validation_{k}": v
-            for k, v in figures(probabilities(logits.numpy(), temperature), validation.labels).items()
+            for k, v in classification_metrics(probabilities(logits.numpy(), temperature), validation.labels).items()
         },
         "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
     }

@@ -20,7 +20,7 @@ from training.events import EVENTS
 from training.loop import Row
 from training.plots import draw_calibration, draw_confusion, draw_curves
 from training.report import write_report
-from training.scores import figures
+from training.scores import classification_metrics
 
 CLASSES = ("airport", "harbor", "a|b", "empty")
 PREDICTED = [0, 0, 0, 1, 1, 1, 0, 1]
@@ -88,7 +88,7 @@ def test_report_names_what_was_tuned(run: Path) -> None:
 def test_figures_before_and_after_the_temperature_are_those_of_the_formula(run: Path) -> None:
     table = section((run / "report.md").read_text(), "Validation")
     before, after = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (LOGITS.double().numpy() / t for t in (1, 2)))
-    errors = [figures(given.astype(np.float32), LABELS)["ece"] for given in (before, after)]
+    errors = [classification_metrics(given.astype(np.float32), LABELS)["ece"] for given in (before, after)]
     losses = [log_loss(LABELS.numpy(), given, labels=range(4)) for given in (before, after)]
     assert table[:5] == [
         "|  | before the temperature | at temperature 2.000 |",
@@ -212,8 +212,8 @@ def test_legend_of_the_reliability_diagram_has_both_errors(tmp_path: Path, drawn
     legend = drawn[0].axes[0].get_legend()
     assert legend is not None
     assert shown(legend.get_texts()) == [
-        f"before the temperature, ECE {figures(before, LABELS)['ece']:.3f}",
-        f"after the temperature, ECE {figures(after, LABELS)['ece']:.3f}",
+        f"before the temperature, ECE {classification_metrics(before, LABELS)['ece']:.3f}",
+        f"after the temperature, ECE {classification_metrics(after, LABELS)['ece']:.3f}",
     ]
 
 

@@ -4,7 +4,7 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from training.scores import confusions, figures, fit_temperature, kept, reliability
+from training.scores import classification_metrics, confusions, fit_temperature, kept, reliability
 
 
 def draw(count: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,20 +34,20 @@ def test_calibration_error_is_the_formula_with_15_bins() -> None:
         abs(confidence[which == b].mean() - correct[which == b].mean()) * (which == b).mean() for b in np.unique(which)
     )
     assert len(np.unique(which)) > 8
-    assert figures(given, labels)["ece"] == pytest.approx(expected, abs=1e-6)
+    assert classification_metrics(given, labels)["ece"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_accuracy_and_nll_are_those_of_scikit_learn() -> None:
     logits, labels = draw(500, 2.0)
     exact = softmax(logits.double().numpy(), axis=1)
-    measured = figures(exact.astype(np.float32), labels)
+    measured = classification_metrics(exact.astype(np.float32), labels)
     assert measured["accuracy"] == pytest.approx(accuracy_score(labels.numpy(), exact.argmax(1)))
     assert measured["nll"] == pytest.approx(log_loss(labels.numpy(), exact), rel=1e-5)
 
 
 def test_probability_of_zero_for_the_truth_keeps_the_nll_finite() -> None:
     given = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
-    assert figures(given, torch.tensor([1, 1]))["nll"] == pytest.approx(-np.log(1e-12) / 2)
+    assert classification_metrics(given, torch.tensor([1, 1]))["nll"] == pytest.approx(-np.log(1e-12) / 2)
 
 
 SIX = np.array([[0.9, 0.1], [0.08, 0.92], [0.55, 0.45], [0.58, 0.42], [0.3, 0.7], [0.01, 0.99]], dtype=np.float32)
@@ -58,7 +58,7 @@ TRUTH = torch.tensor([0, 0, 0, 1, 1, 1])
 def test_calibration_error_of_six_predictions_is_that_worked_out_by_hand() -> None:
     # Bins of 1/15: {.9, .92} half right, {.55, .58} half right, {.7} right, {.99} right.
     by_hand = (2 * (0.91 - 0.5) + 2 * (0.565 - 0.5) + (1 - 0.7) + (1 - 0.99)) / 6
-    assert figures(SIX, TRUTH)["ece"] == pytest.approx(by_hand, abs=1e-6)
+    assert classification_metrics(SIX, TRUTH)["ece"] == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_reliability_of_six_predictions_is_that_worked_out_by_hand() -> None:
@@ -72,7 +72,9 @@ def test_reliability_sums_up_to_the_calibration_error() -> None:
     logits, labels = draw(3000, 2.0)
     given = softmax(logits.numpy(), axis=1)
     confidence, accuracy, share = reliability(given, labels)
-    assert float((share * abs(confidence - accuracy)).sum()) == pytest.approx(figures(given, labels)["ece"], abs=1e-6)
+    assert float((share * abs(confidence - accuracy)).sum()) == pytest.approx(
+        classification_metrics(given, labels)["ece"], abs=1e-6
+    )
 
 
 def test_confusions_are_sorted_by_images_then_by_share_and_leave_out_what_is_right() -> None:
