@@ -1,10 +1,10 @@
 """Chooses what runs the graphs: TensorRT for engines that fit this machine, ONNX Runtime or OpenVINO for ONNX files."""
 
-import ctypes
 import logging
 from dataclasses import dataclass
 
 from mosa_deploy.errors import ProviderError
+from mosa_deploy.runtimes import cuda
 from mosa_deploy.runtimes.cuda import device_capability
 from mosa_deploy.runtimes.names import GraphRunnerName, RuntimeSetting
 from mosa_deploy.runtimes.runner import check_runner
@@ -45,7 +45,7 @@ def choose(setting: RuntimeSetting) -> Runtimes:
 
 
 def _automatic() -> Runtimes:
-    if not _has_nvidia_driver():
+    if not cuda.has_driver():
         log.info("no engines are used: no NVIDIA GPU is here")
         return Runtimes("onnxruntime-cpu")
     try:
@@ -58,18 +58,10 @@ def _automatic() -> Runtimes:
 
 def _for_graphs() -> GraphRunnerName:
     """ONNX Runtime on CUDA if that works here, else on the CPU."""
-    if not _has_nvidia_driver():
+    if not cuda.has_driver():
         return "onnxruntime-cpu"
     try:
         check_runner("onnxruntime-cuda")
     except ProviderError:
         return "onnxruntime-cpu"
     return "onnxruntime-cuda"
-
-
-def _has_nvidia_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True

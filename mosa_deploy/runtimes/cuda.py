@@ -5,6 +5,7 @@ The library comes with the extras `tensorrt` and `tensorrt-rtx`, and is imported
 
 import ctypes
 import importlib
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mosa_deploy.errors import ProviderError
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is installed. Libraries that are asked for CUDA without it print errors of their own."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def load_cuda() -> Any:

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.runtimes import cuda
 from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS, PROVIDER_ARITHMETIC, QUANTISATION_KEY, Provider
+
+# Recent builds report usage to their maker, which nobody here has asked for.
+onnxruntime.disable_telemetry_events()
 
 
 def execution_provider(provider: Provider) -> str:
@@ -24,6 +28,8 @@ def execution_provider(provider: Provider) -> str:
     if wanted not in onnxruntime.get_available_providers():
         raise ProviderError(f"{wanted} is not in this onnxruntime: install onnxruntime-gpu, or run on the CPU")
     if provider == "cuda":
+        if not cuda.has_driver():
+            raise ProviderError(f"{wanted} did not start, there is no NVIDIA driver here: run on the CPU")
         onnxruntime.preload_dlls()
         try:
             # The provider is listed wherever onnxruntime-gpu is installed. Only memory on the device shows a GPU.

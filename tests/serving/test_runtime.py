@@ -30,7 +30,7 @@ def test_cuda_that_does_not_start_stops_the_start_and_auto_takes_the_cpu(
     # onnxruntime-gpu names the provider wherever it is installed.
     assert "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", _no_library)
-    monkeypatch.setattr("serving.runtime._has_nvidia_driver", lambda: True)
+    monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_driver", lambda: True)
     with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=onnxruntime-cuda: CUDAExecutionProvider did not start"):
         LocalBackend(Settings(artifacts=str(tmp_path), runtime="onnxruntime-cuda", admin_keys=("key",)))
     assert choose("auto").graphs == "onnxruntime-cpu"

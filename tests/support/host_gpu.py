@@ -109,7 +109,7 @@ class HostGpu:
         monkeypatch.setattr(f"{runner}.Device", lambda: self.device)
         for place in (runner, "serving.runtime"):
             monkeypatch.setattr(f"{place}.device_capability", lambda: capability)
-        monkeypatch.setattr("serving.runtime._has_nvidia_driver", lambda: capability is not None)
+        monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_driver", lambda: capability is not None)
         monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
 
     def deserialize_cuda_engine(self, content: bytes) -> "OnnxEngine":

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -294,3 +295,13 @@ def test_what_an_extra_brings_is_not_loaded_before_a_runner_needs_it() -> None:
     heavy = {"openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda"}
     code = f"import sys, mosa_deploy.runtimes.runner; assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_a_driver_cuda_is_refused_before_a_library_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_driver", lambda: False)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("preloaded"))
+    with pytest.raises(ProviderError, match=r"did not start, there is no NVIDIA driver here: run on the CPU$"):
+        check_runner("onnxruntime-cuda")
+    assert loaded == []
