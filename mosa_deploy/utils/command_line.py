@@ -25,7 +25,7 @@ def parse(
 
     A nested dataclass is a group of options without a prefix. `groups` puts further options under a heading of their
     own, such as `{"mosa and mosl": ["experts", "share"]}`. `hints` says what applies where an option is left out and
-    the dataclass holds None; without a hint the help names no default.
+    the dataclass holds None or nothing; without a hint the help names no default.
 
     Raises:
         SystemExit: after the help, or with code 2 after a usage error.
@@ -48,12 +48,13 @@ def _outline(config: type[Any], groups: Groups, hints: Mapping[str, str]) -> typ
             return _group(name, name, _outline(kind, {}, hints))
         # None leaves the help to the field's own annotation, which may name what a constant lists.
         text = " ".join(documents.get(name, "").split()) or None
-        if field.default is None:
+        if field.default is None or field.default == ():
             hint = f"({hints[name]})" if name in hints else ""
             described = tyro.conf.arg(prefix_name=False, help=text, help_behavior_hint=hint)
         else:
             described = tyro.conf.arg(prefix_name=False, help=text)
-        return name, Annotated[kind, described], dataclasses.field(default=field.default)
+        same = dataclasses.field(default=field.default, default_factory=field.default_factory)
+        return name, Annotated[kind, described], same
 
     grouped = {name for names in groups.values() for name in names}
     options = [option(name) for name in fields if name not in grouped]
