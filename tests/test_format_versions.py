@@ -25,7 +25,8 @@ from training.options import EvaluateConfig
 from training.run import read_settings
 from training.tune import tune
 
-V1 = Path(__file__).parent / "fixtures" / "v1"
+FIXTURES = Path(__file__).parent / "fixtures"
+V1 = FIXTURES / "v1"
 BACKBONE = Path("store/backbones/vit_tiny_patch16_224-8cd1bd08")
 LIMIT = 10 << 20
 
@@ -57,6 +58,16 @@ every_format = pytest.mark.parametrize("case", CASES, ids=lambda case: case.form
 def copied(tmp_path: Path) -> Path:
     """A copy of the files of version 1."""
     return Path(shutil.copytree(V1, tmp_path / "v1"))
+
+
+@every_format
+def test_every_version_has_a_file_that_is_read(case: Case) -> None:
+    for version in range(1, case.format.newest + 1):
+        assert case.read(FIXTURES / f"v{version}")
+
+
+def test_the_versions_of_a_runs_settings_say_the_same() -> None:
+    assert read_settings(FIXTURES / "v2" / "run") == read_settings(V1 / "run")
 
 
 def refusal(case: Case, root: Path, **changes: Any) -> str:
