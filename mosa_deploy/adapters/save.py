@@ -1,8 +1,6 @@
 """Save what a user tuned in a training loop of their own as a bundle."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import timm.data
@@ -18,14 +16,14 @@ from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.utils.files import Content, read_content
+from mosa_deploy.utils.files import Content, FilePath, read_content
 from mosa_deploy.utils.versions import git_commit, library_versions
 
 
 def save_bundle(
     model: Transformer,
     config: AdapterConfig | None,
-    folder: str | os.PathLike[str],
+    folder: FilePath,
     *,
     task: str,
     classes: Sequence[str],
@@ -80,7 +78,7 @@ def save_bundle(
     canary = Canary.record([read_content(image) for image in images[:SIZE]], preprocess, answer)
     model.train(training)
     tensors = {name: value.cpu().numpy() for name, value in task_state(model).items()}
-    return Bundle(record, tensors, canary).save(Path(folder))
+    return Bundle(record, tensors, canary).save(folder)
 
 
 def _method(config: AdapterConfig | None) -> Method:

@@ -17,6 +17,7 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
 from mosa_deploy.errors import BackboneError, unknown_name
+from mosa_deploy.utils.files import FilePath
 from mosa_deploy.utils.network import why_unreachable
 from mosa_deploy.utils.seeds import derive
 
@@ -47,7 +48,7 @@ class Weights:
 
 def load_backbone(
     name: str,
-    weights: Weights | None = None,
+    weights: Weights | FilePath | None = None,
     classes: int = 0,
     img_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
@@ -55,14 +56,16 @@ def load_backbone(
     """A timm ViT or Swin in evaluation mode: images (B, 3, H, W) -> logits (B, classes), or features (B, C).
 
     The head has `classes` outputs and is freshly initialised; with 0 there is none. `weights` are timm's pretrained
-    ones if None. `img_size` is the side, or (H, W), of the images in pixels: timm resamples the position embedding, and
-    `timm.data.resolve_model_data_config` of the model gives that size. Other `kwargs` go to timm, e.g. `mlp_ratio`.
+    ones if None, or those of a file if a path is given. `img_size` is the side, or (H, W), of the images in pixels:
+    timm resamples the position embedding, and `timm.data.resolve_model_data_config` of the model gives that size.
+    Other `kwargs` go to timm, e.g. `mlp_ratio`.
 
     Raises:
         BackboneError: timm does not know the name, the model is not a plain ViT or Swin, whole patches do not fill the
             images, or the weights cannot be had or do not fit.
     """
-    weights = weights or Weights()
+    if not isinstance(weights, Weights):
+        weights = Weights() if weights is None else Weights("file", Path(weights))
     check_name(name)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size

@@ -18,7 +18,7 @@ from mosa_deploy.bundles.canary import PREFIX, Canary
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, read_record
 from mosa_deploy.errors import BundleError
-from mosa_deploy.utils.files import replacing
+from mosa_deploy.utils.files import FilePath, replacing
 from mosa_deploy.utils.shapes import Shapes, shape_faults, shapes_of
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -43,13 +43,14 @@ class Bundle:
         weight, bias = (self.tensors[f"{self.record.backbone.topology.head}.{part}"] for part in ("weight", "bias"))
         return weight.astype(np.float32), bias.astype(np.float32)
 
-    def save(self, folder: Path) -> "Bundle":
+    def save(self, folder: FilePath) -> "Bundle":
         """Write the two files and return the bundle with its digest.
 
         Raises:
             BundleError: a tensor is missing, unexpected or misshapen, or not finite.
         """
         check_tensors(self.record, self.tensors)
+        folder = Path(folder)
         # safetensors writes metadata in random order: without any, the same tensors give the same bytes.
         # It writes an array's memory as it lies, and a transposed view would come back scrambled.
         tensors = {**self.tensors, **self.canary.to_tensors()}
@@ -62,13 +63,14 @@ class Bundle:
         return Bundle(record, self.tensors, self.canary)
 
     @classmethod
-    def load(cls, folder: Path) -> "Bundle":
+    def load(cls, folder: FilePath) -> "Bundle":
         """Read and check a bundle.
 
         Raises:
             BundleError: a file is missing, damaged or altered, was written by a newer release, or holds other tensors
                 than the record says.
         """
+        folder = Path(folder)
         try:
             content = (folder / TENSORS).read_bytes()
         except OSError as error:

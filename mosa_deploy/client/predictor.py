@@ -26,7 +26,7 @@ from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedTask
-from mosa_deploy.utils.files import Content, read_content
+from mosa_deploy.utils.files import Content, FilePath, read_content
 
 Logits = Callable[[Array], Array]
 """What the backbone reads (B, 3, H, W) -> logits (B, K)."""
@@ -42,7 +42,7 @@ class Predictor:
         self.bundle, self._logits = bundle, logits
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], runner: RunnerName = DEFAULT_RUNNER, threads: int = 0) -> Self:
+    def open(cls, folder: FilePath, runner: RunnerName = DEFAULT_RUNNER, threads: int = 0) -> Self:
         """Load a task's folder in a store, e.g. `artifacts/tasks/digits`, and prove it on its canary.
 
         A task without a graph of its own runs through its backbone's shared graph, which lies in the same store.

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from mosa_deploy.errors import DataError, WriteError
 
-Content = bytes | str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
+
+Content = bytes | FilePath
 """The bytes of a file, or its path."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

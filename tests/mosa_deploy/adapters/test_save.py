@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import mosa_deploy
@@ -79,6 +80,20 @@ def test_images_may_be_paths(tmp_path: Path) -> None:
     given = [str(tmp_path / "one.png")]
     bundle = save_bundle(tuned(SPLIT), SPLIT, tmp_path / "run", task="flowers", classes=CLASSES, images=given)
     assert bundle.canary.images == (IMAGES[0],)
+
+
+def test_a_bundle_is_loaded_and_saved_by_a_path_as_text(tmp_path: Path) -> None:
+    save_bundle(tuned(SPLIT), SPLIT, tmp_path / "run", task="flowers", classes=CLASSES, images=IMAGES)
+    bundle = Bundle.load(str(tmp_path / "run"))
+    bundle.save(str(tmp_path / "copy"))
+    assert Bundle.load(tmp_path / "copy").digest == bundle.digest
+
+
+def test_a_backbone_takes_the_weights_of_a_file_by_its_path(tmp_path: Path) -> None:
+    model = load_backbone(EMBEDDED)
+    safetensors.torch.save_file({k: v + 1 for k, v in model.state_dict().items()}, tmp_path / "w.safetensors")
+    loaded = load_backbone(EMBEDDED, str(tmp_path / "w.safetensors")).state_dict()
+    assert all(torch.equal(loaded[name], value + 1) for name, value in model.state_dict().items())
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
