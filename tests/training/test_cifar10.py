@@ -30,7 +30,7 @@ def test_20_and_20_of_a_class_are_drawn_from_train_and_test_is_whole(tmp_path: P
         assert [example.name for example in splits.test] == [
             f"{n}/{n}_{i}.jpg" for n in ("cat", "ship") for i in (1, 2, 3)
         ]
-        assert "this is no test of transfer" in splits.note
+        assert "this does not test transfer" in splits.note
 
 
 def test_draw_is_the_same_every_time_and_not_the_first_images(tmp_path: Path) -> None:
