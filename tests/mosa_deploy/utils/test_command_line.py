@@ -12,7 +12,7 @@ class Files:
     """Which files are written."""
 
     precision: str = "fp32"
-    """Of every file."""
+    """The precision of every file."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def test_the_help_says_what_is_documented(capsys: pytest.CaptureFixture[str]) ->
     text = shown(capsys)
     assert "Do something." in text
     assert "--task STR What it is about. (required)" in text
-    assert "--precision STR Of every file. (default: fp32)" in text
+    assert "--precision STR The precision of every file. (default: fp32)" in text
 
 
 def test_the_help_names_no_default_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
