@@ -8,7 +8,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 .PHONY: help setup demo test test-slow check docs wheel
 
 help:
-	@echo "make demo        tune, fold, export, time and serve two tasks (under 10 minutes on 2 cores)"
+	@echo "make demo        tune, fold, export, time and serve two tasks (under 5 minutes on 2 cores)"
 	@echo "make test        run the tests but the slow ones (under 12 minutes on 2 cores)"
 	@echo "make test-slow   run those: new environments, the README's commands, the service's benchmark"
 	@echo "make check       ruff, mypy, the directions of imports, and whether the docs can be built"
