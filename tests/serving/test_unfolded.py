@@ -12,6 +12,7 @@ from export.options import ExportConfig
 from mosa_deploy.adapters.attach import attach
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.adapters.save import save_bundle
+from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import load_backbone
 from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
@@ -27,16 +28,31 @@ CLASSES = ("bolt", "nut", "washer")
 STYLES: dict[str, Style] = {"bolts": "pfeiffer", "nuts": "houlsby"}
 
 
+FOLDED = "plates"
+"""A task with a head alone, which can be folded."""
+
+
 def make(root: Path) -> None:
-    """Export a task of each style, on the embedded backbone with random adapters."""
+    """Export a task of each style, on the embedded backbone with random adapters, and one with a head alone."""
+    save(root, FOLDED, load_backbone(EMBEDDED, classes=len(CLASSES)), None)
     for name, style in STYLES.items():
         torch.manual_seed(len(name))
         config = AdapterConfig(bottleneck=2, experts=2, scale=1.0, style=style)
         model = load_backbone(EMBEDDED, classes=len(CLASSES))
-        perturb(attach(model, config))
-        run = root / "runs" / name
-        save_bundle(model, config, run, task=name, classes=CLASSES, images=[picture(seed) for seed in range(3)])
-        export(ExportConfig(bundle=run, out=root))
+        save(root, name, perturbed(model, config), config)
+
+
+def perturbed(model: Transformer, config: AdapterConfig) -> Transformer:
+    """The model with adapters that change its answers."""
+    perturb(attach(model, config))
+    return model
+
+
+def save(root: Path, name: str, model: Transformer, config: AdapterConfig | None) -> None:
+    """Save a task's run, and export it."""
+    run, images = root / "runs" / name, [picture(seed) for seed in range(3)]
+    save_bundle(model, config, run, task=name, classes=CLASSES, images=images)
+    export(ExportConfig(bundle=run, out=root))
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +89,7 @@ def test_the_list_of_tasks_names_the_lane(exported: Path) -> None:
     assert [(each["task"], each["lane"], each["state"]) for each in found] == [
         ("bolts", "unfolded", "active"),
         ("nuts", "unfolded", "active"),
+        (FOLDED, "shared", "active"),
     ]
 
 
@@ -82,12 +99,14 @@ def test_no_setting_folds_what_cannot_be_folded(exported: Path) -> None:
 
 
 def test_sessions_bound_folded_and_unfolded_tasks_together(exported: Path) -> None:
-    with running(exported, sessions=1) as client:
-        states = {each["task"]: each["state"] for each in client.get("/v1/tasks").json()["tasks"]}
-        assert sorted(states.values()) == ["active", "registered"]
-        for name in STYLES:
+    with running(exported, sessions=2, folded="*") as client:
+        found = client.get("/v1/tasks").json()["tasks"]
+        assert {each["task"]: each["lane"] for each in found}[FOLDED] == "folded"
+        for name in (*STYLES, FOLDED, *STYLES):
             response = client.post("/classify", files={"image": ("a.png", picture(7))}, data={"task": name})
             assert response.status_code == 200
+            states = [each["state"] for each in client.get("/v1/tasks").json()["tasks"]]
+            assert sorted(states) == ["active", "active", "registered"]
 
 
 def test_an_upload_without_a_graph_is_refused_with_the_command_that_exports_it(copied: Path) -> None:
