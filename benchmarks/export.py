@@ -26,7 +26,8 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.bundles.decode import encode
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.errors import command

@@ -20,7 +20,8 @@ from benchmarks.serving_speed import Figures
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, Pixels, encode, probabilities
+from mosa_deploy.bundles.decode import encode
+from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.runtimes.names import Arithmetic
 from serving.backend import Answered, Lease
 from serving.errors import RequestError

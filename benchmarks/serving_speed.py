@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 
 from benchmarks.load import arriving, even, poisson, throughput, wrong
-from mosa_deploy.bundles.preprocess import decode
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
@@ -115,7 +114,7 @@ def against_bare(made: Bench) -> Figures:
     slots = [bank.write(adapter_weights(bundle)) for bundle in bundles]
     graph = StoreLayout(maker.root).backbone(maker.backbone) / layout_of(bundles[0].record).file
     runner = SharedRunner(open_runner(graph, spinning=False), bank)
-    pixels = np.stack([maker.preprocess.pixels(decode(content)) for content in maker.images])
+    pixels = np.stack([maker.preprocess.read(content) for content in maker.images])
     images = np.resize(maker.preprocess.normalise(pixels), (scale.images, *pixels.transpose(0, 3, 1, 2).shape[1:]))
     of_images = np.resize(slots, scale.images).astype(np.int64)
     batches: list[int] = []

@@ -8,8 +8,9 @@ from PIL import Image
 
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES
 from mosa_deploy.bundles.canary import SIZE
+from mosa_deploy.bundles.decode import encode
 from mosa_deploy.bundles.image_files import list_images
-from mosa_deploy.bundles.preprocess import Pixels, Preprocess, decode, encode
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.seeds import derive
 
@@ -46,7 +47,7 @@ def read_images(paths: Sequence[Path], preprocess: Preprocess) -> tuple[list[byt
 def _checked(path: Path, preprocess: Preprocess) -> tuple[bytes, Pixels]:
     try:
         content = path.read_bytes()
-        return content, preprocess.pixels(decode(content))
+        return content, preprocess.read(content)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; make it readable, or remove it from --images") from None
     except DataError as error:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from PIL import Image, UnidentifiedImageError
 
-from mosa_deploy.bundles.preprocess import FORMATS, Pixels, Preprocess, decode
+from mosa_deploy.bundles.decode import FORMATS
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import DataError
 from serving.errors import RequestError
 
 
 def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: int) -> list[Pixels]:
-    """Decode once, and resize (H, W, 3) for each preprocess.
+    """Decode once for each policy, and resize (H, W, 3) for each preprocess.
 
     Raises:
         RequestError: 415 if the content is no image, 400 if the image is too large, too narrow or damaged.
@@ -19,8 +20,8 @@ def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: 
     for preprocess in preprocesses:
         check_size(_size(content), preprocess, max_pixels)
     try:
-        image = decode(content)
-        return [preprocess.pixels(image) for preprocess in preprocesses]
+        images = {policy: policy.image(content) for policy in {preprocess.decode for preprocess in preprocesses}}
+        return [preprocess.pixels(images[preprocess.decode]) for preprocess in preprocesses]
     except DataError as fault:
         raise RequestError(400, str(fault)) from None
     except (ValueError, MemoryError, OSError) as fault:

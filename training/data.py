@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mosa_deploy.bundles.preprocess import Preprocess, decode
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
 from training.tasks.base import Example
 
@@ -40,7 +40,7 @@ def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -
     pixels, kept, bad = [], [], []
     for example in tqdm(examples, desc=f"decoding {what}", unit=" images", leave=False, disable=None):
         try:
-            pixels.append(preprocess.pixels(decode(example.read())))
+            pixels.append(preprocess.read(example.read()))
             kept.append(example)
         except (DataError, OSError) as error:
             bad.append(f"{example.name}: {error}")

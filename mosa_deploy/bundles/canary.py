@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, decode
+from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
 from mosa_deploy.errors import BundleError
 
 SIZE = 8
@@ -34,7 +34,7 @@ class Canary:
 
     def pixels(self, preprocess: Preprocess) -> Pixels:
         """The decoded images (n, H, W, 3)."""
-        return np.stack([preprocess.pixels(decode(content)) for content in self.images])
+        return np.stack([preprocess.read(content) for content in self.images])
 
     def inputs(self, preprocess: Preprocess) -> Array:
         """The backbone's input (n, 3, H, W)."""

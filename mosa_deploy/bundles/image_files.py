@@ -5,12 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from mosa_deploy.bundles.preprocess import FORMATS
+from mosa_deploy.bundles.decode import FORMATS
 
 
 def image_suffixes() -> set[str]:
     """The suffixes of images that can be decoded, e.g. `.jpg`."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -1,26 +1,21 @@
 """From an image's bytes to the backbone's input: the same steps in tuning, in export and in the service.
 
-They are those of timm's evaluation transform, done by numpy and Pillow alone, and their constants travel with the
-bundle.
+They are those of timm's evaluation transform, done by numpy and Pillow alone. Their constants travel with the bundle.
 """
 
-import io
 import math
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from mosa_deploy.errors import DataError
+from mosa_deploy.bundles.decode import Decode
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Pixels = NDArray[np.uint8]
 Array = NDArray[np.float32]
-
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM", "TGA")
-"""The formats that are read, by Pillow's names. It knows more, but to read EPS it would start another program."""
 
 INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -30,55 +25,8 @@ INTERPOLATION = {
 }
 
 
-def decode(content: bytes) -> Image.Image:
-    """The first frame of an encoded image as upright RGB of 8 bits.
-
-    Grey of 16 bits is scaled, round(v / 257). Transparent pixels are laid over white, so that the colours that a file
-    hides in them do not show. CMYK, palettes and the rest become RGB as Pillow converts them.
-
-    Raises:
-        DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
-        raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise DataError("a floating-point image (mode F) has no agreed white: save it with 8 or 16 bits per channel")
-    if image.mode.startswith("I"):
-        return _from_16_bits(np.asarray(image), image.info.get("transparency"))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    ground = Image.new("RGB", layer.size, "white")
-    ground.paste(layer, mask=layer)
-    return ground
-
-
-def _from_16_bits(values: NDArray[Any], transparent: int | None) -> Image.Image:
-    if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"a grey image with values from {values.min()} to {values.max()}: save it with 8 or 16 bits")
-    grey = (values.astype(np.int64) + 128) // 257
-    if transparent is not None:
-        grey[values == transparent] = 255
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
-def encode(pixels: Pixels) -> bytes:
-    """Pixels (H, W, 3) as a lossless PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    return buffer.getvalue()
-
-
 class Preprocess(BaseModel):
-    """Resize, crop and normalise, as timm's data config says."""
+    """Decode, resize, crop and normalise; all but the first as timm's data config says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,6 +39,7 @@ class Preprocess(BaseModel):
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    decode: Decode = Decode()
 
     @classmethod
     def from_timm(cls, config: dict[str, Any], squash: bool = False) -> Self:
@@ -104,6 +53,14 @@ class Preprocess(BaseModel):
             mean=config["mean"],
             std=config["std"],
         )
+
+    def read(self, content: bytes) -> Pixels:
+        """An encoded image -> (H, W, 3) uint8.
+
+        Raises:
+            DataError: the image cannot be decoded.
+        """
+        return self.pixels(self.decode.image(content))
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image -> (H, W, 3) uint8."""

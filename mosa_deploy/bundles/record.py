@@ -7,14 +7,20 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES, SWIN_ADVICE, AdapterConfig, Method
-from mosa_deploy.bundles.format_version import FileFormat
+from mosa_deploy.bundles.format_version import Fields, FileFormat
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError, ConfigError
 
 TENSORS, RECORD = "adapter.safetensors", "adapter.json"
 
-RECORD_FORMAT = FileFormat(RECORD, BundleError, remedy="copy the bundle again")
+
+def _decoded_as_ever(fields: Fields) -> Fields:
+    """Version 2 says how images are decoded; before it there was one way, which is the default."""
+    return fields
+
+
+RECORD_FORMAT = FileFormat(RECORD, BundleError, remedy="copy the bundle again", migrations=(_decoded_as_ever,))
 
 TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
 

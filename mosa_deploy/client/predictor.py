@@ -17,7 +17,7 @@ import numpy as np
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import graph_file, read_index
-from mosa_deploy.bundles.preprocess import Array, Pixels, decode, probabilities
+from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.bundles.store_layout import TASKS, StoreLayout
 from mosa_deploy.bundles.task_graph import check_proved, own_graph
 from mosa_deploy.client.schema import Answer, Prediction
@@ -117,7 +117,7 @@ class Predictor:
             DataError: the image cannot be read.
         """
         try:
-            return self.bundle.record.preprocess.pixels(decode(read_content(image)))
+            return self.bundle.record.preprocess.read(read_content(image))
         except DataError as error:
             if isinstance(image, bytes) or str(error).startswith(os.fspath(image)):
                 raise

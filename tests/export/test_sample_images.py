@@ -5,14 +5,15 @@ import pytest
 from PIL import Image
 
 from export.sample_images import read_images, sample_images, smooth_noise
-from mosa_deploy.bundles.preprocess import Preprocess, decode
+from mosa_deploy.bundles.decode import Decode
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
 
 PREPROCESS = Preprocess(size=(8, 12), resize="squash", interpolation="nearest")
 
 
 def test_smooth_noise_is_seeded_smooth_and_of_the_size_that_is_read() -> None:
-    images = [np.asarray(decode(content)).astype(int) for content in smooth_noise((40, 60))]
+    images = [np.asarray(Decode().image(content)).astype(int) for content in smooth_noise((40, 60))]
     assert [image.shape for image in images] == [(40, 60, 3)] * 8
     assert smooth_noise((40, 60)) == smooth_noise((40, 60))
     assert len({image.tobytes() for image in images}) == 8

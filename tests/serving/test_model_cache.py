@@ -10,7 +10,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.preprocess import decode
 from serving.errors import RequestError
 from serving.model_cache import LoadedTask
 from serving.registry import Entry
@@ -131,7 +130,7 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(
     put(admin, "birds", newer)
     put(admin, "moths", maker.make("moths", 1))
     assert held.retired
-    item = held.item(held.version.record.preprocess.pixels(decode(maker.images[6])), deadline=float("inf"))
+    item = held.item(held.version.record.preprocess.read(maker.images[6]), deadline=float("inf"))
     backend_of(admin).batcher.submit([item])
     (row,) = held.probabilities(item.future.result(5)[None])
     assert row.argmax() == 6

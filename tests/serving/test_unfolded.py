@@ -18,7 +18,7 @@ from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.preprocess import decode, probabilities
+from mosa_deploy.bundles.preprocess import probabilities
 from tests.support.app import ADMIN, running, scores
 from tests.support.models import perturb
 from tests.support.runs import Once
@@ -69,7 +69,7 @@ def copied(exported: Path, tmp_path: Path) -> Path:
 def expected(store: Path, name: str, image: bytes) -> dict[str, float]:
     """What the tuned torch model says."""
     bundle = Bundle.load(store / "runs" / name)
-    pixels = bundle.record.preprocess.pixels(decode(image))
+    pixels = bundle.record.preprocess.read(image)
     with torch.inference_mode():
         logits = restore(bundle)(torch.from_numpy(bundle.record.preprocess.normalise(pixels[None]))).numpy()
     return dict(zip(CLASSES, probabilities(logits, bundle.record.temperature)[0].tolist(), strict=True))

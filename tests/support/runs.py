@@ -13,7 +13,8 @@ from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.bundle import Bundle, Tensors
 from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess, encode, probabilities
+from mosa_deploy.bundles.decode import encode
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import Backbone, Record
 from tests.support.models import perturb
 from training.config import Recipe

@@ -24,7 +24,7 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.graph_index import read_index
-from mosa_deploy.bundles.preprocess import Array, Preprocess, decode, probabilities
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import RECORD, TENSORS, Backbone, Record
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of
@@ -131,7 +131,7 @@ class TaskMaker:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        pixels = np.stack([self.preprocess.pixels(decode(content)) for content in images])
+        pixels = np.stack([self.preprocess.read(content) for content in images])
         given = {session.get_inputs()[0].name: self.preprocess.normalise(pixels)}
         return np.asarray(session.run(None, given)[0], dtype=np.float32)
 

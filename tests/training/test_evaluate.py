@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones import embedded
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.preprocess import encode
+from mosa_deploy.bundles.decode import encode
 from mosa_deploy.errors import ConfigError, DataError, MosaError
 from tests.support.images import DATA, write_jpegs
 from tests.support.runs import Few

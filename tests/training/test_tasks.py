@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from mosa_deploy.backbones import embedded
-from mosa_deploy.bundles.preprocess import decode
+from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.errors import ConfigError, DataError
 from training.tasks import TASKS, find
 from training.tasks.base import Example, draw_sets, shares, stratified
@@ -59,7 +59,7 @@ def test_digits_pixels_and_labels_are_those_of_scikit_learn() -> None:
     data = load_digits()
     for example in Digits().splits(None, None).validation[:50]:
         index = int(example.name.removeprefix("digits/"))
-        pixels = np.asarray(decode(example.read()), dtype=np.float64)
+        pixels = np.asarray(Decode().image(example.read()), dtype=np.float64)
         for channel in range(3):
             np.testing.assert_array_equal(np.round(pixels[:, :, channel] * 16 / 255), data.images[index])
         assert example.label == data.target[index]

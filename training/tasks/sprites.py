@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mosa_deploy.backbones.names import EMBEDDED
-from mosa_deploy.bundles.preprocess import encode
+from mosa_deploy.bundles.decode import encode
 from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
 from training.tasks.base import Example, Splits

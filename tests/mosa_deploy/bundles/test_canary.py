@@ -3,7 +3,8 @@ import pytest
 
 from mosa_deploy.bundles.bundle import Tensors
 from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess, encode
+from mosa_deploy.bundles.decode import encode
+from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.errors import BundleError
 
 

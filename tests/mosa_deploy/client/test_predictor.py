@@ -9,7 +9,7 @@ import torch
 from mosa_deploy import Predictor
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.preprocess import decode, probabilities
+from mosa_deploy.bundles.preprocess import probabilities
 from mosa_deploy.errors import BundleError, DataError, ParityError, StoreError
 from tests.support.tasks import picture
 
@@ -29,7 +29,7 @@ def task(store: Path, tmp_path: Path) -> Path:
 def test_it_answers_as_the_tuned_model_does(predictor: Predictor, store: Path) -> None:
     bundle = Bundle.load(store / "tasks" / "digits")
     preprocess, images = bundle.record.preprocess, [picture(seed) for seed in range(3)]
-    inputs = preprocess.normalise(np.stack([preprocess.pixels(decode(image)) for image in images]))
+    inputs = preprocess.normalise(np.stack([preprocess.read(image) for image in images]))
     with torch.inference_mode():
         logits = restore(bundle)(torch.from_numpy(inputs)).numpy()
     np.testing.assert_allclose(

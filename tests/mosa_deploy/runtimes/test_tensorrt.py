@@ -10,7 +10,8 @@ import pytest
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, encode
+from mosa_deploy.bundles.decode import encode
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreError
 from mosa_deploy.runtimes.cuda import Device
 from mosa_deploy.runtimes.tensorrt import EngineRunner, open_engine, prove

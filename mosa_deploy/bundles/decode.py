@@ -1,0 +1,94 @@
+"""From an image's bytes to upright RGB of 8 bits, by the policy that travels with the bundle.
+
+Libraries disagree about what a file shows: where EXIF says is up, what lies behind transparent pixels, which value of
+16-bit grey is white. A task is answered as it was tuned, so each bundle keeps its choices.
+"""
+
+import io
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+
+from mosa_deploy.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM", "TGA")
+"""The formats that are read, by Pillow's names. It knows more, but to read EPS it would start another program.
+
+A stereo camera's MPO begins as a JPEG does, and is read as one.
+"""
+
+WHITE_16 = 65535
+"""The largest value of 16 bits."""
+
+
+class Decode(BaseModel):
+    """How the bytes of an image become its first frame, in RGB of 8 bits. The defaults are those of our own tuning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    orientation: Literal["exif", "stored"] = "exif"
+    """`exif` turns the image as its EXIF data say; `stored` leaves it as the file stores it."""
+    transparency: Literal["white", "dropped"] = "white"
+    """`white` lays transparent pixels over white; `dropped` shows the colours that the file hides in them."""
+    grey16: Literal["scaled", "pillow"] = "scaled"
+    """`scaled` maps 0 to `white` on black to white; `pillow` cuts off at 255, as Pillow's own conversion does."""
+    white: Annotated[int, Field(ge=1, le=WHITE_16)] = WHITE_16
+    """The value of 16-bit grey that becomes white: 4095 for a camera of 12 bits."""
+
+    def image(self, content: bytes) -> Image.Image:
+        """The first frame of an encoded image. CMYK, palettes and the rest become RGB as Pillow converts them.
+
+        Raises:
+            DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
+        """
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                return self._rgb(ImageOps.exif_transpose(image) if self.orientation == "exif" else image)
+        except DataError:
+            raise
+        except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
+            raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
+
+    def _rgb(self, image: Image.Image) -> Image.Image:
+        if self.grey16 == "scaled" and image.mode == "F":
+            raise DataError(
+                "a floating-point image (mode F) has no agreed white: save it with 8 or 16 bits per channel"
+            )
+        if self.grey16 == "scaled" and image.mode.startswith("I"):
+            return self._scaled(np.asarray(image), image.info.get("transparency"))
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        layer = image.convert("RGBA")
+        if self.transparency == "dropped":
+            return layer.convert("RGB")
+        ground = Image.new("RGB", layer.size, "white")
+        ground.paste(layer, mask=layer)
+        return ground
+
+    def _scaled(self, values: NDArray[Any], transparent: int | None) -> Image.Image:
+        """round(255 v / white), at most 255."""
+        if values.min() < 0 or values.max() > WHITE_16:
+            raise DataError(
+                f"a grey image with values from {values.min()} to {values.max()}: save it with 8 or 16 bits"
+            )
+        grey = np.minimum((255 * values.astype(np.int64) + self.white // 2) // self.white, 255)
+        if transparent is not None and self.transparency == "white":
+            grey[values == transparent] = 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+TRANSFORMERS = Decode(transparency="dropped", grey16="pillow")
+"""What `transformers.image_utils.load_image` does."""
+
+TIMM = Decode(orientation="stored", transparency="dropped", grey16="pillow")
+"""What the data sets of timm and torchvision do: `Image.open(file).convert("RGB")`."""
+
+
+def encode(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels (H, W, 3) as a lossless PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
