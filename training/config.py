@@ -11,6 +11,7 @@ from mosa_deploy.bundles.adapter_config import (
     LOW_RANK_METHODS,
     SEQUENTIAL_STYLES,
     SPLIT_METHODS,
+    Activation,
     AdapterConfig,
     Method,
     Share,
@@ -47,6 +48,8 @@ class Recipe:
     """expectation, learned or a number; see `training.merge_scale`."""
     dense_epochs: int = 0
     """The number of final epochs that train all experts at once, as the merged adapter."""
+    activate: Activation = AdapterConfig.activate
+    """How experts are drawn; see `AdapterConfig`."""
 
 
 SPLIT_ONLY: dict[str, Any] = {
@@ -54,6 +57,7 @@ SPLIT_ONLY: dict[str, Any] = {
     "share": AdapterConfig.share,
     "merge_scale": "expectation",
     "dense_epochs": 0,
+    "activate": AdapterConfig.activate,
 }
 """The settings that only methods with experts take, and the value that other methods use."""
 
@@ -129,6 +133,9 @@ class TuneConfig:
     validation) or a number."""
     dense_epochs: int | None = None
     """Number of final epochs that train all experts at once, as the merged adapter."""
+    activate: str | None = None
+    """How experts are drawn: per-pass (one for each pass of a batch) or balanced (all of them in each pass, for equal
+    groups of images)."""
     precision: str = "auto"
     """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA, else fp32). Validation is always in fp32."""
     image_size: int | None = None
@@ -224,6 +231,7 @@ def adapter_config(recipe: Recipe) -> AdapterConfig:
         merge_scale=None if recipe.merge_scale in MERGE_SCALES else merge_scale(recipe.merge_scale),
         style=recipe.style,
         targets=recipe.targets,
+        activate=recipe.activate,
     )
 
 

@@ -3,13 +3,14 @@
 MoSA, "Split & Merge", arXiv 2312.02923.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mosa_deploy.bundles.adapter_config import MAX_EXPERTS, AdapterConfig
+from mosa_deploy.bundles.adapter_config import MAX_EXPERTS, Activation, AdapterConfig
 from mosa_deploy.errors import ConfigError
 
 
@@ -38,11 +39,14 @@ def split(shape: tuple[int, int], experts: int, generator: torch.Generator) -> T
 class SplitLinear(nn.Module):
     """A linear layer whose update Delta is divided among E experts: one weight and one owner map, never E copies.
 
-        training:    W_k = W0 + Delta * [owner == k]    b_k = bias[k]       one expert k drawn per pass
+        training:    W_k = W0 + Delta * [owner == k]    b_k = bias[k]       one expert k drawn per group of images
         evaluation:  W   = W0 + m * Delta               b   = mean(bias)    with m = 1 / E, the expectation over k
 
-    A training batch holds `passes` equal parts, one after the other, and each part draws its own expert. With `dense`
-    no expert is drawn: training uses the merged weight too. `merge_scale` is m; it is 1 / E if None is given.
+    A training batch holds `passes` equal parts, one after the other. Activated `per-pass`, a part is one group and
+    draws its own expert (arXiv 2312.02923, section 3.2). Activated `balanced`, a part is cut into E groups, which get
+    the E experts in a random order: each image's expert is as likely as before, and every step trains all experts.
+    With `dense` no expert is drawn: training uses the merged weight too. `merge_scale` is m; it is 1 / E if None is
+    given.
     """
 
     base: Tensor
@@ -57,11 +61,13 @@ class SplitLinear(nn.Module):
         experts: int,
         generator: torch.Generator,
         merge_scale: float | None = None,
+        activate: Activation = "per-pass",
     ) -> None:
         """`base` is W0 and `owner` its map, both (out, in); `bias` (out,) is where every expert's own bias starts."""
         super().__init__()
         self.experts = experts
         self.merge_scale = 1 / experts if merge_scale is None else merge_scale
+        self.activate = activate
         self.passes = 1
         self.dense = False
         self.generator = generator
@@ -79,7 +85,7 @@ class SplitLinear(nn.Module):
             ConfigError: the layer has fewer entries than `config.experts`.
         """
         owner = split((linear.out_features, linear.in_features), config.experts, generator)
-        return cls(linear.weight, linear.bias, owner, config.experts, generator, config.merge_scale)
+        return cls(linear.weight, linear.bias, owner, config.experts, generator, config.merge_scale, config.activate)
 
     def expert(self, k: int) -> tuple[Tensor, Tensor | None]:
         """W_k (out, in) and b_k (out,): the layer while expert k is active."""
@@ -93,9 +99,24 @@ class SplitLinear(nn.Module):
         """(..., in) -> (..., out); in training the first dimension is a multiple of `passes`."""
         if self.dense or not self.training:
             return F.linear(x, *self.merged())
-        drawn = torch.randint(self.experts, (self.passes,), generator=self.generator).tolist()
-        parts = x.chunk(self.passes)
-        return torch.cat([F.linear(part, *self.expert(k)) for part, k in zip(parts, drawn, strict=True)])
+        return self.by_experts(x, self.draw())
+
+    def draw(self) -> list[int]:
+        """The experts of a training batch, one per group: `passes` of them, or `passes` times all in random orders."""
+        if self.activate == "per-pass":
+            drawn = torch.randint(self.experts, (self.passes,), generator=self.generator)
+        else:
+            orders = [torch.randperm(self.experts, generator=self.generator) for _ in range(self.passes)]
+            drawn = torch.cat(orders)
+        return [int(k) for k in drawn]
+
+    def by_experts(self, x: Tensor, drawn: Sequence[int]) -> Tensor:
+        """(..., in) -> (..., out), with the expert of each group given; groups of a part differ by at most one image.
+
+        A part of fewer images than groups leaves the last groups empty, so that its images get distinct experts.
+        """
+        groups = [group for part in x.chunk(self.passes) for group in part.tensor_split(len(drawn) // self.passes)]
+        return torch.cat([F.linear(group, *self.expert(k)) for group, k in zip(groups, drawn, strict=True)])
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 from mosa_deploy.errors import ConfigError, unknown_name
 
 Share = Literal["down", "up", "none"]
+Activation = Literal["per-pass", "balanced"]
 Style = Literal["parallel", "low-rank", "pfeiffer", "houlsby"]
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2"]
 Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "full"]
@@ -79,6 +80,8 @@ class AdapterConfig:
     """Where the adapter stands in a block."""
     targets: tuple[Target, ...] = ()
     """The parts of each block that a low-rank adapter updates."""
+    activate: Activation = "per-pass"
+    """How training draws experts: one for each pass of a batch, or all of them in each, for equal groups of images."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -89,6 +92,8 @@ class AdapterConfig:
             faults.append(f"--experts {self.experts}: 1 to {MAX_EXPERTS}")
         if self.share not in get_args(Share):
             faults.append(unknown_name("--share", self.share, get_args(Share)))
+        if self.activate not in get_args(Activation):
+            faults.append(unknown_name("--activate", self.activate, get_args(Activation)))
         if not 0 <= self.dropout < 1:
             faults.append(f"dropout {self.dropout}: at least 0 and below 1")
         if self.merge_scale is not None and not 0 < self.merge_scale < math.inf:

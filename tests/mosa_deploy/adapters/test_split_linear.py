@@ -1,3 +1,6 @@
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +114,57 @@ def test_each_part_of_a_training_batch_has_its_own_draw(layer: SplitLinear) -> N
         drawn += fits
     assert len(drawn) == 6
     assert len(set(drawn)) > 1
+
+
+@pytest.fixture
+def balanced(layer: SplitLinear) -> SplitLinear:
+    """The same layer, which gives all experts to every pass of a batch."""
+    layer.activate = "balanced"
+    return layer.train()
+
+
+def experts_seen(layer: SplitLinear, x: Tensor, found: Tensor) -> list[int]:
+    """The expert that each image of a batch met."""
+    expected = [numpy_expert(layer, k, x) for k in range(EXPERTS)]
+    fits = [[k for k in range(EXPERTS) if np.allclose(row, expected[k][i], atol=1e-12)] for i, row in enumerate(found)]
+    assert all(len(each) == 1 for each in fits)
+    return [each[0] for each in fits]
+
+
+def test_a_balanced_pass_gives_every_expert_an_equal_group_of_neighbours(balanced: SplitLinear) -> None:
+    balanced.passes = 2
+    x = batch(14)
+    seen = experts_seen(balanced, x, balanced(x).detach())
+    for part in (seen[:7], seen[7:]):
+        order = list(dict.fromkeys(part))
+        assert sorted(order) == [0, 1, 2]
+        assert part == [k for k, size in zip(order, (3, 2, 2), strict=True) for _ in range(size)]
+
+
+def test_a_balanced_batch_smaller_than_the_experts_draws_without_replacement(balanced: SplitLinear) -> None:
+    x = batch(2)
+    drawn = {tuple(experts_seen(balanced, x, balanced(x).detach())) for _ in range(60)}
+    assert drawn == {(i, j) for i in range(EXPERTS) for j in range(EXPERTS) if i != j}
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+def test_over_all_orders_a_balanced_batch_is_the_merged_layer(balanced: SplitLinear, images: int) -> None:
+    x = batch(images)
+    outputs = [balanced.by_experts(x, order).detach().numpy() for order in itertools.permutations(range(EXPERTS))]
+    expected = np.mean([numpy_expert(balanced, k, x) for k in range(EXPERTS)], axis=0)
+    np.testing.assert_allclose(np.mean(outputs, axis=0), expected, rtol=0, atol=1e-13)
+
+
+def test_balanced_orders_are_uniform(balanced: SplitLinear) -> None:
+    counts = Counter(tuple(balanced.draw()) for _ in range(3000))
+    assert len(counts) == 6
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_a_balanced_step_teaches_every_expert(balanced: SplitLinear) -> None:
+    balanced(batch(3)).square().sum().backward()
+    assert balanced.weight.grad is not None
+    assert (balanced.weight.grad != 0).all()
 
 
 def test_draws_neither_read_nor_move_the_global_generator(layer: SplitLinear) -> None:
