@@ -147,6 +147,12 @@ class TuneConfig:
     split: str | None = None
     """How to split the images, for the tasks folder and eurosat: percentages of train, validation and test such as
     80-10-10. eurosat also takes vtab, full, or a file with one `train|validation|test <class>/<file>` per line."""
+    shots: int | None = None
+    """Tune on this many training images of each class. Default: all of them."""
+    fraction: float | None = None
+    """Tune on this share of each class's training images."""
+    draw: int = 0
+    """Seed of the images that --shots or --fraction draw. It is apart from --seed."""
     out: Path | None = None
     """Folder of the run. Default: runs/<name>."""
     resume: bool = False
@@ -252,11 +258,16 @@ def state_version(fields: Fields) -> Fields:
     return fields
 
 
+def state_draws(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 3, which says how experts and training images were drawn."""
+    return {"activate": AdapterConfig.activate, "shots": None, "fraction": None, "draw": 0, **fields}
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version,),
+    migrations=(state_version, state_draws),
     unstated=1,
 )
 
@@ -275,6 +286,9 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
         "random_weights": config.random_weights,
         "backbone_weights": config.backbone_weights and str(config.backbone_weights),
         "data_dir": config.data_dir and str(config.data_dir),
+        "shots": config.shots,
+        "fraction": config.fraction,
+        "draw": config.draw,
         **dataclasses.asdict(recipe),
     }
     return json.dumps(settings, indent=2) + "\n"

@@ -36,6 +36,7 @@ from training.probe import fit_probe
 from training.report import write_report
 from training.scores import classification_metrics, fit_temperature
 from training.tasks import find
+from training.tasks.subset import Subset
 
 
 def tune(config: TuneConfig) -> Path:
@@ -54,7 +55,7 @@ def tune(config: TuneConfig) -> Path:
     precision = choose_precision(config.precision, device)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # Data before weights, which may have to be downloaded.
-    splits = task.splits(config.data_dir, config.split)
+    splits = Subset(config.shots, config.fraction, config.draw).of(task.splits(config.data_dir, config.split))
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
     if method != "linear":
         check_style(model, recipe.style)
