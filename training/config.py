@@ -50,6 +50,8 @@ class Recipe:
     """The number of final epochs that train all experts at once, as the merged adapter."""
     activate: Activation = AdapterConfig.activate
     """How experts are drawn; see `AdapterConfig`."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights, which is what is selected and saved; 0 keeps none."""
 
 
 SPLIT_ONLY: dict[str, Any] = {
@@ -136,6 +138,8 @@ class TuneConfig:
     activate: str | None = None
     """How experts are drawn: per-pass (one for each pass of a batch) or balanced (all of them in each pass, for equal
     groups of images)."""
+    ema: float | None = None
+    """Decay per step of a moving average of the weights, e.g. 0.99. The average is what is selected and saved."""
     precision: str = "auto"
     """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA, else fp32). Validation is always in fp32."""
     image_size: int | None = None
@@ -206,6 +210,7 @@ def recipe_faults(recipe: Recipe) -> list[str]:
         "batch_size": (recipe.batch_size >= 1, "at least 1"),
         "lr": (0 < recipe.lr < math.inf, "above 0"),
         "passes": (recipe.passes in (1, 2), "1 or 2"),
+        "ema": (0 <= recipe.ema < 1, "at least 0, below 1"),
         "consistency": (0 <= recipe.consistency < math.inf, "at least 0"),
         "dense_epochs": (0 <= recipe.dense_epochs <= recipe.epochs, f"0 to {recipe.epochs}, the epochs"),
     }
@@ -260,7 +265,7 @@ def state_version(fields: Fields) -> Fields:
 
 def state_draws(fields: Fields) -> Fields:
     """Upgrade `config.json` to version 3, which says how experts and training images were drawn."""
-    return {"activate": AdapterConfig.activate, "shots": None, "fraction": None, "draw": 0, **fields}
+    return {"activate": AdapterConfig.activate, "ema": 0.0, "shots": None, "fraction": None, "draw": 0, **fields}
 
 
 RUN_FORMAT = FileFormat(

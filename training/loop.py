@@ -22,6 +22,7 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.files import write_bytes
 from mosa_deploy.utils.seeds import derive
+from training.average import WeightAverage
 from training.config import Recipe
 from training.data import Images, normalise
 
@@ -73,6 +74,7 @@ class Trainer:
         self.optimizer = create_optimizer_v2(
             model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=1e-6
         )
+        self.average = WeightAverage(model, recipe.ema)
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=recipe.epochs * self.steps,
@@ -89,21 +91,26 @@ class Trainer:
         """
         while self.state.epoch < self.recipe.epochs:
             try:
-                row = self.run_epoch(self.state.epoch) | self.validate()
+                row = self.run_epoch(self.state.epoch)
+                with self.average.applied():
+                    self.select(row | self.validate())
             except torch.OutOfMemoryError:
                 batch = self.recipe.batch_size
                 raise TrainingError(
                     f"{self.device} is out of memory at --batch-size {batch}: --batch-size {max(1, batch // 2)} halves"
                     " what a step needs"
                 ) from None
-            self.state.history.append(row)
-            self.state.epoch += 1
-            best = (row["validation_accuracy"], -row["validation_loss"])
-            if best > self.state.best:
-                self.state.best = best
-                self.state.best_state = copy.deepcopy(task_state(self.model))
             finished(self)
         load_task_state(self.model, self.state.best_state)
+
+    def select(self, row: Row) -> None:
+        """Add an epoch to the history, and keep the model's state if it is the best one on validation."""
+        self.state.history.append(row)
+        self.state.epoch += 1
+        best = (row["validation_accuracy"], -row["validation_loss"])
+        if best > self.state.best:
+            self.state.best = best
+            self.state.best_state = copy.deepcopy(task_state(self.model))
 
     def validate(self) -> Row:
         """Loss and accuracy on the validation set."""
@@ -159,11 +166,13 @@ class Trainer:
         self.optimizer.zero_grad()
         (cross_entropy + self.recipe.consistency * consistency).backward()
         self.optimizer.step()
+        self.average.update()
         return torch.stack([cross_entropy, consistency]).detach().cpu()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint of the finished epochs."""
         state = {**vars(self.state), "task": task_state(self.model), "optimizer": self.optimizer.state_dict()}
+        state["averages"] = self.average.averages
         # Into memory first: torch.save does not say that the disk is full.
         content = io.BytesIO()
         torch.save(state, content)
@@ -174,4 +183,5 @@ class Trainer:
         saved = torch.load(path, weights_only=True, map_location=self.device)
         load_task_state(self.model, saved.pop("task"))
         self.optimizer.load_state_dict(saved.pop("optimizer"))
+        self.average.load(saved.pop("averages", []))
         self.state = State(**saved)

@@ -221,3 +221,28 @@ def test_learning_rate_warms_up_and_falls_to_almost_nothing(toy: Toy) -> None:
     cosine = [5e-4 * (1 + np.cos(np.pi * (3 * n - 1) / 24)) for n in range(3, 9)]
     linear = [1e-5 + (3 * n - 1) * (1e-3 - 1e-5) / warm for n in (1, 2)]
     np.testing.assert_allclose(rates, linear + cosine, rtol=1e-6)
+
+
+def test_the_average_of_the_weights_is_what_is_selected(toy: Toy) -> None:
+    trainer = make_trainer(toy, ema=0.75, epochs=2)
+    name = "head.weight"
+    expected, steps = task_state(trainer.model)[name].double().numpy().copy(), []
+
+    def follow(*_: Any) -> None:
+        steps.append(task_state(trainer.model)[name].double().numpy().copy())
+
+    trainer.optimizer.register_step_post_hook(follow)
+    averages = []
+
+    def finished(trainer: Trainer) -> None:
+        averages.append(len(steps))
+
+    trainer.fit(finished)
+    best = max(
+        range(2),
+        key=lambda i: (trainer.state.history[i]["validation_accuracy"], -trainer.state.history[i]["validation_loss"]),
+    )
+    for step in steps[: averages[best]]:
+        expected = 0.75 * expected + 0.25 * step
+    np.testing.assert_allclose(task_state(trainer.model)[name].double().numpy(), expected, rtol=0, atol=1e-6)
+    assert not np.allclose(expected, steps[averages[best] - 1], atol=1e-4)
