@@ -50,6 +50,8 @@ class Recipe:
     """The number of final epochs that train all experts at once, as the merged adapter."""
     activate: Activation = AdapterConfig.activate
     """How experts are drawn; see `AdapterConfig`."""
+    adapt_blocks: int | None = None
+    """The number of last blocks that have adapters; None is all of them."""
     ema: float = 0.0
     """Decay of the moving average of the weights, which is what is selected and saved; 0 keeps none."""
 
@@ -138,6 +140,8 @@ class TuneConfig:
     activate: str | None = None
     """How experts are drawn: per-pass (one for each pass of a batch) or balanced (all of them in each pass, for equal
     groups of images)."""
+    adapt_blocks: int | None = None
+    """Number of last blocks to adapt. Default: all of them."""
     ema: float | None = None
     """Decay per step of a moving average of the weights, e.g. 0.99. The average is what is selected and saved."""
     precision: str = "auto"
@@ -243,6 +247,7 @@ def adapter_config(recipe: Recipe) -> AdapterConfig:
         style=recipe.style,
         targets=recipe.targets,
         activate=recipe.activate,
+        blocks=recipe.adapt_blocks,
     )
 
 
@@ -265,7 +270,15 @@ def state_version(fields: Fields) -> Fields:
 
 def state_draws(fields: Fields) -> Fields:
     """Upgrade `config.json` to version 3, which says how experts and training images were drawn."""
-    return {"activate": AdapterConfig.activate, "ema": 0.0, "shots": None, "fraction": None, "draw": 0, **fields}
+    return {
+        "activate": AdapterConfig.activate,
+        "adapt_blocks": None,
+        "ema": 0.0,
+        "shots": None,
+        "fraction": None,
+        "draw": 0,
+        **fields,
+    }
 
 
 RUN_FORMAT = FileFormat(

@@ -66,20 +66,24 @@ class AdaptedSwinBlock(Adapted):
 def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> Model:
     """Give every block an adapter and freeze the backbone, in place, and return the model; its logits stay the same.
 
-    Parallel adapters share their block's activation and eps. In a ViT they normalise with a LayerNorm of their own, in
-    a Swin they read norm2(h), as the FFN does. With `split` the adapters get their experts and can be tuned; without,
-    they are dense, as a merged bundle holds them.
+    With `config.blocks` only the last blocks get one. Parallel adapters share their block's activation and eps. In a
+    ViT they normalise with a LayerNorm of their own, in a Swin they read norm2(h), as the FFN does. With `split` the
+    adapters get their experts and can be tuned; without, they are dense, as a merged bundle holds them.
 
     Raises:
         BackboneError: the model has adapters already, or a block does not qualify for adapters of this style.
-        ConfigError: a projection has fewer entries than `config.experts`.
+        ConfigError: a projection has fewer entries than `config.experts`, or there are fewer than
+            `config.blocks` blocks.
     """
     if adapters(model):
         raise BackboneError("this model has adapters already: start from a plain backbone")
     plain = check_foldable(model)
     check_style(plain, config.style)
     device = next(plain.parameters()).device
+    adapted_blocks = config.adapted(blocks_of(plain))
     for i, (name, block) in enumerate(blocks_of(plain).items()):
+        if name not in adapted_blocks:
+            continue
         generator = torch.Generator().manual_seed(derive(seed, "adapter", i))
         if config.style == "low-rank":
             _attach_low_rank(block, config, generator)

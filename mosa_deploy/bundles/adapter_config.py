@@ -1,10 +1,13 @@
 """The settings of adapters, and the only place of their defaults."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from mosa_deploy.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
 
 Share = Literal["down", "up", "none"]
 Activation = Literal["per-pass", "balanced"]
@@ -82,6 +85,8 @@ class AdapterConfig:
     """The parts of each block that a low-rank adapter updates."""
     activate: Activation = "per-pass"
     """How training draws experts: one for each pass of a batch, or all of them in each, for equal groups of images."""
+    blocks: int | None = None
+    """K: the last K blocks have adapters; None is all of them."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -94,6 +99,8 @@ class AdapterConfig:
             faults.append(unknown_name("--share", self.share, get_args(Share)))
         if self.activate not in get_args(Activation):
             faults.append(unknown_name("--activate", self.activate, get_args(Activation)))
+        if self.blocks is not None and self.blocks < 1:
+            faults.append(f"--adapt-blocks {self.blocks}: at least 1")
         if not 0 <= self.dropout < 1:
             faults.append(f"dropout {self.dropout}: at least 0 and below 1")
         if self.merge_scale is not None and not 0 < self.merge_scale < math.inf:
@@ -109,3 +116,14 @@ class AdapterConfig:
             faults.append(f"targets {', '.join(self.targets) or 'none'}: low-rank adapters have some, each once")
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def adapted(self, blocks: Mapping[str, T]) -> dict[str, T]:
+        """The blocks that have adapters, of all the blocks of a backbone in their order.
+
+        Raises:
+            ConfigError: the backbone has fewer blocks.
+        """
+        if self.blocks is not None and self.blocks > len(blocks):
+            raise ConfigError(f"--adapt-blocks {self.blocks}: the backbone has {len(blocks)} blocks")
+        first = 0 if self.blocks is None else len(blocks) - self.blocks
+        return dict(list(blocks.items())[first:])

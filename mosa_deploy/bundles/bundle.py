@@ -107,7 +107,7 @@ def expected_shapes(record: Record) -> Shapes:
     }
     if adapter is None:
         return shapes
-    for block, width in topology.blocks.items():
+    for block, width in adapter.adapted(topology.blocks).items():
         if adapter.style in ("parallel", "pfeiffer"):
             shapes |= {f"{block}.adapter.norm.{part}": (width,) for part in ("weight", "bias")}
             shapes |= _bottleneck_shapes(record, adapter, f"{block}.adapter", width, width, bias=True)

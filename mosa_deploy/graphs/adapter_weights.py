@@ -1,4 +1,4 @@
-"""A task's adapter weights: what its merged adapter adds to every block, computed with numpy alone.
+"""A task's adapter weights: what its merged adapter adds to each block that has one, computed with numpy alone.
 
 The folded lane adds them to the backbone's parameters (`mosa_deploy.graphs.fold`), the shared lane keeps them in banks
 (`mosa_deploy.graphs.bank`). Their names begin with timm's name of the block. With s the scale and ga, bea the affine of
@@ -107,7 +107,7 @@ def adapter_weights(bundle: Bundle) -> dict[str, Array]:
     tensors = merge_experts(bundle.tensors, record.adapter)
     of_block = _low_rank if names.modules else _parallel
     weights: dict[str, Double] = {}
-    for block in names.topology.blocks:
+    for block in record.adapter.adapted(names.topology.blocks):
         weights |= of_block(tensors, block, record.adapter, names)
     return {name: value.astype(np.float32) for name, value in weights.items()}
 

@@ -1,7 +1,7 @@
 """The bank: the adapter weights of many tasks stacked by slot, (T, ...), as the shared graph reads them.
 
-A task with a smaller bottleneck is padded with zeros. Padding adds nothing: whatever the activation makes of 0 is
-multiplied by 0. An empty slot is all zeros, so it is the plain backbone.
+A task with a smaller bottleneck, or with adapters in some blocks alone, is padded with zeros. Padding adds nothing:
+whatever the activation makes of 0 is multiplied by 0. An empty slot is all zeros, so it is the plain backbone.
 """
 
 import mmap
@@ -47,7 +47,7 @@ class Bank:
                 none may be added.
         """
         needed = max((value.shape[0] for name, value in weights.items() if name.endswith(".up")), default=0)
-        if weights and shapes_of(weights) != self.layout.shapes(needed):
+        if not shapes_of(weights).items() <= self.layout.shapes(needed).items():
             raise ConfigError(f"the adapter weights are not of {self.layout}: give those of this backbone")
         self._check_limits(needed)
         if not self.free or needed > self.bottleneck:

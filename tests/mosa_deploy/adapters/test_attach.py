@@ -21,7 +21,7 @@ from mosa_deploy.adapters.attach import (
     task_state,
 )
 from mosa_deploy.adapters.parallel import ParallelAdapter
-from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.adapter_config import AdapterConfig, Style, Target
 from mosa_deploy.errors import BackboneError, ConfigError
 from tests.support.models import perturb
 
@@ -173,3 +173,16 @@ def test_seed_and_block_decide_the_start(toy: Toy) -> None:
 def test_fewer_than_one_pass_is_refused(toy: Toy) -> None:
     with pytest.raises(ConfigError, match=r"^passes 0: at least 1$"):
         set_passes(attach(toy(), CONFIG), 0)
+
+
+@pytest.mark.parametrize("style", ["parallel", "low-rank", "houlsby"])
+def test_only_the_last_blocks_get_adapters(toy: Toy, style: Style) -> None:
+    targets: tuple[Target, ...] = ("q",) if style == "low-rank" else ()
+    config = AdapterConfig(bottleneck=4, style=style, scale=1.0, targets=targets, blocks=1)
+    model = attach(toy(depth=3), config)
+    assert {name.split(".")[1] for name in task_state(model) if ".adapter." in name} == {"2"}
+
+
+def test_more_blocks_to_adapt_than_there_are_is_refused(toy: Toy) -> None:
+    with pytest.raises(ConfigError, match=r"^--adapt-blocks 4: the backbone has 3 blocks$"):
+        attach(toy(depth=3), AdapterConfig(bottleneck=4, blocks=4))

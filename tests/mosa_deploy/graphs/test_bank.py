@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.graphs.adapter_weights import Layout
+from mosa_deploy.graphs.adapter_weights import PARTS, Layout
 from mosa_deploy.graphs.bank import Bank
 
 DEPTH, WIDTH = 2, 6
@@ -36,6 +36,13 @@ def test_a_written_slot_holds_the_rows_and_zeros_beyond_them() -> None:
     np.testing.assert_array_equal(up[:3], given["blocks.1.up"])
     assert not up[3:].any()
     assert not any(tensor[1 - slot].any() for tensor in bank.tensors.values())
+
+
+def test_a_task_with_adapters_in_some_blocks_alone_leaves_the_others_zero() -> None:
+    bank = Bank(LAYOUT, bottleneck=4)
+    slot = bank.write({name: value for name, value in rows(4).items() if name.startswith("blocks.1.")})
+    assert not any(bank.tensors[f"blocks.0.{part}"][slot].any() for part in PARTS)
+    np.testing.assert_array_equal(bank.tensors["blocks.1.up"][slot], rows(4)["blocks.1.up"])
 
 
 def test_growing_doubles_and_keeps_every_slot_where_it_was() -> None:

@@ -73,6 +73,18 @@ def test_a_graph_folded_with_numpy_is_the_split_model_in_float64(name: str, kwar
     assert [node.op_type for node in folded.graph.node] == [node.op_type for node in graph.model.graph.node]
 
 
+def test_a_task_with_adapters_in_its_last_blocks_widens_these_alone() -> None:
+    adapter = dataclasses.replace(ADAPTER, blocks=2)
+    graph, bundle, model = make("vit_tiny_patch16_224", adapter, img_size=32)
+    images = noise(side=32)
+    with torch.inference_mode():
+        wanted = model.double()(torch.from_numpy(images).double()).numpy()
+    folded = fold_bundle(graph, bundle)
+    assert np.abs(answers(folded, images) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    wide = {name.split(".mlp")[0] for name in fold_parameters(graph, bundle) if name.endswith("mlp.fc1.weight")}
+    assert wide == set(list(bundle.record.backbone.topology.blocks)[-2:])
+
+
 @pytest.mark.parametrize("adapter", LOW_RANK, ids=["q-v", "fc2-k-proj-fc1", "qkv-q"])
 def test_a_low_rank_task_folded_with_numpy_keeps_every_shape_and_is_the_split_model_in_float64(
     adapter: AdapterConfig,
