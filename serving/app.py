@@ -4,53 +4,26 @@
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.routing import Match, Route
 
 from mosa_deploy import __version__
-from mosa_deploy.bundles.record import TASK_NAME
-from mosa_deploy.client.schema import Answer, Answers, ChosenLane, Fault, Pin, Task, Tasks
+from mosa_deploy.client.schema import Answer, Answers
 from serving import metrics
-from serving.auth import may_ask, may_change
+from serving.auth import may_ask
 from serving.backend import Backend
 from serving.classify import ClassifyHandler, RequestStats, SentImage, result
 from serving.errors import RequestError
 from serving.middleware import LimitsMiddleware, error_response
 from serving.settings import Settings
-
-WHY: dict[int, str] = {
-    400: "The image, the bundle or the request is damaged, or there are too many at once.",
-    401: "A key is needed.",
-    403: "The service takes no changes.",
-    404: "No such task; the nearest names are given.",
-    408: "The body did not arrive in time.",
-    409: "The change contradicts what is served.",
-    413: "The body is larger than the limit.",
-    415: "Not an image by its content, or a pickle.",
-    422: "A field is missing or impossible, or the bundle does not fit what is served.",
-    503: "Too much is asked at once (see Retry-After), or the task's canary failed.",
-    504: "The deadline passed.",
-}
-
-
-def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route's description that are errors."""
-    return {status: {"model": Fault, "description": WHY[status]} for status in statuses}
-
+from serving.task_routes import ANYWHERE, NAMED_TASK, add_task_routes
 
 NAMED = 5
 """The most faults of one request that are named; a form may have a thousand."""
-
-Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.", examples=["digits"])]
-UPLOAD = {
-    "required": True,
-    "description": "A `.mosa` file.",
-    "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
-}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -96,29 +69,10 @@ async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
     return error_response(error, {"allow": allowed})
 
 
-async def backend_of(request: Request) -> Backend:
-    """The backend. Async for the same reason as in `serving.auth`."""
-    backend: Backend = request.app.state.backend
-    return backend
-
-
-TheBackend = Annotated[Backend, Depends(backend_of)]
-
-
 def add_routes(app: FastAPI) -> None:
     """Add all routes except `/livez` and `/readyz`, which are BentoML's."""
-    ask, change = [Depends(may_ask)], [Depends(may_change)]
-    anywhere = faults(400, 401, 408, 413, 415, 503, 504)
-    named = anywhere | faults(404, 422)
-    changed = named | faults(403, 409)
-    app.post("/classify", dependencies=ask, responses=named)(classify)
-    app.get("/v1/tasks", dependencies=ask, responses=anywhere)(list_tasks)
-    app.get("/v1/tasks/{name}", dependencies=ask, responses=named)(read_task)
-    body = {"requestBody": UPLOAD}
-    app.put("/v1/tasks/{name}", dependencies=change, responses=changed, openapi_extra=body)(put_task)
-    app.delete("/v1/tasks/{name}", dependencies=change, responses=changed, status_code=204)(delete_task)
-    app.post("/v1/tasks/{name}/pin", dependencies=change, responses=changed)(pin_task)
-    app.post("/v1/tasks/{name}/rollback", dependencies=change, responses=changed)(roll_back_task)
+    app.post("/classify", dependencies=[Depends(may_ask)], responses=ANYWHERE | NAMED_TASK)(classify)
+    add_task_routes(app)
     app.get("/metrics", include_in_schema=False)(read_metrics)
 
 
@@ -195,51 +149,6 @@ def _add_to_log(
         batch=stats.batch,
         **{f"{name}_ms": value for name, value in stats.parts.items()},
     )
-
-
-async def list_tasks(backend: TheBackend) -> Tasks:
-    """List the tasks of the store."""
-    return Tasks(tasks=tuple(await backend.tasks()))
-
-
-async def read_task(name: Name, backend: TheBackend) -> Task:
-    """What a task is, and how it is served."""
-    return await backend.task(name)
-
-
-async def put_task(
-    request: Request,
-    name: Name,
-    backend: TheBackend,
-    new_classes: Annotated[bool, Query(description="Serve other class names than before.")] = False,
-    lane: Annotated[ChosenLane | None, Query(description="How it is served from now on.")] = None,
-) -> Task:
-    """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
-
-    Requests in flight finish on the version they began with.
-    """
-    content = await request.body()
-    if not content:
-        raise RequestError(400, "the body is empty: send a .mosa file")
-    info = await backend.put(name, content, new_classes, lane)
-    request.state.log_fields.update(task=name, digest=info.bundle[:12], lane=info.lane)
-    return info
-
-
-async def delete_task(name: Name, backend: TheBackend) -> Response:
-    """Stop serving a task; a rollback brings it back."""
-    await backend.remove(name)
-    return Response(status_code=204)
-
-
-async def pin_task(name: Name, backend: TheBackend, pin: Pin | None = None) -> Task:
-    """Load a task and keep it loaded; `{"pinned": false}` lets it go again."""
-    return await backend.pin(name, True if pin is None else pin.pinned)
-
-
-async def roll_back_task(name: Name, backend: TheBackend) -> Task:
-    """Serve the version before this one; a second rollback takes the first one back."""
-    return await backend.rollback(name)
 
 
 async def read_metrics() -> Response:

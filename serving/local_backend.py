@@ -16,6 +16,7 @@ from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
 from serving.backend import Answered, Health, Lease, Outcome
 from serving.batching import Batcher, Item
+from serving.changes import TaskChanges
 from serving.errors import RequestError, late
 from serving.lanes import Lanes, SharedLane
 from serving.model_cache import LoadedTask
@@ -55,6 +56,7 @@ class LocalBackend:
             "unfolded": settings.sessions,
         }
         self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
+        self.changes = TaskChanges(self.registry)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
         self.registry.open(settings.prefetch)
         if not settings.admin_keys:
@@ -130,19 +132,19 @@ class LocalBackend:
 
     async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.registry.put, name, content, new_classes, lane)))
+        return self._info(await self._change(partial(self.changes.put, name, content, new_classes, lane)))
 
     async def remove(self, name: str) -> None:
         """See `Backend`."""
-        await self._change(partial(self.registry.remove, name))
+        await self._change(partial(self.changes.remove, name))
 
     async def rollback(self, name: str) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.registry.rollback, name)))
+        return self._info(await self._change(partial(self.changes.rollback, name)))
 
     async def pin(self, name: str, pinned: bool) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.registry.pin, name, pinned)))
+        return self._info(await self._change(partial(self.changes.pin, name, pinned)))
 
     async def health(self) -> Health:
         """See `Backend`."""

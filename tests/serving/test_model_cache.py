@@ -89,13 +89,13 @@ def test_a_new_version_is_held_until_requests_can_reach_it(
     admin: TestClient, newer: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry, users = backend_of(admin).registry, []
-    swap = registry._swap
+    swap = registry.swap
 
     def watched(entry: Entry, version: Version | None, loaded: LoadedTask | None, decision: Decision) -> None:
         users.append(loaded.users if loaded else 0)
         swap(entry, version, loaded, decision)
 
-    monkeypatch.setattr(registry, "_swap", watched)
+    monkeypatch.setattr(registry, "swap", watched)
     put(admin, "birds", newer)
     assert users == [1]
 
