@@ -99,7 +99,9 @@ def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
         TuneConfig(task="", method=method).checked_method()
     for task in tasks:
         dataset, data_dir = source(config, task)
-        find(dataset).splits(data_dir, None)
+        splits = find(dataset).splits(data_dir, None)
+        if not splits.train or not splits.test:
+            raise DataError(f"task {task} has no {'test' if splits.train else 'training'} set: a comparison needs both")
 
 
 def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:

@@ -78,6 +78,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     splits = find(subject.dataset).splits(data_dir, split)
     if len(splits.classes) != subject.classes:
         raise DataError(f"{subject.classes} classes were learned, the images have {len(splits.classes)}: give the same")
+    if not splits.test:
+        raise DataError(
+            f"there is no test set in {data_dir}: give --data-dir FOLDER that holds test/<class>/<file>; the figures on"
+            " validation are in the run's report.md"
+        )
     test = decode_all(splits.test, subject.preprocess, "test")
     return classification_metrics(probabilities(subject.logits(test), subject.temperature), test.labels)
 

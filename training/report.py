@@ -29,12 +29,19 @@ WORST = 10
 
 
 def write_report(
-    out: Path, record: Record, recipe: Recipe | None, logits: Tensor, labels: Tensor, rows: list[Row]
+    out: Path,
+    record: Record,
+    recipe: Recipe | None,
+    logits: Tensor,
+    labels: Tensor,
+    rows: list[Row],
+    tested: bool = True,
 ) -> None:
     """Write the report and its pictures, and add both to TensorBoard's events.
 
     `logits` (N, K) and `labels` (N,) are those of the validation images, before division by the record's temperature.
     `rows` is the history: one row per epoch, or per C for the linear probe. `recipe` is None for method `linear`.
+    `tested` says whether the images have a test set.
     """
     before, after = (probabilities(logits.numpy(), temperature) for temperature in (1.0, record.temperature))
     true, predicted = labels.numpy(), logits.argmax(1).numpy()
@@ -56,11 +63,7 @@ def write_report(
 {metrics_table(*measured, record.temperature)}
 
 Measured on the {len(labels)} images that also chose the {axis} and the temperature: expect slightly worse results on
-new images. The test set was not read; this command reads it:
-
-```sh
-mosa evaluate --bundle {name}
-```
+new images. {test_section(name, tested)}
 
 ## Largest confusions
 
@@ -74,6 +77,17 @@ mosa evaluate --bundle {name}
     write_text(out / REPORT, f"{text}\n## Pictures\n\n{pictures}\n")
     chosen = {"method": record.method, "seed": record.seed, **(fields(recipe) if recipe else {})}
     write_events(out, rows, closing(text, [out / file for file in PICTURES], chosen, measured[1]))
+
+
+def test_section(run: str, tested: bool) -> str:
+    """How to measure the run on its test set, or that there is none."""
+    if tested:
+        return f"The test set was not read; this command reads it:\n\n```sh\nmosa evaluate --bundle {run}\n```"
+    command = f"mosa evaluate --bundle {run} --data-dir FOLDER"
+    return (
+        "**There is no test set**, so nothing says how well the task does on images that chose nothing. Keep some"
+        f" images of each class apart, in test/<class>/<file>, and run:\n\n```sh\n{command}\n```"
+    )
 
 
 def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str, str]:

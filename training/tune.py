@@ -21,7 +21,7 @@ from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_s
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import TASK_NAME, Record
-from mosa_deploy.errors import ConfigError, command
+from mosa_deploy.errors import ConfigError, DataError, command
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import git_commit, library_versions
@@ -55,6 +55,11 @@ def tune(config: TuneConfig) -> Path:
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # Data before weights, which may have to be downloaded.
     splits = task.splits(config.data_dir, config.split)
+    if not splits.train:
+        raise DataError(
+            f"--data-dir {config.data_dir} holds a test set alone: add train/<class>/<file> to tune on, or evaluate a"
+            " tuned task on it"
+        )
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
     if method != "linear":
         check_style(model, recipe.style)
@@ -67,6 +72,8 @@ def tune(config: TuneConfig) -> Path:
         return out
 
     print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}")
+    for remark in splits.remarks:
+        print(remark)
     train = decode_all(splits.train, preprocess, "training")
     validation = decode_all(splits.validation, preprocess, "validation")
     check_classes(train, splits.classes, "training")
@@ -100,7 +107,7 @@ def tune(config: TuneConfig) -> Path:
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    write_results(out, record, recipe, model, train, validation, rows, device)
+    write_results(out, record, recipe, model, train, validation, rows, device, tested=bool(splits.test))
     return out
 
 
@@ -160,8 +167,12 @@ def write_results(
     validation: Images,
     rows: list[Row],
     device: str,
+    tested: bool,
 ) -> None:
-    """Fit the temperature on validation, record the canary, and write all files of the run; the bundle comes last."""
+    """Fit the temperature on validation, record the canary, and write all files of the run; the bundle comes last.
+
+    `tested` says whether the images have a test set.
+    """
     logits = predict(model, validation, record.preprocess, device)
     temperature = fit_temperature(logits, validation.labels)
     metrics = {
@@ -182,7 +193,7 @@ def write_results(
     run.write_history(out, rows)
     write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
     record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
-    write_report(out, record, None if record.adapter is None else recipe, logits, validation.labels, rows)
+    write_report(out, record, None if record.adapter is None else recipe, logits, validation.labels, rows, tested)
     tensors = {name: value.numpy() for name, value in task_state(model).items()}
     bundle = Bundle(record, tensors, canary).save(out)
     (out / run.CHECKPOINT).unlink(missing_ok=True)

@@ -35,10 +35,14 @@ class Splits:
 
     classes: tuple[str, ...]
     train: Sequence[Example]
+    """Empty, as is `validation`, if there is a test set alone: it can be evaluated, and nothing can be tuned on it."""
     validation: Sequence[Example]
     test: Sequence[Example]
+    """Empty if the images come without one."""
     note: str
     """How the split was made, in words."""
+    remarks: tuple[str, ...] = ()
+    """What else the user should know about the images, such as files that were left out: one line each."""
 
 
 class Task(Protocol):
