@@ -105,4 +105,4 @@ def listed(classes: tuple[str, ...], examples: Sequence[Example], path: Path) ->
             wanted = "`train|validation|test <class>/<file>` of an image here, not yet listed"
             raise DataError(f"{path}:{number}: '{line}' is not {wanted}")
         sets[name].append(known.pop(image))
-    return Splits(classes, **sets, note=f"listed in {path.name}")
+    return Splits(classes, sets["train"], sets["validation"], sets["test"], note=f"listed in {path.name}")

@@ -44,4 +44,4 @@ class Folder:
             fifth = len(read["train"]) // 5
             read |= draw_sets(read["train"], {"train": len(read["train"]) - fifth, "validation": fifth}, classes)
             note += "; validation is a stratified fifth of train"
-        return Splits(classes, **read, note=note)
+        return Splits(classes, read["train"], read["validation"], read["test"], note=note)
