@@ -16,7 +16,7 @@ TENSORS, RECORD = "adapter.safetensors", "adapter.json"
 
 
 def _decoded_as_ever(fields: Fields) -> Fields:
-    """Version 2 says how images are decoded; before it there was one way, which is the default."""
+    """Version 2 says how images are decoded and resampled; before it there was one way, which is the default."""
     return fields
 
 
