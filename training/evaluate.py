@@ -5,22 +5,25 @@
     mosa evaluate --onnx artifacts/backbones/NAME/shared.fp16.onnx --bundle artifacts/tasks/digits
     mosa evaluate --backbone vit_tinyd6_patch4_32.cifar10 --data-dir cifar10.tar.gz
 
-Everything else uses validation images; this is the only place that reads the test set.
+Classes are matched by name. Everything else uses validation images; this is the only place that reads the test set.
 """
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import timm
 import timm.data
+import torch
 
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, check_name
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.class_match import match_classes
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import RECORD, Record, read_record
 from mosa_deploy.errors import ConfigError, DataError, command
@@ -34,6 +37,7 @@ from training.options import EvaluateConfig
 from training.run import read_settings
 from training.scores import classification_metrics
 from training.tasks import TASKS, find
+from training.tasks.cifar10 import CLASSES as CIFAR10
 from training.tune import choose_device
 
 BATCH = 256
@@ -51,7 +55,7 @@ class Subject:
     dataset: str
     preprocess: Preprocess
     temperature: float
-    classes: int
+    classes: tuple[str, ...]
     logits: Logits
 
 
@@ -60,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     Raises:
         ConfigError: not exactly one of a bundle, a graph and a backbone is given.
-        MosaError: the model or the images are missing or damaged, or their numbers of classes differ.
+        MosaError: the model or the images are missing or damaged, or their classes differ.
     """
     shared = config.bundle is not None and config.onnx is not None and not own_graph(config.onnx)
     if [None if shared else config.bundle, config.onnx, config.backbone].count(None) != 2:
@@ -76,14 +80,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         subject = of_task(config, read_record(folder))
         data_dir, split = settings(config, folder)
     splits = find(subject.dataset).splits(data_dir, split)
-    if len(splits.classes) != subject.classes:
-        raise DataError(f"{subject.classes} classes were learned, the images have {len(splits.classes)}: give the same")
     if not splits.test:
         raise DataError(
             f"there is no test set in {data_dir}: give --data-dir FOLDER that holds test/<class>/<file>; the figures on"
             " validation are in the run's report.md"
         )
+    match = match_classes(subject.classes, splits.classes, f"--data-dir {data_dir}" if data_dir else subject.dataset)
+    for note in match.notes:
+        print(f"warning: {note}", file=sys.stderr)
     test = decode_all(splits.test, subject.preprocess, "test")
+    test = replace(test, labels=torch.tensor(match.places)[test.labels])
     return classification_metrics(probabilities(subject.logits(test), subject.temperature), test.labels)
 
 
@@ -106,7 +112,8 @@ def of_backbone(config: EvaluateConfig, name: str) -> Subject:
     def logits(images: Images) -> Array:
         return np.asarray(predict(model, images, preprocess, device))
 
-    return Subject(known.tag, preprocess, 1.0, model.num_classes, logits)
+    classes = CIFAR10 if name == embedded.NAME else tuple(f"class{i}" for i in range(model.num_classes))
+    return Subject(known.tag, preprocess, 1.0, classes, logits)
 
 
 def of_task(config: EvaluateConfig, record: Record) -> Subject:
@@ -126,7 +133,7 @@ def of_task(config: EvaluateConfig, record: Record) -> Subject:
         return np.asarray(predict(model, images, record.preprocess, device))
 
     logits = of_bundle if config.onnx is None else of_graph
-    return Subject(record.dataset, record.preprocess, record.temperature, len(record.classes), logits)
+    return Subject(record.dataset, record.preprocess, record.temperature, record.classes, logits)
 
 
 def own_graph(path: Path) -> bool:

@@ -18,6 +18,9 @@ from training.config import Recipe
 from training.tasks.base import SPLIT_SEED, Example, Splits
 from training.tasks.source import Source, read_labelled_sets
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""In the order of the embedded backbone's own head."""
+
 EACH = 20
 """Number of images per class in train, and in validation."""
 
