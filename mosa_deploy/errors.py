@@ -79,7 +79,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for an unknown name, with similar known names, or all of them if none is similar."""
     names = sorted(known)
     listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    # In small letters, or `DIGITS` would look like nothing that is known.
+    folded = {each.casefold(): each for each in reversed(names)}
+    near = [folded[each] for each in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {listed}"
     return f"unknown {kind} '{name}'; {hint}"
 

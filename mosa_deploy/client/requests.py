@@ -1,5 +1,6 @@
 """The requests that a client sends, and how their responses are read; `mosa_deploy.client.client` sends them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +29,8 @@ class ApiRequest(Generic[T]):
     """Arguments of `httpx.Client.request`: the body and the query."""
     repeatable: bool = True
     """Whether sending it twice does the same as sending it once."""
+    done_already: int | None = None
+    """The status by which the service says that an earlier attempt, whose response was lost, has done it."""
 
 
 def classify(picture: Picture, task: str, top_k: int) -> ApiRequest[Answer]:
@@ -50,7 +53,8 @@ def classify_many(
 
 
 def classify_by(picture: Picture, tasks: Sequence[str], top_k: int) -> ApiRequest[list[Answer | Failure]]:
-    """Classify one image by several tasks."""
+    """Classify one image by several tasks; a text is one task."""
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     return ApiRequest("POST", "/classify", _results, _form([picture], tasks=",".join(tasks), top_k=top_k))
 
 
@@ -72,7 +76,7 @@ def put(name: str, bundle: Content, new_classes: bool, lane: ChosenLane | None) 
 
 def remove(name: str) -> ApiRequest[None]:
     """Stop serving a task."""
-    return ApiRequest("DELETE", _path(name), lambda _: None)
+    return ApiRequest("DELETE", _path(name), lambda _: None, done_already=404)
 
 
 def roll_back(name: str) -> ApiRequest[Task]:
@@ -100,7 +104,7 @@ def _form(pictures: Sequence[Picture], **fields: Any) -> dict[str, Any]:
 
 def _name(picture: Picture) -> str:
     """What the service calls an image in its messages."""
-    return "image" if isinstance(picture, bytes) else Path(picture).name
+    return Path(picture).name if isinstance(picture, str | os.PathLike) else "image"
 
 
 def _packed(bundle: Content) -> bytes:
@@ -110,6 +114,6 @@ def _packed(bundle: Content) -> bytes:
         BundleError: the folder holds no whole bundle.
         DataError: there is no such file.
     """
-    if not isinstance(bundle, bytes) and Path(bundle).is_dir():
+    if isinstance(bundle, str | os.PathLike) and Path(bundle).is_dir():
         return Archive.of(Path(bundle)).pack()
     return read_content(bundle)
