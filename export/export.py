@@ -142,7 +142,13 @@ def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainG
     if wanted.file not in known:
         print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)
         used = weights or Weights(record.backbone.source)
-        model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=record.preprocess.size)
+        model = load_backbone(
+            record.backbone.name,
+            used,
+            STAND_IN_CLASSES,
+            img_size=record.preprocess.size,
+            model_args=record.backbone.model_args,
+        )
         if known:
             trace_layout(model, folder, wanted)
         else:

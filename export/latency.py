@@ -75,7 +75,9 @@ def subject(config: LatencyConfig) -> Subject:
         # Only to check that the task was tuned on these weights.
         restore(bundle, given)
         used, size = given or Weights(record.backbone.source), record.preprocess.size
-        model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=size)
+        model = load_backbone(
+            record.backbone.name, used, STAND_IN_CLASSES, img_size=size, model_args=record.backbone.model_args
+        )
         own = Task(record.backbone.topology, adapter_weights(bundle), *bundle.head)
         others = random_tasks(model, record.adapter.bottleneck)[1:]
         words = f"{record.task} on {record.backbone.name}, r = {record.adapter.bottleneck}"

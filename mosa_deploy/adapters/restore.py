@@ -4,6 +4,7 @@ import torch
 
 from mosa_deploy.adapters.attach import attach, backbone_state, load_task_state
 from mosa_deploy.backbones.foldable import Transformer, topology_of
+from mosa_deploy.backbones.function import departures
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import Backbone
@@ -24,8 +25,9 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
     weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
     if record.backbone.source == "file" and weights.source != "file":
         raise BackboneError(f"'{record.task}' was tuned on weights from a file: give it again with --backbone-weights")
-    model = load_backbone(record.backbone.name, weights, img_size=record.preprocess.size)
-    found = fingerprint(model.state_dict())
+    args = record.backbone.model_args
+    model = load_backbone(record.backbone.name, weights, img_size=record.preprocess.size, model_args=args)
+    found = fingerprint(model.state_dict(), args)
     if found != record.backbone.sha256:
         raise BackboneError(
             f"'{record.task}' was tuned on {record.backbone.folder}, these weights of {record.backbone.name} have"
@@ -50,12 +52,14 @@ def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone
     topology, state = topology_of(model), backbone_state(model)
     # The FFNs of a Swin differ in width, and no task updates their weights.
     hidden = None if topology.stages else len(state["blocks.0.mlp.fc1.bias"])
+    args = departures(name, model)
     return Backbone(
         name=name,
         source=source,
-        sha256=fingerprint(state),
+        sha256=fingerprint(state, args),
         depth=topology.depth,
         embed_dim=topology.width,
         stages=topology.stages,
         hidden=hidden,
+        model_args=args,
     )

@@ -10,17 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from mosa_deploy.backbones.foldable import feed_forward
+from mosa_deploy.backbones.function import set_function
+from mosa_deploy.bundles.model_args import Activation, ModelArgs
 from mosa_deploy.errors import BackboneError
 
 CONFIG_FILE = "config.json"
 
 DEFAULT_EPS = 1e-12
 """`layer_norm_eps` of a transformers ViT whose config does not give one; timm's is 1e-6."""
+
+EPS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6, "siglip_vision_model": 1e-6}
+"""`layer_norm_eps` by `model_type`, where a config does not give one."""
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""`hidden_act` -> timm's `act_layer`."""
 
 ANCHOR = "embeddings.patch_embeddings.projection.weight"
 """The tensor by which a transformers ViT is recognised in a checkpoint."""
@@ -106,25 +124,40 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def fit_to_config(model: VisionTransformer, folder: Path) -> None:
-    """Set the eps of every LayerNorm of `model`, in place, to that of the ViT whose weights lie in the folder.
+def model_args(config: dict[str, Any]) -> ModelArgs:
+    """What the config of a ViT of transformers says of heads, activation and eps.
 
     Raises:
-        BackboneError: that ViT has another number of attention heads, or another activation.
+        BackboneError: its activation is none of timm's, or a value is of no use.
     """
+    config = config.get("vision_config") or config
+    act, kind = config.get("hidden_act", "gelu"), config.get("model_type", "")
+    if act not in ACTIVATIONS:
+        raise BackboneError(f"hidden_act {act}, known are {', '.join(ACTIVATIONS)}")
+    given = {
+        "num_heads": config.get("num_attention_heads"),
+        "act_layer": ACTIVATIONS[act],
+        "norm_eps": config.get("layer_norm_eps", EPS.get(kind, DEFAULT_EPS)),
+    }
+    try:
+        return ModelArgs.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise BackboneError(f"{fault['loc'][0]} {fault['input']}: {fault['msg']}") from None
+
+
+def fit_to_config(model: VisionTransformer, folder: Path) -> None:
+    """Let `model` compute, in place, what the ViT computes whose weights lie in the folder, as its config says.
+
+    Raises:
+        BackboneError: the config is damaged, or says something that timm's ViT cannot compute.
+    """
+    path = folder / CONFIG_FILE
     config = read_config(folder)
-    attention = model.blocks[0].attn
-    assert isinstance(attention, Attention)
-    activation = type(feed_forward(model.blocks[0]).act).__name__.lower()
-    ours = {"num_attention_heads": attention.num_heads, "hidden_act": activation}
-    faults = [f"{name} {config[name]}, not {value}" for name, value in ours.items() if config.get(name, value) != value]
-    if faults:
-        raise BackboneError(
-            f"{folder / CONFIG_FILE} does not fit the backbone: {'; '.join(faults)}; choose another ViT"
-        )
-    for part in model.modules():
-        if isinstance(part, nn.LayerNorm):
-            part.eps = float(config.get("layer_norm_eps", DEFAULT_EPS))
+    try:
+        set_function(model, model_args(config))
+    except BackboneError as error:
+        raise BackboneError(f"{path} does not fit the backbone: {error}; choose another ViT") from None
 
 
 def layer_norm_eps(model: VisionTransformer) -> float:
