@@ -1,27 +1,32 @@
 """Changes of what answers: upload, rollback, removal and pin, while requests are in flight."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.decision import Decision, KeptVersion, class_changes, now
 from mosa_deploy.bundles.store_layout import BACKBONES
-from mosa_deploy.client.schema import ChosenLane
 from mosa_deploy.errors import BundleError, StoreError
+from serving.backend import PutOptions
 from serving.errors import RequestError
 from serving.registry import DAMAGED, Entry, Registry
-from serving.store import Decision, Version
+from serving.store import Version
+
+SHORT = 12
+"""How many characters of a digest an error shows."""
 
 
 class TaskChanges:
     """Changes the tasks of a registry. Each task has one change at a time."""
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+    def __init__(self, registry: Registry, keep: int) -> None:
+        """`keep` is the most versions of a task that stay in the store."""
+        self.registry, self.keep = registry, keep
         self._turns: dict[str, threading.Lock] = {}
 
-    def put(self, name: str, content: bytes, new_classes: bool = False, lane: ChosenLane | None = None) -> Entry:
+    def put(self, name: str, content: bytes, options: PutOptions) -> Entry:
         """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
 
         Raises:
@@ -33,58 +38,59 @@ class TaskChanges:
             bundle = archive.bundle()
         except BundleError as fault:
             raise RequestError(400, str(fault)) from None
-        if bundle.record.task != name:
-            raise RequestError(
-                422, f"the bundle is of task '{bundle.record.task}': send it to /v1/tasks/{bundle.record.task}"
-            )
-        backbone = bundle.record.backbone.folder
-        if not bundle.record.sequential and backbone not in self.registry.store.files.names(BACKBONES):
-            raise RequestError(
-                422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
-            )
+        self._check_fit(name, bundle)
         with self._turn(name):
             entry = self.registry.entries.get(name) or Entry(name, Decision(current=None))
-            now, old = entry.decision, entry.version
-            if now.current == DAMAGED:
-                now = now.model_copy(update={"current": None})
-            if old and now.current and old.record.classes != bundle.record.classes and not new_classes:
-                raise RequestError(409, f"'{name}' has other classes now: send ?new_classes=true if that is meant")
-            previous = now.previous if now.current in (None, archive.key) else now.current
-            update = {"current": archive.key, "previous": previous, "lane": lane or now.lane}
-            decision = now.model_copy(update=update)
+            before = entry.decision
+            check_classes(before, bundle.record.classes, options.new_classes)
+            version = KeptVersion.of(archive.key, bundle.record, "upload", now())
+            decision = self._choose(name, before, version)
+            decision = decision.model_copy(update={"lane": options.lane or before.lane})
             self._switch(entry, Version(archive.key, bundle.record), bundle, decision, keep=archive)
             return entry
 
-    def rollback(self, name: str) -> Entry:
-        """Serve the previous version. A second rollback undoes the first, and a removed task comes back.
+    def rollback(self, name: str, digest: str | None = None, new_classes: bool = False) -> Entry:
+        """Serve the previous version, or the one whose digest begins so; a removed task comes back.
+
+        A second rollback to the previous version undoes the first.
 
         Raises:
-            RequestError: 404 for an unknown task, 409 if it has no previous version.
+            RequestError: 404 for an unknown task or version, 409 if it has no previous version or that has other
+                classes, 422 if several versions begin so.
         """
         with self._turn(name):
             entry = self.registry.entries.get(name) or self.registry.entry(name)
-            now = entry.decision
-            if now.previous is None:
+            before = entry.decision
+            key = before.previous if digest is None else find_version(name, before, digest).key
+            if key is None:
                 raise RequestError(409, f"'{name}' has no version before this one")
-            archive = self.registry.store.archive(name, now.previous)
+            if key == before.current:
+                return entry
+            archive = self.registry.store.archive(name, key)
             bundle = archive.bundle()
-            decision = now.model_copy(update={"current": now.previous, "previous": now.current})
-            self._switch(entry, Version(now.previous, bundle.record), bundle, decision)
+            check_classes(before, bundle.record.classes, new_classes)
+            version = before.find(key) or KeptVersion.of(key, bundle.record, "upload", None)
+            decision = self._choose(name, before, version, moves=False)
+            self._switch(entry, Version(key, bundle.record), bundle, decision)
             return entry
 
-    def remove(self, name: str) -> None:
-        """Stop serving a task; its last version is kept for a rollback.
+    def remove(self, name: str, force: bool = False) -> None:
+        """Stop serving a task; its versions are kept for a rollback.
 
         Raises:
-            RequestError: 404 for an unknown task.
+            RequestError: 404 for an unknown task, 409 for a pinned one without `force`.
         """
         with self._turn(name):
             entry = self.registry.entry(name)
-            now = entry.decision
-            self.registry.store.keep_export(name, now)
-            decision = now.model_copy(update={"current": None, "previous": now.current, "pinned": False})
+            before = entry.decision
+            if before.pinned and not force:
+                raise RequestError(409, f"'{name}' is pinned: let it go first, or send ?force=true if that is meant")
+            self.registry.store.keep_export(name, before)
+            update = {"current": None, "previous": before.current, "pinned": False}
+            update["exported"] = self.registry.store.exported(name)
+            decision = before.model_copy(update=update)
             self.registry.store.decide(name, decision)
-            self.registry.store.forget_between(now, decision)
+            self.registry.store.forget_between(before, decision)
             self.registry.swap(entry, None, None, decision)
 
     def pin(self, name: str, pinned: bool) -> Entry:
@@ -107,6 +113,25 @@ class TaskChanges:
                 if pinned and loaded:
                     self.registry.release(loaded)
             return entry
+
+    def _check_fit(self, name: str, bundle: Bundle) -> None:
+        """Raises RequestError 422 if a bundle is of another task, or its backbone is not in the store."""
+        record, store = bundle.record, self.registry.store
+        if record.task != name:
+            raise RequestError(422, f"the bundle is of task '{record.task}': send it to /v1/tasks/{record.task}")
+        backbone = record.backbone.folder
+        if not record.sequential and backbone not in store.files.names(BACKBONES):
+            raise RequestError(
+                422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
+            )
+
+    def _choose(self, name: str, before: Decision, version: KeptVersion, moves: bool = True) -> Decision:
+        """The decision to serve a version. The version before it is kept; the oldest of too many go."""
+        old = before.current if before.current != DAMAGED else None
+        update: dict[str, object] = {"current": version.key, "exported": self.registry.store.exported(name)}
+        update["previous"] = before.previous if old in (None, version.key) else old
+        decision = before.model_copy(update=update)
+        return decision.keeping(version, self.keep) if moves else decision
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:
@@ -139,3 +164,31 @@ class TaskChanges:
         self.registry.cache.release(loaded)
         self.registry.store.forget_between(before, decision)
         self.registry.log_loaded(loaded)
+
+
+def check_classes(before: Decision, classes: Sequence[str], new_classes: bool) -> None:
+    """Compare classes with those of the version that is served or, after a removal, was served last.
+
+    Raises:
+        RequestError: 409 if they differ and that was not asked for.
+    """
+    last = before.find(before.last)
+    changes = class_changes(last.classes, classes) if last and not new_classes else None
+    if changes:
+        raise RequestError(409, f"the classes would change ({changes}): send ?new_classes=true if that is meant")
+
+
+def find_version(name: str, decision: Decision, digest: str) -> KeptVersion:
+    """The version whose digest begins with `digest`.
+
+    Raises:
+        RequestError: 404 if there is none, 422 if there are several.
+    """
+    found = [version for version in decision.versions if version.digest.startswith(digest)]
+    if not found:
+        known = ", ".join(version.digest[:SHORT] for version in decision.versions)
+        raise RequestError(404, f"no version of '{name}' begins with {digest}; it has {known or 'none'}")
+    if len(found) > 1:
+        known = ", ".join(version.digest[:SHORT] for version in found)
+        raise RequestError(422, f"{len(found)} versions of '{name}' begin with {digest}: {known}; send more of one")
+    return found[0]

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from mosa_deploy.bundles.decision import Decision, KeptVersion
 from mosa_deploy.bundles.preprocess import Pixels
-from mosa_deploy.client.schema import ChosenLane, LaneName, Task
+from mosa_deploy.client.schema import LaneName, Task, TaskVersion, Versions
 from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
-from serving.backend import Answered, Health, Lease, Outcome
+from serving.backend import Answered, Health, Lease, Outcome, PutOptions
 from serving.batching import Batcher, Item
 from serving.changes import TaskChanges
 from serving.errors import RequestError, late
@@ -56,7 +57,7 @@ class LocalBackend:
             "unfolded": settings.sessions,
         }
         self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
-        self.changes = TaskChanges(self.registry)
+        self.changes = TaskChanges(self.registry, settings.versions)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
         self.registry.open(settings.prefetch)
         if not settings.admin_keys:
@@ -130,17 +131,23 @@ class LocalBackend:
         """See `Backend`."""
         return self._info(self.registry.entry(name))
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
+    async def put(self, name: str, content: bytes, options: PutOptions) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.changes.put, name, content, new_classes, lane)))
+        return self._info(await self._change(partial(self.changes.put, name, content, options)))
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, force: bool) -> None:
         """See `Backend`."""
-        await self._change(partial(self.changes.remove, name))
+        await self._change(partial(self.changes.remove, name, force))
 
-    async def rollback(self, name: str) -> Task:
+    async def versions(self, name: str) -> Versions:
+        """See `Backend`. A removed task has versions too: a rollback brings it back."""
+        with self.registry.lock:
+            entry = self.registry.entries.get(name) or self.registry.entry(name)
+        return Versions(versions=tuple(map(partial(_version, entry.decision), entry.decision.versions)))
+
+    async def rollback(self, name: str, digest: str | None, new_classes: bool) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.changes.rollback, name)))
+        return self._info(await self._change(partial(self.changes.rollback, name, digest, new_classes)))
 
     async def pin(self, name: str, pinned: bool) -> Task:
         """See `Backend`."""
@@ -185,6 +192,18 @@ class LocalBackend:
             can_roll_back=entry.decision.previous is not None,
             reason=entry.refused,
         )
+
+
+def _version(decision: Decision, kept: KeptVersion) -> TaskVersion:
+    """What the service says of a version that is kept."""
+    return TaskVersion(
+        bundle=kept.digest,
+        served=kept.key == decision.current,
+        source=kept.source,
+        added=kept.added,
+        accuracy=kept.accuracy,
+        classes=kept.classes,
+    )
 
 
 def _identity(item: Item) -> tuple[object, ...]:

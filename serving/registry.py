@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from mosa_deploy.bundles.decision import Decision
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, unknown_name
@@ -12,7 +13,7 @@ from serving.batching import Batcher
 from serving.errors import RequestError
 from serving.lanes import Lanes
 from serving.model_cache import LoadedTask, ModelCache
-from serving.store import Decision, TaskStore, Version
+from serving.store import TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")
 

@@ -65,6 +65,9 @@ class Settings(BaseModel):
     folded: Listed = ()
     """Tasks that are served by a folded graph of their own instead of the shared graph; `*` means all."""
 
+    versions: Annotated[int, Field(ge=2)] = 5
+    """The most versions of a task that the store keeps for a rollback, the served one included."""
+
     max_upload: Count = 10 << 20
     """The most bytes of a request's body; more are refused with 413."""
     max_pixels: Count = 50_000_000

@@ -3,39 +3,39 @@
 `mosa_deploy.bundles.store_layout` says where they lie. A task's exported version lies in `tasks/`, its uploaded ones in
 `uploads/`. A version is written before the decision that names it, and a decision is one small file: whenever a
 process is killed, the store names the old version or the new one. An export that is newer than the last decision is
-served.
+served if `mosa_deploy.bundles.decision` lets it.
 """
 
-import json
+import logging
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
-
-from pydantic import BaseModel, ConfigDict
+from datetime import datetime
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.format_version import FileFormat
+from mosa_deploy.bundles.decision import (
+    Decision,
+    ExportNote,
+    KeptVersion,
+    Source,
+    objections,
+    parse_decision,
+    parse_note,
+)
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
-from mosa_deploy.bundles.store_layout import DECISIONS, TASKS, UPLOADS, decision_file, task_folder, upload_file
-from mosa_deploy.client.schema import ChosenLane
-from mosa_deploy.errors import StoreError
+from mosa_deploy.bundles.store_layout import (
+    DECISIONS,
+    EXPORT_NOTE,
+    TASKS,
+    UPLOADS,
+    decision_file,
+    task_folder,
+    upload_file,
+)
+from mosa_deploy.errors import MosaError, StoreError
 from serving.storage import LocalFiles, RemoteFiles
 
-DECISION_FORMAT = FileFormat(decision_file("<task>"), StoreError, remedy="remove it, and upload the task again")
-
-
-class Decision(BaseModel):
-    """`decisions/<task>.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = DECISION_FORMAT.newest
-    current: str | None
-    """Key of the version that is served; None after a removal."""
-    previous: str | None = None
-    """Key of the version that a rollback returns to."""
-    exported: str | None = None
-    """Key of the exported version when this was decided."""
-    pinned: bool = False
-    lane: ChosenLane | None = None
+log = logging.getLogger("mosa_deploy.serving")
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,76 @@ class TaskStore:
             raise StoreError(f"no task in {self}/{TASKS}: write one with `mosa export --out {self}`")
 
     def decision(self, name: str) -> Decision:
-        """The decision that holds for a task now.
+        """The decision that holds for a task now. It does not follow an export that needs consent, and the log says so.
 
         Raises:
-            StoreError: it is damaged, or was written by a newer release.
+            MosaError: it is damaged, or was written by a newer release.
         """
         exported, where = self.exported(name), f"{self}/{decision_file(name)}"
         try:
-            fields = json.loads(self.files.read(decision_file(name)))
-            decided = Decision.model_validate(DECISION_FORMAT.upgrade(fields, where))
+            decided = parse_decision(self.files.read(decision_file(name)), where)
         except FileNotFoundError:
-            return Decision(current=exported, exported=exported)
-        except (ValueError, AttributeError, RecursionError):
-            raise StoreError(f"{where} is damaged: {DECISION_FORMAT.remedy}") from None
-        if exported not in (None, decided.exported, decided.current):
-            return decided.model_copy(update={"current": exported, "previous": decided.current, "exported": exported})
+            return self._undecided(name, exported)
+        decided = self._complete(name, decided)
+        if exported in (None, decided.exported, decided.current):
+            return decided
+        return self._with_export(name, exported, decided)
+
+    def _undecided(self, name: str, exported: str | None) -> Decision:
+        """The decision about a task that was only exported."""
+        if exported is None:
+            return Decision(current=None)
+        note, decided = self.note(name), Decision(current=exported, exported=exported)
+        if note and note.replaces and f"{note.replaces}.mosa" in self.files.names(UPLOADS):
+            decided = decided.model_copy(update={"previous": note.replaces})
+        return self._complete(name, decided)
+
+    def _with_export(self, name: str, exported: str, decided: Decision) -> Decision:
+        """The decision after a newer export: the export is served, or only kept if it needs consent."""
+        try:
+            note = self.note(name)
+            found = self.describe(name, exported, "export", note.exported if note else None)
+        except MosaError as fault:
+            log.warning("the newer export is not served: %s", fault, extra={"task": name})
+            return decided
+        reasons = [reason for reason in objections(decided, found.classes) if reason]
+        if reasons and not (note and note.replaces == decided.last):
+            way_out = f"roll back to {found.digest[:12]} to serve it, with ?new_classes=true if its classes are meant"
+            log.warning("a newer export is not served: %s; %s", ", and ".join(reasons), way_out, extra={"task": name})
+            return decided.keeping(found)
+        update = {"current": exported, "previous": decided.last, "exported": exported}
+        return decided.model_copy(update=update).keeping(found)
+
+    def _complete(self, name: str, decided: Decision) -> Decision:
+        """Describe the versions that a decision names, but that an earlier release did not describe."""
+        for key in (decided.previous, decided.current):
+            if key and not decided.find(key):
+                source: Source = "export" if key in (decided.exported, self.exported(name)) else "upload"
+                # What cannot be read is told when it is needed.
+                with suppress(MosaError):
+                    note = self.note(name) if key == self.exported(name) else None
+                    decided = decided.keeping(self.describe(name, key, source, note.exported if note else None))
         return decided
+
+    def describe(self, name: str, key: str, source: Source, added: datetime | None) -> KeptVersion:
+        """A version by its record.
+
+        Raises:
+            MosaError: it is missing or damaged.
+        """
+        return KeptVersion.of(key, self.version(name, key).record, source, added)
+
+    def note(self, name: str) -> ExportNote | None:
+        """What `mosa export` wrote beside the exported version; None if an earlier release exported it.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        path = f"{task_folder(name)}/{EXPORT_NOTE}"
+        try:
+            return parse_note(self.files.read(path), f"{self}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def decide(self, name: str, decision: Decision) -> None:
         """Write a decision, which holds from now on."""
@@ -124,7 +178,8 @@ class TaskStore:
                 raise StoreError(f"{self}/{folder}/{TENSORS}: no such file; export the task again") from None
         path = upload_file(key)
         try:
-            archive = Archive.unpack(self.files.read(path), self.limit)
+            # The limit is for what strangers send; a kept export may be larger.
+            archive = Archive.unpack(self.files.read(path), sys.maxsize)
         except FileNotFoundError:
             raise StoreError(f"{self}/{path}: no such file; upload the task again") from None
         if archive.key != key:
@@ -137,14 +192,17 @@ class TaskStore:
 
     def keep_export(self, name: str, decision: Decision) -> None:
         """Copy the exported version to the uploads if it is served, because the next export replaces it."""
-        if decision.current and decision.current == decision.exported:
+        if decision.current is None or decision.current != decision.exported:
+            return
+        try:
             self.keep(self.archive(name, decision.current))
+        except StoreError as fault:
+            log.warning("no rollback to the export that was served: %s", fault, extra={"task": name})
 
     def forget_between(self, before: Decision, now: Decision) -> None:
-        """Remove the uploaded versions that `before` needed, to answer or to roll back, and `now` does not."""
-        for key in {before.current, before.previous} - {now.current, now.previous}:
-            if key is not None:
-                self.files.remove(upload_file(key))
+        """Remove the uploaded versions that `before` kept and `now` does not."""
+        for key in before.keys - now.keys:
+            self.files.remove(upload_file(key))
 
     def exported(self, name: str) -> str | None:
         """Key of the version that `mosa export` wrote; None if it wrote none."""

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 
 from mosa_deploy.bundles.record import TASK_NAME
-from mosa_deploy.client.schema import ChosenLane, Fault, Pin, Task, Tasks
+from mosa_deploy.client.schema import DIGEST, ChosenLane, Fault, Pin, Rollback, Task, Tasks, Versions
+from mosa_deploy.errors import unknown_name
 from serving.auth import may_ask, may_change
-from serving.backend import Backend
+from serving.backend import Backend, PutOptions
 from serving.errors import RequestError
 
 WHY: dict[int, str] = {
@@ -38,6 +39,7 @@ CHANGE = faults(403, 409)
 """The errors of a route that changes a task."""
 
 Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.", examples=["digits"])]
+NewClasses = Annotated[bool, Query(description="Serve other class names than before.")]
 UPLOAD = {
     "required": True,
     "description": "A `.mosa` file.",
@@ -54,13 +56,24 @@ async def backend_of(request: Request) -> Backend:
 TheBackend = Annotated[Backend, Depends(backend_of)]
 
 
+async def known_query(request: Request) -> None:
+    """Raises RequestError 422 for a query parameter that the route does not have: it would be ignored."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise RequestError(
+                422, unknown_name("query parameter", name, known) if known else f"no query is read: drop ?{name}"
+            )
+
+
 def add_task_routes(app: FastAPI) -> None:
     """Add the routes of tasks to the app."""
-    ask, change = [Depends(may_ask)], [Depends(may_change)]
+    ask, change = [Depends(may_ask), Depends(known_query)], [Depends(may_change), Depends(known_query)]
     named = ANYWHERE | NAMED_TASK
     changed = named | CHANGE
     app.get("/v1/tasks", dependencies=ask, responses=ANYWHERE)(list_tasks)
     app.get("/v1/tasks/{name}", dependencies=ask, responses=named)(read_task)
+    app.get("/v1/tasks/{name}/versions", dependencies=ask, responses=named)(list_versions)
     body = {"requestBody": UPLOAD}
     app.put("/v1/tasks/{name}", dependencies=change, responses=changed, openapi_extra=body)(put_task)
     app.delete("/v1/tasks/{name}", dependencies=change, responses=changed, status_code=204)(delete_task)
@@ -82,7 +95,7 @@ async def put_task(
     request: Request,
     name: Name,
     backend: TheBackend,
-    new_classes: Annotated[bool, Query(description="Serve other class names than before.")] = False,
+    new_classes: NewClasses = False,
     lane: Annotated[ChosenLane | None, Query(description="How it is served from now on.")] = None,
 ) -> Task:
     """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
@@ -92,14 +105,23 @@ async def put_task(
     content = await request.body()
     if not content:
         raise RequestError(400, "the body is empty: send a .mosa file")
-    info = await backend.put(name, content, new_classes, lane)
+    info = await backend.put(name, content, PutOptions(new_classes, lane))
     request.state.log_fields.update(task=name, digest=info.bundle[:12], lane=info.lane)
     return info
 
 
-async def delete_task(name: Name, backend: TheBackend) -> Response:
-    """Stop serving a task; a rollback brings it back."""
-    await backend.remove(name)
+async def list_versions(name: Name, backend: TheBackend) -> Versions:
+    """The versions of a task that the store keeps, the newest first; those of a removed task too."""
+    return await backend.versions(name)
+
+
+async def delete_task(
+    name: Name,
+    backend: TheBackend,
+    force: Annotated[bool, Query(description="Remove it although it is pinned.")] = False,
+) -> Response:
+    """Stop serving a task; a rollback brings it back. A pinned task is only removed by `force`."""
+    await backend.remove(name, force)
     return Response(status_code=204)
 
 
@@ -108,6 +130,20 @@ async def pin_task(name: Name, backend: TheBackend, pin: Pin | None = None) -> T
     return await backend.pin(name, True if pin is None else pin.pinned)
 
 
-async def roll_back_task(name: Name, backend: TheBackend) -> Task:
-    """Serve the version before this one; a second rollback takes the first one back."""
-    return await backend.rollback(name)
+async def roll_back_task(
+    name: Name,
+    backend: TheBackend,
+    digest: Annotated[
+        str | None, Query(pattern=DIGEST, description="The version's digest, or the first characters of it.")
+    ] = None,
+    new_classes: NewClasses = False,
+    rollback: Rollback | None = None,
+) -> Task:
+    """Serve the version before this one, or the version of a digest, which may also come in the body.
+
+    Without a digest a second rollback takes the first one back. A version with other classes needs `new_classes`.
+    """
+    named = rollback.digest if rollback else None
+    if named and digest and named != digest:
+        raise RequestError(422, "the query and the body name two digests: send one")
+    return await backend.rollback(name, digest or named, new_classes)

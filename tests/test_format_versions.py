@@ -11,12 +11,13 @@ import pytest
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
+from mosa_deploy.bundles.decision import DECISION_FORMAT, NOTE_FORMAT, Decision, ExportNote, parse_note
 from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.graph_index import INDEX_FORMAT, read_index
 from mosa_deploy.bundles.record import RECORD_FORMAT, read_record
 from mosa_deploy.runtimes.tensorrt_record import ENGINES_FORMAT, read_records
 from serving.storage import LocalFiles
-from serving.store import DECISION_FORMAT, Decision, TaskStore
+from serving.store import TaskStore
 from tests.support.app import running, scores
 from tests.support.files import files_of
 from training.config import RUN_FORMAT, TuneConfig
@@ -35,6 +36,10 @@ def decision(root: Path) -> Decision:
     return TaskStore(LocalFiles(root / "store"), LIMIT).decision("birds")
 
 
+def note(root: Path) -> ExportNote:
+    return parse_note((root / "export.json").read_bytes(), str(root / "export.json"))
+
+
 class Case(NamedTuple):
     """A format, a file of it below a folder, and what reads that."""
 
@@ -48,6 +53,11 @@ CASES = [
     Case(INDEX_FORMAT, f"{BACKBONE}/graph.json", lambda root: read_index(root / BACKBONE)),
     Case(ENGINES_FORMAT, "engine.json", read_records),
     Case(DECISION_FORMAT, "store/decisions/birds.json", decision),
+    Case(
+        NOTE_FORMAT,
+        "export.json",
+        lambda root: parse_note((root / "export.json").read_bytes(), str(root / "export.json")),
+    ),
     Case(RUN_FORMAT, "run/config.json", lambda root: read_settings(root / "run")),
 ]
 
@@ -141,6 +151,14 @@ def test_decisions_of_version_1_are_read() -> None:
     assert found.previous == found.exported != found.current
     assert found.current == Archive.unpack((V1 / "birds.mosa").read_bytes(), LIMIT).key
     assert TaskStore(LocalFiles(V1 / "store"), LIMIT).decision("fields").pinned
+
+
+def test_a_decision_of_version_1_and_2_says_the_same() -> None:
+    written = decision(FIXTURES / "v2")
+    assert [version.source for version in written.versions] == ["upload", "export"]
+    assert decision(V1) == written.model_copy(
+        update={"versions": tuple(each.model_copy(update={"added": None}) for each in written.versions)}
+    )
 
 
 @pytest.mark.parametrize("task", ["birds", "cracks", "fields"])

@@ -18,7 +18,7 @@ from mosa_deploy.client import requests
 from mosa_deploy.client.address import service_url
 from mosa_deploy.client.requests import ApiRequest, Picture
 from mosa_deploy.client.retries import Attempts, read_response, retrying, unreachable
-from mosa_deploy.client.schema import Answer, ChosenLane, Failure, Task
+from mosa_deploy.client.schema import Answer, ChosenLane, Failure, Task, TaskVersion
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.files import Content
 
@@ -110,13 +110,17 @@ class Client:
         """
         return self._ask(requests.put(name, bundle, new_classes, lane))
 
-    def remove(self, name: str) -> None:
-        """Stop serving a task."""
-        self._ask(requests.remove(name))
+    def remove(self, name: str, force: bool = False) -> None:
+        """Stop serving a task, a pinned one only by `force`."""
+        self._ask(requests.remove(name, force))
 
-    def roll_back(self, name: str) -> Task:
-        """Serve the previous version."""
-        return self._ask(requests.roll_back(name))
+    def versions(self, name: str) -> list[TaskVersion]:
+        """List the versions of a task that the service keeps, the newest first."""
+        return self._ask(requests.versions(name))
+
+    def roll_back(self, name: str, digest: str | None = None, new_classes: bool = False) -> Task:
+        """Serve the previous version, or the one whose digest begins so. Other classes need `new_classes`."""
+        return self._ask(requests.roll_back(name, digest, new_classes))
 
     def pin(self, name: str, pinned: bool = True) -> Task:
         """Keep a task loaded, or stop keeping it."""
@@ -176,13 +180,17 @@ class AsyncClient:
         """See `Client.put`."""
         return await self._ask(requests.put(name, bundle, new_classes, lane))
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, force: bool = False) -> None:
         """See `Client.remove`."""
-        await self._ask(requests.remove(name))
+        await self._ask(requests.remove(name, force))
 
-    async def roll_back(self, name: str) -> Task:
+    async def versions(self, name: str) -> list[TaskVersion]:
+        """See `Client.versions`."""
+        return await self._ask(requests.versions(name))
+
+    async def roll_back(self, name: str, digest: str | None = None, new_classes: bool = False) -> Task:
         """See `Client.roll_back`."""
-        return await self._ask(requests.roll_back(name))
+        return await self._ask(requests.roll_back(name, digest, new_classes))
 
     async def pin(self, name: str, pinned: bool = True) -> Task:
         """See `Client.pin`."""

@@ -9,7 +9,18 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.client.schema import Answer, Answers, ChosenLane, Failure, Pin, Task, Tasks
+from mosa_deploy.client.schema import (
+    Answer,
+    Answers,
+    ChosenLane,
+    Failure,
+    Pin,
+    Rollback,
+    Task,
+    Tasks,
+    TaskVersion,
+    Versions,
+)
 from mosa_deploy.utils.files import Content, read_content
 
 T = TypeVar("T")
@@ -74,14 +85,25 @@ def put(name: str, bundle: Content, new_classes: bool, lane: ChosenLane | None) 
     return ApiRequest("PUT", _path(name), Task.model_validate_json, {"content": _packed(bundle), "params": params})
 
 
-def remove(name: str) -> ApiRequest[None]:
-    """Stop serving a task."""
-    return ApiRequest("DELETE", _path(name), lambda _: None, done_already=404)
+def remove(name: str, force: bool) -> ApiRequest[None]:
+    """Stop serving a task, a pinned one only by `force`."""
+    options = {"params": {"force": True}} if force else {}
+    return ApiRequest("DELETE", _path(name), lambda _: None, options, done_already=404)
 
 
-def roll_back(name: str) -> ApiRequest[Task]:
-    """Serve the previous version; a second rollback would undo the first."""
-    return ApiRequest("POST", f"{_path(name)}/rollback", Task.model_validate_json, repeatable=False)
+def versions(name: str) -> ApiRequest[list[TaskVersion]]:
+    """List the versions of a task."""
+    path = f"{_path(name)}/versions"
+    return ApiRequest("GET", path, lambda body: list(Versions.model_validate_json(body).versions))
+
+
+def roll_back(name: str, digest: str | None, new_classes: bool) -> ApiRequest[Task]:
+    """Serve the version of a digest, or the previous one; a second rollback to that would undo the first."""
+    options: dict[str, Any] = {"params": {"new_classes": True}} if new_classes else {}
+    if digest is not None:
+        options["json"] = Rollback(digest=digest).model_dump()
+    path = f"{_path(name)}/rollback"
+    return ApiRequest("POST", path, Task.model_validate_json, options, repeatable=digest is not None)
 
 
 def pin(name: str, pinned: bool) -> ApiRequest[Task]:

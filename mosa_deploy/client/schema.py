@@ -1,16 +1,16 @@
 """What goes over HTTP between a client and the service, written down once: both use these models."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mosa_deploy.bundles.decision import ChosenLane as ChosenLane
+from mosa_deploy.bundles.decision import Source
 from mosa_deploy.runtimes.names import Arithmetic, RunnerName
 
 LaneName = Literal["shared", "folded", "unfolded"]
 """How a task is served: by the graph that all tasks share, by a folded graph of its own, or by its exported graph."""
-
-ChosenLane = Literal["shared", "folded"]
-"""The lanes between which an upload may choose; what cannot be folded is served unfolded."""
 
 Example = dict[str, Any]
 
@@ -35,6 +35,17 @@ TASK: Example = {
     "can_roll_back": True,
     "reason": None,
 }
+VERSION: Example = {
+    "bundle": "3f0c8b5a9d21",
+    "served": True,
+    "source": "upload",
+    "added": "2026-11-26T08:30:00Z",
+    "accuracy": 0.97,
+    "classes": ["0", "1"],
+}
+
+DIGEST = r"^[0-9a-f]{1,64}$"
+"""A version's digest, or the first characters of it."""
 
 
 class Model(BaseModel):
@@ -120,8 +131,45 @@ class Tasks(Model):
     tasks: tuple[Task, ...]
 
 
+class TaskVersion(Model):
+    """A version of a task that the store keeps."""
+
+    model_config = ConfigDict(json_schema_extra={"example": VERSION})
+
+    bundle: str
+    """sha256 of the adapter; a rollback takes it, or the first characters of it."""
+    served: bool
+    source: Source
+    """How it came to the store: by `mosa export`, or by an upload."""
+    added: datetime | None = None
+    """When it came to the store; null if that was not noted."""
+    accuracy: float | None = None
+    """Its accuracy on the validation images of its tuning, if the bundle says it."""
+    classes: tuple[str, ...]
+
+
+class Versions(Model):
+    """The versions of a task that the store keeps, the newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"versions": [VERSION]}})
+
+    versions: tuple[TaskVersion, ...]
+
+
+class Rollback(Model):
+    """The version to go back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    digest: Annotated[str | None, Field(pattern=DIGEST)] = None
+    """The version's `bundle`, or as many of its first characters as tell it from the others; without it, the version
+    before."""
+
+
 class Pin(Model):
     """Whether a task stays loaded."""
+
+    model_config = ConfigDict(extra="forbid")
 
     pinned: Annotated[bool, Field(strict=True)] = True
 

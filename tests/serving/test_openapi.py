@@ -47,6 +47,7 @@ REACHED = {
     ("POST /classify", 200),
     ("GET /v1/tasks", 200),
     ("GET /v1/tasks/{name}", 200),
+    ("GET /v1/tasks/{name}/versions", 200),
     ("PUT /v1/tasks/{name}", 200),
     ("DELETE /v1/tasks/{name}", 204),
     ("POST /v1/tasks/{name}/pin", 200),

@@ -56,7 +56,10 @@ def certificate_fault() -> httpx.ConnectError:
 def test_only_temporary_faults_are_retried(
     outcome: httpx.Response | Exception, any_request: bool, rollback: bool
 ) -> None:
-    assert (retried(requests.tasks(), outcome), retried(requests.roll_back("a"), outcome)) == (any_request, rollback)
+    assert (retried(requests.tasks(), outcome), retried(requests.roll_back("a", None, False), outcome)) == (
+        any_request,
+        rollback,
+    )
 
 
 def test_a_request_is_retried_not_before_the_service_says_so(
