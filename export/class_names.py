@@ -6,10 +6,11 @@ from mosa_deploy.backbones.transformers import CONFIG_FILE, read_config
 from mosa_deploy.errors import ConfigError
 
 
-def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:
+def class_names(given: str | None, path: Path, count: int, known: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The class names in the order of the head's `count` outputs.
 
-    They are `given`, else read from the `config.json` at `path`, else class0, class1 and so on.
+    They are `given`, else `known` from the source itself, else read from the `config.json` at `path`, else class0,
+    class1 and so on.
 
     Raises:
         ConfigError: the number of names is not `count`, a name is empty or repeated, or there is a single output.
@@ -17,7 +18,10 @@ def class_names(given: str | None, path: Path, count: int) -> tuple[str, ...]:
     """
     if count < 2:
         raise ConfigError(f"the head in {path} has {count} output: classification needs at least two")
-    names, where = _known_names(path) if given is None else _read_names(given)
+    if given is not None:
+        names, where = _read_names(given)
+    else:
+        names, where = (known, f"classes_ in {path}") if known else _known_names(path)
     if not names:
         return tuple(f"class{i}" for i in range(count))
     faults = [] if len(names) == count else [f"{len(names)} names for the head's {count} outputs"]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from export.arguments import convert_config
 from export.class_names import class_names
+from export.heads import checkpoint_notes, read_head_alone
 from export.options import ConvertConfig
 from export.peft_adapter import PeftAdapter, read_peft
 from export.processor import read_processor
@@ -27,6 +28,7 @@ from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.checkpoints import load_weights, read_head
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
 from mosa_deploy.backbones.transformers import DEFAULT_EPS, layer_norm_eps
+from mosa_deploy.backbones.transformers_names import check_head_input
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.calibration import Samples, write_samples
@@ -50,6 +52,10 @@ class Task:
     method: Method
     tensors: dict[str, Tensor]
     adapter: AdapterConfig | None = None
+    classes: tuple[str, ...] = ()
+    """The class names, where the source has them beside the head."""
+    notes: tuple[str, ...] = ()
+    """What the source does not say, and how it was taken."""
 
 
 def convert(config: ConvertConfig) -> Path:
@@ -78,7 +84,7 @@ def convert(config: ConvertConfig) -> Path:
         method=task.method,
         form="merged",
         adapter=task.adapter,
-        classes=class_names(config.classes, config.path, len(task.tensors["head.weight"])),
+        classes=class_names(config.classes, config.path, len(task.tensors["head.weight"]), task.classes),
         preprocess=preprocess,
         temperature=1.0,
         metrics={},
@@ -89,6 +95,8 @@ def convert(config: ConvertConfig) -> Path:
     tensors = padded(record, task.tensors)
     samples, calibration = (smooth_noise(preprocess.size), None) if paths is None else read_images(paths, preprocess)
     bundle = write(out, record, tensors, weights, samples, calibration)
+    for note in task.notes:
+        print(f"{config.path}: {note}")
     print(f"{config.name}: {report(record)}; bundle {bundle.digest[:12]} in {out}")
     if calibration is None:
         print("its canary is smooth noise: give --images FOLDER to use the task's images, which int8 needs")
@@ -131,24 +139,30 @@ def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Tas
 
 
 def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
-    """A linear task from a checkpoint, or a full one if a parameter besides the head differs from the backbone's.
+    """A linear task from a checkpoint or a head alone, or a full one if another parameter differs from the backbone's.
 
     Raises:
         BackboneError: the checkpoint cannot be read or does not fit, or its LayerNorms have another eps than the
             backbone's.
     """
-    head = read_head(config.path, FROM_TIMM)
+    alone = read_head_alone(config.path, model.num_features, FROM_TIMM)
+    if alone is not None:
+        return Task("linear", alone.tensors, classes=alone.classes, notes=alone.notes)
+    head = read_head(config.path, model.state_dict(), FROM_TIMM)
     tuned = copy.deepcopy(model)
-    load_weights(tuned, config.backbone, config.path, FROM_TIMM)
+    found = load_weights(tuned, config.backbone, config.path, FROM_TIMM)
+    if found.family is not None:
+        check_head_input(model, found.family, f"{FROM_TIMM} {config.path}")
     if layer_norm_eps(tuned) != layer_norm_eps(model):
         raise BackboneError(
             f"{FROM_TIMM} {config.path} has layer_norm_eps {layer_norm_eps(tuned):g}, the backbone"
             f" {layer_norm_eps(model):g}: give the checkpoint itself as --backbone-weights, or the one that it was"
             " tuned from"
         )
+    notes = tuple(checkpoint_notes(found, head, model.global_pool))
     if fingerprint(tuned.state_dict()) == fingerprint(model.state_dict()):
-        return Task("linear", head)
-    return Task("full", tuned.state_dict() | head)
+        return Task("linear", head.tensors, notes=notes)
+    return Task("full", tuned.state_dict() | head.tensors, notes=notes)
 
 
 def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 from torch import Tensor
 
-from mosa_deploy.backbones.checkpoints import HEAD, read_state
-from mosa_deploy.backbones.transformers import timm_name
+from mosa_deploy.backbones.checkpoints import HEAD
+from mosa_deploy.backbones.containers import read_tensors
+from mosa_deploy.backbones.transformers_names import timm_name
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, Target
 from mosa_deploy.errors import BundleError
 
@@ -142,8 +143,8 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         raise BundleError(f"--from peft {folder} has no {FILES[0]}: give the folder that save_pretrained wrote")
-    state = read_state(file, "--from peft")
-    return {name.removeprefix(PREFIX): value.float() for name, value in state.items() if isinstance(value, Tensor)}
+    state = read_tensors(file, "--from peft")
+    return {name.removeprefix(PREFIX): value.float() for name, value in state.items()}
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[int, Target], tuple[str, str]]:

@@ -1,23 +1,16 @@
-"""ViTs of Hugging Face's transformers: their names as timm's, and what only their `config.json` says.
+"""What only the `config.json` of a model of Hugging Face's transformers says."""
 
-Names of transformers 5 and of older releases are known. Query, key and value, which transformers keep apart, are called
-`attn.q`, `attn.k` and `attn.v` here.
-"""
-
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from mosa_deploy.backbones.foldable import feed_forward
 from mosa_deploy.backbones.function import set_function
 from mosa_deploy.bundles.model_args import Activation, ModelArgs
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.utils.text import read_json
 
 CONFIG_FILE = "config.json"
 
@@ -40,73 +33,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """`hidden_act` -> timm's `act_layer`."""
 
-ANCHOR = "embeddings.patch_embeddings.projection.weight"
-"""The tensor by which a transformers ViT is recognised in a checkpoint."""
-
-IN_BLOCK = {
-    "layernorm_before": "norm1",
-    "attention.attention.query": "attn.q",
-    "attention.attention.key": "attn.k",
-    "attention.attention.value": "attn.v",
-    "attention.output.dense": "attn.proj",
-    "layernorm_after": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    # Since 5.0, in memory; the files keep the names above.
-    "attention.q_proj": "attn.q",
-    "attention.k_proj": "attn.k",
-    "attention.v_proj": "attn.v",
-    "attention.o_proj": "attn.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-"""Modules of a block: transformers' name -> timm's."""
-
-OUTSIDE_BLOCKS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.mask_token": "mask_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-    "classifier": "head",
-}
-"""Modules and parameters before and after the blocks: transformers' name -> timm's."""
-
-BLOCK = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
-
-QKV = ("q", "k", "v")
-"""In the order in which timm's `qkv` joins them."""
-
-
-def timm_name(name: str) -> str | None:
-    """What timm calls a module or a parameter, e.g. `blocks.0.attn.q.weight`; None if timm has no such part."""
-    name = name.removeprefix("vit.")
-    part = name.rpartition(".")[2]
-    suffix = f".{part}" if part in ("weight", "bias") else ""
-    module = name.removesuffix(suffix)
-    block = BLOCK.fullmatch(module)
-    if block is None:
-        return OUTSIDE_BLOCKS[module] + suffix if module in OUTSIDE_BLOCKS else None
-    return f"blocks.{block[1]}.{IN_BLOCK[block[2]]}{suffix}" if block[2] in IN_BLOCK else None
-
-
-def is_transformers(state: dict[str, Any]) -> bool:
-    """Whether the tensors of a checkpoint have transformers' names."""
-    return any(name.endswith(ANCHOR) for name in state)
-
-
-def timm_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint under timm's names, with q, k and v joined to qkv; names that timm lacks stay as they are."""
-    (anchor, *_) = (name for name in state if name.endswith(ANCHOR))
-    prefix = anchor.removesuffix(ANCHOR).removesuffix("vit.")
-    inner = {name.removeprefix(prefix): value for name, value in state.items()}
-    named = {timm_name(name) or name: value for name, value in inner.items()}
-    for name in [name for name in named if ".attn.q." in name]:
-        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in QKV]
-        if all(isinstance(named.get(part), Tensor) for part in parts):
-            named[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([named.pop(part) for part in parts])
-    return named
-
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The object in a folder's `config.json`; an empty one if there is no such file.
@@ -116,7 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = read_json(path) if path.is_file() else {}
     except ValueError:
         content = None
     if not isinstance(content, dict):

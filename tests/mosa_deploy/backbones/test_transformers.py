@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
-from mosa_deploy.backbones.transformers import timm_name
+from mosa_deploy.backbones.transformers_names import timm_name
 from mosa_deploy.errors import BackboneError
 from tests.support.peft_models import NAME, images, vit
 
@@ -78,7 +78,7 @@ def test_what_is_missing_or_unknown_is_listed(tmp_path: Path) -> None:
     for fault in (
         "missing blocks.1.attn.qkv.bias",
         "unexpected blocks.1.attn.q.bias",
-        "unexpected vit.layers.0.layer_scale1.lambda1",
+        "unexpected blocks.0.ls1.gamma",
     ):
         assert fault in str(caught.value)
 
