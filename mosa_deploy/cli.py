@@ -97,7 +97,7 @@ def predict(arguments: Sequence[str], prog: str) -> None:
 def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.ask") -> None:
     """Ask a running service about images."""
     parser = ArgumentParser(prog=prog, description=ask.__doc__)
-    parser.add_argument("images", type=Path, nargs="+", metavar="image")
+    parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image files, or folders of images")
     parser.add_argument("--task", required=True, action="append", help="may be given several times")
     address = os.environ.get("MOSA_ADDRESS") or ADDRESS
     parser.add_argument("--address", default=address, help=f"MOSA_ADDRESS or {ADDRESS} if not given")

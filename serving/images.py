@@ -1,11 +1,10 @@
 """Turns the bytes that a client sent into pixels. They are checked before they are decoded."""
 
-import io
 from collections.abc import Sequence
 
 from PIL import Image, UnidentifiedImageError
 
-from mosa_deploy.bundles.decode import FORMATS
+from mosa_deploy.bundles.decode import open_image
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import DataError
 from serving.errors import RequestError
@@ -45,8 +44,10 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -
 def _size(content: bytes) -> tuple[int, int]:
     """(W, H) from the file's header; nothing is decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(content) as image:
             return image.size
+    except DataError as fault:
+        raise RequestError(415, str(fault)) from None
     except UnidentifiedImageError:
         raise RequestError(415, "not an image of a known type: send a PNG, JPEG or WebP file") from None
     except Image.DecompressionBombError as fault:

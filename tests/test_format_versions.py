@@ -76,8 +76,9 @@ def test_every_version_has_a_file_that_is_read(case: Case) -> None:
         assert case.read(FIXTURES / f"v{version}")
 
 
-def test_the_versions_of_a_runs_settings_say_the_same() -> None:
-    assert read_settings(FIXTURES / "v2" / "run") == read_settings(V1 / "run")
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_the_versions_of_a_runs_settings_say_the_same(version: str) -> None:
+    assert read_settings(FIXTURES / version / "run") == read_settings(V1 / "run")
 
 
 def refusal(case: Case, root: Path, **changes: Any) -> str:

@@ -21,7 +21,7 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
     """
     config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
     config.checked_method()
-    config.recipe(find(config.task).recipe)
+    config.recipe(find(config.task, config.labels, config.group).recipe)
     _check_data_dir(config.data_dir)
     if config.backbone_weights is not None and not config.backbone_weights.is_file():
         raise BackboneError(f"--backbone-weights {config.backbone_weights}: no such file")
@@ -78,4 +78,4 @@ def _shown(value: object) -> str:
 
 def _check_data_dir(folder: Path | None) -> None:
     if folder is not None and not folder.exists():
-        raise DataError(f"--data-dir {folder}: no such folder; give a folder or a tar archive of images")
+        raise DataError(f"--data-dir {folder}: no such folder; give a folder, or a tar or zip archive of images")

@@ -136,7 +136,14 @@ class TuneConfig:
     seed: int = 0
     """Seed of all randomness in the run."""
     data_dir: Path | None = None
-    """Folder or tar archive of the task's images."""
+    """Folder, or tar or zip archive, of the task's images."""
+    labels: tuple[Path, ...] = ()
+    """Table of the images' classes, for the task folder: CSV or JSONL with the columns file and label, and perhaps
+    split and group. Files are named relative to --data-dir or to the table. Several tables may be train.csv, val.csv
+    and test.csv."""
+    group: str | None = None
+    """Which images stay together in one set, for the task folder: folder (those in one folder below their class),
+    prefix (files with the same name up to the first _, -, . or space), or a column of --labels."""
     split: str | None = None
     """How to split the images, for the tasks folder and eurosat: percentages of train, validation and test such as
     80-10-10. eurosat also takes vtab, full, or a file with one `train|validation|test <class>/<file>` per line."""
@@ -244,11 +251,16 @@ def state_version(fields: Fields) -> Fields:
     return fields
 
 
+def add_labels(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 3, which names tables of labels and what groups the images."""
+    return {"labels": [], "group": None} | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version,),
+    migrations=(state_version, add_labels),
     unstated=1,
 )
 
@@ -267,6 +279,8 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
         "random_weights": config.random_weights,
         "backbone_weights": config.backbone_weights and str(config.backbone_weights),
         "data_dir": config.data_dir and str(config.data_dir),
+        "labels": [str(path) for path in config.labels],
+        "group": config.group,
         **dataclasses.asdict(recipe),
     }
     return json.dumps(settings, indent=2) + "\n"

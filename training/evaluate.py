@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import timm
@@ -38,6 +39,7 @@ from training.run import read_settings
 from training.scores import classification_metrics
 from training.tasks import TASKS, find
 from training.tasks.cifar10 import CLASSES as CIFAR10
+from training.tasks.folder import has_sets
 from training.tune import choose_device
 
 BATCH = 256
@@ -72,14 +74,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if config.backbone_weights is not None and (config.bundle is None or config.onnx is not None):
         raise ConfigError("--backbone-weights goes with --bundle: leave it out")
     if config.backbone is not None:
-        subject, data_dir, split = of_backbone(config, config.backbone), config.data_dir, config.split
+        subject = of_backbone(config, config.backbone)
+        images = ImageSettings(config.data_dir, config.split, config.labels, config.group)
     else:
         if config.bundle is None and config.onnx is not None and not own_graph(config.onnx):
             raise ConfigError(f"{config.onnx} has no task beside it: name one with --bundle, artifacts/tasks/NAME")
         folder = config.bundle or (config.onnx or Path()).parent
         subject = of_task(config, read_record(folder))
-        data_dir, split = settings(config, folder)
-    splits = find(subject.dataset).splits(data_dir, split)
+        images = image_settings(config, folder)
+    data_dir = images.data_dir
+    splits = find(subject.dataset, images.labels, images.group).splits(data_dir, images.split)
+    for remark in splits.remarks:
+        print(remark)
+    print(f"{len(splits.test):,} test images, {splits.note}")
     if not splits.test:
         raise DataError(
             f"there is no test set in {data_dir}: give --data-dir FOLDER that holds test/<class>/<file>; the figures on"
@@ -156,11 +163,26 @@ def largest_batch(runner: Runner) -> int:
     return runner.sizes[-1] if runner.sizes else BATCH
 
 
-def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | None]:
-    """(data_dir, split): those of the command line, otherwise those that the run was tuned with."""
+class ImageSettings(NamedTuple):
+    """Which images are evaluated: the options of these names."""
+
+    data_dir: Path | None
+    split: str | None
+    labels: tuple[Path, ...]
+    group: str | None
+
+
+def image_settings(config: EvaluateConfig, folder: Path) -> ImageSettings:
+    """The options of the command line, otherwise those that the run was tuned with.
+
+    Another folder that has sets of its own is taken as it is: the run's split says nothing about it.
+    """
     run = read_settings(folder)
     data_dir = config.data_dir or (Path(run["data_dir"]) if run.get("data_dir") else None)
-    return data_dir, config.split or run.get("split")
+    if config.data_dir is not None and has_sets(config.data_dir):
+        return ImageSettings(data_dir, config.split, config.labels, config.group)
+    labels = config.labels or tuple(map(Path, run.get("labels") or ()))
+    return ImageSettings(data_dir, config.split or run.get("split"), labels, config.group or run.get("group"))
 
 
 def print_evaluation(config: EvaluateConfig) -> None:

@@ -20,7 +20,11 @@ class EvaluateConfig:
     backbone_weights: Path | None = None
     """The file of backbone weights that the task was tuned with, if it was tuned with --backbone-weights."""
     data_dir: Path | None = None
-    """Folder or tar archive of the task's images. Default: the one that the run was tuned with."""
+    """Folder, or tar or zip archive, of the task's images. Default: the one that the run was tuned with."""
+    labels: tuple[Path, ...] = ()
+    """Table of the images' classes, as in `mosa tune`. Default: as the run was tuned."""
+    group: str | None = None
+    """Which images stay together in one set, as in `mosa tune`. Default: as the run was tuned."""
     split: str | None = None
     """How to split the images, as in `mosa tune`. Default: as the run was tuned."""
     device: str = "auto"
@@ -43,7 +47,8 @@ class CompareConfig:
     epochs: int | None = None
     """Number of epochs of every run. Default: that of each task's preset."""
     data_dir: Path | None = None
-    """Folder of the tasks' images: it holds `<task>/` or `<task>.tar*` for each task that needs images."""
+    """Folder of the tasks' images: it holds `<task>/`, `<task>.tar*` or `<task>.zip` for each task that needs
+    images."""
     precision: str = "auto"
     """Precision of the training steps, as in `mosa tune`."""
     jobs: int = 1

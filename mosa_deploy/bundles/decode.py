@@ -12,13 +12,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
+from mosa_deploy.bundles import heif
 from mosa_deploy.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM", "TGA")
 """The formats that are read, by Pillow's names. It knows more, but to read EPS it would start another program.
 
-A stereo camera's MPO begins as a JPEG does, and is read as one.
+A stereo camera's MPO begins as a JPEG does, and is read as one. HEIC is read if the extra `heif` is installed.
 """
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open an encoded image; only its header is read.
+
+    Raises:
+        DataError: it is HEIC, and the extra is not installed.
+        Exception: the bytes are not an image. Pillow raises struct.error, TypeError and RuntimeError too.
+    """
+    if not heif.is_heif(content):
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    heif.require()
+    return Image.open(io.BytesIO(content), formats=(heif.FORMAT,))
+
 
 WHITE_16 = 65535
 """The largest value of 16 bits."""
@@ -45,7 +60,7 @@ class Decode(BaseModel):
             DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
         """
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with open_image(content) as image:
                 return self._rgb(ImageOps.exif_transpose(image) if self.orientation == "exif" else image)
         except DataError:
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mosa_deploy.bundles.image_files import list_images
+from mosa_deploy.bundles.image_files import find_images
 from mosa_deploy.client.predictor import Predictor
 from mosa_deploy.client.schema import Answer
 from mosa_deploy.errors import ConfigError, DataError, unknown_name
@@ -50,7 +50,9 @@ def predict(config: PredictConfig) -> None:
         MosaError: the task cannot be opened, or there are no images.
         DataError: some images cannot be read; the answers of the others are written.
     """
-    files = find_images(config.images)
+    files, left_out = find_images(config.images)
+    if left_out:
+        print(left_out)
     predictor = Predictor.open(config.task, config.runner)
     unreadable: list[str] = []
     with replacing(config.out) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
@@ -79,19 +81,3 @@ def answers(
                 unreadable.append(str(error))
         if pixels:
             yield from zip(pixels, predictor.answer(list(pixels.values()), config.top_k), strict=True)
-
-
-def find_images(places: Sequence[Path]) -> list[Path]:
-    """The files that are named, and the images in the folders that are named.
-
-    Raises:
-        DataError: a place does not exist, or there is no image in any.
-    """
-    found: list[Path] = []
-    for place in places:
-        if not place.exists():
-            raise DataError(f"{place}: no such file or folder; give images, or folders of images")
-        found += list_images(place) if place.is_dir() else [place]
-    if not found:
-        raise DataError(f"no images in {', '.join(map(str, places))}: give images, or folders of images")
-    return list(dict.fromkeys(found))

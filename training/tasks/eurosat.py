@@ -17,7 +17,8 @@ from mosa_deploy.errors import DataError
 from mosa_deploy.utils.network import why_unreachable
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
-from training.tasks.source import Source, read_classes
+from training.tasks.classes import read_classes
+from training.tasks.source import Source
 
 FOLDER = "2750"
 IMAGES = 27_000

@@ -69,7 +69,7 @@ def test_a_result_without_an_answer_ends_with_2_after_the_others(
 
 def test_a_missing_image_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("nowhere.jpg", "--task", "birds") == 2
-    assert capsys.readouterr().err == "error: nowhere.jpg: No such file or directory\n"
+    assert capsys.readouterr().err == "error: nowhere.jpg: no such file or folder; give images, or folders of images\n"
 
 
 def test_a_service_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
