@@ -41,8 +41,21 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -
         raise RequestError(400, f"{width} x {height} pixels are too narrow: crop the image")
 
 
+def is_image(content: bytes) -> bool:
+    """Whether the content begins as an image of a known type does, whole or not; nothing is decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # What Pillow lets out on damaged bytes, it lets out after it has found the type.
+        return True
+
+
 def _size(content: bytes) -> tuple[int, int]:
     """(W, H) from the file's header; nothing is decoded."""
+    if not content:
+        raise RequestError(415, "the image is empty, 0 bytes: send a PNG, JPEG or WebP file")
     try:
         with open_image(content) as image:
             return image.size

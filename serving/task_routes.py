@@ -6,10 +6,10 @@ from fastapi import Depends, FastAPI, Path, Query, Request, Response
 
 from mosa_deploy.bundles.record import TASK_NAME
 from mosa_deploy.client.schema import DIGEST, ChosenLane, Fault, Pin, Rollback, Task, Tasks, Versions
-from mosa_deploy.errors import unknown_name
 from serving.auth import may_ask, may_change
 from serving.backend import Backend, PutOptions
 from serving.errors import RequestError
+from serving.refusals import known_query
 
 WHY: dict[int, str] = {
     400: "The image, the bundle or the request is damaged, or there are too many at once.",
@@ -40,6 +40,8 @@ CHANGE = faults(403, 409)
 
 Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.", examples=["digits"])]
 NewClasses = Annotated[bool, Query(description="Serve other class names than before.")]
+Known = Annotated[str, Path(description="The name of a task that is served.", examples=["digits"])]
+"""Any text, so that a name in capitals is answered with the nearest one."""
 UPLOAD = {
     "required": True,
     "description": "A `.mosa` file.",
@@ -56,22 +58,12 @@ async def backend_of(request: Request) -> Backend:
 TheBackend = Annotated[Backend, Depends(backend_of)]
 
 
-async def known_query(request: Request) -> None:
-    """Raises RequestError 422 for a query parameter that the route does not have: it would be ignored."""
-    known = [field.alias for field in request.scope["route"].dependant.query_params]
-    for name in request.query_params:
-        if name not in known:
-            raise RequestError(
-                422, unknown_name("query parameter", name, known) if known else f"no query is read: drop ?{name}"
-            )
-
-
 def add_task_routes(app: FastAPI) -> None:
     """Add the routes of tasks to the app."""
     ask, change = [Depends(may_ask), Depends(known_query)], [Depends(may_change), Depends(known_query)]
     named = ANYWHERE | NAMED_TASK
     changed = named | CHANGE
-    app.get("/v1/tasks", dependencies=ask, responses=ANYWHERE)(list_tasks)
+    app.get("/v1/tasks", dependencies=ask, responses=ANYWHERE | faults(422))(list_tasks)
     app.get("/v1/tasks/{name}", dependencies=ask, responses=named)(read_task)
     app.get("/v1/tasks/{name}/versions", dependencies=ask, responses=named)(list_versions)
     body = {"requestBody": UPLOAD}
@@ -86,7 +78,7 @@ async def list_tasks(backend: TheBackend) -> Tasks:
     return Tasks(tasks=tuple(await backend.tasks()))
 
 
-async def read_task(name: Name, backend: TheBackend) -> Task:
+async def read_task(name: Known, backend: TheBackend) -> Task:
     """What a task is, and how it is served."""
     return await backend.task(name)
 
@@ -103,6 +95,8 @@ async def put_task(
     Requests in flight finish on the version they began with.
     """
     content = await request.body()
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise RequestError(415, f"a form is not read here: send the file itself, curl -T {name}.mosa {request.url}")
     if not content:
         raise RequestError(400, "the body is empty: send a .mosa file")
     info = await backend.put(name, content, PutOptions(new_classes, lane))
@@ -110,13 +104,13 @@ async def put_task(
     return info
 
 
-async def list_versions(name: Name, backend: TheBackend) -> Versions:
+async def list_versions(name: Known, backend: TheBackend) -> Versions:
     """The versions of a task that the store keeps, the newest first; those of a removed task too."""
     return await backend.versions(name)
 
 
 async def delete_task(
-    name: Name,
+    name: Known,
     backend: TheBackend,
     force: Annotated[bool, Query(description="Remove it although it is pinned.")] = False,
 ) -> Response:
@@ -125,13 +119,13 @@ async def delete_task(
     return Response(status_code=204)
 
 
-async def pin_task(name: Name, backend: TheBackend, pin: Pin | None = None) -> Task:
+async def pin_task(name: Known, backend: TheBackend, pin: Pin | None = None) -> Task:
     """Load a task and keep it loaded; `{"pinned": false}` lets it go again."""
     return await backend.pin(name, True if pin is None else pin.pinned)
 
 
 async def roll_back_task(
-    name: Name,
+    name: Known,
     backend: TheBackend,
     digest: Annotated[
         str | None, Query(pattern=DIGEST, description="The version's digest, or the first characters of it.")

@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from mosa_deploy.bundles.decision import ChosenLane as ChosenLane
 from mosa_deploy.bundles.decision import Source
+from mosa_deploy.errors import unknown_name
 from mosa_deploy.runtimes.names import Arithmetic, RunnerName
 
 LaneName = Literal["shared", "folded", "unfolded"]
@@ -52,6 +53,20 @@ class Model(BaseModel):
     """One JSON object of a request or a response."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Sent(Model):
+    """One JSON object of a request. A field that is not known is refused: ignored, it would change the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_known(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(unknown_name("field", str(name), cls.model_fields))
+        return given
 
 
 class Prediction(Model):
@@ -156,20 +171,37 @@ class Versions(Model):
     versions: tuple[TaskVersion, ...]
 
 
-class Rollback(Model):
+class Rollback(Sent):
     """The version to go back to."""
-
-    model_config = ConfigDict(extra="forbid")
 
     digest: Annotated[str | None, Field(pattern=DIGEST)] = None
     """The version's `bundle`, or as many of its first characters as tell it from the others; without it, the version
     before."""
 
 
-class Pin(Model):
-    """Whether a task stays loaded."""
+MOST_CLASSES = 1_000_000
+"""The largest `top_k`."""
 
-    model_config = ConfigDict(extra="forbid")
+
+class ClassifyJson(Sent):
+    """The body of `POST /classify` as JSON: `image` or `images`, and `task` or `tasks`."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"image": "iVBORw0KGgo...", "task": "digits", "top_k": 3}})
+
+    image: str | None = None
+    """An image in base64, which may be a `data:` URL."""
+    images: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
+    """Several images. They are answered by a list."""
+    task: str | tuple[str, ...] | None = None
+    """The task of each image, or one task for all."""
+    tasks: str | tuple[str, ...] | None = None
+    """Several tasks for every image."""
+    top_k: Annotated[StrictInt | None, Field(ge=1, le=MOST_CLASSES)] = None
+    """How many classes to answer; 5 if it is not given."""
+
+
+class Pin(Sent):
+    """Whether a task stays loaded."""
 
     pinned: Annotated[bool, Field(strict=True)] = True
 
