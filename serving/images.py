@@ -44,7 +44,7 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -
 def is_image(content: bytes) -> bool:
     """Whether the content begins as an image of a known type does, whole or not; nothing is decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS):
+        with open_image(content):
             return True
     except UnidentifiedImageError:
         return False
