@@ -7,6 +7,7 @@ from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 
 from mosa_deploy import __version__
+from mosa_deploy.bundles.decode import allow_pixels
 from serving import metrics
 from serving.backend import Backend
 from serving.classify import ClassifyHandler
@@ -20,6 +21,7 @@ from serving.task_routes import add_task_routes
 
 def create_app(settings: Settings) -> FastAPI:
     """The app; `attach` gives it its backend."""
+    allow_pixels(settings.max_pixels)
     app = FastAPI(
         title="mosa-deploy",
         version=__version__,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from PIL import Image, UnidentifiedImageError
 
 from mosa_deploy.bundles.decode import open_image
+from mosa_deploy.bundles.image_size import size_fault
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import DataError
 from serving.errors import RequestError
@@ -33,12 +34,10 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -
     Raises:
         RequestError: 400.
     """
-    width, height = size
-    if width * height > max_pixels:
-        raise RequestError(400, f"{width} x {height} pixels are more than {max_pixels}: send a smaller image")
-    target = max(preprocess.size) / preprocess.crop_pct
-    if preprocess.resize == "center" and target**2 * max(size) / max(1, min(size)) > max_pixels:
-        raise RequestError(400, f"{width} x {height} pixels are too narrow: crop the image")
+    fault = size_fault(size, preprocess, max_pixels)
+    if fault is not None:
+        way_out = "crop the image" if fault.endswith("narrow") else "send a smaller image"
+        raise RequestError(400, f"{fault}: {way_out}")
 
 
 def is_image(content: bytes) -> bool:

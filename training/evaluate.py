@@ -32,9 +32,10 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import SharedTask
 from training.arguments import evaluate_config
-from training.data import Images, decode_all
+from training.data import Images
 from training.loop import predict
 from training.options import EvaluateConfig
+from training.reading import decode_all
 from training.run import read_settings
 from training.scores import classification_metrics
 from training.tasks import TASKS, find

@@ -24,6 +24,9 @@ from training.scores import classification_metrics, confusions, kept
 REPORT = "report.md"
 PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"
 
+WARNING = "warning: "
+"""How a remark begins that casts doubt on the result."""
+
 WORST = 10
 """The largest number of confusions that the report lists."""
 
@@ -36,12 +39,14 @@ def write_report(
     labels: Tensor,
     rows: list[Row],
     tested: bool = True,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Write the report and its pictures, and add both to TensorBoard's events.
 
     `logits` (N, K) and `labels` (N,) are those of the validation images, before division by the record's temperature.
     `rows` is the history: one row per epoch, or per C for the linear probe. `recipe` is None for method `linear`.
-    `tested` says whether the images have a test set.
+    `tested` says whether the images have a test set. `remarks` are what the user should know about the images and the
+    result, one line each.
     """
     before, after = (probabilities(logits.numpy(), temperature) for temperature in (1.0, record.temperature))
     true, predicted = labels.numpy(), logits.argmax(1).numpy()
@@ -57,7 +62,7 @@ def write_report(
     text = f"""# {title}
 
 {table(("what", "how"), settings(record, recipe, rows).items())}
-
+{remarks_section(remarks)}
 ## Validation
 
 {metrics_table(*measured, record.temperature)}
@@ -77,6 +82,12 @@ new images. {test_section(name, tested)}
     write_text(out / REPORT, f"{text}\n## Pictures\n\n{pictures}\n")
     chosen = {"method": record.method, "seed": record.seed, **(fields(recipe) if recipe else {})}
     write_events(out, rows, closing(text, [out / file for file in PICTURES], chosen, measured[1]))
+
+
+def remarks_section(remarks: Sequence[str]) -> str:
+    """What the user should know, warnings in bold; nothing if there is nothing."""
+    lines = [f"- {remark}".replace(f"- {WARNING}", "- **Warning:** ") for remark in remarks]
+    return "\n".join(["", "## Worth knowing", "", *lines, ""]) if lines else ""
 
 
 def test_section(run: str, tested: bool) -> str:

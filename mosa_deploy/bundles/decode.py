@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from mosa_deploy.bundles import heif
+from mosa_deploy.bundles.tiff_bands import check_bands
 from mosa_deploy.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM", "TGA")
@@ -21,18 +22,22 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM
 A stereo camera's MPO begins as a JPEG does, and is read as one. HEIC is read if the extra `heif` is installed.
 """
 
+PILLOW_PIXELS = 178_956_970
+"""The most pixels of an image that Pillow opens by itself."""
+
 
 def open_image(content: bytes) -> Image.Image:
     """Open an encoded image; only its header is read.
 
     Raises:
-        DataError: it is HEIC, and the extra is not installed.
+        DataError: it is HEIC, and the extra is not installed, or a TIFF with more bands than a photo.
         Exception: the bytes are not an image. Pillow raises struct.error, TypeError and RuntimeError too.
     """
-    if not heif.is_heif(content):
-        return Image.open(io.BytesIO(content), formats=FORMATS)
-    heif.require()
-    return Image.open(io.BytesIO(content), formats=(heif.FORMAT,))
+    if heif.is_heif(content):
+        heif.require()
+        return Image.open(io.BytesIO(content), formats=(heif.FORMAT,))
+    check_bands(content)
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 WHITE_16 = 65535
@@ -64,6 +69,8 @@ class Decode(BaseModel):
                 return self._rgb(ImageOps.exif_transpose(image) if self.orientation == "exif" else image)
         except DataError:
             raise
+        except Image.DecompressionBombError as error:
+            raise DataError(f"too large an image ({error}): make it smaller") from None
         except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
             raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
 
@@ -100,6 +107,12 @@ TRANSFORMERS = Decode(transparency="dropped", grey16="pillow")
 
 TIMM = Decode(orientation="stored", transparency="dropped", grey16="pillow")
 """What the data sets of timm and torchvision do: `Image.open(file).convert("RGB")`."""
+
+
+def allow_pixels(most: int) -> None:
+    """Let Pillow open images of up to `most` pixels without a warning; its own limit is never lowered."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:

@@ -95,8 +95,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Replace the content of `path`, as UTF-8; raises WriteError if the disk has no room."""
-    write_bytes(path, content.encode())
+    """Replace the content of `path`, as UTF-8; file names that are not keep their bytes.
+
+    Raises:
+        WriteError: the disk has no room.
+    """
+    write_bytes(path, content.encode(errors="surrogateescape"))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:

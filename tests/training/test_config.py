@@ -5,7 +5,8 @@ import pytest
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.errors import ConfigError
-from training.config import Recipe, TuneConfig, adapter_config, describe, differences, parse_settings
+from training.config import Recipe, TuneConfig, adapter_config
+from training.run_settings import describe, differences, parse_settings
 
 PRESET = Recipe(backbone="vit_toy", experts=4, passes=2, lr=1e-3)
 

@@ -20,9 +20,9 @@ from tests.support.images import DATA, write_jpegs
 from tests.support.runs import Few
 from training import tasks
 from training.config import Recipe, TuneConfig
-from training.data import decode_all
 from training.evaluate import evaluate, main
 from training.options import EvaluateConfig
+from training.reading import decode_all
 from training.tasks.base import Example, Splits
 from training.tasks.cifar10 import CLASSES
 from training.tune import tune

@@ -47,6 +47,10 @@ class Splits:
     remarks: tuple[str, ...] = ()
     """What else the user should know about the images, such as files that were left out: one line each."""
 
+    def sets(self) -> dict[str, Sequence[Example]]:
+        """The three sets by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
 
 class Task(Protocol):
     """A task to tune on. Every task has a file of its own in this package."""
