@@ -22,6 +22,7 @@ from export.class_names import class_names
 from export.heads import checkpoint_notes, read_head_alone
 from export.options import ConvertConfig
 from export.peft_adapter import PeftAdapter, read_peft
+from export.peft_merge import merge_adapter, merge_head
 from export.processor import read_processor
 from export.sample_images import read_images, sample_images, smooth_noise
 from mosa_deploy.adapters.restore import describe_backbone, restore
@@ -35,14 +36,14 @@ from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
 from mosa_deploy.bundles.record import Record
-from mosa_deploy.errors import BackboneError, ConfigError, command
+from mosa_deploy.errors import BackboneError, BundleError, ConfigError, command
 from mosa_deploy.utils.files import replacing_folder
 from mosa_deploy.utils.versions import git_commit, library_versions
 
 DATASET = "folder"
 """The task of `training.tasks` with which a converted bundle is evaluated: a folder of the user's images."""
 
-FROM_TIMM = "--from timm"
+FROM_TIMM, FROM_PEFT = "--from timm", "--from peft"
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ def convert(config: ConvertConfig) -> Path:
     given = None if config.preprocess is None else read_processor(config.preprocess)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # The adapter before the backbone: an adapter that cannot be converted is refused before a download.
-    adapter = read_peft(config.path) if config.source == "peft" else None
+    adapter = read_peft(config.path, config.adapter) if config.source == "peft" else None
     model = load_backbone(config.backbone, weights, img_size=given.size if given else config.image_size)
     if not isinstance(model, VisionTransformer):
         raise BackboneError(f"--backbone {config.backbone}: only tasks of ViTs can be brought; tune one on this Swin")
     preprocess = given or Preprocess.from_timm(timm.data.resolve_model_data_config(model))
-    task = of_timm(config, model) if adapter is None else of_peft(config.path, adapter, model)
+    task = of_timm(config, model) if adapter is None else of_peft(config, adapter, model)
     record = Record(
         task=config.name,
         dataset=DATASET,
@@ -103,24 +104,29 @@ def convert(config: ConvertConfig) -> Path:
     return out
 
 
-def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Task:
-    """A LoRA task from an adapter of PEFT, with the scaling factors absorbed into B.
+def of_peft(config: ConvertConfig, adapter: PeftAdapter, model: VisionTransformer) -> Task:
+    """A LoRA task from an adapter of PEFT, or a full one if it tuned more than low-rank updates of a block's layers.
 
-    Updates of lower rank are padded with zeros to the largest rank.
+    The scaling factors are absorbed into B. Updates of lower rank are padded with zeros to the largest rank.
 
     Raises:
-        BackboneError: the adapter's head reads the class token, but this backbone's does not.
+        BackboneError: the adapter's head reads other tokens than this backbone's.
+        BundleError: the adapter updates a head that is not given, or does not fit the backbone.
     """
-    if adapter.of_transformers and (model.global_pool != "token" or not isinstance(model.norm, torch.nn.LayerNorm)):
-        raise BackboneError(
-            f"--from peft {folder} is of transformers' ViT, whose head reads the class token after the last norm;"
-            f" the backbone pools by '{model.global_pool}': give the timm ViT with the same weights"
-        )
-    if adapter.of_transformers and layer_norm_eps(model) > DEFAULT_EPS:
+    where = f"{FROM_PEFT} {config.path}"
+    head = dict(adapter.head) or merge_head(adapter, _base_head(config, model, where), where)
+    family = adapter.family(has_class_token=model.has_class_token)
+    if family is not None:
+        check_head_input(model, family, head["head.weight"].shape[1], where)
+    if adapter.of_transformers and layer_norm_eps(model) > DEFAULT_EPS and config.backbone_weights is None:
         print(
             f"a ViT of transformers has layer_norm_eps {DEFAULT_EPS:g} unless its config says otherwise, this backbone"
             f" {layer_norm_eps(model):g}: for answers that agree to 1e-5 give its own weights with --backbone-weights"
         )
+    if not adapter.is_low_rank:
+        return Task("full", merge_adapter(adapter, model.state_dict(), where) | head, notes=adapter.notes)
+    if not adapter.updates:
+        return Task("linear", head, notes=adapter.notes)
     settings = AdapterConfig(
         bottleneck=adapter.rank,
         experts=1,
@@ -129,13 +135,23 @@ def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Tas
         style="low-rank",
         targets=adapter.targets,
     )
-    tensors = dict(adapter.head)
+    tensors = head
     for (block, target), update in adapter.updates.items():
         layer = f"blocks.{block}.{TARGET_SLICES[target].module}.adapter.{target}"
         rest = adapter.rank - len(update.down)
         tensors[f"{layer}.down.weight"] = F.pad(update.down, (0, 0, 0, rest))
         tensors[f"{layer}.up.weight"] = F.pad(update.up, (0, rest))
-    return Task("lora", tensors, settings)
+    return Task("lora", tensors, settings, notes=adapter.notes)
+
+
+def _base_head(config: ConvertConfig, model: VisionTransformer, where: str) -> dict[str, Tensor]:
+    """The head of the model before tuning, which the adapter updates."""
+    if config.backbone_weights is None:
+        raise BundleError(
+            f"{where} updates the head of its base model, which it does not hold: give the checkpoint that was tuned,"
+            " with its head, as --backbone-weights"
+        )
+    return read_head(config.backbone_weights, model.state_dict(), "--backbone-weights").tensors
 
 
 def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
@@ -152,7 +168,7 @@ def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
     tuned = copy.deepcopy(model)
     found = load_weights(tuned, config.backbone, config.path, FROM_TIMM)
     if found.family is not None:
-        check_head_input(model, found.family, f"{FROM_TIMM} {config.path}")
+        check_head_input(model, found.family, head.weight.shape[1], f"{FROM_TIMM} {config.path}")
     if layer_norm_eps(tuned) != layer_norm_eps(model):
         raise BackboneError(
             f"{FROM_TIMM} {config.path} has layer_norm_eps {layer_norm_eps(tuned):g}, the backbone"

@@ -122,6 +122,8 @@ class ConvertConfig:
     """Load the backbone's weights before tuning from this file, of timm or of transformers, instead of timm's hub."""
     random_weights: bool = False
     """Use random backbone weights: for a trial run that downloads nothing."""
+    adapter: str | None = None
+    """Which of several adapters of PEFT in PATH, by its name or the folder that it lies in."""
     classes: str | None = None
     """Class names in the order of the head's outputs, separated by commas, or a file with one name per line. Default:
     the names in the config.json beside the weights, otherwise class0, class1 and so on."""

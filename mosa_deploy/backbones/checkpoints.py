@@ -59,7 +59,7 @@ def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION
         found, faults = Found("", {}, None), _load_npz(model, file, option)
     else:
         found = find_backbone(read_tensors(file, option), f"{option} {file}")
-        faults = _load_state(model, found.state)
+        faults = _load_state(model, found)
         if not faults and found.family is not None and isinstance(model, VisionTransformer):
             fit_to_config(model, file.parent)
     if faults:
@@ -90,8 +90,11 @@ def _is_googles(file: Path) -> bool:
         return False
 
 
-def _load_state(model: Transformer, state: dict[str, Tensor]) -> str:
+def _load_state(model: Transformer, found: Found) -> str:
     """Load a backbone; if something does not fit, load nothing and return what."""
+    state, expected = found.state, model.state_dict()
+    if found.family is not None and found.family.args.final_norm is False and "norm.weight" not in expected:
+        state = {key: value for key, value in state.items() if not key.startswith("norm.")}
     if any(".lora_A." in key for key in state):
         return (
             "it holds matrices of LoRA beside the weights: save the adapter with save_pretrained, and give its folder"
@@ -102,7 +105,6 @@ def _load_state(model: Transformer, state: dict[str, Tensor]) -> str:
             filtered = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
         else:
             filtered = swin_transformer.checkpoint_filter_fn(dict(state), model)
-    expected = model.state_dict()
     given = {key: value for key, value in filtered.items() if key in expected or not key.startswith(NOT_BACKBONE)}
     if not given.keys() & expected.keys():
         return f"no tensor has one of timm's names, but there are {', '.join(list(filtered)[:3]) or 'none'}, ..."

@@ -90,6 +90,7 @@ def _arguments(model: VisionTransformer) -> dict[str, Any]:
     return {
         "global_pool": model.global_pool,
         "fc_norm": not isinstance(model.fc_norm, nn.Identity),
+        "final_norm": not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)),
         "pool_include_prefix": model.pool_include_prefix,
         "class_token": model.has_class_token,
         "reg_tokens": model.num_reg_tokens,

@@ -18,6 +18,7 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
 from mosa_deploy.backbones.function import created_with, pinned, set_function
+from mosa_deploy.backbones.transformers import tokens_beside
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError, unknown_name
 from mosa_deploy.utils.files import FilePath
@@ -73,7 +74,7 @@ def load_backbone(
     if not isinstance(weights, Weights):
         weights = Weights() if weights is None else Weights("file", Path(weights))
     check_name(name)
-    args = ModelArgs() if model_args is None else pinned(name, model_args)
+    args = tokens_beside(weights.file) if model_args is None else pinned(name, model_args)
     kwargs |= created_with(args)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size

@@ -72,6 +72,18 @@ def model_args(config: dict[str, Any]) -> ModelArgs:
         raise BackboneError(f"{fault['loc'][0]} {fault['input']}: {fault['msg']}") from None
 
 
+def tokens_beside(weights: Path | None) -> ModelArgs:
+    """The arguments without which a ViT of timm has not the tokens of the model whose weights these are.
+
+    Raises:
+        BackboneError: the config beside them is damaged.
+    """
+    if weights is None:
+        return ModelArgs()
+    config = read_config(weights if weights.is_dir() else weights.parent)
+    return ModelArgs(reg_tokens=1) if config.get("model_type") == "deit" else ModelArgs()
+
+
 def fit_to_config(model: VisionTransformer, folder: Path) -> None:
     """Let `model` compute, in place, what the ViT computes whose weights lie in the folder, as its config says.
 

@@ -14,6 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError
 
 ANCHORS = (
@@ -61,6 +62,7 @@ OUTSIDE_BLOCKS = {
     "embeddings.cls_token": "cls_token",
     "embeddings.mask_token": "mask_token",
     "embeddings.register_tokens": "register_tokens",
+    "embeddings.distillation_token": "reg_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
@@ -85,6 +87,9 @@ QKV = ("q", "k", "v")
 """In the order in which timm's `qkv` joins them."""
 
 
+TIMMS = ModelArgs()
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of model of transformers, told by its tensors."""
@@ -93,21 +98,22 @@ class Family:
     head: Literal["token", "mean", "mean before norm", "token and mean"] = "token"
     """What its classifier reads: the class token after the last norm, the mean of all tokens after it, the mean of the
     patches before it, or the class token and the mean of the patches."""
+    args: ModelArgs = TIMMS
+    """With which a ViT of timm has its tensors, and gives its classifier that."""
     refused: str = ""
     """Why it cannot be read at all."""
 
 
-VIT, DINOV2, SIGLIP = Family("ViT"), Family("DINOv2", "token and mean"), Family("SigLIP", "mean")
-CLIP, IJEPA = Family("CLIP", "mean before norm"), Family("I-JEPA", "mean")
-DEIT = Family(
-    "DeiT",
-    refused="it has a distillation token, which no plain ViT of timm has; a DeiT without one is a ViT of transformers",
-)
+MEAN = ModelArgs(global_pool="avg", fc_norm=False, class_token=False)
+VIT, DINOV2 = Family("ViT"), Family("DINOv2", "token and mean")
+SIGLIP, IJEPA = Family("SigLIP", "mean", MEAN), Family("I-JEPA", "mean", MEAN)
+CLIP = Family("CLIP", "mean before norm", ModelArgs(global_pool="avg", fc_norm=False, final_norm=False))
+DEIT = Family("DeiT", args=ModelArgs(reg_tokens=1))
 BEIT = Family("BEiT", refused="its blocks add relative positions in the attention")
 DINOV3 = Family("DINOv3", refused="its blocks rotate positions in the attention, which is not supported yet")
 SWIN = Family("Swin", refused="only ViTs of transformers can be read")
 
-SUPPORTED = "ViT, MAE, MSN, DINOv2 (with registers too), I-JEPA, CLIP and SigLIP of transformers can be read"
+SUPPORTED = "ViT, DeiT, MAE, MSN, DINOv2 (with registers too), I-JEPA, CLIP and SigLIP of transformers can be read"
 
 
 def timm_name(name: str) -> str | None:
@@ -185,34 +191,29 @@ def _reshape_embeddings(named: dict[str, Tensor]) -> None:
             named[f"attn_pool.q.{part}"], named[f"attn_pool.kv.{part}"] = joined[:width], joined[width:]
 
 
-def check_head_input(model: VisionTransformer, family: Family, where: str) -> None:
-    """Whether a model's head reads what the classifier of a family reads.
+def check_head_input(model: VisionTransformer, family: Family, inputs: int, where: str) -> None:
+    """Whether a model's head reads what the classifier of a family reads; it has so many `inputs`.
 
     Raises:
         BackboneError: it does not, or no model of timm does.
     """
-    normed = isinstance(model.norm, nn.LayerNorm)
-    ours = {"token": "the class token", "avg": "the mean of the patches"}.get(model.global_pool, model.global_pool)
-    theirs = {"token": "the class token after the last norm", "mean": "the mean of all tokens after the last norm"}
-    if family.head == "token and mean":
+    if family.head == "token and mean" and inputs == 2 * model.num_features:
         raise BackboneError(
             f"{where} is of transformers' {family.name}, whose classifier reads the class token and the mean of the"
-            " patches, twice as wide as one token: a bundle's head reads one; use it as --backbone-weights, and tune"
-            " a head with mosa tune --method linear"
+            " patches together, a bundle's head only one of them: use it as --backbone-weights, and tune a head with"
+            " mosa tune --method linear"
         )
-    if family.head == "mean before norm":
+    normed, pool = isinstance(model.norm, nn.LayerNorm), model.global_pool
+    match family.head:
+        case "mean":
+            reads, right = "mean of all tokens after the last norm", pool == "avg" and not model.num_prefix_tokens
+        case "mean before norm":
+            reads, right = "mean of the patches before the last norm", pool == "avg" and not model.pool_include_prefix
+            normed = not normed and isinstance(model.fc_norm, nn.Identity)
+        case _:
+            reads, right = "class token after the last norm", pool == "token"
+    if not (right and normed):
         raise BackboneError(
-            f"{where} is of transformers' {family.name}, whose classifier reads the mean of the patches before the last"
-            " norm, which no model of timm does: use it as --backbone-weights, and tune a head with mosa tune"
-            " --method linear"
-        )
-    pooled = {
-        "token": model.global_pool == "token",
-        "mean": model.global_pool == "avg" and not model.num_prefix_tokens,
-    }
-    if not (pooled[family.head] and normed):
-        advice = "" if family.head == "token" else ", one with _gap_ in its name"
-        raise BackboneError(
-            f"{where} is of transformers' {family.name}, whose head reads {theirs[family.head]};"
-            f" the backbone pools by '{model.global_pool}' ({ours}): give the timm ViT with the same weights{advice}"
+            f"{where} is of transformers' {family.name}, whose head reads the {reads};"
+            f" the backbone pools by '{pool}': give the timm ViT with the same weights"
         )

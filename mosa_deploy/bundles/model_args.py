@@ -19,6 +19,8 @@ class ModelArgs(BaseModel):
     global_pool: Pool | None = None
     fc_norm: bool | None = None
     """Whether the last norm stands after the pooling instead of before it."""
+    final_norm: bool | None = None
+    """Whether there is a last norm at all."""
     pool_include_prefix: bool | None = None
     class_token: bool | None = None
     reg_tokens: Annotated[int, Field(ge=0, le=64)] | None = None

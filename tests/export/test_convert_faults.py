@@ -59,8 +59,9 @@ def test_settings_that_cannot_be_are_refused(
 
 
 def test_an_adapter_that_cannot_be_mapped_is_refused_before_weights_are_asked_for(tmp_path: Path) -> None:
-    of_timm(tmp_path / "peft", target_modules=["qkv"], use_dora=True)
-    with pytest.raises(BundleError, match=r"use_dora True cannot be mapped"):
+    of_timm(tmp_path / "peft", target_modules=["qkv"])
+    (tmp_path / "peft" / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+    with pytest.raises(BundleError, match=r"peft_type LOHA cannot be mapped"):
         convert(config(tmp_path / "peft", tmp_path / "run", backbone_weights=tmp_path / "none", random_weights=False))
 
 
