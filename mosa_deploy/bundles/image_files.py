@@ -20,7 +20,7 @@ from mosa_deploy.errors import DataError
 Parts = tuple[str, ...]
 """A path below the folder or archive, part by part."""
 
-KINDS = 8
+KINDS = 12
 """The largest number of kinds of files that a line lists."""
 
 NO_SUFFIX = "without a suffix"
@@ -99,8 +99,9 @@ def left_out(others: Iterable[str], leftovers: Iterable[Parts]) -> str | None:
 
 
 def _counted(kinds: Counter[str]) -> str:
-    shown = [f"{count:,} {kind}" for kind, count in kinds.most_common(KINDS)]
-    more = kinds.total() - sum(count for _, count in kinds.most_common(KINDS))
+    listed = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:KINDS]
+    shown = [f"{count:,} {kind}" for kind, count in listed]
+    more = kinds.total() - sum(count for _, count in listed)
     return ", ".join([*shown, f"{more:,} of other kinds"] if more else shown)
 
 

@@ -83,7 +83,9 @@ def outside(source: Source) -> str | None:
     loose = source.loose()
     if not loose:
         return None
-    return f"left out: {len(loose):,} images of {source.name} outside any class folder, such as {shown((loose[0],))!r}"
+    return (
+        f"left out: {len(loose):,} image(s) of {source.name} outside any class folder, such as {shown((loose[0],))!r}"
+    )
 
 
 def read_labelled_sets(source: Source, grouping: Grouping | None = None) -> Labelled:
@@ -102,7 +104,7 @@ def read_labelled_sets(source: Source, grouping: Grouping | None = None) -> Labe
     remarks = [*_known(beside_sets(source, folders))]
     if "train" in sets and "test" in sets and not sets["test"].tops():
         unlabelled = sets.pop("test")
-        line = f"left out: {len(unlabelled.images):,} images of {unlabelled.name}, which has no class folders"
+        line = f"left out: {len(unlabelled.images):,} image(s) of {unlabelled.name}, which has no class folders"
         remarks.append(f"{line}: there is no test set")
     read = {name: read_classes(inside, grouping) for name, inside in sets.items()}
     check_same({name: classes for name, (classes, _) in read.items()}, {name: sets[name].name for name in sets})

@@ -170,7 +170,7 @@ def _several(values: Sequence[str]) -> str | None:
     """A value that names several classes; None if there is none."""
     known = set(values)
     combined: defaultdict[str, set[str]] = defaultdict(set)
-    for value in known:
+    for value in sorted(known):
         if value.startswith("[") or "|" in value:
             return value
         parts = [part.strip() for part in re.split(r"[;,/+ ]", value) if part.strip()]

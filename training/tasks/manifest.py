@@ -99,7 +99,7 @@ def read_manifest(source: Source, paths: Sequence[Path], group: str | None) -> L
     if unlisted:
         first = shown(min(unlisted))
         remarks.append(
-            f"left out: {len(unlisted):,} images of {source.name} that {names} does not list, such as {first!r}"
+            f"left out: {len(unlisted):,} image(s) of {source.name} that {names} does not list, such as {first!r}"
         )
     return _labelled(source, images, names, group, remarks)
 

@@ -42,7 +42,7 @@ def beside_sets(source: Source, folders: Mapping[str, str]) -> str | None:
     lost = sorted(parts for parts in source.images if len(parts) == 1 or parts[0] not in folders.values())
     if not lost:
         return None
-    return f"left out: {len(lost):,} images of {source.name} in none of its sets, such as {shown(lost[0])!r}"
+    return f"left out: {len(lost):,} image(s) of {source.name} in none of its sets, such as {shown(lost[0])!r}"
 
 
 def _named(source: Source) -> dict[str, str]:

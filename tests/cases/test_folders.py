@@ -1,0 +1,328 @@
+"""Folders of images as people have them: what is in them besides images, what their sets are called, how deep they are.
+
+Each test is one reported folder. What comes out is the right images in the right sets, or one line with the way out.
+"""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mosa_deploy.bundles import heif
+from mosa_deploy.bundles.image_files import find_images
+from mosa_deploy.errors import DataError
+from serving.errors import RequestError
+from serving.images import read_pixels
+from tests.support.images import PREPROCESS, jpeg, numbered, write_images
+from training.tasks.base import Splits
+from training.tasks.folder import Folder
+
+BRANDS = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heicmiaf"
+"""The first bytes of an iPhone's photo."""
+
+INSTALL = "pip install 'mosa-deploy[heif]'"
+
+
+@pytest.fixture
+def no_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra `heif` is not installed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+
+
+def two_classes(folder: Path, *more: str) -> Path:
+    return write_images(folder, *numbered("oak/{}.jpg", 5), *numbered("ash/{}.jpg", 5), *more)
+
+
+def sets(folder: Path, *names: str) -> Path:
+    """A folder with these sets, of 5 images per class."""
+    for name in names:
+        two_classes(folder / name)
+    return folder
+
+
+def sizes(splits: Splits) -> list[int]:
+    return [len(part) for part in (splits.train, splits.validation, splits.test)]
+
+
+def names(splits: Splits) -> set[str]:
+    return {example.name for part in (splits.train, splits.validation, splits.test) for example in part}
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        Folder().splits(folder, None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What lies beside the images
+
+
+def test_a_phones_100_heic_and_a_cameras_mpo(tmp_path: Path, no_heif: None) -> None:
+    folder = two_classes(tmp_path, *numbered("oak/IMG_{}.HEIC", 100), *numbered("ash/IMG_{}.MPO", 50))
+    splits = Folder().splits(folder, None)
+    assert sum(sizes(splits)) == 60
+    assert splits.remarks == (f"left out as no images: 100 .heic ({INSTALL} to read .heic)",)
+
+
+def test_heic_with_the_extra(tmp_path: Path) -> None:
+    splits = Folder().splits(two_classes(tmp_path, "oak/IMG.HEIC", "oak/IMG.heif", "ash/IMG.HIF"), None)
+    assert (sum(sizes(splits)), splits.remarks) == (13, ())
+
+
+def test_a_class_of_heic_alone_names_the_extra(tmp_path: Path, no_heif: None) -> None:
+    folder = write_images(two_classes(tmp_path), *numbered("elm/{}.heic", 4))
+    assert refusal(folder) == (
+        f"class 'elm' in {folder} is empty (left out as no images: 4 .heic ({INSTALL} to read .heic)): add images or"
+        " remove the folder"
+    )
+
+
+def test_an_mpo_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    two_classes(tmp_path)
+    frames[0].save(tmp_path / "oak" / "stereo.mpo", save_all=True, append_images=frames[1:])
+    splits = Folder().splits(tmp_path, None)
+    parts = (splits.train, splits.validation, splits.test)
+    (example,) = [example for part in parts for example in part if "stereo" in example.name]
+    assert PREPROCESS.read(example.read())[0, 0, 0] > 250
+
+
+def test_leftovers_of_systems_and_tools_are_no_images_and_no_classes(tmp_path: Path) -> None:
+    folder = two_classes(
+        tmp_path,
+        *(".DS_Store", "oak/.DS_Store", "oak/._0.jpg", "oak/Thumbs.db", "desktop.ini", "ash/0.jpg:Zone.Identifier"),
+        *("__MACOSX/oak/._0.jpg", "oak/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/oak/9.jpg", "ash/0.jpg~"),
+        *(".ipynb_checkpoints/oak/0-checkpoint.jpg", "oak/.ipynb_checkpoints/0-checkpoint.jpg", "$RECYCLE.BIN/1.jpg"),
+        *("System Volume Information/1.jpg", "lost+found/1.jpg"),
+    )
+    splits = Folder().splits(folder, None)
+    assert splits.classes == ("ash", "oak")
+    assert names(splits) == {*numbered("oak/{}.jpg", 5), *numbered("ash/{}.jpg", 5)}
+    (remark,) = splits.remarks
+    assert remark.startswith("skipped as leftovers of systems and tools: 2 ")
+    for counted in ("2 .DS_Store", "2 .ipynb_checkpoints", "1 ._*", "1 __MACOSX"):
+        assert counted in remark
+    assert remark.endswith(" of other kinds")
+
+
+def test_other_files_are_counted_by_suffix_in_any_case(tmp_path: Path) -> None:
+    folder = two_classes(tmp_path, "oak/a.MOV", "oak/b.mov", "ash/labels.xml", "notes.txt", "oak/c.NEF")
+    splits = Folder().splits(folder, None)
+    assert splits.remarks == ("left out as no images: 2 .mov, 1 .nef, 1 .txt, 1 .xml",)
+
+
+def test_an_image_without_a_suffix_is_read_by_its_content(tmp_path: Path) -> None:
+    folder = two_classes(tmp_path, "oak/0a4f2c", "oak/photo.jpg_large", "oak/scan 2024.01.15")
+    (folder / "oak" / "README").write_text("no image")
+    splits = Folder().splits(folder, None)
+    assert {"oak/0a4f2c", "oak/photo.jpg_large", "oak/scan 2024.01.15"} <= names(splits)
+    assert splits.remarks == ("left out as no images: 1 without a suffix",)
+
+
+@pytest.mark.parametrize("name", ["A.JPG", "a.JPeG", "a.jfif", "a.Png", "a.TIFF", "a.webp", "a.avif", "a.jp2"])
+def test_suffixes_in_any_case(tmp_path: Path, name: str) -> None:
+    assert f"oak/{name}" in names(Folder().splits(two_classes(tmp_path, f"oak/{name}"), None))
+
+
+def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
+    splits = Folder().splits(two_classes(tmp_path, "cover.jpg"), None)
+    assert splits.remarks == (f"left out: 1 image(s) of {tmp_path} outside any class folder, such as 'cover.jpg'",)
+
+
+def test_a_folder_of_notes_beside_the_classes_is_named_with_what_it_holds(tmp_path: Path) -> None:
+    two_classes(tmp_path, "annotations/0.xml")
+    assert refusal(tmp_path).startswith(f"class 'annotations' in {tmp_path} is empty (left out as no images: 1 .xml): ")
+
+
+def test_broken_links_and_links_upwards_are_counted(tmp_path: Path) -> None:
+    two_classes(tmp_path / "trees")
+    (tmp_path / "trees" / "oak" / "lost.jpg").symlink_to(tmp_path / "moved.jpg")
+    (tmp_path / "trees" / "oak" / "up").symlink_to(tmp_path)
+    splits = Folder().splits(tmp_path / "trees", None)
+    assert sum(sizes(splits)) == 10
+    assert "1 broken link(s)" in splits.remarks[0]
+    assert "1 link(s) to a folder above" in splits.remarks[0]
+
+
+def test_a_pipe_with_the_name_of_an_image_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(two_classes(tmp_path) / "oak" / "live.jpg")
+    splits = Folder().splits(tmp_path, None)
+    assert splits.remarks == ("left out as no images: 1 pipe(s) or device(s)",)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    locked = two_classes(tmp_path) / "oak"
+    locked.chmod(0)
+    try:
+        assert refusal(tmp_path) == (f"{locked} cannot be listed (Permission denied): make it readable, or remove it")
+    finally:
+        locked.chmod(0o755)
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_printed(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    Path(os.fsdecode(os.fsencode(tmp_path / "oak") + b"/caf\xe9.jpg")).write_bytes(jpeg())
+    assert r"oak/caf\xe9.jpg" in names(Folder().splits(tmp_path, None))
+
+
+def test_a_class_name_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(jpeg())
+    assert refusal(tmp_path) == rf"class caf\xe9 in {tmp_path} has a name that is not UTF-8: rename it"
+
+
+# Sets
+
+
+SPELLINGS = [
+    ("Train", "Val", "Test"),
+    ("TRAIN", "VALID", "TEST"),
+    ("Training", "Validation", "Testing"),
+    ("train_set", "dev_set", "test_set"),
+    ("trainset", "valset", "testset"),
+    ("train-images", "eval-images", "test-images"),
+    ("TrainData", "ValData", "TestData"),
+    ("01_train", "02_dev", "03_test"),
+    ("train2017", "val2017", "test2017"),
+    ("seg_train", "seg_val", "seg_test"),
+    ("training data", "evaluation data", "holdout"),
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling[0])
+def test_sets_are_known_by_any_spelling(tmp_path: Path, spelling: tuple[str, str, str]) -> None:
+    for name, count in zip(spelling, (6, 3, 2), strict=True):
+        write_images(tmp_path / name, *numbered("oak/{}.jpg", count), *numbered("ash/{}.jpg", count))
+    splits = Folder().splits(tmp_path, None)
+    assert (splits.classes, sizes(splits)) == (("ash", "oak"), [12, 6, 4])
+
+
+def test_a_set_may_lie_in_a_folder_of_its_own_name(tmp_path: Path) -> None:
+    sets(tmp_path, "seg_train/seg_train", "seg_test/seg_test", "test")
+    write_images(tmp_path, *numbered("seg_pred/seg_pred/{}.jpg", 3))
+    (tmp_path / "test").rename(tmp_path / "elsewhere")
+    splits = Folder().splits(tmp_path, None)
+    assert (splits.classes, sizes(splits)) == (("ash", "oak"), [8, 2, 10])
+    assert splits.remarks[0].startswith(f"left out: 13 image(s) of {tmp_path} in none of its sets, such as 'elsewhere/")
+
+
+def test_images_folder_inside_each_set(tmp_path: Path) -> None:
+    assert sizes(Folder().splits(sets(tmp_path, "train/images", "val/images"), None)) == [10, 10, 0]
+
+
+def test_train_and_validation_without_test(tmp_path: Path) -> None:
+    splits = Folder().splits(sets(tmp_path, "train", "val"), None)
+    assert (sizes(splits), splits.note) == ([10, 10, 0], "as the folders say; there is no test set")
+
+
+def test_train_alone(tmp_path: Path) -> None:
+    splits = Folder().splits(sets(tmp_path, "train"), None)
+    assert sizes(splits) == [8, 2, 0]
+    assert splits.note == "as the folders say; validation is a stratified fifth of train; there is no test set"
+    assert sizes(Folder().splits(tmp_path, "60-20-20")) == [6, 2, 2]
+
+
+def test_test_alone_is_there_to_be_evaluated(tmp_path: Path) -> None:
+    splits = Folder().splits(sets(tmp_path, "Testing"), None)
+    assert (sizes(splits), splits.note) == ([0, 0, 10], "as the folders say: a test set alone")
+
+
+def test_validation_and_test_without_train(tmp_path: Path) -> None:
+    sets(tmp_path, "val", "test")
+    assert refusal(tmp_path) == f"{tmp_path} has validation and test and no train: add train/<class>/<file>"
+
+
+def test_unlabelled_test_images_of_a_competition(tmp_path: Path) -> None:
+    write_images(sets(tmp_path, "train"), *numbered("test/{}.jpg", 7))
+    splits = Folder().splits(tmp_path, None)
+    assert sizes(splits) == [8, 2, 0]
+    assert splits.remarks == (
+        f"left out: 7 image(s) of {tmp_path}/test, which has no class folders: there is no test set",
+    )
+
+
+@pytest.mark.parametrize("pair", [("val", "valid"), ("Train", "train"), ("dev", "eval"), ("test", "testing")])
+def test_two_folders_of_one_set_are_both_named(tmp_path: Path, pair: tuple[str, str]) -> None:
+    sets(tmp_path, "train", *pair)
+    said = refusal(tmp_path)
+    assert all(f"{tmp_path}/{name}" in said for name in pair)
+    assert said.endswith(": keep one")
+
+
+def test_sets_by_unknown_names_are_never_joined(tmp_path: Path) -> None:
+    sets(tmp_path, "part1", "part2")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds 'part1/ash/0.jpg', deeper than <class>/<file>: if 'part1' and 'part2' are sets, name them"
+        " train, validation and test; if they are classes, keep their inner folders together with --group folder"
+    )
+
+
+def test_a_class_named_test(tmp_path: Path) -> None:
+    write_images(tmp_path, *numbered("test/{}.jpg", 5), *numbered("control/{}.jpg", 5))
+    assert Folder().splits(tmp_path, None).classes == ("control", "test")
+
+
+def test_classes_that_speak_of_trains_and_tests(tmp_path: Path) -> None:
+    write_images(tmp_path, *numbered("steam train/a/{}.jpg", 5), *numbered("crash test/b/{}.jpg", 5))
+    assert "holds 'crash test/b/0.jpg', deeper than <class>/<file>: if it belongs to the class" in refusal(tmp_path)
+
+
+def test_a_set_that_lacks_a_class_is_named(tmp_path: Path) -> None:
+    write_images(sets(tmp_path, "Train", "Test"), "Train/elm/0.jpg")
+    said = (
+        f"{tmp_path}/Test has other classes than {tmp_path}/Train ('elm' is in one of them alone): make them the same"
+    )
+    assert refusal(tmp_path) == said
+
+
+# Predict and ask, and HEIC in the service
+
+
+def test_a_folder_to_predict_counts_what_it_leaves_out(tmp_path: Path, no_heif: None) -> None:
+    found = find_images([two_classes(tmp_path, "oak/a.HEIC", ".DS_Store", "__MACOSX/oak/._0.jpg")])
+    assert len(found.images) == 10
+    assert found.left_out == (
+        f"left out as no images: 1 .heic ({INSTALL} to read .heic); skipped as leftovers of systems and tools: 1"
+        " .DS_Store, 1 __MACOSX"
+    )
+
+
+def test_a_folder_of_heic_alone_names_the_extra(tmp_path: Path, no_heif: None) -> None:
+    write_images(tmp_path, *numbered("{}.heic", 3))
+    with pytest.raises(DataError) as caught:
+        find_images([tmp_path])
+    assert str(caught.value) == (
+        f"no images in {tmp_path} (left out as no images: 3 .heic ({INSTALL} to read .heic)): give images, or folders"
+        " of images"
+    )
+
+
+def heic() -> bytes:
+    assert heif.installed()
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 20, 20)).save(buffer, "HEIF")
+    return buffer.getvalue()
+
+
+def test_heic_is_decoded_with_the_extra() -> None:
+    pixels = PREPROCESS.read(heic())
+    assert abs(pixels.astype(int) - (200, 20, 20)).max() <= 3
+    (served,) = read_pixels(heic(), [PREPROCESS], 10_000)
+    assert (served == pixels).all()
+
+
+def test_heic_without_the_extra_names_it(no_heif: None) -> None:
+    said = f"a HEIC image, which needs an extra here: {INSTALL}, or convert the image to JPEG"
+    with pytest.raises(DataError) as caught:
+        PREPROCESS.read(BRANDS)
+    assert str(caught.value) == said
+    with pytest.raises(RequestError) as refused:
+        read_pixels(BRANDS, [PREPROCESS], 10_000)
+    assert (refused.value.status, refused.value.reason) == (415, said)
