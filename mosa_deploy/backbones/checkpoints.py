@@ -21,6 +21,8 @@ from mosa_deploy.backbones.containers import locate, read_tensors
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.parts import Found, Head, find_backbone, find_head
 from mosa_deploy.backbones.transformers import fit_to_config
+from mosa_deploy.backbones.transformers_names import TIMMS
+from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
@@ -29,6 +31,8 @@ HEAD = ("head.weight", "head.bias")
 NOT_BACKBONE = (
     "head.",
     "head_dist.",
+    "cls_classifier.",
+    "distillation_classifier.",
     "pre_logits.",
     "fc.",
     "attn_pool.",
@@ -78,6 +82,24 @@ def read_head(path: Path, own: Mapping[str, Tensor], option: str) -> Head:
         raise BackboneError(f"{option} {file}: only the backbone of an .npz file is read: save the model with timm")
     tensors = read_tensors(file, option)
     return find_head(tensors, find_backbone(tensors, f"{option} {file}"), own, f"{option} {file}")
+
+
+def source_args(path: Path, option: str) -> ModelArgs:
+    """With which arguments timm's ViT computes what a model of transformers does with the tensors in a file.
+
+    Where its classifier is a module of the user's own, only its tokens are known, not what the classifier reads.
+
+    Raises:
+        BackboneError: the file cannot be read, or is of a model that cannot be.
+    """
+    file = locate(path, option)
+    if file.suffix == ".npz":
+        return TIMMS
+    found = find_backbone(read_tensors(file, option), f"{option} {file}")
+    if found.family is None:
+        return TIMMS
+    args = found.family.args
+    return args if HEAD[0] in found.state else ModelArgs(reg_tokens=args.reg_tokens, class_token=args.class_token)
 
 
 def _is_googles(file: Path) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import timm
 import torch
-from timm.layers import Attention, get_act_layer
+from timm.layers import Attention, AttentionPoolLatent, get_act_layer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -42,10 +42,14 @@ def set_function(model: VisionTransformer, args: ModelArgs) -> None:
     heads = args.num_heads
     if heads is not None and model.embed_dim % heads:
         raise BackboneError(f"num_heads {heads} does not divide the backbone's width {model.embed_dim}")
-    for block in model.blocks:
-        attention, mlp = block.get_submodule("attn"), block.get_submodule("mlp")
+    # An attention pool has heads and an FFN of its own, of the same kind.
+    pools = [(pool, pool.mlp) for pool in model.modules() if isinstance(pool, AttentionPoolLatent)]
+    for attention, mlp in [
+        *((block.get_submodule("attn"), block.get_submodule("mlp")) for block in model.blocks),
+        *pools,
+    ]:
         act = mlp.get_submodule("act")
-        if heads is not None and isinstance(attention, Attention):
+        if heads is not None and isinstance(attention, Attention | AttentionPoolLatent):
             attention.num_heads, attention.head_dim = heads, model.embed_dim // heads
             attention.scale = attention.head_dim**-0.5
         if args.act_layer not in (None, _activation(act)):

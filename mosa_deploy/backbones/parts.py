@@ -39,6 +39,8 @@ NO_LAYER = re.compile(r"(.*\.)?(\w*criterion|\w*loss\w*|\w*metrics?|(train|val|v
 HEAD_FIRST = {
     "pooler": "it may read what the pooler gives, which a bundle cannot express",
     "attn_pool": "it reads an attention pool, which the backbone lacks: give the timm ViT with that pool",
+    "distillation_classifier": "it averages two heads, which read two tokens, and a bundle has one head",
+    "head_dist": "it averages two heads, which read two tokens, and a bundle has one head",
     "pre_logits": "it reads pre_logits, a layer that timm no longer has",
 }
 """Layers between a backbone and its head, and why they are not left out."""

@@ -175,11 +175,10 @@ def timm_state(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]
 
 def _reshape_embeddings(named: dict[str, Tensor]) -> None:
     """Give the embeddings and the attention pool of CLIP or SigLIP timm's shapes, in place."""
-    if named.get("cls_token", torch.empty(0)).ndim == 1:
-        named["cls_token"] = named["cls_token"][None, None]
-    if named.get("pos_embed", torch.empty(0)).ndim == 2:
-        named["pos_embed"] = named["pos_embed"][None]
-    patches = named.get("patch_embed.proj.weight", torch.empty(0))
+    for name in ("cls_token", "pos_embed"):
+        if name in named:
+            named[name] = named[name].reshape(1, -1, named[name].shape[-1])
+    patches = named["patch_embed.proj.weight"]
     if patches.ndim == 2:
         # SigLIP 2 with free resolution reads the pixels of a patch row by row, the channels of each together.
         side = math.isqrt(patches.shape[1] // 3)
