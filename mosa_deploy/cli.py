@@ -105,5 +105,8 @@ def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.a
     parser.add_argument("--top-k", type=int, default=3, help="how many classes to show")
     given = parser.parse_args(arguments)
     from mosa_deploy.client.ask import ask as run
+    from mosa_deploy.utils.variables import unread_by_client
 
+    for line in unread_by_client():
+        print(f"warning: {line}", file=sys.stderr)
     run(given.images, given.task, given.address, given.key, given.top_k)

@@ -75,13 +75,18 @@ class ServiceError(MosaError):
         self.status, self.detail = status, detail
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """Up to three known names that are similar, in capitals or not; the most similar first."""
+    # In small letters, or `DIGITS` would look like nothing that is known.
+    folded = {each.casefold(): each for each in sorted(known, reverse=True)}
+    return [folded[each] for each in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=cutoff)]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for an unknown name, with similar known names, or all of them if none is similar."""
     names = sorted(known)
     listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-    # In small letters, or `DIGITS` would look like nothing that is known.
-    folded = {each.casefold(): each for each in reversed(names)}
-    near = [folded[each] for each in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    near = nearest(name, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {listed}"
     return f"unknown {kind} '{name}'; {hint}"
 

@@ -5,6 +5,7 @@
 
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.middleware.cors import CORSMiddleware
 
 from mosa_deploy import __version__
 from mosa_deploy.bundles.decode import allow_pixels
@@ -14,6 +15,7 @@ from serving.classify import ClassifyHandler
 from serving.classify_route import add_classify_route
 from serving.errors import RequestError
 from serving.middleware import LimitsMiddleware
+from serving.pages import add_pages
 from serving.refusals import UnknownPath, on_invalid, on_request_error, on_wrong_method
 from serving.settings import Settings
 from serving.task_routes import add_task_routes
@@ -26,9 +28,21 @@ def create_app(settings: Settings) -> FastAPI:
         title="mosa-deploy",
         version=__version__,
         summary="One frozen vision transformer, one adapter per task, switched on each request.",
+        # FastAPI's own pages load their scripts from a CDN.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings = settings
     app.add_middleware(LimitsMiddleware, settings=settings)
+    if settings.cors_origins:
+        # Outside of the limits, so that a page sees their errors too. A key is a header, and no cookie is read.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=("authorization", "content-encoding", "content-type", "x-api-key", "x-request-id"),
+            expose_headers=("retry-after", "x-request-id"),
+        )
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(405, on_wrong_method)
@@ -47,6 +61,7 @@ def add_routes(app: FastAPI) -> None:
     add_classify_route(app)
     add_task_routes(app)
     app.get("/metrics", include_in_schema=False)(read_metrics)
+    add_pages(app)
     app.router.routes.append(UnknownPath())
 
 

@@ -130,6 +130,7 @@ class TaskChanges:
         old = before.current if before.current != DAMAGED else None
         update: dict[str, object] = {"current": version.key, "exported": self.registry.store.exported(name)}
         update["previous"] = before.previous if old in (None, version.key) else old
+        update["since"] = before.since if old == version.key else now()
         decision = before.model_copy(update=update)
         return decision.keeping(version, self.keep) if moves else decision
 

@@ -177,6 +177,9 @@ class LocalBackend:
 
     def _info(self, entry: Entry) -> Task:
         record = entry.version.record if entry.version else None
+        kept = entry.decision.find(entry.decision.current)
+        accuracy = record.metrics.get("validation_accuracy") if record else None
+        measured_on = f"validation images of its tuning ({record.dataset})" if record and accuracy is not None else None
         plan = entry.loaded.lane.plan if entry.loaded else None
         return Task(
             task=entry.name,
@@ -191,6 +194,11 @@ class LocalBackend:
             pinned=entry.decision.pinned,
             can_roll_back=entry.decision.previous is not None,
             reason=entry.refused,
+            accuracy=accuracy,
+            measured_on=measured_on,
+            added=kept.added if kept else None,
+            served_since=entry.decision.since or (kept.added if kept else None),
+            preprocess=record.preprocess.model_dump(mode="json") if record else None,
         )
 
 

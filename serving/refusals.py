@@ -49,7 +49,11 @@ async def on_wrong_method(request: Request, _: Exception) -> JSONResponse:
     here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
     reason = f"{request.method} is not for {request.url.path}: send {allowed}"
-    error = RequestError(405, reason if "POST" in allowed else f"{reason}; {IMAGES}")
+    if "POST" not in allowed:
+        reason = f"{reason}; {IMAGES}"
+    elif request.url.path.endswith("/classify"):
+        reason = f"{reason}; this works: {command(request)}"
+    error = RequestError(405, reason)
     return error_response(error, {"allow": allowed})
 
 

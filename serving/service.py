@@ -19,7 +19,7 @@ from serving.backend import Backend
 from serving.leader import WorkerRendezvous
 from serving.local_backend import LocalBackend
 from serving.remote_backend import InferenceServer, RemoteBackend
-from serving.settings import Settings
+from serving.settings import Settings, unread_variables
 
 
 def _settings() -> Settings:
@@ -55,6 +55,8 @@ class Classifier:
     def __init__(self) -> None:
         log.configure()
         log.words.info("settings: %s", settings.shown())
+        for line in unread_variables():
+            log.words.warning(line)
         try:
             self.backend = self._open()
         except MosaError as error:

@@ -115,7 +115,7 @@ class TaskStore:
             way_out = f"roll back to {found.digest[:12]} to serve it, with ?new_classes=true if its classes are meant"
             log.warning("a newer export is not served: %s; %s", ", and ".join(reasons), way_out, extra={"task": name})
             return decided.keeping(found)
-        update = {"current": exported, "previous": decided.last, "exported": exported}
+        update = {"current": exported, "previous": decided.last, "exported": exported, "since": found.added}
         return decided.model_copy(update=update).keeping(found)
 
     def _complete(self, name: str, decided: Decision) -> Decision:

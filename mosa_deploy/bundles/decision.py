@@ -76,6 +76,8 @@ class Decision(BaseModel):
     """Key of the exported version when a version was last chosen."""
     pinned: bool = False
     lane: ChosenLane | None = None
+    since: datetime | None = None
+    """When the current version was chosen; None if the release of that time did not note it."""
     versions: tuple[KeptVersion, ...] = ()
     """The versions that are kept, the newest first."""
 

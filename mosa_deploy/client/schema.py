@@ -35,6 +35,11 @@ TASK: Example = {
     "pinned": False,
     "can_roll_back": True,
     "reason": None,
+    "accuracy": 0.97,
+    "measured_on": "validation images of its tuning (digits)",
+    "added": "2026-11-26T08:30:00Z",
+    "served_since": "2026-11-26T08:30:00Z",
+    "preprocess": {"size": [32, 32], "resize": "center", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
 VERSION: Example = {
     "bundle": "3f0c8b5a9d21",
@@ -136,6 +141,17 @@ class Task(Model):
     can_roll_back: bool
     reason: str | None = None
     """Why it is refused."""
+    accuracy: float | None = None
+    """The accuracy of this version; null if its bundle does not say it, as of a converted adapter."""
+    measured_on: str | None = None
+    """The images of that accuracy."""
+    added: datetime | None = None
+    """When this version came to the store; null if that was not noted."""
+    served_since: datetime | None = None
+    """When it was chosen to be served; null if that was not noted."""
+    preprocess: dict[str, Any] | None = None
+    """How an image's bytes become what the backbone reads: decoded, resized, cropped to `size` (height, width), and
+    normalised by `mean` and `std`."""
 
 
 class Tasks(Model):
