@@ -94,6 +94,10 @@ class ExportConfig:
     """The file of backbone weights that the task was tuned with, if it was tuned with --backbone-weights."""
     parity_images: int = 24
     """Number of validation images on which the stages are compared, besides the canary, and accuracy is measured."""
+    new_classes: bool = False
+    """Replace a version with other classes. Clients will get other class names."""
+    replace_upload: bool = False
+    """Replace a version that was uploaded to the service. It is served until the service's next start."""
 
     runners: Annotated[tuple[str, ...], tyro.conf.arg(help=RUNNERS_HELP)] = (DEFAULT_RUNNER,)
     files: FileOptions = field(default_factory=FileOptions)

@@ -8,6 +8,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
 
 from mosa_deploy.errors import ConfigError
+from serving.errors import TAKEN
 
 SERVICE = "serving.service:Classifier"
 
@@ -30,28 +31,14 @@ def serve(arguments: Sequence[str], prog: str) -> None:
     parser.add_argument("--port", type=int, default=3000)
     given = parser.parse_args(arguments)
     os.environ["MOSA_ARTIFACTS"] = given.artifacts
+    from serving.settings import Settings
+    from serving.store import check_store
+
     check_port(given.host, given.port)
-    check_store()
+    check_store(Settings.from_environment())
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
     # The server takes this process's place, and so its signals.
     os.execv(sys.executable, command)
-
-
-def check_store() -> None:
-    """See to it that the settings can be read, and that there is something to serve.
-
-    Raises:
-        ConfigError: a variable cannot be read.
-        StoreError: the store has no task, and nobody may add one.
-    """
-    from serving.settings import Settings
-    from serving.storage import open_files
-    from serving.store import TaskStore
-
-    settings = Settings.from_environment()
-    store = TaskStore(open_files(settings.artifacts), settings.max_upload)
-    if not settings.admin_keys:
-        store.require_tasks()
 
 
 def check_port(host: str, port: int) -> None:
@@ -64,6 +51,5 @@ def check_port(host: str, port: int) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
     except OSError as error:
-        taken = "something listens there already: stop it, or choose another --port"
-        reason = taken if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
+        reason = TAKEN if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
         raise ConfigError(f"{host}:{port}: {reason}") from None

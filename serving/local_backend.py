@@ -47,6 +47,7 @@ class LocalBackend:
         runtimes = choose(settings.runtime)
         log.info("runtime: %s", runtimes)
         store = TaskStore(open_files(settings.artifacts), settings.max_upload)
+        store.require_readable()
         self.batcher = Batcher(
             settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
         )
@@ -71,7 +72,7 @@ class LocalBackend:
         self.registry.store.require_tasks()
         entries = self.registry.list()
         if all(entry.refused for entry in entries):
-            reasons = "; ".join(str(entry.refused) for entry in entries)
+            reasons = "; ".join(dict.fromkeys(str(entry.refused) for entry in entries))
             raise StoreError(f"no task of {self.settings.artifacts} can be served: {reasons}")
 
     async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -104,7 +104,8 @@ class RequestLog:
         metrics.requests.labels(route, method, str(self.status)).inc()
         metrics.latency.labels(route).observe(seconds)
         line = {"id": self.id, "method": method, "route": route, "status": self.status}
-        log.info(json.dumps({**line, **self.fields, "ms": round(1000 * seconds, 2)}))
+        text = json.dumps({**line, **self.fields, "ms": round(1000 * seconds, 2)})
+        log.info(text, extra={"task": _names(self.fields.get("task", ()))})
 
 
 def _after(reader: RequestBody, send: Send) -> Send:
@@ -142,3 +143,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
+
+
+def _names(task: str | Sequence[str]) -> str:
+    """One task or several, as the log shows them."""
+    return task if isinstance(task, str) else ",".join(task)

@@ -68,7 +68,7 @@ class Registry:
             try:
                 self.release(self.acquire(entry.name))
             except MosaError as fault:
-                log.error("not serving %s: %s", entry.name, fault)
+                log.error("not serving %s: %s", entry.name, fault, extra={"task": entry.name})
 
     def close(self) -> None:
         """Cancel the loads that have not begun, and wait for the others."""
@@ -135,7 +135,7 @@ class Registry:
             if entry.decision.current:
                 entry.version = self.store.version(name, entry.decision.current)
         except MosaError as fault:
-            log.error("not serving %s: %s", name, fault)
+            log.error("not serving %s: %s", name, fault, extra={"task": name})
             return Entry(name, Decision(current=DAMAGED, exported=self.store.exported(name)), refused=str(fault))
         return entry
 
@@ -179,7 +179,8 @@ class Registry:
         """Say in the log, and count, that a version is loaded."""
         version, lane = loaded.version, loaded.lane
         self.count("load")
-        log.info("serving %s, bundle %s, %s by %s", version.record.task, version.digest[:12], lane.kind, lane.plan)
+        task, digest = version.record.task, version.digest[:12]
+        log.info("serving %s, bundle %s, %s by %s", task, digest, lane.kind, lane.plan, extra={"task": task})
 
     def _evicted(self, loaded: LoadedTask) -> None:
         entry = self.entries.get(loaded.version.record.task)

@@ -33,7 +33,8 @@ from mosa_deploy.bundles.store_layout import (
     upload_file,
 )
 from mosa_deploy.errors import MosaError, StoreError
-from serving.storage import LocalFiles, RemoteFiles
+from serving.settings import Settings
+from serving.storage import LocalFiles, RemoteFiles, open_files
 
 log = logging.getLogger("mosa_deploy.serving")
 
@@ -72,6 +73,16 @@ class TaskStore:
         decided = {name.removesuffix(".json") for name in self.files.names(DECISIONS) if name.endswith(".json")}
         return sorted(decided | set(self.files.names(TASKS)))
 
+    def require_readable(self) -> None:
+        """Raises StoreError if the store is there but cannot be read."""
+        if isinstance(self.files, LocalFiles) and self.files.root.exists() and not self.files.root.is_dir():
+            raise StoreError(f"{self} is a file: name the folder that `mosa export --out` has written")
+        try:
+            self.names()
+        except Exception as fault:  # fsspec's systems raise errors of their own
+            reason = " ".join(str(getattr(fault, "strerror", None) or fault or type(fault).__name__).split())
+            raise StoreError(f"{self} cannot be read ({reason}): check the path, and who may read it") from None
+
     def require_tasks(self) -> None:
         """Raises StoreError if there is no task."""
         if not self.names():
@@ -94,18 +105,21 @@ class TaskStore:
         return self._with_export(name, exported, decided)
 
     def _undecided(self, name: str, exported: str | None) -> Decision:
-        """The decision about a task that was only exported."""
+        """The decision about a task that was only exported; exports before it may be kept."""
         if exported is None:
             return Decision(current=None)
-        note, decided = self.note(name), Decision(current=exported, exported=exported)
-        if note and note.replaces and f"{note.replaces}.mosa" in self.files.names(UPLOADS):
-            decided = decided.model_copy(update={"previous": note.replaces})
+        note = self.note(name)
+        kept = [key for key in note.kept if f"{key}.mosa" in self.files.names(UPLOADS)] if note else []
+        decided = Decision(current=exported, previous=next(iter(kept), None), exported=exported)
+        for key in reversed(kept[1:]):
+            with suppress(MosaError):
+                decided = decided.keeping(self.describe(name, key, "export", None))
         return self._complete(name, decided)
 
     def _with_export(self, name: str, exported: str, decided: Decision) -> Decision:
         """The decision after a newer export: the export is served, or only kept if it needs consent."""
+        note = self.note(name)
         try:
-            note = self.note(name)
             found = self.describe(name, exported, "export", note.exported if note else None)
         except MosaError as fault:
             log.warning("the newer export is not served: %s", fault, extra={"task": name})
@@ -120,13 +134,15 @@ class TaskStore:
 
     def _complete(self, name: str, decided: Decision) -> Decision:
         """Describe the versions that a decision names, but that an earlier release did not describe."""
+        note, exported = self.note(name), self.exported(name)
+        exports = (decided.exported, exported, *(note.kept if note else ()))
         for key in (decided.previous, decided.current):
             if key and not decided.find(key):
-                source: Source = "export" if key in (decided.exported, self.exported(name)) else "upload"
+                source: Source = "export" if key in exports else "upload"
+                added = note.exported if note and key == exported else None
                 # What cannot be read is told when it is needed.
                 with suppress(MosaError):
-                    note = self.note(name) if key == self.exported(name) else None
-                    decided = decided.keeping(self.describe(name, key, source, note.exported if note else None))
+                    decided = decided.keeping(self.describe(name, key, source, added))
         return decided
 
     def describe(self, name: str, key: str, source: Source, added: datetime | None) -> KeptVersion:
@@ -138,15 +154,14 @@ class TaskStore:
         return KeptVersion.of(key, self.version(name, key).record, source, added)
 
     def note(self, name: str) -> ExportNote | None:
-        """What `mosa export` wrote beside the exported version; None if an earlier release exported it.
-
-        Raises:
-            StoreError: it is damaged.
-        """
+        """What `mosa export` wrote beside the exported version; None if an earlier release exported it."""
         path = f"{task_folder(name)}/{EXPORT_NOTE}"
         try:
             return parse_note(self.files.read(path), f"{self}/{path}")
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        except StoreError as fault:
+            log.warning("%s", fault, extra={"task": name})
             return None
 
     def decide(self, name: str, decision: Decision) -> None:
@@ -217,3 +232,18 @@ class TaskStore:
                 f"{self}/{task_folder(name)} holds the bundle of '{record.task}': give the folder that name"
             )
         return Version(key, record)
+
+
+def check_store(settings: Settings) -> None:
+    """See to it that the store can be read, and that there is something to serve.
+
+    Raises:
+        StoreError: it cannot be read, or it has no task and nobody may add one.
+    """
+    store = TaskStore(open_files(settings.artifacts), settings.max_upload)
+    try:
+        store.require_readable()
+        if not settings.admin_keys:
+            store.require_tasks()
+    finally:
+        store.files.close()

@@ -14,7 +14,7 @@ from serving.refusals import known_query
 WHY: dict[int, str] = {
     400: "The image, the bundle or the request is damaged, or there are too many at once.",
     401: "A key is needed.",
-    403: "The service takes no changes.",
+    403: "The service takes no changes, or none by this key.",
     404: "No such task; the nearest names are given.",
     408: "The body did not arrive in time.",
     409: "The change contradicts what is served.",

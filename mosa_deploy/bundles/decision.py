@@ -117,6 +117,8 @@ class ExportNote(BaseModel):
     exported: datetime
     replaces: str | None = None
     """Key of the version that was served when this was exported, and that it may replace."""
+    kept: tuple[str, ...] = ()
+    """Keys of exports that were replaced and are kept among the uploads, the newest first."""
 
 
 def parse_note(content: bytes, where: str) -> ExportNote:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from export.replacing import Replaced
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.store_layout import StoreLayout
 from tests.support.app import changing, maker_on, put, running, top
 from tests.support.tasks import TaskMaker, packed
 
@@ -183,3 +185,18 @@ def test_an_upload_that_came_after_the_export_stays(
     put(admin, "birds", newer)
     with running(copied) as again:
         assert top(again, "birds", maker.images[0])[1] == newer.bundle().digest
+
+
+def test_an_export_that_was_replaced_comes_back_by_a_rollback(
+    copied: Path, maker: TaskMaker, archives: Mapping[str, Archive], newer: Archive
+) -> None:
+    store = StoreLayout(copied)
+    replaced = Replaced.find(store, newer.bundle().record, new_classes=False, replace_upload=False)
+    replaced.keep()
+    replaced.write_note(store.task("birds"), newer.key)
+    maker_on(copied, maker).store(newer)
+    with changing(copied) as client:
+        assert top(client, "birds", maker.images[0])[0] == "class-9"
+        assert client.post("/v1/tasks/birds/rollback").json()["bundle"] == archives["birds"].bundle().digest
+        assert top(client, "birds", maker.images[0])[0] == "class-0"
+        assert kept(client) == [(digest(newer), False), (digest(archives["birds"]), True)]
