@@ -157,7 +157,9 @@ def _read_torch(file: Path, option: str) -> Any:
             placeholders = [(kind, name) for name, kind in known.items()]
             with torch.serialization.safe_globals([*_numpy_globals(), *placeholders]):
                 try:
-                    return torch.load(file, map_location="cpu", weights_only=True)
+                    # By a handle: with a path, torch goes by the suffix.
+                    with file.open("rb") as handle:
+                        return torch.load(handle, map_location="cpu", weights_only=True)
                 except Exception as error:
                     more = _placeholders(file, error, known, option)
                     if not more:

@@ -99,9 +99,8 @@ def _kind_of_zip(file: Path, where: str) -> Kind:
 
 def _refuse_other(file: Path, begin: bytes, where: str) -> Kind:
     """Raises BackboneError with the name of what is in the file, where that is known."""
-    if tarfile.is_tarfile(file):
-        with tarfile.open(file) as archive:
-            names = [member.name for member in archive if member.isfile()]
+    names = _in_tar(file)
+    if names:
         raise BackboneError(f"{where} is a tar archive of {_listed(names)}: unpack it, and give the weights in it")
     if (begin[:1] == b"\x80" and begin[1:2] <= b"\x05") or file.suffix in (".joblib", ".pkl", ".pickle", ".sav"):
         raise BackboneError(f"{where} is a pickle, which may run code when it is read: {_mend_pickle(file)}")
@@ -109,6 +108,15 @@ def _refuse_other(file: Path, begin: bytes, where: str) -> Kind:
         if begin.startswith(magic):
             raise BackboneError(f"{where} is {what}{'' if ':' in what else f': {READ}'}")
     raise BackboneError(f"{where} cannot be read: it is no file of weights; fetch it again, or {READ}")
+
+
+def _in_tar(file: Path) -> list[str]:
+    """The files in a tar archive; none if it is no such archive."""
+    try:
+        with tarfile.open(file) as archive:
+            return [member.name for member in archive if member.isfile()]
+    except (tarfile.TarError, OSError, EOFError):
+        return []
 
 
 def _mend_pickle(file: Path) -> str:

@@ -7,7 +7,7 @@ What may change the answer is never left out without a word: two heads, two back
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +35,9 @@ BACKBONE = re.compile(
 
 NO_LAYER = re.compile(r"(.*\.)?(\w*criterion|\w*loss\w*|\w*metrics?|(train|val|valid|test)_\w+|logit_scale)(\..*)?")
 """Tensors beside a model that do not change its answer, such as the class weights of a loss."""
+
+HEADLIKE = re.compile(r"(\w*_)?(head|fc\d?|classifier|cls|linear|probe|logits|output)s?")
+"""What people call a head."""
 
 HEAD_FIRST = {
     "pooler": "it may read what the pooler gives, which a bundle cannot express",
@@ -131,11 +134,24 @@ def find_head(tensors: Mapping[str, Tensor], found: Found, own: Collection[str],
     if found.family is not None and found.family.head.startswith("mean"):
         # A SigLIP's classifier reads no attention pool.
         inside = {name: value for name, value in inside.items() if not name.startswith("attn_pool.")}
-    for i, scope in enumerate((inside, *_scopes(tensors, found))):
+    outer = list(_scopes(tensors, found))
+    for i, scope in enumerate((inside, *outer)):
         layers = {name: value for name, value in scope.items() if value.ndim > 0 and not NO_LAYER.fullmatch(name)}
         if layers:
-            return replace(only_linear(layers, where), outside=i > 0)
+            head = only_linear(layers, where)
+            _check_only(head, outer[i:], where)
+            return replace(head, outside=i > 0)
     raise BackboneError(f"{where} has no head: give a checkpoint with its linear head")
+
+
+def _check_only(head: Head, outer: Iterable[Mapping[str, Tensor]], where: str) -> None:
+    """Raises BackboneError if a module further out has a head too."""
+    for scope in outer:
+        for name, value in scope.items():
+            if _is_weight(name) and value.ndim == 2 and HEADLIKE.fullmatch(name.partition(".")[0]):
+                raise BackboneError(
+                    f"{where} has two heads ({head.name}.weight, {name}): save it without the one that is not used"
+                )
 
 
 def _scopes(tensors: Mapping[str, Tensor], found: Found) -> Iterator[dict[str, Tensor]]:
