@@ -10,7 +10,7 @@ One row of coefficients is the binary case. Its sigmoid is the softmax of two ou
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ IDLE = {
 """Attributes that do not change the answer."""
 
 
+SCRAMBLED = (
+    "safetensors writes an array of numpy as it lies in memory, and scikit-learn's may lie by columns: if coef_ was not"
+    " saved with np.ascontiguousarray, it is scrambled; np.savez is safe"
+)
+
+
 @dataclass(frozen=True)
 class HeadAlone:
     """A head by timm's names, and its class names if the file has them."""
@@ -64,6 +70,8 @@ def read_head_alone(path: Path, width: int, option: str) -> HeadAlone | None:
     arrays = _attributes(file, option)
     if arrays is not None:
         head = _of_scikit_learn(arrays, where)
+        if kind_of(file, option) == "safetensors":
+            head = replace(head, notes=(*head.notes, SCRAMBLED))
     else:
         tensors = read_tensors(file, option)
         if not _is_small(tensors):
@@ -132,9 +140,7 @@ def _of_scikit_learn(arrays: Mapping[str, NDArray[Any]], where: str) -> HeadAlon
     """
     odd = sorted(arrays.keys() - KNOWN - IDLE)
     if odd:
-        raise BackboneError(
-            f"{where} holds {', '.join(odd)}, which cannot be kept: known are {', '.join(sorted(KNOWN))}"
-        )
+        raise BackboneError(f"{where} holds {', '.join(odd)}, which cannot be kept: save {', '.join(sorted(KNOWN))}")
     try:
         weight = np.atleast_2d(arrays["coef_"].astype(np.float64))
         bias = np.broadcast_to(np.asarray(arrays.get("intercept_", 0.0), dtype=np.float64), len(weight))
