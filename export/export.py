@@ -22,9 +22,9 @@ from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_lay
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.fold import fold
 from mosa_deploy.adapters.merge import merge
-from mosa_deploy.adapters.restore import restore
+from mosa_deploy.adapters.restore import load_recorded, restore
 from mosa_deploy.backbones.foldable import Transformer
-from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.backbones.load import Weights
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
@@ -147,13 +147,7 @@ def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainG
     if wanted.file not in known:
         print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)
         used = weights or Weights(record.backbone.source)
-        model = load_backbone(
-            record.backbone.name,
-            used,
-            STAND_IN_CLASSES,
-            img_size=record.preprocess.size,
-            model_args=record.backbone.model_args,
-        )
+        model = load_recorded(record, used, STAND_IN_CLASSES)
         if known:
             trace_layout(model, folder, wanted)
         else:

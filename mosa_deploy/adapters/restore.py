@@ -4,10 +4,10 @@ import torch
 
 from mosa_deploy.adapters.attach import attach, backbone_state, load_task_state
 from mosa_deploy.backbones.foldable import Transformer, topology_of
-from mosa_deploy.backbones.function import departures
+from mosa_deploy.backbones.function import departures, pinned
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.record import Backbone
+from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
@@ -25,9 +25,8 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
     weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
     if record.backbone.source == "file" and weights.source != "file":
         raise BackboneError(f"'{record.task}' was tuned on weights from a file: give it again with --backbone-weights")
-    args = record.backbone.model_args
-    model = load_backbone(record.backbone.name, weights, img_size=record.preprocess.size, model_args=args)
-    found = fingerprint(model.state_dict(), args)
+    model = load_recorded(record, weights)
+    found = fingerprint(model.state_dict(), record.backbone.model_args)
     if found != record.backbone.sha256:
         raise BackboneError(
             f"'{record.task}' was tuned on {record.backbone.folder}, these weights of {record.backbone.name} have"
@@ -45,6 +44,18 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
         attach(model, record.adapter, split=record.form == "split")
     load_task_state(model, state)
     return model.eval()
+
+
+def load_recorded(record: Record, weights: Weights, classes: int = 0) -> Transformer:
+    """The backbone that a record describes, with a fresh head of `classes` outputs; its weights are not compared.
+
+    Raises:
+        BackboneError: the weights cannot be had or do not fit.
+    """
+    name, args = record.backbone.name, record.backbone.model_args
+    if args is not None:
+        args = pinned(name, args)
+    return load_backbone(name, weights, classes, record.preprocess.size, args)
 
 
 def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:

@@ -65,7 +65,7 @@ def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION
         found = find_backbone(read_tensors(file, option), f"{option} {file}")
         faults = _load_state(model, found)
         if not faults and found.family is not None and isinstance(model, VisionTransformer):
-            fit_to_config(model, file.parent)
+            fit_to_config(model, file.parent, found.family.name)
     if faults:
         raise BackboneError(f"{option} {file} does not fit {name}: {faults}")
     return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
-from mosa_deploy.backbones.function import created_with, pinned, set_function
+from mosa_deploy.backbones.function import created_with, set_function
 from mosa_deploy.backbones.transformers import tokens_beside
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError, unknown_name
@@ -63,8 +63,8 @@ def load_backbone(
     The head has `classes` outputs and is freshly initialised; with 0 there is none. `weights` are timm's pretrained
     ones if None, or those of a file if a path is given. `img_size` is the side, or (H, W), of the images in pixels:
     timm resamples the position embedding, and `timm.data.resolve_model_data_config` of the model gives that size.
-    `model_args` say in what it departs from timm's model. If they are None, a `config.json` of transformers beside the
-    file of weights does.
+    `model_args` say in what it departs from timm's model; what they leave open, a `config.json` of transformers beside
+    the file of weights may say.
     Other `kwargs` go to timm, e.g. `mlp_ratio`.
 
     Raises:
@@ -74,7 +74,9 @@ def load_backbone(
     if not isinstance(weights, Weights):
         weights = Weights() if weights is None else Weights("file", Path(weights))
     check_name(name)
-    args = tokens_beside(weights.file) if model_args is None else pinned(name, model_args)
+    args = model_args or ModelArgs()
+    if args.reg_tokens is None:
+        args = args.model_copy(update=tokens_beside(weights.file).model_dump(exclude_none=True))
     kwargs |= created_with(args)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size

@@ -17,8 +17,16 @@ CONFIG_FILE = "config.json"
 DEFAULT_EPS = 1e-12
 """`layer_norm_eps` of a transformers ViT whose config does not give one; timm's is 1e-6."""
 
-EPS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6, "siglip_vision_model": 1e-6}
-"""`layer_norm_eps` by `model_type`, where a config does not give one."""
+DEFAULTS: dict[str, tuple[str, float]] = {
+    "vit_msn": ("gelu", 1e-6),
+    "dinov2": ("gelu", 1e-6),
+    "clip": ("quick_gelu", 1e-5),
+    "siglip": ("gelu_pytorch_tanh", 1e-6),
+}
+"""`hidden_act` and `layer_norm_eps` by the beginning of `model_type`, where a config does not give them."""
+
+AVERAGED = {"global_pool": "avg", "fc_norm": False, "class_token": False}
+"""The classifiers of SigLIP and I-JEPA read the mean of the patches after the last norm; they have no class token."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -50,20 +58,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def model_args(config: dict[str, Any]) -> ModelArgs:
-    """What the config of a ViT of transformers says of heads, activation and eps.
+def model_args(config: dict[str, Any], family: str = "") -> ModelArgs:
+    """What the config of a ViT of transformers says of heads, activation and eps, and of a classifier's pooling.
+
+    `family` is the model's kind by its tensors, for a config that does not state it.
 
     Raises:
         BackboneError: its activation is none of timm's, or a value is of no use.
     """
-    config = config.get("vision_config") or config
-    act, kind = config.get("hidden_act", "gelu"), config.get("model_type", "")
+    kind = str(config.get("model_type") or family).lower()
+    config = config | (config.get("vision_config") or {})
+    known = (default for name, default in DEFAULTS.items() if kind.startswith(name))
+    default_act, default_eps = next(known, ("gelu", DEFAULT_EPS))
+    act = config.get("hidden_act", default_act)
     if act not in ACTIVATIONS:
         raise BackboneError(f"hidden_act {act}, known are {', '.join(ACTIVATIONS)}")
+    classifies = any(name.endswith("ForImageClassification") for name in config.get("architectures") or ())
     given = {
+        "reg_tokens": 1 if kind == "deit" else None,
+        **(AVERAGED if classifies and kind.startswith(("siglip", "ijepa")) else {}),
         "num_heads": config.get("num_attention_heads"),
         "act_layer": ACTIVATIONS[act],
-        "norm_eps": config.get("layer_norm_eps", EPS.get(kind, DEFAULT_EPS)),
+        "norm_eps": config.get("layer_norm_eps", default_eps),
     }
     try:
         return ModelArgs.model_validate(given)
@@ -84,8 +100,10 @@ def tokens_beside(weights: Path | None) -> ModelArgs:
     return ModelArgs(reg_tokens=1) if config.get("model_type") == "deit" else ModelArgs()
 
 
-def fit_to_config(model: VisionTransformer, folder: Path) -> None:
+def fit_to_config(model: VisionTransformer, folder: Path, family: str = "") -> None:
     """Let `model` compute, in place, what the ViT computes whose weights lie in the folder, as its config says.
+
+    Without a config it is what models of this `family` compute by default.
 
     Raises:
         BackboneError: the config is damaged, or says something that timm's ViT cannot compute.
@@ -93,7 +111,7 @@ def fit_to_config(model: VisionTransformer, folder: Path) -> None:
     path = folder / CONFIG_FILE
     config = read_config(folder)
     try:
-        set_function(model, model_args(config))
+        set_function(model, model_args(config, family))
     except BackboneError as error:
         raise BackboneError(f"{path} does not fit the backbone: {error}; choose another ViT") from None
 

@@ -51,8 +51,9 @@ class Decode(BaseModel):
 
     orientation: Literal["exif", "stored"] = "exif"
     """`exif` turns the image as its EXIF data say; `stored` leaves it as the file stores it."""
-    transparency: Literal["white", "dropped"] = "white"
-    """`white` lays transparent pixels over white; `dropped` shows the colours that the file hides in them."""
+    transparency: Literal["white", "dropped", "keyed"] = "white"
+    """`white` lays transparent pixels over white; `dropped` shows the colours that the file hides in them. `keyed`
+    lays only the colour over white that a file names as transparent, and drops an alpha channel."""
     grey16: Literal["scaled", "pillow"] = "scaled"
     """`scaled` maps 0 to `white` on black to white; `pillow` cuts off at 255, as Pillow's own conversion does."""
     white: Annotated[int, Field(ge=1, le=WHITE_16)] = WHITE_16
@@ -83,12 +84,12 @@ class Decode(BaseModel):
             return self._scaled(np.asarray(image), image.info.get("transparency"))
         if not image.has_transparency_data:
             return image.convert("RGB")
-        layer = image.convert("RGBA")
-        if self.transparency == "dropped":
-            return layer.convert("RGB")
-        ground = Image.new("RGB", layer.size, "white")
-        ground.paste(layer, mask=layer)
-        return ground
+        if self.transparency == "white":
+            return _over_white(image)
+        if self.transparency == "dropped" or isinstance(image.info.get("transparency"), bytes):
+            return image.convert("RGBA").convert("RGB")
+        rgb = image.convert("RGB")  # It still names its transparent colour, unless it had an alpha channel.
+        return _over_white(rgb) if rgb.has_transparency_data else rgb
 
     def _scaled(self, values: NDArray[Any], transparent: int | None) -> Image.Image:
         """round(255 v / white), at most 255."""
@@ -102,8 +103,18 @@ class Decode(BaseModel):
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    ground = Image.new("RGB", layer.size, "white")
+    ground.paste(layer, mask=layer)
+    return ground
+
+
 TRANSFORMERS = Decode(transparency="dropped", grey16="pillow")
 """What `transformers.image_utils.load_image` does."""
+
+KEYED = TRANSFORMERS.model_copy(update={"transparency": "keyed"})
+"""What a processor of transformers with `do_convert_rgb` makes of that: it finds the colour that is still named."""
 
 TIMM = Decode(orientation="stored", transparency="dropped", grey16="pillow")
 """What the data sets of timm and torchvision do: `Image.open(file).convert("RGB")`."""

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from export.convert import convert, of_peft
+from export.convert import convert
 from export.options import ConvertConfig
 from export.peft_adapter import read_peft
+from export.sources import of_peft
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle
