@@ -79,6 +79,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     """Up to three known names that are similar, in capitals or not; the most similar first."""
     # In small letters, or `DIGITS` would look like nothing that is known.
     folded = {each.casefold(): each for each in sorted(known, reverse=True)}
+    if name.casefold() in folded:
+        return [folded[name.casefold()]]
     return [folded[each] for each in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=cutoff)]
 
 

@@ -131,9 +131,7 @@ def _from_json(body: bytes) -> tuple[list[Sent], Fields, bool]:
         raise
     except (ValueError, RecursionError) as fault:
         if is_image(body):
-            raise BodyError(
-                400, "the body is an image, but its Content-Type is JSON's: write image/jpeg there"
-            ) from None
+            raise BodyError(400, "the body is an image, but its Content-Type says JSON: send image/jpeg") from None
         raise BodyError(400, f"the body is not JSON: {shown(str(fault))}") from None
     if not isinstance(given, dict):
         raise BodyError(422, "the JSON is not an object")

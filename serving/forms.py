@@ -37,11 +37,9 @@ async def read_multipart(body: bytes, content_type: str) -> list[Part]:
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
-        raise BodyError(400, "the form's Content-Type has no boundary: let your client write that header")
+        raise BodyError(400, "the form's Content-Type has no boundary: let your client write it")
     if b"--" + boundary not in body:
-        raise BodyError(
-            400, "the boundary that Content-Type names is not in the body: let your client write that header"
-        )
+        raise BodyError(400, "the boundary of the form's Content-Type is not in its body: let your client write it")
     if b"--" + boundary + b"--" not in body:
         raise BodyError(400, "the form breaks off: its closing boundary is missing")
 
