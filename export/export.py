@@ -112,7 +112,7 @@ def add_runners(chain: Chain, target: ExportTarget, names: Sequence[str]) -> Non
     """Compare a graph by other runners with the default one, which proved it already."""
     for name, tolerance in BY_RUNNER.items():
         if name in names and name != DEFAULT_RUNNER:
-            logits = target.answer_by(open_runner(target.path, name))(chain.inputs)
+            logits = chain.answers(f"{target.name} by {name}", target.answer_by(open_runner(target.path, name)))
             chain.branch(target.stage, f"{target.name} by {name}", logits, tolerance)
 
 

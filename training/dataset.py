@@ -53,7 +53,7 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
         )
         marks["test"] = reader.marks(splits.test, "test")
     remarks = reader.finish(out / run.UNREADABLE)
-    found = reader.headers.remarks(config.white_level)
+    found = reader.headers.remarks(preprocess.decode)
     if compared:
         found += repeated(marks, out / run.DUPLICATES)
     for remark in found:

@@ -72,11 +72,12 @@ class Duplicates:
                 continue
             kinds = Counter(pair.kind for pair in pairs)
             text = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
-            sets = " or ".join(dict.fromkeys(pair.first_set for pair in pairs))
-            other = sum(pair.label != pair.first_label for pair in pairs)
+            repeated = {pair.first_set for pair in pairs}
+            sets = " or ".join(other for other in self.sizes if other in repeated)
+            relabelled = sum(pair.label != pair.first_label for pair in pairs)
             found.append(
                 f"{len(pairs)} of {size} {name} images repeat an image of {sets} ({text})"
-                + (f", {other} of them under another label" if other else "")
+                + (f", {relabelled} of them under another label" if relabelled else "")
             )
         return found
 

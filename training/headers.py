@@ -1,11 +1,12 @@
 """What the files of a data set say before they become 8-bit pixels: size, bit depth, frames."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from mosa_deploy.bundles.decode import WHITE_16, open_image
+from mosa_deploy.bundles.decode import WHITE_16, Decode, open_image
 from mosa_deploy.bundles.image_size import size_fault
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
@@ -55,53 +56,60 @@ class Headers:
         elif any(";16" in str(tile.args) for tile in getattr(image, "tile", ())):
             self.colour.append(int(np.asarray(image.convert("RGB")).max()))
 
-    def remarks(self, white_level: int | None) -> list[str]:
+    def remarks(self, decode: Decode) -> list[str]:
         """What the user should know, one line each.
 
         Raises:
             DataError: images of 16-bit colour would be almost black, and Pillow cannot read them otherwise.
         """
-        found = [*self._grey_remarks(white_level or WHITE_16), *self._colour_remarks()]
-        if white_level is not None and not self.grey:
-            found.append(f"warning: --white-level {white_level} changes nothing: no image holds 16-bit grey")
+        found = [*self._grey_remarks(decode), *self._colour_remarks()]
         if self.frames:
             first = self.frames[0] + (", ..." if len(self.frames) > 1 else "")
-            found.append(f"{len(self.frames)} files hold several frames or pages, of which the first is used: {first}")
+            found.append(f"several frames or pages in {images(self.frames)}, of which the first is used: {first}")
         return found
 
-    def _grey_remarks(self, white: int) -> list[str]:
+    def _grey_remarks(self, decode: Decode) -> list[str]:
+        white = decode.white
         if not self.grey:
-            return []
-        count, largest = f"{len(self.grey)} images hold 16-bit grey", max(self.grey)
+            unused = f"warning: a white level of {white} changes nothing: no image holds 16-bit grey"
+            return [unused] if white != WHITE_16 else []
+        count, largest = f"16-bit grey in {images(self.grey)}", max(self.grey)
+        if decode.grey16 == "pillow":
+            return [f"warning: {count}: this task cuts it off at 255, as the library does that it comes from"]
         if largest > white:
             above = sum(value > white for value in self.grey)
             return [
-                f"warning: {count}, and {above} of them have values above the white level {white}, up to {largest}:"
-                f" these become white; --white-level {level(largest)} keeps them apart"
+                f"warning: {count}, {above} of them with values above the white level {white}, up to {largest}: these"
+                f" become white; tune with --white-level {level(largest)} to keep them apart"
             ]
         if largest <= white // 2:
             return [
-                f"warning: {count} whose largest value is {largest}, and {white} is white: they look almost black;"
-                f" --white-level {level(largest)} mends it, and the bundle keeps it"
+                f"warning: {count}, with values up to {largest} where {white} is white: they look almost black; tune"
+                f" with --white-level {level(largest)}, which the bundle keeps"
             ]
         dark = [value for value in self.grey if value <= white // 8]
         if len(dark) >= MIXED * len(self.grey):
             return [
-                f"warning: {count}, of which {len(dark)} stay at or below {max(dark)} while others reach {largest}:"
-                " files of different bit depths look differently bright; give all of them the same depth"
+                f"warning: {count}, {len(dark)} of them with values up to {max(dark)} and the others up to {largest}:"
+                " different bit depths look differently bright; give all of them the same depth"
             ]
         return []
 
     def _colour_remarks(self) -> list[str]:
         if not self.colour:
             return []
-        count, largest = f"{len(self.colour)} images hold 16-bit colour", max(self.colour)
+        count, largest = f"16-bit colour in {images(self.colour)}", max(self.colour)
         if largest <= 255 * DARK:
             raise DataError(
-                f"{count} of which Pillow reads the upper 8 bits alone, and these reach {largest} of 255: they would be"
-                " almost black; convert the files to 8 bits per channel, scaled to their own white"
+                f"{count}, of which Pillow reads the upper 8 bits alone, and these reach {largest} of 255: they would"
+                " be almost black; convert the files to 8 bits per channel, scaled to their own white"
             )
         return [f"{count}, of which the upper 8 bits are used"]
+
+
+def images(found: Sequence[object]) -> str:
+    """`1 image`, `2 images`."""
+    return f"{len(found)} image{'' if len(found) == 1 else 's'}"
 
 
 def level(largest: int) -> int:

@@ -68,6 +68,11 @@ class EvaluateConfig:
     """Where to run a bundle or a backbone: cpu, cuda, or auto (CUDA if it is available). An ONNX graph always runs on
     the CPU, an engine on its GPU."""
 
+    @property
+    def own_images(self) -> bool:
+        """Whether the images, and how they are split, are those of the run."""
+        return self.data_dir is None and self.split is None and self.group is None and not self.labels
+
 
 @dataclass(frozen=True)
 class CompareConfig:

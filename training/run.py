@@ -90,6 +90,18 @@ def keep_split(out: Path, splits: Splits, resume: bool) -> None:
     write_bytes(path, content)
 
 
+def read_split(folder: Path) -> dict[str, list[str]] | None:
+    """The files of each set in a run's `split.csv`; None if it has none."""
+    path = folder / SPLIT
+    if not path.is_file():
+        return None
+    sets: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        for row in csv.DictReader(handle):
+            sets[row["set"]].append(row["file"])
+    return sets
+
+
 def write_history(out: Path, rows: list[Row]) -> None:
     """Write `history.csv`, one row per epoch."""
     buffer = io.StringIO()

@@ -32,6 +32,6 @@ def check_bands(content: bytes) -> None:
     if known is None or bands <= known or (bands == known + 1 and alpha and alpha[0] in ALPHA):
         return
     raise DataError(
-        f"a TIFF of {bands} bands, of which {known} are its colours and the others not alpha (ExtraSamples): save the"
-        " three bands that the task shall see as RGB"
+        f"a TIFF of {bands} bands, {bands - known} more than its colours need, and these are not alpha (ExtraSamples):"
+        " save the three bands that the task shall see as RGB"
     )

@@ -158,8 +158,9 @@ def test_run_remembers_its_images_and_their_split(
     monkeypatch.setattr(sys, "argv", ["evaluate", "--bundle", str(listed_run), "--device", "cpu"])
     with torch.enable_grad():  # the command line turns gradients off for its process
         main()
-    said = capsys.readouterr().out
-    assert said.startswith(f"test of {listed_run}: accuracy 1.0000, nll 0.")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"test of {listed_run}: accuracy 1.0000, nll 0.")
+    assert lines[2] == f"every answer is in {listed_run / 'evaluation' / 'predictions.csv'}"
 
 
 def test_images_given_replace_those_of_the_run(listed_run: Path, tmp_path: Path) -> None:
