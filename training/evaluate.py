@@ -29,9 +29,9 @@ from training.predictions import MISTAKES, PREDICTIONS, write_mistakes, write_pr
 from training.reading import Reader, some
 from training.scores import classification_metrics
 from training.subjects import Subject, choose_subject
-from training.tasks import find
+from training.tasks import OWN_IMAGES, find
 from training.tasks.base import Example, Splits
-from training.tasks.folder import has_sets
+from training.tasks.folder import Folder, has_sets
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     Raises:
         MosaError: the model or the images are missing or damaged, or their classes differ.
     """
-    images = image_settings(config, folder)
+    images = image_settings(config, folder, subject.dataset)
     data_dir = images.data_dir
-    splits = find(subject.dataset, images.labels, images.group).splits(data_dir, images.split)
+    splits = find(images.task or subject.dataset, images.labels, images.group).splits(data_dir, images.split)
     for remark in splits.remarks:
         print(remark)
     examples = splits.test
     if folder is not None and config.own_images:
         examples = test_of_run(folder, splits)
-    print(f"{len(examples):,} test images, {splits.note}")
+    print(f"{len(examples):,} test images, {splits.note}{others(config, splits)}")
     if not examples:
         raise DataError(
             f"there is no test set in {data_dir}: give --data-dir FOLDER that holds test/<class>/<file>; the figures on"
@@ -115,6 +115,14 @@ def test_of_run(folder: Path, splits: Splits) -> Sequence[Example]:
     return found
 
 
+def others(config: EvaluateConfig, splits: Splits) -> str:
+    """How many images in another folder are not evaluated, in words; empty if all are, or for a run's own images."""
+    count = len(splits.train) + len(splits.validation)
+    if config.data_dir is None or not count:
+        return ""
+    return f"; {count:,} others in {config.data_dir} are not evaluated: below {config.data_dir}/test, all would be"
+
+
 class ImageSettings(NamedTuple):
     """Which images are evaluated: the options of these names."""
 
@@ -122,13 +130,18 @@ class ImageSettings(NamedTuple):
     split: str | None
     labels: tuple[Path, ...]
     group: str | None
+    task: str | None = None
+    """The task that reads them, if it is not the one that was tuned on."""
 
 
-def image_settings(config: EvaluateConfig, folder: Path | None) -> ImageSettings:
+def image_settings(config: EvaluateConfig, folder: Path | None, dataset: str) -> ImageSettings:
     """The options of the command line, otherwise those that the run was tuned with.
 
-    Another folder that has sets of its own is taken as it is: the run's split says nothing about it.
+    Another folder that has sets of its own is taken as it is: the run's split says nothing about it. `dataset` is the
+    task that was tuned on; one that brings its own images can be evaluated on a folder of others.
     """
+    if config.data_dir is not None and dataset in OWN_IMAGES:
+        return ImageSettings(config.data_dir, config.split, config.labels, config.group, Folder.name)
     if folder is None or (config.data_dir is not None and has_sets(config.data_dir)):
         return ImageSettings(config.data_dir, config.split, config.labels, config.group)
     tuned = run.read_settings(folder)

@@ -14,6 +14,9 @@ TASKS: dict[str, Task] = {
     task.name: task for task in (Digits(), SpritesLocation(), SpritesOrientation(), Cifar10(), EuroSat(), Folder())
 }
 
+OWN_IMAGES = (Digits.name, SpritesLocation.name, SpritesOrientation.name)
+"""Tasks that bring or draw their images: they take neither --data-dir nor --split."""
+
 
 def find(name: str, labels: tuple[Path, ...] = (), group: str | None = None) -> Task:
     """The task of that name, with what --labels and --group say of its images.
