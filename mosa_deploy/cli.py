@@ -24,6 +24,8 @@ ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", 
 ADDRESS = "http://localhost:3000"
 """The default address of a service."""
 
+GATE_HELP = "a folder with one subfolder of images per class: a new version must not be worse on them"
+
 USAGE = """\
 usage: mosa COMMAND [OPTIONS]
 
@@ -70,11 +72,12 @@ def pack(arguments: Sequence[str] | None = None, prog: str = "python -m mosa_dep
     parser = ArgumentParser(prog=prog, description=pack.__doc__)
     parser.add_argument("bundle", type=Path, help="folder with adapter.safetensors and adapter.json")
     parser.add_argument("out", type=Path, help="the .mosa file to write")
+    parser.add_argument("--gate", type=Path, help=GATE_HELP)
     given = parser.parse_args(arguments)
     from mosa_deploy.bundles.archive import Archive
     from mosa_deploy.utils.files import write_bytes
 
-    write_bytes(given.out, Archive.of(given.bundle).pack())
+    write_bytes(given.out, Archive.of(given.bundle, given.gate).pack())
     print(f"{given.out}: {given.out.stat().st_size} bytes")
 
 

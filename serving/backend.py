@@ -59,6 +59,10 @@ class PutOptions:
     """Serve it although its classes are not those of the version before."""
     lane: ChosenLane | None = None
     """How it is served from now on."""
+    margin: float | None = None
+    """By how much its accuracy on labelled images may be lower; None is the setting."""
+    force: bool = False
+    """Serve it although its accuracy on labelled images is lower, or too few tell it."""
 
 
 class Backend(Protocol):

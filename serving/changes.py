@@ -8,10 +8,13 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.decision import Decision, KeptVersion, class_changes, now
 from mosa_deploy.bundles.store_layout import BACKBONES
+from mosa_deploy.client.schema import Gate
 from mosa_deploy.errors import BundleError, StoreError
 from serving.backend import PutOptions
 from serving.errors import RequestError
+from serving.promotion import Comparison, PromotionGate
 from serving.registry import DAMAGED, Entry, Registry
+from serving.settings import Settings
 from serving.store import Version
 
 SHORT = 12
@@ -21,17 +24,18 @@ SHORT = 12
 class TaskChanges:
     """Changes the tasks of a registry. Each task has one change at a time."""
 
-    def __init__(self, registry: Registry, keep: int) -> None:
-        """`keep` is the most versions of a task that stay in the store."""
-        self.registry, self.keep = registry, keep
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self.registry, self.keep, self.gate = registry, settings.versions, PromotionGate(registry, settings)
         self._turns: dict[str, threading.Lock] = {}
 
-    def put(self, name: str, content: bytes, options: PutOptions) -> Entry:
+    def put(self, name: str, content: bytes, options: PutOptions) -> tuple[Entry, Gate | None]:
         """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
 
+        Returns how it did on labelled images, if it brings any or some are kept.
+
         Raises:
-            RequestError: 400 if it is no bundle, 409 if its classes differ, 422 if it does not fit. The old version
-                stays then.
+            RequestError: 400 if it is no bundle, 409 if its classes differ or it is worse on the labelled images, 422
+                if it does not fit. The old version stays then.
         """
         try:
             archive = Archive.unpack(content, self.registry.store.limit)
@@ -46,8 +50,12 @@ class TaskChanges:
             version = KeptVersion.of(archive.key, bundle.record, "upload", now())
             decision = self._choose(name, before, version)
             decision = decision.model_copy(update={"lane": options.lane or before.lane})
-            self._switch(entry, Version(archive.key, bundle.record), bundle, decision, keep=archive)
-            return entry
+            comparison = self.gate.compare(entry, archive, bundle.record, options)
+            new = Version(archive.key, bundle.record)
+            gate = self._switch(entry, new, bundle, decision, keep=archive, comparison=comparison)
+            if archive.gate:
+                self.registry.store.keep_gate(name, archive.gate)
+            return entry, gate
 
     def rollback(self, name: str, digest: str | None = None, new_classes: bool = False) -> Entry:
         """Serve the previous version, or the one whose digest begins so; a removed task comes back.
@@ -143,14 +151,21 @@ class TaskChanges:
             yield
 
     def _switch(
-        self, entry: Entry, version: Version, bundle: Bundle, decision: Decision, keep: Archive | None = None
-    ) -> None:
+        self,
+        entry: Entry,
+        version: Version,
+        bundle: Bundle,
+        decision: Decision,
+        keep: Archive | None = None,
+        comparison: Comparison | None = None,
+    ) -> Gate | None:
         """Prove a version, write it and the decision, then give it to new requests."""
         name, before = entry.name, entry.decision
         loaded = self.registry.cache.load(
             version, bundle, self.registry.lane_of(name, decision, version.record), decision.pinned
         )
         try:
+            gate = self.gate.judge(comparison, loaded) if comparison else None
             self.registry.store.keep_export(name, before)
             if keep:
                 self.registry.store.keep(keep)
@@ -165,6 +180,7 @@ class TaskChanges:
         self.registry.cache.release(loaded)
         self.registry.store.forget_between(before, decision)
         self.registry.log_loaded(loaded)
+        return gate
 
 
 def check_classes(before: Decision, classes: Sequence[str], new_classes: bool) -> None:

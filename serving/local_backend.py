@@ -58,7 +58,7 @@ class LocalBackend:
             "unfolded": settings.sessions,
         }
         self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
-        self.changes = TaskChanges(self.registry, settings.versions)
+        self.changes = TaskChanges(self.registry, settings)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
         self.registry.open(settings.prefetch)
         if not settings.admin_keys:
@@ -134,7 +134,8 @@ class LocalBackend:
 
     async def put(self, name: str, content: bytes, options: PutOptions) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.changes.put, name, content, options)))
+        entry, gate = await self._change(partial(self.changes.put, name, content, options))
+        return self._info(entry).model_copy(update={"gate": gate})
 
     async def remove(self, name: str, force: bool) -> None:
         """See `Backend`."""

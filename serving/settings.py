@@ -80,6 +80,10 @@ class Settings(BaseModel):
     versions: Annotated[int, Field(ge=2)] = 5
     """The most versions of a task that the store keeps for a rollback, the served one included."""
 
+    promotion_margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """By how much the accuracy of a new version may be lower than that of the served one, on the labelled images of an
+    upload. An upload's `margin` replaces it."""
+
     max_upload: Count = 10 << 20
     """The most bytes of a request's body; more are refused with 413."""
     max_pixels: Count = 50_000_000

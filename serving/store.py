@@ -6,10 +6,13 @@ process is killed, the store names the old version or the new one. An export tha
 served if `mosa_deploy.bundles.decision` lets it.
 """
 
+import io
 import logging
 import sys
+import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from mosa_deploy.bundles.archive import Archive
@@ -22,6 +25,7 @@ from mosa_deploy.bundles.decision import (
     parse_decision,
     parse_note,
 )
+from mosa_deploy.bundles.gate import LabelledImage, pack_gate, read_members
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
 from mosa_deploy.bundles.store_layout import (
     DECISIONS,
@@ -29,6 +33,7 @@ from mosa_deploy.bundles.store_layout import (
     TASKS,
     UPLOADS,
     decision_file,
+    gate_file,
     task_folder,
     upload_file,
 )
@@ -203,7 +208,30 @@ class TaskStore:
 
     def keep(self, archive: Archive) -> None:
         """Write a version under its key."""
-        self.files.write(upload_file(archive.key), archive.pack())
+        self.files.write(upload_file(archive.key), replace(archive, gate=()).pack())
+
+    def gate(self, name: str) -> tuple[LabelledImage, ...]:
+        """The labelled images that are kept for a task.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        path = gate_file(name)
+        try:
+            with zipfile.ZipFile(io.BytesIO(self.files.read(path))) as archive:
+                return read_members(archive)
+        except FileNotFoundError:
+            return ()
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise StoreError(f"{self}/{path} is damaged ({error}): remove it, or send labelled images again") from None
+
+    def keep_gate(self, name: str, images: Sequence[LabelledImage]) -> None:
+        """Keep labelled images for the next uploads of a task."""
+        self.files.write(gate_file(name), pack_gate(images))
+
+    def forget_gate(self, name: str) -> None:
+        """Remove the labelled images of a task."""
+        self.files.remove(gate_file(name))
 
     def keep_export(self, name: str, decision: Decision) -> None:
         """Copy the exported version to the uploads if it is served, because the next export replaces it."""

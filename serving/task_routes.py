@@ -89,17 +89,23 @@ async def put_task(
     backend: TheBackend,
     new_classes: NewClasses = False,
     lane: Annotated[ChosenLane | None, Query(description="How it is served from now on.")] = None,
+    margin: Annotated[
+        float | None, Query(gt=0, lt=1, description="By how much its accuracy on labelled images may be lower.")
+    ] = None,
+    force: Annotated[bool, Query(description="Serve it whatever the labelled images say.")] = False,
 ) -> Task:
     """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
 
-    Requests in flight finish on the version they began with.
+    Requests in flight finish on the version they began with. The file may hold labelled images, as
+    `gate/<class>/<file>`: the version is refused if its accuracy there is lower by more than the margin than that of
+    the version that is served. They are kept, and compared again when the next upload brings none.
     """
     content = await request.body()
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise RequestError(415, f"a form is not read here: send the file itself, curl -T {name}.mosa {request.url}")
     if not content:
         raise RequestError(400, "the body is empty: send a .mosa file")
-    info = await backend.put(name, content, PutOptions(new_classes, lane))
+    info = await backend.put(name, content, PutOptions(new_classes, lane, margin, force))
     request.state.log_fields.update(task=name, digest=info.bundle[:12], lane=info.lane)
     return info
 

@@ -120,6 +120,17 @@ class Answers(Model):
     results: tuple[Answer | Failure, ...]
 
 
+class Gate(Model):
+    """What a version answered on the labelled images that an upload brought, or that were kept."""
+
+    images: int
+    accuracy: float
+    accuracy_before: float | None = None
+    """That of the version which was served until then, on the same images; null if there was none to compare with."""
+    margin: float
+    """By how much the accuracy might be lower."""
+
+
 class Task(Model):
     """A task of the store."""
 
@@ -152,6 +163,8 @@ class Task(Model):
     preprocess: dict[str, Any] | None = None
     """How an image's bytes become what the backbone reads: decoded, resized, cropped to `size` (height, width), and
     normalised by `mean` and `std`."""
+    gate: Gate | None = None
+    """Only in the answer to an upload: how the version did on labelled images, if there are any."""
 
 
 class Tasks(Model):
