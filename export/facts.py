@@ -5,6 +5,7 @@ the arguments inside a checkpoint) are read where the source lies and where `--b
 """
 
 import argparse
+import contextlib
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from export import timm_files
 from export.options import ConvertConfig
 from export.processor import FILES, read_processor
 from mosa_deploy.backbones import transformers
+from mosa_deploy.backbones.checkpoints import source_args
 from mosa_deploy.backbones.file_kinds import kind_of
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
@@ -61,6 +63,7 @@ def gather(config: ConvertConfig) -> Facts:
         MosaError: a file is damaged, says something that cannot be kept, or is not of a classifier.
     """
     facts = Facts()
+    _read_tensors(facts, config)
     own = config.path if config.path.is_dir() else config.path.parent
     _read_folder(facts, config, own)
     _read_training(facts, config, own)
@@ -72,6 +75,15 @@ def gather(config: ConvertConfig) -> Facts:
             _read_folder(beside, config, base)
             _add_base(facts, beside)
     return facts
+
+
+def _read_tensors(facts: Facts, config: ConvertConfig) -> None:
+    """Take what the tensors of a model of transformers show: its tokens, and what its classifier reads."""
+    tuned = config.path if config.source == "timm" else config.backbone_weights
+    if tuned is not None:
+        # A file that cannot be read, or holds a head alone, is told apart where its tensors are taken.
+        with contextlib.suppress(BackboneError):
+            facts.model_args.append(Fact(source_args(tuned, f"--from {config.source}"), f"the tensors in {tuned}"))
 
 
 def _add_base(facts: Facts, base: Facts) -> None:

@@ -12,6 +12,7 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.bundles.decision import DECISION_FORMAT, NOTE_FORMAT, Decision, ExportNote, parse_note
+from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.graph_index import INDEX_FORMAT, read_index
 from mosa_deploy.bundles.record import RECORD_FORMAT, read_record
@@ -133,7 +134,16 @@ def test_what_is_no_object_is_refused_in_one_line(copied: Path, case: Case, cont
 def test_a_bundle_of_version_1_is_read_with_every_field() -> None:
     written = json.loads((V1 / "run" / "adapter.json").read_text()) | {"format_version": RECORD_FORMAT.newest}
     read = Bundle.load(V1 / "run").record.model_dump(mode="json")
+    for part in ("backbone", "preprocess"):
+        assert read.pop(part).items() >= written.pop(part).items()
     assert {name: read[name] for name in written} == written
+
+
+def test_a_record_of_version_1_means_what_it_always_meant() -> None:
+    record = read_record(V1 / "run")
+    assert record.backbone.model_args is None
+    assert (record.preprocess.resampler, record.preprocess.crop_offset) == ("pillow", "rounded")
+    assert record.preprocess.decode == Decode()
 
 
 def test_a_mosa_file_of_version_1_unpacks_and_packs_to_the_same_bytes() -> None:

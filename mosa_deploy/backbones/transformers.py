@@ -25,9 +25,6 @@ DEFAULTS: dict[str, tuple[str, float]] = {
 }
 """`hidden_act` and `layer_norm_eps` by the beginning of `model_type`, where a config does not give them."""
 
-AVERAGED = {"global_pool": "avg", "fc_norm": False, "class_token": False}
-"""The classifiers of SigLIP and I-JEPA read the mean of the patches after the last norm; they have no class token."""
-
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -59,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def model_args(config: dict[str, Any], family: str = "") -> ModelArgs:
-    """What the config of a ViT of transformers says of heads, activation and eps, and of a classifier's pooling.
+    """What the config of a ViT of transformers says of heads, activation and eps.
 
     `family` is the model's kind by its tensors, for a config that does not state it.
 
@@ -73,10 +70,7 @@ def model_args(config: dict[str, Any], family: str = "") -> ModelArgs:
     act = config.get("hidden_act", default_act)
     if act not in ACTIVATIONS:
         raise BackboneError(f"hidden_act {act}, known are {', '.join(ACTIVATIONS)}")
-    classifies = any(name.endswith("ForImageClassification") for name in config.get("architectures") or ())
     given = {
-        "reg_tokens": 1 if kind == "deit" else None,
-        **(AVERAGED if classifies and kind.startswith(("siglip", "ijepa")) else {}),
         "num_heads": config.get("num_attention_heads"),
         "act_layer": ACTIVATIONS[act],
         "norm_eps": config.get("layer_norm_eps", default_eps),

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from export.convert import of_timm
 from export.options import ConvertConfig
+from export.sources import of_timm
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.errors import BackboneError
 from tests.support.peft_models import CLASSES, NAME

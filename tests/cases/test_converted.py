@@ -103,6 +103,8 @@ FAMILIES = {
     ),
     "SigLIP": Family("SiglipForImageClassification", "SiglipConfig"),
     "I-JEPA": Family("IJepaForImageClassification", "IJepaConfig"),
+    "DeiT": Family("DeiTForImageClassification", "DeiTConfig"),
+    "MSN": Family("ViTMSNForImageClassification", "ViTMSNConfig"),
 }
 
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
