@@ -50,7 +50,7 @@ def temperature_remarks(temperature: float) -> list[str]:
     if temperature > 0.99 * high:
         return [
             f"warning: the temperature is at its bound, {temperature:.2f}: the scores say nothing about how sure the"
-            f" task is, or are far too large; {LOOK_AT}"
+            " task is, or are far too large: try a lower --lr"
         ]
     if temperature < 1.01 * low:
         return [

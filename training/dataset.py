@@ -55,7 +55,7 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
     remarks = reader.finish(out / run.UNREADABLE)
     found = reader.headers.remarks(preprocess.decode)
     if compared:
-        found += repeated(marks, out / run.DUPLICATES)
+        found += repeated(marks, splits.classes, out / run.DUPLICATES)
     for remark in found:
         print(remark, file=sys.stderr)
     if any((out / name).is_file() for name in (run.UNREADABLE, run.DUPLICATES)):
@@ -64,12 +64,27 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
     return Dataset(train, some(validation, "validation"), [*splits.remarks, *remarks, *found])
 
 
-def repeated(marks: dict[str, list[Mark]], listing: Path) -> list[str]:
+def repeated(marks: dict[str, list[Mark]], classes: Sequence[str], listing: Path) -> list[str]:
     """What to say of the images that two sets have in common, each of which is a line of the file `listing`."""
     duplicates = find_duplicates(marks)
     listing.unlink(missing_ok=True)
     if not duplicates.pairs:
         return []
-    write_csv(listing, Pair._fields, duplicates.pairs)
+    write_csv(
+        listing,
+        Pair._fields,
+        (
+            (
+                pair.kind,
+                pair.set,
+                pair.file,
+                classes[pair.label],
+                pair.first_set,
+                pair.first_file,
+                classes[pair.first_label],
+            )
+            for pair in duplicates.pairs
+        ),
+    )
     lines = "; ".join(duplicates.remarks())
     return [f"warning: {lines}; see {listing.name}. {ADVICE}"]

@@ -93,7 +93,8 @@ def remarks_section(remarks: Sequence[str]) -> str:
 def test_section(run: str, tested: bool) -> str:
     """How to measure the run on its test set, or that there is none."""
     if tested:
-        return f"The test set was not read; this command reads it:\n\n```sh\nmosa evaluate --bundle {run}\n```"
+        so_far = "Nothing was chosen on the test set, and no model has answered it; this command does:"
+        return f"{so_far}\n\n```sh\nmosa evaluate --bundle {run}\n```"
     command = f"mosa evaluate --bundle {run} --data-dir FOLDER"
     return (
         "**There is no test set**, so nothing says how well the task does on images that chose nothing. Keep some"

@@ -142,7 +142,11 @@ def test_images_that_sets_share_are_counted_listed_and_reported(sets: Path, caps
     kinds = "(1 the same file, 1 the same pixels), 1 of them under another label"
     assert f"2 of 9 test images repeat an image of train or validation {kinds}" in said
     assert "keep the images of one object or series in one set (--group)" in said
-    assert [row["set"] for row in rows(run / "duplicates.csv")] == ["validation", "test", "test"]
+    assert [(row["set"], row["label"], row["first_label"]) for row in rows(run / "duplicates.csv")] == [
+        ("validation", "cat", "cat"),
+        ("test", "dog", "dog"),
+        ("test", "dog", "cat"),
+    ]
     assert "- **Warning:** 1 of 8 validation images repeat" in (run / "report.md").read_text()
 
 

@@ -232,4 +232,4 @@ def test_a_run_without_a_test_set_says_so_and_how_to_get_one(tmp_path: Path) -> 
     text = (tmp_path / "report.md").read_text()
     assert "**There is no test set**" in text
     assert f"mosa evaluate --bundle {tmp_path.name} --data-dir FOLDER" in text
-    assert "The test set was not read" not in text
+    assert "Nothing was chosen on the test set" not in text

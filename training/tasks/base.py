@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three sets of a task. Everything is selected on validation; only `training.evaluate` reads the test set."""
+    """The three sets of a task. Everything is selected on validation; models answer the test set in `evaluate`."""
 
     classes: tuple[str, ...]
     train: Sequence[Example]
