@@ -193,6 +193,8 @@ SPELLINGS = [
     ("train2017", "val2017", "test2017"),
     ("seg_train", "seg_val", "seg_test"),
     ("training data", "evaluation data", "holdout"),
+    ("trainval", "dev2", "tests"),
+    ("trainval", "dev2", "tests"),
 ]
 
 
@@ -253,7 +255,7 @@ def test_two_folders_of_one_set_are_both_named(tmp_path: Path, pair: tuple[str, 
     sets(tmp_path, "train", *pair)
     said = refusal(tmp_path)
     assert all(f"{tmp_path}/{name}" in said for name in pair)
-    assert said.endswith(": keep one")
+    assert said.endswith(": join them, or keep one")
 
 
 def test_sets_by_unknown_names_are_never_joined(tmp_path: Path) -> None:

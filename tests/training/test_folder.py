@@ -41,7 +41,7 @@ def test_val_and_valid_are_validation(tmp_path: Path, name: str) -> None:
 def test_two_validations_are_refused(tmp_path: Path) -> None:
     for part in ("train", "val", "valid", "test"):
         write_jpegs(tmp_path / part, {"oak": 1, "ash": 1})
-    with pytest.raises(DataError, match=r"/val and .*/valid both are validation: keep one$"):
+    with pytest.raises(DataError, match=r"/val and .*/valid both are validation: join them, or keep one$"):
         Folder().splits(tmp_path, None)
 
 

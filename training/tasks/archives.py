@@ -29,6 +29,8 @@ FOREIGN = {
 }
 """First bytes -> archives that are not read."""
 
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet")
+
 ENCRYPTED = 1
 """The bit of a zip member's flags."""
 UTF_8 = 1 << 11
@@ -63,6 +65,8 @@ def list_archive(path: Path) -> Archive:
         DataError: the archive is damaged, encrypted or of another kind, or a member is a link or lies outside.
     """
     listing, contents, guessed = Listing(), dict[Parts, bytes](), None
+    if path.suffix.lower() in TABLES:
+        raise DataError(f"--data-dir {path} is a table: give it with --labels, and the folder of its images here")
     with path.open("rb") as handle:
         head = handle.read(8)
     kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)

@@ -104,8 +104,8 @@ def read_labelled_sets(source: Source, grouping: Grouping | None = None) -> Labe
     remarks = [*_known(beside_sets(source, folders))]
     if "train" in sets and "test" in sets and not sets["test"].tops():
         unlabelled = sets.pop("test")
-        line = f"left out: {len(unlabelled.images):,} image(s) of {unlabelled.name}, which has no class folders"
-        remarks.append(f"{line}: there is no test set")
+        count = f"left out: {len(unlabelled.images):,} image(s) of {unlabelled.name}"
+        remarks.append(f"{count}, which has no class folders" if unlabelled.images else f"{unlabelled.name} is empty")
     read = {name: read_classes(inside, grouping) for name, inside in sets.items()}
     check_same({name: classes for name, (classes, _) in read.items()}, {name: sets[name].name for name in sets})
     for inside in sets.values():

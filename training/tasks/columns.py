@@ -1,7 +1,7 @@
 """Which columns of a table hold the file, its label, its set and its group, by the names that people give them."""
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -29,6 +29,29 @@ NO_LABEL = {"", "index", "width", "height", "text", "caption", "description", "u
 
 ONE_LABEL = "tasks with one class per image are all that can be tuned: give a column with one class per image"
 
+EMPTY = ("", "nan", "null", "n/a", "#n/a")
+"""What a cell without a value holds, in lower case. `none` may be a class."""
+
+QUANTITIES = (
+    *(
+        "age",
+        "price",
+        "cost",
+        "weight",
+        "height",
+        "length",
+        "area",
+        "size",
+        "count",
+        "number",
+        "year",
+        "score",
+        "rating",
+    ),
+    *("temperature", "distance", "depth", "angle", "speed", "value", "percent", "percentage", "amount"),
+)
+"""Names of columns whose whole numbers are no classes if there are many."""
+
 MANY_CLASSES = 10
 """With more classes than this, and fewer than two images per class, a column is no class."""
 
@@ -44,10 +67,12 @@ class Columns:
     split: str | None
     group: str | None
 
-    def __str__(self) -> str:
-        """What each column was taken for."""
+    def describe(self, columns: Sequence[str]) -> str:
+        """What each of a table's columns was taken for, and which are not used."""
         taken = {name: column for name, column in vars(self).items() if column is not None}
-        return ", ".join(f"{name} from {column!r}" for name, column in taken.items())
+        unused = [column for column in columns if column and column not in taken.values()]
+        text = ", ".join(f"{name} from {column!r}" for name, column in taken.items())
+        return text + (f"; not used: {', '.join(map(repr, unused[:MANY_CLASSES]))}" if unused else "")
 
 
 def find_columns(table: Table, group: str | None) -> tuple[Table, Columns]:
@@ -66,9 +91,9 @@ def find_columns(table: Table, group: str | None) -> tuple[Table, Columns]:
     split = next(iter(_named(table, SPLIT)), None)
     grouped = next(iter(_named(table, GROUP)), None)
     if group is not None and group not in RULES:
-        if group not in table.columns:
+        grouped = next((column for column in table.columns if _plain(column) == _plain(group)), None)
+        if grouped is None:
             raise ConfigError(f"--group {group}: {table.path} has no such column; {_listed(table)}")
-        grouped = group
     label = _label(table, {file, split or file, grouped or file})
     return table, Columns(file, label, split, None if group in RULES else grouped)
 
@@ -145,7 +170,7 @@ def class_names(table: Table, column: str) -> list[str]:
         DataError: a row has no label or several, or the column holds quantities and not classes.
     """
     values = _values(table, column)
-    empty = [line for (line, _), value in zip(table.rows, values, strict=True) if not value]
+    empty = [line for (line, _), value in zip(table.rows, values, strict=True) if value.lower() in EMPTY]
     if empty:
         some = f"{len(empty)} rows have no {column!r}, the first in line {empty[0]}"
         raise DataError(f"--labels {table.path}: {some}: fill them in, or remove them")
@@ -155,7 +180,8 @@ def class_names(table: Table, column: str) -> list[str]:
         raise DataError(f"{fault}: {ONE_LABEL}")
     distinct = sorted(set(values))
     if all(re.fullmatch(NUMBER, value) for value in distinct):
-        broken = next((value for value in distinct if float(value) % 1), None)
+        many = _plain(column) in QUANTITIES and len(distinct) > MANY_CLASSES
+        broken = next((value for value in distinct if float(value) % 1 or many), None)
         if broken:
             fault = f"--labels {table.path}: column {column!r} holds quantities, such as {broken}"
             raise DataError(f"{fault}: regression cannot be tuned: {ONE_LABEL}")
@@ -167,18 +193,20 @@ def class_names(table: Table, column: str) -> list[str]:
 
 
 def _several(values: Sequence[str]) -> str | None:
-    """A value that names several classes; None if there is none."""
+    """A value that names several classes, or none; None if there is no such value."""
     known = set(values)
-    combined: defaultdict[str, set[str]] = defaultdict(set)
+    used = Counter(part for value in known for part in _parts(value, ";,"))
     for value in sorted(known):
-        if value.startswith("[") or "|" in value:
+        listed, joined = _parts(value, ";,"), _parts(value, ";,/+ ")
+        if (
+            value.startswith(("[", "{"))
+            or "|" in value
+            or (len(listed) > 1 and (known & {*listed} or all(used[part] > 1 for part in listed)))
+            or (len(joined) > 1 and known >= {*joined})
+        ):
             return value
-        parts = [part.strip() for part in re.split(r"[;,/+ ]", value) if part.strip()]
-        if len(parts) > 1 and all(part in known for part in parts):
-            return value
-        for part in re.split(r"[;,]", value) if re.search(r"[;,]", value) else ():
-            combined[part.strip()].add(value)
-    listed = sorted(value for value in known if re.search(r"[;,]", value))
-    return next(
-        (value for value in listed if all(len(combined[part.strip()]) > 1 for part in re.split(r"[;,]", value))), None
-    )
+    return None
+
+
+def _parts(value: str, separators: str) -> list[str]:
+    return [part.strip() for part in re.split(f"[{separators}]", value) if part.strip()]

@@ -115,7 +115,8 @@ def describe_groups(examples: Sequence[Example], group: str | None) -> str:
     """
     if all(example.group is None for example in examples):
         if group is not None:
-            raise DataError(f"--group {group}: no image lies in a folder below its class; leave it out")
+            where = "lies in a folder below its class" if group == "folder" else "has a group"
+            raise DataError(f"--group {group}: no image {where}; leave it out")
         return ""
     largest = max(members(examples), key=len)
     return (

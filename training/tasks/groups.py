@@ -66,6 +66,8 @@ def draw_groups(examples: Sequence[G], counts: Mapping[str, int], seed: int) -> 
     groups.sort(key=len, reverse=True)
     total, classes = len(examples), Counter(example.label for example in examples)
     missing = {name: {k: n * count / total for k, n in classes.items()} for name, count in counts.items()}
+    left = Counter(label for group in groups for label in {example.label for example in group})
+    lacking = {label: set(counts) for label in classes}
     drawn: dict[str, list[G]] = {name: [] for name in counts}
     for group in groups:
         labels = Counter(example.label for example in group)
@@ -75,10 +77,14 @@ def draw_groups(examples: Sequence[G], counts: Mapping[str, int], seed: int) -> 
             before, size = missing[name], max(1, counts[name])
             return sum((before[k] ** 2 - (before[k] - n) ** 2) / size for k, n in labels.items())
 
-        best = max(counts, key=gain)
+        # The last groups of a class go to the sets that have none of it.
+        urgent = {name for k in labels if left[k] <= len(lacking[k]) for name in lacking[k]}
+        best = max([name for name in counts if name in urgent] or counts, key=gain)
         drawn[best] += group
         for k, n in labels.items():
             missing[best][k] -= n
+            left[k] -= 1
+            lacking[k].discard(best)
     return drawn
 
 

@@ -88,7 +88,7 @@ def read_manifest(source: Source, paths: Sequence[Path], group: str | None) -> L
     for path in paths:
         table, columns = find_columns(read_table(path), group)
         entries = read_entries(table, columns, len(paths) > 1)
-        remarks.append(f"{path}: {columns}")
+        remarks.append(f"{path}: {columns.describe(table.columns)}")
         found = locate(source, index, table, entries)
         for parts, entry in zip(found, entries, strict=True):
             doubled += _note(images, parts, entry)

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 WORDS = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "trainval"),
     "validation": (
         *("validation", "validate", "validating", "valid", "val", "vali"),
         *("dev", "devel", "development", "eval", "evaluation", "evaluate"),
@@ -28,7 +28,7 @@ class SetName(NamedTuple):
 
 
 def read_set_name(text: str) -> SetName | None:
-    """Which set a name speaks of: `seg_train` -> train, and `seg` besides; None if it names none, or two.
+    """Which set a name speaks of: `seg_train` -> train, and `seg` besides; None if it names none, or train and test.
 
     Case, digits and what stands between words do not matter.
     """
@@ -40,7 +40,9 @@ def read_set_name(text: str) -> SetName | None:
             found.append(NAMED[match[1]])
         elif not re.fullmatch(FILLERS, token):
             rest.append(token)
-    return SetName(found[0], " ".join(rest)) if len(set(found)) == 1 else None
+    # What is both, such as `trainval`, is there to be trained on.
+    said = "train" if {*found} == {"train", "validation"} else found[0] if len({*found}) == 1 else None
+    return SetName(said, " ".join(rest)) if said else None
 
 
 def set_of(text: str) -> str | None:

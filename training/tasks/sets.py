@@ -20,7 +20,9 @@ def set_folders(source: Source) -> dict[str, str]:
     found: dict[str, str] = {}
     for top, name in _named(source).items():
         if name in found:
-            raise DataError(f"{source.name}/{found[name]} and {source.name}/{top} both are {name}: keep one")
+            raise DataError(
+                f"{source.name}/{found[name]} and {source.name}/{top} both are {name}: join them, or keep one"
+            )
         found[name] = top
     if len(found) == 1:
         _check_alone(source, *found.values())

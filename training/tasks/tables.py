@@ -5,7 +5,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mosa_deploy.errors import DataError
 
@@ -117,22 +117,39 @@ def _delimiter(text: str) -> str:
 
 
 def _from_json(path: Path, text: str) -> Table:
-    entries: list[tuple[int, object]] = []
-    try:
-        if text.lstrip().startswith("["):
-            entries = list(enumerate(json.loads(text), start=1))
-        else:
-            lines = enumerate(text.split("\n"), start=1)
-            entries = [(number, json.loads(line)) for number, line in lines if line.strip()]
-    except (ValueError, RecursionError):
-        raise DataError(f"--labels {path} is neither JSON Lines nor a JSON list: {WANTED}") from None
     rows, columns = [], dict[str, None]()
-    for number, entry in entries:
+    for number, entry in _entries(path, text):
         if not isinstance(entry, dict):
             raise DataError(f"--labels {path}:{number} is no JSON object: {WANTED}")
         rows.append((number, {name: _text(value) for name, value in entry.items()}))
         columns |= dict.fromkeys(entry)
     return Table(path, tuple(columns), tuple(rows))
+
+
+def _entries(path: Path, text: str) -> list[tuple[int, object]]:
+    """The rows of a JSON list, of JSON Lines, or of one object that maps files to labels, and where they stand.
+
+    Raises:
+        DataError: it is neither.
+    """
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None
+    if isinstance(whole, list):
+        return list(enumerate(whole, start=1))
+    if isinstance(whole, dict) and any(isinstance(value, list | dict) for value in whole.values()):
+        raise DataError(f"--labels {path} is one JSON object, not one for each image: {WANTED}")
+    if isinstance(whole, dict) and len(whole) > 1 and all(PurePosixPath(name).suffix for name in whole):
+        pairs = ({"file": name, "label": label} for name, label in whole.items())
+        return list(enumerate(pairs, start=1))
+    entries: list[tuple[int, object]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            entries += [(number, json.loads(line))] if line.strip() else []
+        except (ValueError, RecursionError):
+            raise DataError(f"--labels {path}:{number} is not JSON: {WANTED}") from None
+    return entries
 
 
 def _text(value: object) -> str:
