@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mosa_deploy.backbones.containers import locate, read_tensors
 from mosa_deploy.backbones.foldable import Transformer
-from mosa_deploy.backbones.parts import Found, Head, find_backbone, find_head
+from mosa_deploy.backbones.parts import ANCHOR, Found, Head, find_backbone, find_head
 from mosa_deploy.backbones.transformers import fit_to_config
 from mosa_deploy.backbones.transformers_names import TIMMS
 from mosa_deploy.bundles.model_args import ModelArgs
@@ -30,6 +30,7 @@ HEAD = ("head.weight", "head.bias")
 
 NOT_BACKBONE = (
     "head.",
+    "heads.",
     "head_dist.",
     "cls_classifier.",
     "distillation_classifier.",
@@ -81,7 +82,16 @@ def read_head(path: Path, own: Mapping[str, Tensor], option: str) -> Head:
     if file.suffix == ".npz" and _is_googles(file):
         raise BackboneError(f"{option} {file}: only the backbone of an .npz file is read: save the model with timm")
     tensors = read_tensors(file, option)
-    return find_head(tensors, find_backbone(tensors, f"{option} {file}"), own, f"{option} {file}")
+    found = find_backbone(tensors, f"{option} {file}")
+    head = find_head(tensors, found, own, f"{option} {file}")
+    inputs, width = head.weight.shape[1], own[ANCHOR].shape[0]
+    if inputs != width and found.family is None:
+        twice = ", such as the class token and the mean of the patches together" if inputs == 2 * width else ""
+        raise BackboneError(
+            f"{option} {file} has a head that reads {inputs} values{twice}, the backbone gives {width}: a bundle's head"
+            " reads what the backbone pools"
+        )
+    return head
 
 
 def source_args(path: Path, option: str) -> ModelArgs:
@@ -131,9 +141,18 @@ def _load_state(model: Transformer, found: Found) -> str:
     if not given.keys() & expected.keys():
         return f"no tensor has one of timm's names, but there are {', '.join(list(filtered)[:3]) or 'none'}, ..."
     faults = shape_faults(shapes_of(expected), shapes_of(given))
+    # torch would copy quantised numbers as they are, without their scale.
+    quantised = [f"{key} is {value.dtype}" for key, value in given.items() if _is_quantised(value, expected.get(key))]
+    if quantised and not faults:
+        return f"{quantised[0]}, quantised: save its state dict in floating point"
     if not faults:
         model.load_state_dict(given)
     return faults
+
+
+def _is_quantised(value: Tensor, expected: Tensor | None) -> bool:
+    floating = expected is not None and expected.is_floating_point()
+    return floating and (not value.is_floating_point() or value.element_size() < 2)
 
 
 def _load_npz(model: VisionTransformer, file: Path, option: str) -> str:

@@ -251,7 +251,7 @@ def _refuse_without_tensors(content: Any, file: Path, option: str) -> None:
     """Raises BackboneError: a pickled module with the command that mends it, anything else by what it holds."""
     entries = content if isinstance(content, Mapping) else {None: content}
     for key, value in entries.items():
-        if isinstance(value, Placeholder) and "_modules" in vars(value):
+        if isinstance(value, Placeholder) and ("_modules" in vars(value) or "model" in vars(value)):
             raise _module(file, f" ({type(value).__name__})", key, option)
     held = ", ".join(map(str, entries)) if isinstance(content, Mapping) and content else type(content).__name__
     raise BackboneError(f"{option} {file} holds no tensors, but {held}: {READ}")

@@ -137,6 +137,7 @@ def mend_module(file: Path, key: str | None) -> str:
     inner = f"['{key}']" if key else ""
     code = (
         f"import torch; m = torch.load('{file.as_posix()}', map_location='cpu', weights_only=False){inner};"
-        f" torch.save(getattr(m, 'state_dict', lambda: m['model'].state_dict())(), '{file.stem}.state.pth')"
+        " m = m if hasattr(m, 'state_dict') else m['model'] if isinstance(m, dict) else m.model;"
+        f" torch.save(m.state_dict(), '{file.stem}.state.pth')"
     )
     return f'{TRUST}python -c "{code}"'

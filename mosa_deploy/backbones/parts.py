@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mosa_deploy.backbones import torchvision_names
 from mosa_deploy.backbones.transformers_names import ANCHORS, MODELS, SUPPORTED, Family, family_of, timm_state
 from mosa_deploy.errors import BackboneError
 
@@ -97,13 +98,22 @@ def find_backbone(tensors: Mapping[str, Tensor], where: str) -> Found:
     family = family_of(inner)
     if family is not None and family.refused:
         raise BackboneError(f"{where} is a {family.name} of transformers: {family.refused}; {SUPPORTED}")
+    if torchvision_names.ANCHOR in inner:
+        inner = torchvision_names.timm_state(inner)
     state = inner if family is None else timm_state(inner, family)
     return Found(best, state, family, tuple(prefix.removesuffix(".") for prefix in prefixes[1:]))
 
 
 def _prefix(name: str) -> str | None:
     """What stands before a backbone's own names, if this is the tensor by which one is found."""
-    anchor = next((anchor for anchor in (ANCHOR, OPENAI, *ANCHORS) if f".{name}".endswith(f".{anchor}")), None)
+    anchor = next(
+        (
+            anchor
+            for anchor in (ANCHOR, OPENAI, torchvision_names.ANCHOR, *ANCHORS)
+            if f".{name}".endswith(f".{anchor}")
+        ),
+        None,
+    )
     if anchor is None:
         return None
     prefix = name.removesuffix(anchor)
@@ -183,6 +193,9 @@ def only_linear(layers: Mapping[str, Tensor], where: str) -> Head:
         bias = layers.get(f"{linear[0]}bias")
         zeros = torch.zeros(len(weight))
         return Head(linear[0].removesuffix("."), weight, zeros if bias is None else bias.float(), bias is not None)
+    odd = [name for name, value in layers.items() if not value.is_floating_point()]
+    if odd:
+        raise BackboneError(f"{where} holds {odd[0]} in {layers[odd[0]].dtype}: save it in floating point")
     names = ", ".join(list(layers)[:6]) + (", ..." if len(layers) > 6 else "")
     reason = reason or "a bundle's head is one linear layer: merge these layers into one, or tune a head again"
     raise BackboneError(f"{where} has more than a linear head beside its backbone ({names}): {reason}")

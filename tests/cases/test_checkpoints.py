@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from export.options import ConvertConfig
 from export.sources import of_timm
+from mosa_deploy.backbones.checkpoints import read_head
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.errors import BackboneError
 from tests.support.peft_models import CLASSES, NAME
@@ -356,3 +358,29 @@ def test_a_model_with_lora_inside_is_sent_to_its_adapter(tmp_path: Path, state: 
     assert "it holds matrices of LoRA beside the weights: save the adapter with save_pretrained" in refusal(
         tmp_path / "w.pth"
     )
+
+
+def test_a_head_on_the_class_token_and_the_mean_is_refused_by_its_width(tmp_path: Path, state: State) -> None:
+    backbone, _ = split(state)
+    torch.save(prefixed(backbone, "backbone.") | {"linear_head.weight": torch.ones(5, 128)}, tmp_path / "w.pth")
+    assert "has a head that reads 128 values, such as the class token and the mean" in refusal(tmp_path / "w.pth")
+
+
+def test_quantised_weights_are_not_taken_for_weights(tmp_path: Path, state: State) -> None:
+    name = "blocks.0.mlp.fc1.weight"
+    save_file(state | {name: (100 * state[name]).to(torch.int8)}, tmp_path / "w.safetensors")
+    assert f"{name} is torch.int8, quantised: save its state dict in floating point" in refusal(
+        tmp_path / "w.safetensors"
+    )
+
+
+def test_torchvisions_vit_answers_as_torchvision_does(tmp_path: Path) -> None:
+    theirs = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 96, num_classes=CLASSES).eval()
+    randomise(theirs)
+    torch.save({"model": theirs.state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    shape: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 3}
+    ours = load_backbone("vit_base_patch16_224", Weights("file", tmp_path / "w.pth"), img_size=32, **shape)
+    head = read_head(tmp_path / "w.pth", ours.state_dict(), "--from timm")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x) @ head.weight.T + head.bias, theirs(x), rtol=1e-5, atol=1e-5)
