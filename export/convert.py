@@ -21,7 +21,7 @@ from export.facts import Fact, gather
 from export.options import ConvertConfig
 from export.peft_adapter import read_peft
 from export.sample_images import DrawnImages, check_labels, read_images, sample_images, smooth_noise
-from export.sources import of_peft, of_timm
+from export.sources import of_peft, of_timm, shown_by_names
 from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
@@ -54,7 +54,7 @@ def convert(config: ConvertConfig) -> Path:
     adapter = read_peft(config.path, config.adapter) if config.source == "peft" else None
     facts = gather(config)
     processor = given_or_found(config, facts)
-    args = choose_model_args(facts.model_args, config.model_args)
+    args = choose_model_args([*facts.model_args, *shown_by_names(config, adapter)], config.model_args)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     size = processor.value.size if processor else config.image_size
     model = load_backbone(config.backbone, weights, img_size=size, model_args=args.value)

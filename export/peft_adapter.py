@@ -43,6 +43,9 @@ PARAMETER = re.compile(
 )
 """Parameters of a backbone that an adapter may hold whole, by timm's names."""
 
+POOL = "vision_model.head"
+"""The attention pool of SigLIP, whose layers have names that target modules often match."""
+
 MODULE = re.compile(r"blocks\.\d+\.(attn\.(q|k|v|qkv|proj)|mlp\.fc[12])|patch_embed\.proj|head")
 """Layers that an adapter may update, by timm's names."""
 
@@ -130,7 +133,8 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
         BundleError: it is damaged, or holds tensors that are not known to end in a plain weight and bias; names them.
     """
     folder = choose_adapter(folder, adapter)
-    settings, tensors = read_settings(folder / SETTINGS), read_adapter_tensors(folder, adapter)
+    settings, everything = read_settings(folder / SETTINGS), read_adapter_tensors(folder, adapter)
+    tensors = {name: value for name, value in everything.items() if not _is_unread(name, everything)}
     own, parts = {name: _timm(name) for name in tensors}, _parts(tensors)
     used = {f"{module}.{part}" for module, found in parts.items() for part in found}
     whole = {name for name in tensors if PARAMETER.fullmatch(own[name])}
@@ -152,7 +156,9 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
             f"--from peft {folder} holds no head with weight and bias: save the adapter with"
             " modules_to_save=['classifier'], of a timm model ['head']"
         )
-    idle = tuple(f"{pattern} matches no layer, in peft neither" for pattern in settings.idle_patterns(parts))
+    notes = [f"{pattern} matches no layer, in peft neither" for pattern in settings.idle_patterns(parts)]
+    if len(tensors) < len(everything):
+        notes.append(f"what was tuned in {POOL} is left out: the classifier of SigLIP does not read that pool")
     return PeftAdapter(
         changes={_timm(module): _change(settings, module, found) for module, found in parts.items()},
         head={} if updates_head else found_head,
@@ -160,8 +166,13 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
         of_transformers=any(timm_name(name.rpartition(".lora_")[0] or name) is not None for name in tensors),
         whole={own[name]: tensors[name] for name in whole},
         model=next((first for name in tensors if (first := name.partition(".")[0]) in MODELS), None),
-        notes=idle,
+        notes=tuple(notes),
     )
+
+
+def _is_unread(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor belongs to SigLIP's attention pool, beside a classifier that reads the mean of the tokens."""
+    return name.startswith(f"{POOL}.") and any(other.startswith("classifier.") for other in tensors)
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -8,15 +8,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from export.facts import Fact
 from export.heads import checkpoint_notes, read_head_alone
 from export.options import ConvertConfig
 from export.peft_adapter import PeftAdapter
 from export.peft_merge import merge_adapter, merge_head
-from mosa_deploy.backbones.checkpoints import load_weights, read_head
+from mosa_deploy.backbones.checkpoints import find_source, load_weights, read_head, source_args
 from mosa_deploy.backbones.load import fingerprint
-from mosa_deploy.backbones.transformers import layer_norm_eps
-from mosa_deploy.backbones.transformers_names import check_head_input
+from mosa_deploy.backbones.transformers import CONFIG_FILE, layer_norm_eps, tokens_beside
+from mosa_deploy.backbones.transformers_names import CLIP, TIMMS, check_head_input
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
+from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BundleError
 
 FROM_TIMM, FROM_PEFT = "--from timm", "--from peft"
@@ -37,6 +39,30 @@ class Task:
     """The eps of its LayerNorms, if the source is a whole model."""
     notes: tuple[str, ...] = ()
     """What the source does not say, and how it was taken."""
+
+
+def shown_by_names(config: ConvertConfig, adapter: PeftAdapter | None) -> list[Fact[ModelArgs]]:
+    """What the names of a source's tensors say of its model, if it is one of transformers: its tokens and its pooling.
+
+    Raises:
+        BackboneError: the source cannot be read, or is of a model that cannot be converted.
+    """
+    if adapter is None:
+        args = source_args(config.path, FROM_TIMM)
+    else:
+        family = adapter.family(has_class_token=_is_clip(config))
+        args = TIMMS if family is None else family.args
+    base = tokens_beside(config.backbone_weights)
+    where = f"the names of the tensors in {config.path}"
+    return [Fact(args, where), Fact(base, f"{CONFIG_FILE} beside {config.backbone_weights}")]
+
+
+def _is_clip(config: ConvertConfig) -> bool:
+    """Whether the model that an adapter was tuned on is a CLIP, if it is a CLIP or a SigLIP."""
+    if config.backbone_weights is None:
+        return "siglip" not in config.backbone
+    found = find_source(config.backbone_weights, "--backbone-weights")
+    return found is not None and found.family is CLIP
 
 
 def of_peft(config: ConvertConfig, adapter: PeftAdapter, model: VisionTransformer) -> Task:

@@ -17,13 +17,14 @@ from timm.models import swin_transformer
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from mosa_deploy.backbones.containers import locate, read_tensors
+from mosa_deploy.backbones.containers import INDEX, locate, read_tensors
+from mosa_deploy.backbones.file_kinds import kind_of
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.parts import ANCHOR, Found, Head, find_backbone, find_head
 from mosa_deploy.backbones.transformers import fit_to_config
 from mosa_deploy.backbones.transformers_names import TIMMS
 from mosa_deploy.bundles.model_args import ModelArgs
-from mosa_deploy.errors import BackboneError
+from mosa_deploy.errors import LISTED, BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
 HEAD = ("head.weight", "head.bias")
@@ -68,8 +69,14 @@ def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION
         if not faults and found.family is not None and isinstance(model, VisionTransformer):
             fit_to_config(model, file.parent, found.family.name)
     if faults:
-        raise BackboneError(f"{option} {file} does not fit {name}: {faults}")
+        raise BackboneError(f"{option} {file} does not fit {name}: {_shortened(faults)}")
     return found
+
+
+def _shortened(faults: str) -> str:
+    """The first of many faults, and how many there are."""
+    listed = faults.split("; ")
+    return faults if len(listed) <= LISTED else f"{'; '.join(listed[:LISTED])}; and {len(listed) - LISTED} more"
 
 
 def read_head(path: Path, own: Mapping[str, Tensor], option: str) -> Head:
@@ -94,6 +101,18 @@ def read_head(path: Path, own: Mapping[str, Tensor], option: str) -> Head:
     return head
 
 
+def find_source(path: Path, option: str) -> Found | None:
+    """The backbone in a file of any library but Google's; None if the file can only hold a head alone.
+
+    Raises:
+        BackboneError: the file cannot be read, or is of a model that cannot be.
+    """
+    file = locate(path, option)
+    if kind_of(file, option) in ("npz", "json") and not file.name.endswith(INDEX):
+        return None
+    return find_backbone(read_tensors(file, option), f"{option} {file}")
+
+
 def source_args(path: Path, option: str) -> ModelArgs:
     """With which arguments timm's ViT computes what a model of transformers does with the tensors in a file.
 
@@ -102,11 +121,8 @@ def source_args(path: Path, option: str) -> ModelArgs:
     Raises:
         BackboneError: the file cannot be read, or is of a model that cannot be.
     """
-    file = locate(path, option)
-    if file.suffix == ".npz":
-        return TIMMS
-    found = find_backbone(read_tensors(file, option), f"{option} {file}")
-    if found.family is None:
+    found = find_source(path, option)
+    if found is None or found.family is None:
         return TIMMS
     args = found.family.args
     return args if HEAD[0] in found.state else ModelArgs(reg_tokens=args.reg_tokens, class_token=args.class_token)

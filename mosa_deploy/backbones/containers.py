@@ -30,6 +30,9 @@ NAMES = (
 )  # fmt: skip
 """The files of weights in a folder of transformers, timm or open_clip, in the order in which one is taken."""
 
+INDEX = ".index.json"
+"""How the name of the file ends that lists a model's files."""
+
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 NOT_WEIGHTS = re.compile(

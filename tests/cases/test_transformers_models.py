@@ -1,8 +1,9 @@
 """Classifiers of transformers as bundles: each answers as transformers does, or is refused by name with the reason."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,13 +11,19 @@ import transformers as hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from export.convert import convert
+from export.options import ConvertConfig
+from export.peft_adapter import read_peft
+from export.sources import of_peft
+from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.checkpoints import read_head, source_args
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.backbones.transformers import model_args, read_config
 from mosa_deploy.backbones.transformers_names import DINOV2, check_head_input
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError
-from tests.support.peft_models import difference
+from tests.support.peft_models import adapted, answers, difference
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
 LABELS: dict[str, Any] = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -214,3 +221,43 @@ def test_other_models_are_refused_by_name(tmp_path: Path, make: Callable[[], Any
     saved(make, tmp_path)
     with pytest.raises(BackboneError, match=rf"^--backbone-weights .*model\.safetensors {fault}"):
         features(tmp_path, "vit_base_patch16_224")
+
+
+LIKE_TEST_VIT: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 192, "image_size": 160,
+    "patch_size": 16,
+}  # fmt: skip
+"""The shape of timm's own small ViT for tests."""
+
+
+def converted(source: Path, weights: Path, out: Path, kind: Literal["peft", "timm"]) -> Bundle:
+    return Bundle.load(convert(ConvertConfig(source, kind, "parts", "test_vit", backbone_weights=weights, out=out)))
+
+
+def test_a_deit_of_transformers_is_converted_with_its_distillation_token(tmp_path: Path) -> None:
+    make = partial(hf.DeiTForImageClassification, hf.DeiTConfig(**LIKE_TEST_VIT, **LABELS))
+    model = saved(make, tmp_path / "deit")
+    bundle = converted(tmp_path / "deit", tmp_path / "deit", tmp_path / "run", "timm")
+    assert bundle.record.method == "linear"
+    assert bundle.record.classes == ("a", "b", "c")
+    given = answers(restore(bundle, Weights("file", tmp_path / "deit")))
+    assert difference(given, answers(model)) < NEAR
+
+
+def test_a_lora_on_a_siglip_reads_the_mean_of_its_tokens(tmp_path: Path) -> None:
+    model = saved(partial(hf.SiglipForImageClassification, towers(hf.SiglipConfig, **LIKE_TEST_VIT)), tmp_path / "base")
+    tuned = adapted(model, tmp_path / "peft", target_modules=["q_proj", "fc2"], modules_to_save=["classifier"])
+    bundle = converted(tmp_path / "peft", tmp_path / "base", tmp_path / "run", "peft")
+    assert bundle.record.method == "lora"
+    given = answers(restore(bundle, Weights("file", tmp_path / "base")))
+    assert difference(given, answers(tuned)) < NEAR
+
+
+def test_a_lora_on_a_dinov2_with_its_own_classifier_is_refused(tmp_path: Path) -> None:
+    model = saved(dinov2, tmp_path / "base")
+    adapted(model, tmp_path / "peft", target_modules=["q_proj"], modules_to_save=["classifier"])
+    backbone = load_backbone("vit_small_patch14_dinov2", Weights("file", tmp_path / "base"), **TIMM)
+    assert isinstance(backbone, VisionTransformer)
+    given = ConvertConfig(tmp_path / "peft", "peft", "parts", "vit_small_patch14_dinov2")
+    with pytest.raises(BackboneError, match=r"whose classifier reads the class token and the mean of the patches"):
+        of_peft(given, read_peft(tmp_path / "peft"), backbone)
