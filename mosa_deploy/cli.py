@@ -18,7 +18,7 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS
 
 GROUP = "mosa.commands"
 
-ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve")
+ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve", "deploy")
 """Commands in the order in which a user meets them; others follow by name."""
 
 ADDRESS = "http://localhost:3000"
@@ -113,3 +113,22 @@ def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.a
     for line in unread_by_client():
         print(f"warning: {line}", file=sys.stderr)
     run(given.images, given.task, given.address, given.key, given.top_k)
+
+
+def deploy(arguments: Sequence[str], prog: str) -> None:
+    """Upload a tuned task to a running service, and print what is served now."""
+    parser = ArgumentParser(prog=prog, description=deploy.__doc__)
+    parser.add_argument("source", type=Path, metavar="RUN", help="the folder of a run or a bundle, or a .mosa file")
+    address = os.environ.get("MOSA_ADDRESS") or ADDRESS
+    parser.add_argument("--to", default=address, metavar="URL", help=f"MOSA_ADDRESS or {ADDRESS} if not given")
+    parser.add_argument("--key", help="an admin's key; MOSA_KEY if not given")
+    parser.add_argument("--lane", choices=("shared", "folded"), help="how it is served from now on")
+    parser.add_argument("--new-classes", action="store_true", help="serve other classes than before")
+    parser.add_argument("--gate", type=Path, metavar="FOLDER", help=GATE_HELP)
+    parser.add_argument("--margin", type=float, help="by how much its accuracy there may be lower")
+    parser.add_argument("--force", action="store_true", help="serve it whatever the labelled images say")
+    given = vars(parser.parse_args(arguments))
+    from mosa_deploy.client.deploy import DeployConfig
+    from mosa_deploy.client.deploy import deploy as run
+
+    run(DeployConfig(address=given.pop("to"), **given))

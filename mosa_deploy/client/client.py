@@ -100,15 +100,25 @@ class Client:
         """Describe one task."""
         return self._ask(requests.task(name))
 
-    def put(self, name: str, bundle: Content, new_classes: bool = False, lane: ChosenLane | None = None) -> Task:
+    def put(
+        self,
+        name: str,
+        bundle: Content,
+        new_classes: bool = False,
+        lane: ChosenLane | None = None,
+        margin: float | None = None,
+        force: bool = False,
+    ) -> Task:
         """Serve a `.mosa` file, or the bundle in a folder, as a task's new version.
+
+        Its accuracy on labelled images may be lower by `margin`; `force` serves it whatever they say.
 
         Raises:
             BundleError: the folder holds no whole bundle.
             DataError: the file cannot be read.
             ServiceError: the service refuses the bundle.
         """
-        return self._ask(requests.put(name, bundle, new_classes, lane))
+        return self._ask(requests.put(name, bundle, new_classes, lane, margin, force))
 
     def remove(self, name: str, force: bool = False) -> None:
         """Stop serving a task, a pinned one only by `force`."""
@@ -176,9 +186,17 @@ class AsyncClient:
         """See `Client.task`."""
         return await self._ask(requests.task(name))
 
-    async def put(self, name: str, bundle: Content, new_classes: bool = False, lane: ChosenLane | None = None) -> Task:
+    async def put(
+        self,
+        name: str,
+        bundle: Content,
+        new_classes: bool = False,
+        lane: ChosenLane | None = None,
+        margin: float | None = None,
+        force: bool = False,
+    ) -> Task:
         """See `Client.put`."""
-        return await self._ask(requests.put(name, bundle, new_classes, lane))
+        return await self._ask(requests.put(name, bundle, new_classes, lane, margin, force))
 
     async def remove(self, name: str, force: bool = False) -> None:
         """See `Client.remove`."""

@@ -79,9 +79,17 @@ def task(name: str) -> ApiRequest[Task]:
     return ApiRequest("GET", _path(name), Task.model_validate_json)
 
 
-def put(name: str, bundle: Content, new_classes: bool, lane: ChosenLane | None) -> ApiRequest[Task]:
+def put(
+    name: str,
+    bundle: Content,
+    new_classes: bool,
+    lane: ChosenLane | None,
+    margin: float | None = None,
+    force: bool = False,
+) -> ApiRequest[Task]:
     """Serve a `.mosa` file, or the bundle in a folder, as a task's new version."""
-    params = {"new_classes": new_classes} | ({"lane": lane} if lane else {})
+    params: dict[str, Any] = {"new_classes": new_classes}
+    params |= {key: value for key, value in (("lane", lane), ("margin", margin), ("force", force)) if value}
     return ApiRequest("PUT", _path(name), Task.model_validate_json, {"content": _packed(bundle), "params": params})
 
 

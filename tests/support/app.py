@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from mosa_deploy.bundles.archive import Archive
@@ -49,6 +52,21 @@ def changing(store: Path | str, **settings: Any) -> Iterator[TestClient]:
     with running(store, admin_keys="root-key", **settings) as client:
         client.headers.update(ADMIN)
         yield client
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """Serve an app on a port of this machine; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 CPU = ("onnxruntime-cpu", "fp32")
