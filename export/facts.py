@@ -88,7 +88,7 @@ def _read_tensors(facts: Facts, config: ConvertConfig) -> None:
 
 def _add_base(facts: Facts, base: Facts) -> None:
     """Add what lies beside the backbone. How timm's base read images says nothing where the source says it itself."""
-    timms = facts.preprocess and all(fact.where.endswith(transformers.CONFIG_FILE) for fact in base.preprocess)
+    timms = facts.preprocess and all(Path(fact.where).name == transformers.CONFIG_FILE for fact in base.preprocess)
     facts.preprocess += [] if timms else base.preprocess
     facts.base_names += base.names
     facts.model_args += base.model_args
