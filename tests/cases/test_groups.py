@@ -71,6 +71,14 @@ def test_classes_keep_their_shares_though_groups_differ_in_size(tmp_path: Path) 
         assert shares_of_class(splits, label) == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
 
 
+def test_few_groups_still_give_every_set_every_class(tmp_path: Path) -> None:
+    names = [f"{kind}/{kind}{i}_{j}.jpg" for kind in ("cat", "dog") for i in range(3) for j in range(2)]
+    splits = Folder(group="prefix").splits(write_images(tmp_path, *names), None)
+    assert splits.note.startswith("60/20/20")
+    for part in (splits.train, splits.validation, splits.test):
+        assert {example.label for example in part} == {0, 1}
+
+
 def test_every_call_draws_alike(tmp_path: Path) -> None:
     patients(tmp_path)
     first, second = (Folder(group="folder").splits(tmp_path, None) for _ in range(2))

@@ -129,6 +129,23 @@ def test_hugging_faces_metadata(tmp_path: Path, name: str) -> None:
     assert labels(Folder(labels=(tmp_path / name,)).splits(None, None)) == dict(ROWS)
 
 
+def test_one_json_object_of_files_and_labels(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps(dict(ROWS), indent=1))
+    assert labels(splits(images, tmp_path / "labels.json")) == dict(ROWS)
+
+
+def test_a_broken_line_of_json_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.jsonl").write_text('{"file": "0.jpg", "label": "oak"}\n{"file": "1.jpg", "lab')
+    assert refusal(images, tmp_path / "labels.jsonl").startswith(
+        f"--labels {tmp_path}/labels.jsonl:2 is not JSON: give"
+    )
+
+
+def test_columns_that_are_not_used_are_named(images: Path, tmp_path: Path) -> None:
+    path = csv(tmp_path / "labels.csv", "name,label,is_valid", [(*row, "True") for row in ROWS])
+    assert splits(images, path).remarks == (f"{path}: file from 'name', label from 'label'; not used: 'is_valid'",)
+
+
 def test_hugging_faces_metadata_in_each_set(tmp_path: Path) -> None:
     tables = []
     for part in ("train", "validation", "test"):
@@ -251,7 +268,7 @@ def test_a_class_in_one_set_alone_is_named(images: Path, tmp_path: Path) -> None
     assert refusal(images, csv(tmp_path / "labels.csv", "file,label,split", rows)) == f"{said}: make them the same"
 
 
-@pytest.mark.parametrize(("header", "group"), [("file,label,group", None), ("file,label,garden", "garden")])
+@pytest.mark.parametrize(("header", "group"), [("file,label,group", None), ("file,label,Garden No", "garden_no")])
 def test_a_column_of_groups(images: Path, tmp_path: Path, header: str, group: str | None) -> None:
     rows = [(*row, f"g{i // 2}") for i, row in enumerate(ROWS)]
     found = splits(images, csv(tmp_path / "labels.csv", header, rows), group=group)
@@ -278,6 +295,8 @@ def test_a_column_of_groups_that_is_not_there(images: Path, tmp_path: Path) -> N
         (["cat dog", "cat", "dog"], "cat dog"),
         (["[1, 0, 1]", "[0, 1, 1]"], "[0, 1, 1]"),
         (["a;b", "b;c", "c;a"], "a;b"),
+        (["cat", "cat; dog"], "cat; dog"),
+        (['{"name": "cat"}', '{"name": "dog"}'], '{"name": "cat"}'),
     ],
 )
 def test_several_labels_per_image_are_refused_by_name(
@@ -311,6 +330,12 @@ def test_quantities_are_refused_by_name(images: Path, tmp_path: Path, column: st
     )
 
 
+def test_many_ages_are_no_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, *numbered("{}.jpg", 30))
+    path = csv(tmp_path / "labels.csv", "file,age", [(f"{i}.jpg", str(20 + i % 12)) for i in range(30)])
+    assert refusal(tmp_path, path).startswith(f"--labels {path}: column 'age' holds quantities, such as 20: regression")
+
+
 def test_captions_are_no_classes(images: Path, tmp_path: Path) -> None:
     path = csv(tmp_path / "metadata.csv", "file_name,text", [(file, f"a tree in {file}") for file, _ in ROWS])
     assert refusal(images, path) == (
@@ -332,7 +357,7 @@ def test_names_with_blanks_and_commas_are_classes(images: Path, tmp_path: Path) 
 
 
 def test_rows_without_a_label(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS[:8], ("8.jpg", ""), ("9.jpg", "")])
+    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS[:8], ("8.jpg", ""), ("9.jpg", "NaN")])
     said = "2 rows have no 'label', the first in line 10: fill them in, or remove them"
     assert refusal(images, path) == f"--labels {path}: {said}"
 
@@ -353,10 +378,7 @@ def test_names_that_differ_by_case_alone(images: Path, tmp_path: Path) -> None:
         (b"", "is empty: give a CSV file with columns file and label, or a JSONL file with these fields"),
         (b"PK\x03\x04 xl/workbook.xml", "is a spreadsheet or an archive: save it as CSV"),
         (b"PAR1", "is a Parquet file: save it as CSV"),
-        (
-            b'{"file": "0.jpg", "label": ',
-            "is neither JSON Lines nor a JSON list: give a CSV file with columns",
-        ),
+        (b'{"images": ["0.jpg"], "labels": [0]}', "is one JSON object, not one for each image: give a CSV file with"),
         (b"x,y\n1,2\n", "has no column of files: its columns are 'x', 'y': name one `file`"),
         (b"file,file\n1,2\n", "has two columns 'file': rename one"),
     ],

@@ -59,8 +59,10 @@ def shell(line: str, folder: Path, **environment: str) -> str:
 
 
 def write_flowers(folder: Path) -> None:
-    """Write images of two kinds of flowers below `flowers/`, and `rose.jpg` beside it."""
+    """Write images of two kinds of flowers below `flowers/`, and `rose.jpg` and a table `labels.csv` beside it."""
     rng = np.random.default_rng(0)
+    rows = [f"{name}/{i}.jpg,{name}" for name in ("rose", "violet") for i in range(15)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     for label, name in enumerate(("rose", "violet")):
         (folder / "flowers" / name).mkdir(parents=True)
         for i in range(15):
