@@ -21,6 +21,7 @@ from serving.changes import TaskChanges
 from serving.errors import RequestError, late
 from serving.lanes import Lanes, SharedLane
 from serving.model_cache import LoadedTask
+from serving.presence import Presence
 from serving.registry import Entry, Registry
 from serving.runtime import choose
 from serving.settings import Settings
@@ -60,6 +61,7 @@ class LocalBackend:
         self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
         self.changes = TaskChanges(self.registry, settings)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
+        self.presence = Presence(store.files)
         self.registry.open(settings.prefetch)
         if not settings.admin_keys:
             self._require_tasks()
@@ -168,6 +170,7 @@ class LocalBackend:
         self._changers.shutdown()
         self.registry.close()
         self.batcher.close()
+        self.presence.close()
         self.registry.store.files.close()
 
     async def _change(self, action: Callable[[], T]) -> T:

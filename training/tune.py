@@ -19,6 +19,7 @@ from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.record import TASK_NAME, Record
 from mosa_deploy.errors import ConfigError, DataError, command
+from mosa_deploy.runtimes import cuda
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
@@ -119,7 +120,26 @@ def choose_device(name: str) -> str:
         raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; leave it out to use the CPU")
+    if name == "auto" and (reason := why_no_cuda()):
+        print(
+            f"warning: an NVIDIA GPU is here, but the CPU is used: {reason}; --device cpu if that is meant", flush=True
+        )
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def why_no_cuda() -> str | None:
+    """Why torch cannot use the GPU that is in this machine; None if it can, or if there is none or it is hidden."""
+    if torch.cuda.is_available() or not cuda.has_gpu() or cuda.is_hidden():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA, install one with it"
+    if not cuda.has_driver():
+        return cuda.NO_DRIVER
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())[:300]
+    return "torch finds no device"
 
 
 def choose_precision(name: str, device: str) -> str:

@@ -10,15 +10,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from mosa_deploy.errors import StoreError
+from mosa_deploy.runtimes import cuda
 from serving.log import LineFormatter
+from serving.presence import FORGOTTEN, Heartbeat, Presence
+from serving.runtime import choose
 from serving.settings import Settings
+from serving.storage import LocalFiles, RemoteFiles
 from serving.store import check_store
 from tests.support.app import running, top
 from tests.support.service import Server, serve
 from tests.support.tasks import TaskMaker
+from tests.support.walker import ROOT
+from training.tune import choose_device
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ \[\S+\] .+")
 
@@ -109,3 +116,111 @@ def test_a_line_of_the_log_states_time_level_and_tasks(
     (line,) = map(LineFormatter().format, caplog.records)
     assert LINE.fullmatch(line)
     assert ' INFO [birds] {"id": ' in line
+
+
+@pytest.fixture
+def unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU, as seen on its PCI bus, and without a driver."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_gpu", lambda: True)
+    monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_driver", lambda: False)
+
+
+@pytest.mark.usefixtures("unusable")
+def test_a_gpu_without_a_driver_is_a_warning_of_the_service(said: pytest.LogCaptureFixture) -> None:
+    assert choose("auto").graphs == "onnxruntime-cpu"
+    (line,) = warned(said)
+    assert line.startswith("an NVIDIA GPU is here, but graphs run on the CPU: the driver's libcuda.so.1 is not found: ")
+
+
+@pytest.mark.usefixtures("unusable")
+def test_a_gpu_on_which_onnx_runtime_does_not_start_is_one_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("libcublasLt.so.12: cannot open shared object file")
+
+    monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_driver", lambda: True)
+    monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", fail)
+    assert choose("auto").graphs == "onnxruntime-cpu"
+    (line,) = warned(said)
+    assert "(libcublasLt.so.12: cannot open shared object file)" in line
+
+
+@pytest.mark.usefixtures("unusable")
+def test_a_gpu_that_the_user_hides_is_no_warning(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose("auto").graphs == "onnxruntime-cpu"
+    assert choose_device("auto") == "cpu"
+    assert (warned(said), capsys.readouterr().out) == ([], "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="an NVIDIA GPU works here")
+@pytest.mark.usefixtures("unusable")
+def test_tuning_on_the_cpu_beside_a_gpu_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose_device("auto") == "cpu"
+    assert capsys.readouterr().out.startswith("warning: an NVIDIA GPU is here, but the CPU is used: ")
+    assert choose_device("cpu") == "cpu"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_gpu_is_found_on_the_pci_bus(tmp_path: Path) -> None:
+    for name, vendor, kind in (
+        ("gpu", "0x10de", "0x030200"),
+        ("sound", "0x10de", "0x040300"),
+        ("other", "0x1af4", "0x0300"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}00\n")
+    found = [each.name for each in sorted(tmp_path.iterdir()) if cuda.is_nvidia_display(each)]
+    assert found == ["gpu"]
+
+
+def warned(said: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
+
+
+def test_a_second_service_on_one_store_is_a_warning(copied: Path, said: pytest.LogCaptureFixture) -> None:
+    with running(copied, prefetch=0):
+        assert warned(said) == []
+        with running(copied, prefetch=0):
+            (line,) = warned(said)
+    assert line.startswith(f"another service uses {copied} too: neither sees what the other changes")
+    with running(copied, prefetch=0):
+        assert len(warned(said)) == 1
+
+
+def test_a_service_that_was_killed_leaves_no_warning_behind(copied: Path, said: pytest.LogCaptureFixture) -> None:
+    holder = (
+        "import sys, pathlib, time; from serving.presence import Presence; from serving.storage import LocalFiles;"
+        " held = Presence(LocalFiles(pathlib.Path(sys.argv[1]))); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(copied)], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        Presence(LocalFiles(copied)).close()
+        assert len(warned(said)) == 1
+        other.kill()
+    Presence(LocalFiles(copied)).close()
+    assert len(warned(said)) == 1
+
+
+def test_behind_a_url_another_service_counts_once_it_is_seen_to_live(said: pytest.LogCaptureFixture) -> None:
+    files = RemoteFiles("memory://presence")
+    crashed, first, second = (Heartbeat(files) for _ in range(3))
+    crashed.beat()
+    for _ in range(3):
+        first.beat()
+    assert warned(said) == []
+    second.beat()
+    first.beat()
+    second.beat()
+    assert len(warned(said)) == 1
+    for _ in range(FORGOTTEN):
+        first.beat()
+    second.leave()
+    assert files.names("services") == [first.name]
+    files.close()
