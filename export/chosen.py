@@ -99,6 +99,15 @@ def fit_eps(model: VisionTransformer, given: ModelArgs, tuned: float | None, of_
         yield f"norm_eps {eps:g}: that of a ViT of transformers without a config.json; otherwise give --norm-eps"
 
 
+def resampled(trained: Fact[Any] | None, preprocess: Preprocess) -> Iterator[str]:
+    """What to say if position embeddings are resampled, which timm and transformers do in different ways."""
+    if trained is not None and trained.value not in (preprocess.size[0], list(preprocess.size)):
+        yield (
+            f"{trained.where} has image_size {trained.value}, images are {sides(preprocess)}: the position embeddings"
+            " are resampled as timm does it, so probabilities do not agree with transformers' to 1e-5"
+        )
+
+
 def taken(record: Record, preprocess: Fact[Preprocess], classes: Fact[tuple[str, ...]], args: str) -> Iterator[str]:
     """One line for each thing that was taken, and from where."""
     read, decode = record.preprocess, record.preprocess.decode

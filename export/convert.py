@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.accuracy import BLIND, check_accuracy
 from export.arguments import convert_config
-from export.chosen import choose_model_args, fit_eps, given_or_found, taken, timms_own
+from export.chosen import choose_model_args, fit_eps, given_or_found, resampled, taken, timms_own
 from export.class_names import class_names
 from export.facts import Fact, gather
 from export.options import ConvertConfig
@@ -64,6 +64,7 @@ def convert(config: ConvertConfig) -> Path:
     if task.classes:
         facts.names.insert(0, Fact(task.classes, f"classes_ in {config.path}"))
     notes = [
+        *facts.notes,
         *(f"{config.path}: {note}" for note in task.notes),
         *fit_eps(model, args.value, task.eps, task.of_transformers),
     ]
@@ -93,6 +94,7 @@ def convert(config: ConvertConfig) -> Path:
         versions=library_versions(),
         git_commit=git_commit(),
     )
+    notes += resampled(facts.image_size, record.preprocess)
     for line in (*notes, *taken(record, preprocess, names, args.where or "the source")):
         print(line)
     tensors = padded(record, task.tensors)

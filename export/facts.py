@@ -4,22 +4,22 @@ The files of transformers (`config.json`, `preprocessor_config.json`) and of tim
 the arguments inside a checkpoint) are read where the source lies and where `--backbone-weights` lie.
 """
 
-import argparse
 import contextlib
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
+import timm
 
 from export import timm_files
 from export.options import ConvertConfig
 from export.processor import FILES, read_processor
 from mosa_deploy.backbones import transformers
 from mosa_deploy.backbones.checkpoints import source_args
+from mosa_deploy.backbones.containers import locate, read_torch
 from mosa_deploy.backbones.file_kinds import kind_of
+from mosa_deploy.bundles.decode import TRANSFORMERS
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import BackboneError, ConfigError
@@ -28,6 +28,11 @@ T = TypeVar("T")
 
 OTHER_PROBLEMS = ("multi_label_classification", "regression")
 """What a config may call a problem whose outputs are no shares of one."""
+
+WRAPPER = "timm_wrapper"
+"""The kind of a model of timm inside transformers, whose images come from transformers' `load_image`."""
+
+OPTION = "--from timm"
 
 OF_TRANSFORMERS = ("model_type", "hidden_act", "hidden_size", "layer_norm_eps", "num_attention_heads", "vision_config")
 """Fields by which the config of a model of transformers is known."""
@@ -54,6 +59,10 @@ class Facts:
     model_args: list[Fact[ModelArgs]] = field(default_factory=list)
     class_map: str | None = None
     """The file by which timm's training script ordered the classes."""
+    image_size: Fact[Any] | None = None
+    """The size for which a model of transformers has position embeddings."""
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know."""
 
 
 def gather(config: ConvertConfig) -> Facts:
@@ -92,6 +101,7 @@ def _add_base(facts: Facts, base: Facts) -> None:
     facts.preprocess += [] if timms else base.preprocess
     facts.base_names += base.names
     facts.model_args += base.model_args
+    facts.image_size = facts.image_size or base.image_size
 
 
 def _read_folder(facts: Facts, config: ConvertConfig, folder: Path) -> None:
@@ -105,6 +115,8 @@ def _read_folder(facts: Facts, config: ConvertConfig, folder: Path) -> None:
             facts.model_args.append(Fact(transformers.model_args(found), str(path)))
         except BackboneError as error:
             raise BackboneError(f"{path}: {error}; bring another model") from None
+        size = (found.get("vision_config") or found).get("image_size")
+        facts.image_size = None if size is None else Fact(size, str(path))
     labels = found.get("id2label")
     if isinstance(labels, dict) and labels:
         facts.names.append(Fact(_in_order(labels, str(path)), f"id2label in {path}"))
@@ -154,11 +166,16 @@ def _read_hub_config(facts: Facts, config: ConvertConfig, found: dict[str, Any],
     if isinstance(names, list) and names:
         facts.names.append(Fact(tuple(map(str, names)), f"label_names in {where}"))
     if isinstance(cfg, dict) and config.preprocess is None:
-        facts.preprocess.append(Fact(timm_files.preprocess({}, cfg, where), where))
+        read = timm_files.preprocess({}, cfg, where)
+        if found.get("model_type") == WRAPPER:
+            read = read.model_copy(update={"decode": TRANSFORMERS})
+        facts.preprocess.append(Fact(read, where))
 
 
 def _check_architecture(config: ConvertConfig, architecture: str, where: str) -> None:
-    if architecture.partition(".")[0] != config.backbone.partition(".")[0]:
+    # With a place before it, such as `hf-hub:timm/`, it may be anybody's name.
+    place, _, name = architecture.rpartition("/")
+    if (not place or timm.is_model(name)) and name.partition(".")[0] != config.backbone.partition(".")[0]:
         raise ConfigError(f"{where} is of {architecture}, --backbone says {config.backbone}: give one and the same")
 
 
@@ -174,6 +191,11 @@ def _read_training(facts: Facts, config: ConvertConfig, folder: Path) -> None:
         arguments = {**(settings.get("model_kwargs") or {}), "global_pool": settings.get("gp")}
         facts.model_args.append(Fact(timm_files.model_args(arguments, where), where))
         facts.class_map = settings.get("class_map") or None
+        if settings.get("bce_loss"):
+            facts.notes.append(
+                f"{where} says bce_loss: its outputs are answered as the softmax that timm's inference takes, as one"
+                " class per image; bring no model that was tuned for several"
+            )
         if config.preprocess is None:
             cfg = timm_files.pretrained_cfg(config.backbone)
             facts.preprocess.append(Fact(timm_files.preprocess(settings, cfg, where), where))
@@ -184,19 +206,19 @@ def _training_settings(config: ConvertConfig, folder: Path) -> Iterator[tuple[di
     path = folder / timm_files.ARGS_FILE
     if path.is_file():
         yield timm_files.read_yaml(path), str(path)
-    if config.path.is_file() and kind_of(config.path, "--from timm") == "torch":
-        content = _entries(config.path)
-        if isinstance(content.get("args"), argparse.Namespace):
-            yield vars(content["args"]), f"the args in {config.path}"
-        if isinstance(content.get("arch"), str):
-            yield {"arch": content["arch"]}, f"arch in {config.path}"
+    content = _entries(config.path)
+    if hasattr(content.get("args"), "model"):
+        yield vars(content["args"]), f"the args in {config.path}"
+    if isinstance(content.get("arch"), str):
+        yield {"arch": content["arch"]}, f"arch in {config.path}"
 
 
-def _entries(file: Path) -> dict[str, Any]:
-    """What a checkpoint of torch holds beside its tensors, which are not read; nothing if that holds other classes."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError):
-        return {}
+def _entries(path: Path) -> dict[str, Any]:
+    """What a checkpoint of torch holds beside its tensors; nothing if it is none."""
+    content = None
+    # What cannot be read is said where the tensors are taken.
+    with contextlib.suppress(Exception):
+        file = locate(path, OPTION)
+        if kind_of(file, OPTION) == "torch":
+            content = read_torch(file, OPTION)
     return content if isinstance(content, dict) else {}

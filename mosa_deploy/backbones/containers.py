@@ -121,7 +121,7 @@ def read_tensors(path: Path, option: str) -> Tensors:
             case "json":
                 content = _read_shards(file, option)
             case "torch":
-                content = _read_torch(file, option)
+                content = read_torch(file, option)
     except BackboneError:
         raise
     except Exception as error:  # A damaged file raises KeyError, EOFError, AttributeError and more.
@@ -151,7 +151,7 @@ def _read_shards(file: Path, option: str) -> Tensors:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def _read_torch(file: Path, option: str) -> Any:
+def read_torch(file: Path, option: str) -> Any:
     """What `torch.save` wrote, with a placeholder for every object of a foreign class."""
     known: dict[str, type] = {}
     with warnings.catch_warnings():

@@ -169,6 +169,22 @@ def test_what_timms_training_script_did_and_we_cannot_is_refused(
         of_timm(here)
 
 
+@pytest.mark.parametrize("name", [f"hf-hub:timm/{NAME}.r160_in1k", "hf-hub:someone/their-model"])
+def test_a_name_on_the_hub_is_compared_without_its_place(here: Path, name: str) -> None:
+    (here / "timm" / "args.yaml").write_text(json.dumps({"model": name, "crop_pct": 0.9}))
+    assert of_timm(here).preprocess.crop_pct == 0.9
+
+
+def test_a_sigmoids_loss_and_resampled_positions_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "timm" / "args.yaml").write_text(json.dumps({"model": NAME, "bce_loss": True}))
+    of_timm(here)
+    assert "args.yaml says bce_loss: its outputs are answered as the softmax" in capsys.readouterr().out
+    shutil.rmtree(here / "run")
+    write(here / "vit" / "preprocessor_config.json", **PROCESSOR | {"size": {"height": 96, "width": 96}})
+    of_peft(here)
+    assert "has image_size 160, images are 96 x 96: the position embeddings are resampled" in capsys.readouterr().out
+
+
 def class_folders(here: Path, record: Record, folders: list[str]) -> Path:
     """Images in folders by the class that the task answers, if `folders` name the outputs in their order."""
     loaded = Bundle.load(here / "run")

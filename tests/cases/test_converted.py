@@ -226,6 +226,16 @@ def test_a_model_of_timms_hub(tmp_path: Path, files: list[Path]) -> None:
     assert_equal(given, of_library(model, timm_reads(model), files))
 
 
+def test_a_model_of_timm_inside_transformers(tmp_path: Path, files: list[Path]) -> None:
+    cfg = {"architecture": NAME, "num_classes": CLASSES, "pretrained_cfg": timm.get_pretrained_cfg(NAME).to_dict()}
+    model: Any = transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig.from_dict(cfg))
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    read = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    config = timms(tmp_path / "model.safetensors", tmp_path / "run", random_weights=True)
+    assert_equal(of_bundle(config, files)[1], of_library(model, transformers_reads(read), files))
+
+
 def test_a_head_on_a_frozen_backbone(tmp_path: Path, files: list[Path]) -> None:
     model = load_backbone(NAME, Weights("random"), CLASSES)
     randomise(model.get_classifier())
