@@ -3,21 +3,14 @@
 import re
 import shutil
 import subprocess
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from serving.pages import ASSETS, WEB
-from tests.support.app import running
+from tests.support.app import behind_prefix, running
 from tests.support.tasks import TaskMaker
 
 CHROMIUM = shutil.which("chromium")
@@ -82,23 +75,6 @@ def test_pages_need_no_key_but_tasks_do(maker: TaskMaker) -> None:
         assert client.get("/v1/tasks").status_code == 401
 
 
-@contextmanager
-def listening(client: TestClient) -> Iterator[str]:
-    """Serve the app of a client below a prefix, as a proxy does, for a browser; yields the address."""
-    app = Starlette(routes=[Mount("/vision", client.app)])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}/vision"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
-
-
 def shown(address: str, folder: Path) -> str:
     """The page as a browser shows it, once its scripts have run."""
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
@@ -109,7 +85,7 @@ def shown(address: str, folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_shows_tasks_and_api_below_a_prefix(client: TestClient, tmp_path: Path) -> None:
-    with listening(client) as address:
+    with behind_prefix(client) as address:
         page = shown(f"{address}/", tmp_path)
         assert '<th scope="row">birds</th>' in page
         assert f"-F task=birds {address}/classify" in page
@@ -121,7 +97,7 @@ def test_a_browser_shows_tasks_and_api_below_a_prefix(client: TestClient, tmp_pa
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_asks_for_the_key_that_the_service_wants(maker: TaskMaker, tmp_path: Path) -> None:
-    with running(maker.root, api_keys="one") as client, listening(client) as address:
+    with running(maker.root, api_keys="one") as client, behind_prefix(client) as address:
         page = shown(f"{address}/", tmp_path)
     assert '<form id="key-form">' in page
     assert "This service asks for a key." in page

@@ -6,6 +6,7 @@ import zlib
 from base64 import b64encode, encodebytes, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,8 +15,12 @@ from fastapi.testclient import TestClient
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
-from tests.support.app import changing, put, running
+from mosa_deploy.client import Client
+from mosa_deploy.errors import ServiceError
+from tests.support.app import behind_prefix, changing, put, running
+from tests.support.documents import command_lines, shell, to_server
 from tests.support.tasks import TaskMaker, packed, picture
+from tests.support.walker import ROOT
 
 SEED = 3
 PHOTO = picture(SEED)
@@ -455,3 +460,24 @@ def test_a_task_tells_how_good_it_is_since_when_and_what_it_sees(admin: TestClie
 def test_what_is_not_known_of_a_task_is_null(client: TestClient) -> None:
     task = client.get("/v1/tasks/birds").json()
     assert (task["accuracy"], task["measured_on"]) == (None, None)
+
+
+def test_the_commands_of_the_docs_work(client: TestClient, tmp_path: Path) -> None:
+    for name, content in (("photo.jpg", JPEG), ("a.png", PHOTO), ("b.png", PHOTO)):
+        (tmp_path / name).write_bytes(content)
+    lines = command_lines(ROOT / "docs" / "http-api.md")
+    with behind_prefix(client) as address:
+        for line in lines:
+            ours = line.replace("digits", "birds").replace("flowers", "cracks")
+            answer = json.loads(shell(to_server(ours, address), tmp_path))
+            first = answer.get("results", [answer])[0]
+            assert first.get("classes") or first["predictions"][0]["label"] == RIGHT, line
+
+
+def test_a_service_that_refuses_a_large_body_is_asked_once(maker: TaskMaker, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mosa_deploy.requests")
+    with running(maker.root, max_upload=50_000) as small, behind_prefix(small) as address, Client(address) as client:
+        for size in (60_000, 20_000_000):
+            with pytest.raises(ServiceError, match="more than 50000 bytes"):
+                client.classify(bytes(size), "birds")
+    assert len([record for record in caplog.records if record.name == "mosa_deploy.requests"]) == 2

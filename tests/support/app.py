@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
@@ -67,6 +69,13 @@ def listening(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def behind_prefix(client: TestClient) -> Iterator[str]:
+    """Serve the app of a client below a prefix, as behind a proxy; yields the address."""
+    with listening(Starlette(routes=[Mount("/vision", client.app)])) as address:
+        yield f"{address}/vision"
 
 
 CPU = ("onnxruntime-cpu", "fp32")

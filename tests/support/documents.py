@@ -92,8 +92,12 @@ def serving(line: str, folder: Path, **environment: str) -> Iterator[Server]:
 
 def ask(line: str, server: Server, folder: Path) -> str:
     """Send a request of a page to a server and return the answer."""
-    line = line.replace("http://localhost:3000", server.address).replace("curl ", "curl -sS ")
-    return shell(line, folder, MOSA_ADDRESS=server.address)
+    return shell(to_server(line, server.address), folder, MOSA_ADDRESS=server.address)
+
+
+def to_server(line: str, address: str) -> str:
+    """A command line of a page that asks the server at this address."""
+    return re.sub(r"(http://)?localhost:3000", address, line).replace("curl ", "curl -sS ")
 
 
 def _environment() -> dict[str, str]:
