@@ -83,7 +83,7 @@ def timms_own(name: str, model: VisionTransformer, of_transformers: bool) -> Fac
     """
     own = timm_files.preprocess({}, cast(dict[str, Any], model.pretrained_cfg), f"timm's config of {name}")
     if not of_transformers:
-        return Fact(own, f"timm's config of {name}")
+        return Fact(own, f"timm's config of {name}, since no file says otherwise")
     warned = f"timm's config of {name}, since no preprocessor_config.json was found: give --preprocess"
     return Fact(own.model_copy(update={"decode": TRANSFORMERS}), warned, known=False)
 

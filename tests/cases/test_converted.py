@@ -227,11 +227,12 @@ def test_a_model_of_timms_hub(tmp_path: Path, files: list[Path]) -> None:
 
 
 def test_a_model_of_timm_inside_transformers(tmp_path: Path, files: list[Path]) -> None:
-    cfg = {"architecture": NAME, "num_classes": CLASSES, "pretrained_cfg": timm.get_pretrained_cfg(NAME).to_dict()}
+    cfg = {"architecture": NAME, "num_classes": CLASSES, "pretrained_cfg": timm.create_model(NAME).pretrained_cfg}
     model: Any = transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig.from_dict(cfg))
     randomise(model)
     model.save_pretrained(tmp_path)
-    read = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    automatic: Any = transformers.AutoImageProcessor
+    read = automatic.from_pretrained(tmp_path)
     config = timms(tmp_path / "model.safetensors", tmp_path / "run", random_weights=True)
     assert_equal(of_bundle(config, files)[1], of_library(model, transformers_reads(read), files))
 
