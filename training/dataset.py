@@ -53,7 +53,7 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
         )
         marks["test"] = reader.marks(splits.test, "test")
     remarks = reader.finish(out / run.UNREADABLE)
-    found = reader.headers.remarks(preprocess.decode)
+    found = reader.remarks()
     if compared:
         found += repeated(marks, splits.classes, out / run.DUPLICATES)
     for remark in found:

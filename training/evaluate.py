@@ -89,7 +89,7 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     reader = Reader(subject.preprocess, config.reading)
     test = reader.images(examples, "test")
     reader.finish(out / run.UNREADABLE if out else None)
-    for remark in reader.headers.remarks(subject.preprocess.decode):
+    for remark in reader.remarks():
         print(remark, file=sys.stderr)
     test = replace(some(test, "test"), labels=torch.tensor(match.places)[test.labels])
     return Evaluation(subject, test, probabilities(subject.logits(test), subject.temperature))

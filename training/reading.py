@@ -20,6 +20,9 @@ from training.headers import Headers
 from training.options import ReadOptions
 from training.tasks.base import Example
 
+DARK = 64
+"""A data set without any pixel of at least this value of 255 is suspect."""
+
 
 class Unreadable(NamedTuple):
     """An image that cannot be read, and why."""
@@ -38,6 +41,8 @@ class Reader:
     total: int = 0
     """The number of images that were tried."""
     unreadable: list[Unreadable] = field(default_factory=list)
+    brightest: int = 0
+    """The largest value of all decoded pixels."""
     headers: Headers = field(default_factory=Headers)
 
     def __post_init__(self) -> None:
@@ -75,6 +80,7 @@ class Reader:
                 reason = getattr(error, "strerror", None) or str(error)
                 self.unreadable.append(Unreadable(what, example.name, reason))
             else:
+                self.brightest = max(self.brightest, int(array.max()))
                 yield example, content, array
 
     def finish(self, listing: Path | None = None) -> list[str]:
@@ -102,6 +108,20 @@ class Reader:
         line = f"{count} and left out{f', see {listing.name}' if listing else ''}"
         print(line, file=sys.stderr)
         return [line]
+
+    def remarks(self) -> list[str]:
+        """What else the user should know about the images, one line each.
+
+        Raises:
+            DataError: images of 16-bit colour would be almost black.
+        """
+        found = self.headers.remarks(self.preprocess.decode)
+        if self.brightest < DARK and not self.headers.grey and self.total > len(self.unreadable):
+            found.append(
+                f"warning: no pixel of {self.total - len(self.unreadable)} images is brighter than {self.brightest} of"
+                " 255: they look almost black; check how they were saved, and scale them to their own white"
+            )
+        return found
 
 
 def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -> Images:

@@ -124,3 +124,12 @@ def test_an_image_that_would_be_huge_when_resized_is_not_resized() -> None:
 def test_no_image_at_all_is_said() -> None:
     with pytest.raises(DataError, match="there are no test images"):
         decode_all([], PREPROCESS, "test")
+
+
+def test_images_that_are_all_almost_black_are_told() -> None:
+    reader = Reader(PREPROCESS)
+    reader.images(examples(16), "train")
+    (line,) = reader.remarks()
+    assert line.startswith("warning: no pixel of 16 images is brighter than 15 of 255: they look almost black")
+    reader.images(examples(200), "test")
+    assert reader.remarks() == []
