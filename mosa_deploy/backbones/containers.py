@@ -92,7 +92,9 @@ def locate(path: Path, option: str) -> Path:
     if not path.exists():
         raise BackboneError(f"{option} {path}: no such file")
     if not path.is_dir():
-        return path
+        # One of several files of a model means all of them.
+        index = path.parent / (re.sub(r"-\d{5}-of-\d{5}(?=\.\w+$)", "", path.name) + INDEX)
+        return index if index.is_file() and index.name != path.name + INDEX else path
     if (path / "adapter_config.json").is_file():
         raise BackboneError(f"{option} {path} is an adapter of PEFT, not a model: give it to mosa convert --from peft")
     known = next((path / name for name in NAMES if (path / name).is_file()), None)
@@ -110,18 +112,29 @@ def read_tensors(path: Path, option: str) -> Tensors:
         BackboneError: it is missing or damaged, or holds no weights that can be read without running code.
     """
     file = locate(path, option)
+    content = _read_file(file, option)
+    if isinstance(content, Tensor):
+        raise BackboneError(f"{option} {file} holds one tensor without a name: save a state dict")
+    tensors = {WRAPPERS.sub("", name): value for name, value in _flat(content, "")}
+    if not tensors:
+        _refuse_without_tensors(content, file, option)
+    return tensors
+
+
+def _read_file(file: Path, option: str) -> Any:
+    """The content of one file."""
     kind = kind_of(file, option)
     try:
         match kind:
             case "safetensors":
-                content: Any = load_file(file)
+                return load_file(file)
             case "npz":
                 with np.load(file, allow_pickle=False) as arrays:
-                    content = {name: arrays[name] for name in arrays.files}
+                    return {name: arrays[name] for name in arrays.files}
             case "json":
-                content = _read_shards(file, option)
+                return _read_shards(file, option)
             case "torch":
-                content = read_torch(file, option)
+                return read_torch(file, option)
     except BackboneError:
         raise
     except Exception as error:  # A damaged file raises KeyError, EOFError, AttributeError and more.
@@ -129,12 +142,6 @@ def read_tensors(path: Path, option: str) -> Tensors:
         reason = str(error).partition(". ")[0].partition("\n")[0]
         said = f"{type(error).__name__} {reason}".rstrip()
         raise BackboneError(f"{option} {file} cannot be read: {said}; fetch it again, or {READ}") from error
-    if isinstance(content, Tensor):
-        raise BackboneError(f"{option} {file} holds one tensor without a name: save a state dict")
-    tensors = {WRAPPERS.sub("", name): value for name, value in _flat(content, "")}
-    if not tensors:
-        _refuse_without_tensors(content, file, option)
-    return tensors
 
 
 def _read_shards(file: Path, option: str) -> Tensors:
@@ -147,7 +154,7 @@ def _read_shards(file: Path, option: str) -> Tensors:
     missing = [name for name in shards if not (file.parent / Path(name).name).is_file()]
     if missing:
         raise BackboneError(f"{option} {file} names files that are not beside it: {', '.join(missing)}; fetch them")
-    parts = [read_tensors(file.parent / Path(name).name, option) for name in shards]
+    parts = [_read_file(file.parent / Path(name).name, option) for name in shards]
     return {name: value for part in parts for name, value in part.items()}
 
 

@@ -43,8 +43,11 @@ def kind_of(file: Path, option: str) -> Kind:
         BackboneError: it holds no weights that can be read; says what it is, and what to do.
     """
     where = f"{option} {file}"
-    with file.open("rb") as handle:
-        begin = handle.read(512)
+    try:
+        with file.open("rb") as handle:
+            begin = handle.read(512)
+    except OSError as error:
+        raise BackboneError(f"{where}: {error.strerror}; make it readable, or give another file") from None
     text = begin.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not begin:
         raise BackboneError(f"{where} is empty: fetch it again")

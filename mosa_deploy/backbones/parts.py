@@ -41,7 +41,8 @@ HEADLIKE = re.compile(r"(\w*_)?(head|fc\d?|classifier|cls|linear|probe|logits|ou
 """What people call a head."""
 
 HEAD_FIRST = {
-    "pooler": "it may read what the pooler gives, which a bundle cannot express",
+    "pooler": "it may read what the pooler gives, which a bundle cannot express; if it reads the class token itself,"
+    " save the state dict without the pooler",
     "attn_pool": "it reads an attention pool, which the backbone lacks: give the timm ViT with that pool",
     "distillation_classifier": "it averages two heads, which read two tokens, and a bundle has one head",
     "head_dist": "it averages two heads, which read two tokens, and a bundle has one head",

@@ -83,14 +83,13 @@ def model_args(config: dict[str, Any], family: str = "") -> ModelArgs:
 
 
 def tokens_beside(weights: Path | None) -> ModelArgs:
-    """The arguments without which a ViT of timm has not the tokens of the model whose weights these are.
-
-    Raises:
-        BackboneError: the config beside them is damaged.
-    """
+    """The arguments without which a ViT of timm has not the tokens of the model whose weights these are."""
     if weights is None:
         return ModelArgs()
-    config = read_config(weights if weights.is_dir() else weights.parent)
+    try:
+        config = read_config(weights if weights.is_dir() else weights.parent)
+    except BackboneError:  # It may be of something else: where it matters, `fit_to_config` says so.
+        return ModelArgs()
     return ModelArgs(reg_tokens=1) if config.get("model_type") == "deit" else ModelArgs()
 
 

@@ -189,6 +189,7 @@ def test_a_folder_and_a_model_in_several_files_are_read(tmp_path: Path, state: S
     sharded(tmp_path, state)
     assert brought(tmp_path).keys() == state.keys()
     assert brought(tmp_path / "model.safetensors.index.json").keys() == state.keys()
+    assert brought(tmp_path / "model-00001-of-00002.safetensors").keys() == state.keys()
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert refusal(tmp_path).endswith("beside it: model-00002-of-00002.safetensors; fetch them")
 
@@ -201,6 +202,17 @@ def test_a_folder_without_one_file_of_weights_is_listed(tmp_path: Path, state: S
     assert refusal(tmp_path) == f"{said} a.pth, b.ckpt; give one file"
     (tmp_path / "b.ckpt").unlink()
     assert brought(tmp_path).keys() == state.keys()
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.pth").write_bytes(b"weights")
+
+    def denied(self: Path, *args: Any, **kwargs: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    # Root may read everything.
+    monkeypatch.setattr(Path, "open", denied)
+    assert refusal(tmp_path / "w.pth").endswith("w.pth: Permission denied; make it readable, or give another file")
 
 
 def scripted(file: Path) -> None:
