@@ -10,16 +10,14 @@ from export.facts import Fact
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES
 from mosa_deploy.bundles.canary import SIZE
 from mosa_deploy.bundles.decode import encode
-from mosa_deploy.bundles.image_files import list_images
+from mosa_deploy.bundles.image_files import left_out, list_folder
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import ConfigError, DataError
 from mosa_deploy.utils.seeds import derive
+from mosa_deploy.utils.set_names import set_of
 
 WAVES = 6
 """Random colours along each side of a smooth image; the pixels between them are interpolated."""
-
-SETS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-"""Folders that hold the class folders of one set."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class SampleImages:
     def label(self, path: Path) -> str | None:
         """The class folder in which an image lies, below the folder of a set if there is one."""
         *parents, _ = path.relative_to(self.folder).parts
-        if parents and parents[0].lower() in SETS:
+        if parents and set_of(parents[0]):
             parents = parents[1:]
         return parents[0] if parents else None
 
@@ -62,10 +60,12 @@ def sample_images(folder: Path) -> SampleImages:
     """
     if not folder.is_dir():
         raise DataError(f"--images {folder}: no such folder; give a folder of images of the task")
-    images = list_images(folder)
-    if not images:
-        raise DataError(f"--images {folder} holds no images: give a folder of images of the task")
-    return SampleImages(folder, tuple(images))
+    listing = list_folder(folder)
+    if not listing.images:
+        line = left_out(listing.others.values(), listing.leftovers)
+        beside = f" ({line})" if line else ""
+        raise DataError(f"--images {folder} holds no images{beside}: give a folder of images of the task")
+    return SampleImages(folder, tuple(sorted(folder.joinpath(*parts) for parts in listing.images)))
 
 
 def read_images(images: SampleImages, preprocess: Preprocess, labelled: bool = True) -> DrawnImages:

@@ -183,12 +183,3 @@ def find_images(places: Sequence[Path]) -> Found:
         beside = f" ({line})" if line else ""
         raise DataError(f"no images in {', '.join(map(str, places))}{beside}: give images, or folders of images")
     return Found(list(dict.fromkeys(images)), line)
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The images below a folder in the order of their paths.
-
-    Raises:
-        DataError: a folder cannot be listed.
-    """
-    return sorted(folder.joinpath(*parts) for parts in list_folder(folder).images)

@@ -7,6 +7,7 @@ from mosa_deploy.bundles.image_files import find_images
 from mosa_deploy.client.client import Client
 from mosa_deploy.client.schema import Answer, Failure
 from mosa_deploy.errors import ServiceError
+from mosa_deploy.utils.files import printable
 
 OF_THE_IMAGE = (400, 413, 415)
 """Statuses of a request whose image cannot be used; the next one may be fine."""
@@ -26,7 +27,7 @@ def ask(images: Sequence[Path], tasks: Sequence[str], address: str, key: str | N
     with Client(address, key) as client:
         for image in files:
             for result in answers(client, image, tasks, top_k):
-                print(f"{image}: {line(result)}")
+                print(f"{printable(image)}: {line(result)}")
                 failed += [result] if isinstance(result, Failure) else []
     if failed:
         count = "one result has" if len(failed) == 1 else f"{len(failed)} results have"

@@ -13,7 +13,7 @@ from mosa_deploy.client.predictor import Predictor
 from mosa_deploy.client.schema import Answer
 from mosa_deploy.errors import ConfigError, DataError, unknown_name
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS, RunnerName
-from mosa_deploy.utils.files import replacing
+from mosa_deploy.utils.files import printable, replacing
 
 COLUMNS = ("file", "class", "score")
 
@@ -59,9 +59,9 @@ def predict(config: PredictConfig) -> None:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
         for file, answer in answers(predictor, config, files, unreadable):
-            writer.writerows((file, each.label, f"{each.score:.6f}") for each in answer.predictions)
+            writer.writerows((printable(file), each.label, f"{each.score:.6f}") for each in answer.predictions)
     for fault in unreadable:
-        print(f"not answered: {fault}")
+        print(f"not answered: {printable(fault)}")
     print(f"{config.out}: {predictor.task} answered {len(files) - len(unreadable)} of {len(files)} images")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read, see above; repair or remove them")

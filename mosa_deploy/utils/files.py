@@ -132,6 +132,11 @@ def read_content(content: Content) -> bytes:
         raise DataError(f"{shown}: {reason}{way_out}") from None
 
 
+def printable(name: FilePath) -> str:
+    """A file's name, or a text with one, that can be printed and written: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as handle:

@@ -15,11 +15,11 @@ from unicodedata import normalize
 
 from mosa_deploy.bundles.image_files import Parts
 from mosa_deploy.errors import DataError
+from mosa_deploy.utils.set_names import read_set_name
 from training.tasks.base import Example
 from training.tasks.classes import WHOLE, Labelled, check_names, check_same
 from training.tasks.columns import Columns, class_names, find_columns
 from training.tasks.groups import by_prefix
-from training.tasks.names import read_set_name
 from training.tasks.source import Source, shown
 from training.tasks.tables import Table, read_table
 

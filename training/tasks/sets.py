@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from mosa_deploy.errors import DataError
-from training.tasks.names import read_set_name, says_nothing, set_of
+from mosa_deploy.utils.set_names import read_set_name, says_nothing, set_of
 from training.tasks.source import Source, shown
 
 SETS = ("train", "validation", "test")

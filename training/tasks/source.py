@@ -5,7 +5,6 @@
 Either layout may lie below further common folders.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +12,9 @@ from pathlib import Path
 
 from mosa_deploy.bundles.image_files import Parts, left_out, list_folder
 from mosa_deploy.errors import DataError
+from mosa_deploy.utils.files import printable
+from mosa_deploy.utils.set_names import set_of
 from training.tasks.archives import DAMAGED, WANTED, list_archive
-from training.tasks.names import set_of
 
 Read = Callable[[], bytes]
 
@@ -104,5 +104,5 @@ class Source:
 
 
 def shown(parts: Parts) -> str:
-    """A path as text. Bytes that are not UTF-8 are shown as escapes, so that it can be printed and written."""
-    return os.fsencode("/".join(parts)).decode("utf-8", "backslashreplace")
+    """A path as text that can be printed and written."""
+    return printable("/".join(parts))
