@@ -80,6 +80,8 @@ def read_head_alone(path: Path, width: int, option: str) -> HeadAlone | None:
         head = HeadAlone(found.tensors, (), tuple(_bias_notes(found)))
     outputs, inputs = head.tensors["head.weight"].shape
     if inputs != width or head.tensors["head.bias"].shape != (outputs,):
+        if outputs == width:
+            raise BackboneError(f"{where} has a weight of {outputs} x {inputs}, (C, K): save its transpose, (K, C)")
         twice = ", such as the class token and the mean of the patches together" if inputs == 2 * width else ""
         raise BackboneError(
             f"{where} is a head that reads {inputs} values{twice}, the backbone gives {width}: give the backbone whose"

@@ -43,6 +43,9 @@ PARAMETER = re.compile(
 )
 """Parameters of a backbone that an adapter may hold whole, by timm's names."""
 
+NAMED = 6
+"""How many tensors an error names."""
+
 POOL = "vision_model.head"
 """The attention pool of SigLIP, whose layers have names that target modules often match."""
 
@@ -142,8 +145,9 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
     odd = {f"{module}.{part}" for module, found in parts.items() if not _is_whole(module, found) for part in found}
     odd |= tensors.keys() - used - whole - head
     if odd:
+        names = ", ".join(sorted(odd)[:NAMED]) + (f" and {len(odd) - NAMED} more" if len(odd) > NAMED else "")
         raise BundleError(
-            f"--from peft {folder} holds {', '.join(sorted(odd))}: only linear layers of a ViT's blocks (q, k, v, qkv,"
+            f"--from peft {folder} holds {names}: only linear layers of a ViT's blocks (q, k, v, qkv,"
             f" proj, fc1, fc2), its patch embedding, norms, biases and the head can be mapped; {way_out(folder)}"
         )
     if not parts and not whole:

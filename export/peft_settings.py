@@ -90,7 +90,11 @@ def read_settings(path: Path) -> Settings:
         BundleError: it is missing or damaged, or has a setting that does not end in a plain weight and bias.
     """
     try:
-        settings = Settings.model_validate(read_json(path))
+        content = read_json(path)
+        kind = content.get("peft_type") if isinstance(content, dict) else None
+        if isinstance(kind, str) and kind not in KINDS:
+            raise BundleError(f"{path}: peft_type {kind} cannot be mapped: {way_out(path.parent)}")
+        settings = Settings.model_validate(content)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; give the folder that peft's save_pretrained wrote") from None
     except ValidationError as error:
@@ -114,8 +118,6 @@ def read_settings(path: Path) -> Settings:
 
 def _unknown(settings: Settings) -> list[str]:
     """The settings that do not end in a plain weight and bias known here, with their values."""
-    if settings.peft_type not in KINDS:
-        return [f"peft_type {settings.peft_type}"]
     faults = [] if settings.bias in ("none", "all", "lora_only") else [f"bias {settings.bias}"]
     init = settings.init_lora_weights
     faults += [f"init_lora_weights {init}"] if isinstance(init, str) and init not in INITS else []

@@ -143,10 +143,6 @@ def _load_state(model: Transformer, found: Found) -> str:
     state, expected = found.state, model.state_dict()
     if found.family is not None and found.family.args.final_norm is False and "norm.weight" not in expected:
         state = {key: value for key, value in state.items() if not key.startswith("norm.")}
-    if any(".lora_A." in key for key in state):
-        return (
-            "it holds matrices of LoRA beside the weights: save the adapter with save_pretrained, and give its folder"
-        )
     filtered = state
     with contextlib.suppress(Exception):  # What timm cannot resample is listed below, by its shape.
         if isinstance(model, VisionTransformer):

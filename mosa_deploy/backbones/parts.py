@@ -87,6 +87,11 @@ def find_backbone(tensors: Mapping[str, Tensor], where: str) -> Found:
     Raises:
         BackboneError: there are several equal ones, or one of transformers that cannot be read.
     """
+    if any(".lora_A." in name for name in tensors):
+        raise BackboneError(
+            f"{where} holds matrices of LoRA beside the weights: save the adapter with save_pretrained, and give its"
+            " folder to mosa convert --from peft"
+        )
     prefixes = sorted({prefix for name in tensors if (prefix := _prefix(name)) is not None}, key=_rank)
     if not prefixes:
         return Found("", dict(tensors), None)
@@ -198,8 +203,10 @@ def only_linear(layers: Mapping[str, Tensor], where: str) -> Head:
     if odd:
         raise BackboneError(f"{where} holds {odd[0]} in {layers[odd[0]].dtype}: save it in floating point")
     names = ", ".join(list(layers)[:6]) + (", ..." if len(layers) > 6 else "")
+    if not linear:
+        raise BackboneError(f"{where} has no linear head ({names}): name its tensors weight (K, C) and bias (K,)")
     reason = reason or "a bundle's head is one linear layer: merge these layers into one, or tune a head again"
-    raise BackboneError(f"{where} has more than a linear head beside its backbone ({names}): {reason}")
+    raise BackboneError(f"{where} has more than a linear head ({names}): {reason}")
 
 
 def _is_weight(name: str) -> bool:

@@ -134,6 +134,13 @@ def test_a_head_on_other_features_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_head_that_lies_transposed_or_under_other_names_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(WIDTH, 3), "bias": torch.ones(3)}, tmp_path / "w.pth")
+    assert refusal(tmp_path / "w.pth").endswith("has a weight of 64 x 3, (C, K): save its transpose, (K, C)")
+    torch.save({"W": torch.ones(3, WIDTH), "b": torch.ones(3)}, tmp_path / "w.pth")
+    assert refusal(tmp_path / "w.pth").endswith("no linear head (W, b): name its tensors weight (K, C) and bias (K,)")
+
+
 def test_a_head_of_several_layers_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict(), tmp_path / "w.pth")
     assert "(0.weight, 0.bias, 2.weight, 2.bias): a bundle's head is one linear layer" in refusal(tmp_path / "w.pth")
