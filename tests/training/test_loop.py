@@ -221,3 +221,10 @@ def test_learning_rate_warms_up_and_falls_to_almost_nothing(toy: Toy) -> None:
     cosine = [5e-4 * (1 + np.cos(np.pi * (3 * n - 1) / 24)) for n in range(3, 9)]
     linear = [1e-5 + (3 * n - 1) * (1e-3 - 1e-5) / warm for n in (1, 2)]
     np.testing.assert_allclose(rates, linear + cosine, rtol=1e-6)
+
+
+def test_the_time_left_is_that_of_the_epochs_that_are_not_finished(toy: Toy) -> None:
+    trainer = make_trainer(toy, epochs=5)
+    trainer.state.epoch = 2
+    trainer.state.history = [{"images_per_second": 0.5}]
+    assert trainer.time_left() == "02:00"  # 3 epochs of 20 images
