@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mosa_deploy.errors import DataError
 from tests.support.images import jpeg, numbered
-from training.tasks.base import Splits
+from tests.support.splits import names, refusal, sizes
 from training.tasks.folder import Folder
 
 NAMES = [*numbered("oak/{}.jpg", 5), *numbered("ash/{}.jpg", 5)]
@@ -31,17 +30,6 @@ def tarred(path: Path, *names: str) -> Path:
             member.size = len(jpeg())
             archive.addfile(member, io.BytesIO(jpeg()))
     return path
-
-
-def names(splits: Splits) -> set[str]:
-    return {example.name for part in (splits.train, splits.validation, splits.test) for example in part}
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        Folder().splits(path, None)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -179,4 +167,4 @@ def test_sets_in_a_zip(tmp_path: Path) -> None:
         tmp_path / "trees.zip", *(f"data/{part}/{name}" for part in ("Training", "Testing") for name in NAMES)
     )
     splits = Folder().splits(path, None)
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [8, 2, 10]
+    assert sizes(splits) == [8, 2, 10]

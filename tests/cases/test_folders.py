@@ -1,6 +1,6 @@
-"""Folders of images as people have them: what is in them besides images, what their sets are called, how deep they are.
+"""Folders of images as people have them: what is in them besides images, and HEIC.
 
-Each test is one reported folder. What comes out is the right images in the right sets, or one line with the way out.
+Each test is one reported folder. What comes out is the right images, or one line with the way out.
 """
 
 import io
@@ -17,7 +17,7 @@ from mosa_deploy.errors import DataError
 from serving.errors import RequestError
 from serving.images import read_pixels
 from tests.support.images import PREPROCESS, jpeg, numbered, write_images
-from training.tasks.base import Splits
+from tests.support.splits import names, refusal, sizes, two_classes
 from training.tasks.folder import Folder
 
 BRANDS = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heicmiaf"
@@ -30,35 +30,6 @@ INSTALL = "pip install 'mosa-deploy[heif]'"
 def no_heif(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra `heif` is not installed."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-
-
-def two_classes(folder: Path, *more: str) -> Path:
-    return write_images(folder, *numbered("oak/{}.jpg", 5), *numbered("ash/{}.jpg", 5), *more)
-
-
-def sets(folder: Path, *names: str) -> Path:
-    """A folder with these sets, of 5 images per class."""
-    for name in names:
-        two_classes(folder / name)
-    return folder
-
-
-def sizes(splits: Splits) -> list[int]:
-    return [len(part) for part in (splits.train, splits.validation, splits.test)]
-
-
-def names(splits: Splits) -> set[str]:
-    return {example.name for part in (splits.train, splits.validation, splits.test) for example in part}
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        Folder().splits(folder, None)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# What lies beside the images
 
 
 def test_a_phones_100_heic_and_a_cameras_mpo(tmp_path: Path, no_heif: None) -> None:
@@ -176,114 +147,6 @@ def test_a_class_name_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> No
     folder.mkdir()
     (folder / "0.jpg").write_bytes(jpeg())
     assert refusal(tmp_path) == rf"class caf\xe9 in {tmp_path} has a name that is not UTF-8: rename it"
-
-
-# Sets
-
-
-SPELLINGS = [
-    ("Train", "Val", "Test"),
-    ("TRAIN", "VALID", "TEST"),
-    ("Training", "Validation", "Testing"),
-    ("train_set", "dev_set", "test_set"),
-    ("trainset", "valset", "testset"),
-    ("train-images", "eval-images", "test-images"),
-    ("TrainData", "ValData", "TestData"),
-    ("01_train", "02_dev", "03_test"),
-    ("train2017", "val2017", "test2017"),
-    ("seg_train", "seg_val", "seg_test"),
-    ("training data", "evaluation data", "holdout"),
-    ("trainval", "dev2", "tests"),
-    ("trainval", "dev2", "tests"),
-]
-
-
-@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling[0])
-def test_sets_are_known_by_any_spelling(tmp_path: Path, spelling: tuple[str, str, str]) -> None:
-    for name, count in zip(spelling, (6, 3, 2), strict=True):
-        write_images(tmp_path / name, *numbered("oak/{}.jpg", count), *numbered("ash/{}.jpg", count))
-    splits = Folder().splits(tmp_path, None)
-    assert (splits.classes, sizes(splits)) == (("ash", "oak"), [12, 6, 4])
-
-
-def test_a_set_may_lie_in_a_folder_of_its_own_name(tmp_path: Path) -> None:
-    sets(tmp_path, "seg_train/seg_train", "seg_test/seg_test", "test")
-    write_images(tmp_path, *numbered("seg_pred/seg_pred/{}.jpg", 3))
-    (tmp_path / "test").rename(tmp_path / "elsewhere")
-    splits = Folder().splits(tmp_path, None)
-    assert (splits.classes, sizes(splits)) == (("ash", "oak"), [8, 2, 10])
-    assert splits.remarks[0].startswith(f"left out: 13 image(s) of {tmp_path} in none of its sets, such as 'elsewhere/")
-
-
-def test_images_folder_inside_each_set(tmp_path: Path) -> None:
-    assert sizes(Folder().splits(sets(tmp_path, "train/images", "val/images"), None)) == [10, 10, 0]
-
-
-def test_train_and_validation_without_test(tmp_path: Path) -> None:
-    splits = Folder().splits(sets(tmp_path, "train", "val"), None)
-    assert (sizes(splits), splits.note) == ([10, 10, 0], "as the folders say; there is no test set")
-
-
-def test_train_alone(tmp_path: Path) -> None:
-    splits = Folder().splits(sets(tmp_path, "train"), None)
-    assert sizes(splits) == [8, 2, 0]
-    assert splits.note == "as the folders say; validation is a stratified fifth of train; there is no test set"
-    assert sizes(Folder().splits(tmp_path, "60-20-20")) == [6, 2, 2]
-
-
-def test_test_alone_is_there_to_be_evaluated(tmp_path: Path) -> None:
-    splits = Folder().splits(sets(tmp_path, "Testing"), None)
-    assert (sizes(splits), splits.note) == ([0, 0, 10], "as the folders say: a test set alone")
-
-
-def test_validation_and_test_without_train(tmp_path: Path) -> None:
-    sets(tmp_path, "val", "test")
-    assert refusal(tmp_path) == f"{tmp_path} has validation and test and no train: add train/<class>/<file>"
-
-
-def test_unlabelled_test_images_of_a_competition(tmp_path: Path) -> None:
-    write_images(sets(tmp_path, "train"), *numbered("test/{}.jpg", 7))
-    splits = Folder().splits(tmp_path, None)
-    assert sizes(splits) == [8, 2, 0]
-    assert splits.remarks == (f"left out: 7 image(s) of {tmp_path}/test, which has no class folders",)
-    assert splits.note.endswith("; there is no test set")
-
-
-@pytest.mark.parametrize("pair", [("val", "valid"), ("Train", "train"), ("dev", "eval"), ("test", "testing")])
-def test_two_folders_of_one_set_are_both_named(tmp_path: Path, pair: tuple[str, str]) -> None:
-    sets(tmp_path, "train", *pair)
-    said = refusal(tmp_path)
-    assert all(f"{tmp_path}/{name}" in said for name in pair)
-    assert said.endswith(": join them, or keep one")
-
-
-def test_sets_by_unknown_names_are_never_joined(tmp_path: Path) -> None:
-    sets(tmp_path, "part1", "part2")
-    assert refusal(tmp_path) == (
-        f"{tmp_path} holds 'part1/ash/0.jpg', deeper than <class>/<file>: if 'part1' and 'part2' are sets, name them"
-        " train, validation and test; if they are classes, keep their inner folders together with --group folder"
-    )
-
-
-def test_a_class_named_test(tmp_path: Path) -> None:
-    write_images(tmp_path, *numbered("test/{}.jpg", 5), *numbered("control/{}.jpg", 5))
-    assert Folder().splits(tmp_path, None).classes == ("control", "test")
-
-
-def test_classes_that_speak_of_trains_and_tests(tmp_path: Path) -> None:
-    write_images(tmp_path, *numbered("steam train/a/{}.jpg", 5), *numbered("crash test/b/{}.jpg", 5))
-    assert "holds 'crash test/b/0.jpg', deeper than <class>/<file>: if it belongs to the class" in refusal(tmp_path)
-
-
-def test_a_set_that_lacks_a_class_is_named(tmp_path: Path) -> None:
-    write_images(sets(tmp_path, "Train", "Test"), "Train/elm/0.jpg")
-    said = (
-        f"{tmp_path}/Test has other classes than {tmp_path}/Train ('elm' is in one of them alone): make them the same"
-    )
-    assert refusal(tmp_path) == said
-
-
-# Predict and ask, and HEIC in the service
 
 
 def test_a_folder_to_predict_counts_what_it_leaves_out(tmp_path: Path, no_heif: None) -> None:

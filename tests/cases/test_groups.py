@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.errors import ConfigError
 from tests.support.images import numbered, write_images
+from tests.support.splits import refusal, sizes
 from training.arguments import tune_config
 from training.tasks import find
 from training.tasks.base import Example, Splits
@@ -22,10 +23,6 @@ def sets_of_groups(splits: Splits) -> dict[str | None, set[str]]:
     return found
 
 
-def sizes(splits: Splits) -> list[int]:
-    return [len(part) for part in (splits.train, splits.validation, splits.test)]
-
-
 def shares_of_class(splits: Splits, label: int) -> list[float]:
     def count(examples: list[Example]) -> int:
         return sum(example.label == label for example in examples)
@@ -38,13 +35,6 @@ def patients(folder: Path, count: int = 10, images: int = 6) -> Path:
     """`<class>/<patient>/<file>`: each patient has images in both classes."""
     names = [f"{kind}/p{i}/{j}.jpg" for kind in ("benign", "malignant") for i in range(count) for j in range(images)]
     return write_images(folder, *names)
-
-
-def refusal(folder: Path, group: str) -> str:
-    with pytest.raises(DataError) as caught:
-        Folder(group=group).splits(folder, None)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_folders_below_a_class_stay_in_one_set_across_classes(tmp_path: Path) -> None:
@@ -97,27 +87,29 @@ def test_validation_is_drawn_from_train_by_groups(tmp_path: Path) -> None:
 def test_a_group_in_two_sets_of_the_users_own_is_named(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         patients(tmp_path / part, count=1)
-    assert refusal(tmp_path, "folder") == (
+    assert refusal(tmp_path, group="folder") == (
         "group 'p0' is in train and in validation: move its images into one set, or group otherwise"
     )
 
 
 def test_one_group_alone_cannot_be_split(tmp_path: Path) -> None:
     write_images(tmp_path, *numbered("cat/IMG_{}.jpg", 9), *numbered("dog/IMG_{}.jpg", 9))
-    assert refusal(tmp_path, "prefix") == (
+    assert refusal(tmp_path, group="prefix") == (
         "1 groups cannot fill 3 sets (one is 'IMG'): group the images by another rule, or by a column of --labels"
     )
 
 
 def test_a_class_of_too_few_groups_is_named(tmp_path: Path) -> None:
     names = [f"cat/p{i}/{j}.jpg" for i in range(9) for j in range(3)] + numbered("dog/q/{}.jpg", 9)
-    said = refusal(write_images(tmp_path, *names), "folder")
+    said = refusal(write_images(tmp_path, *names), group="folder")
     assert said.startswith("class 'dog' has 9 images, in groups that stay together, which leaves none for ")
 
 
 def test_groups_by_folder_where_there_are_none(tmp_path: Path) -> None:
     write_images(tmp_path, *numbered("cat/{}.jpg", 5), *numbered("dog/{}.jpg", 5))
-    assert refusal(tmp_path, "folder") == ("--group folder: no image lies in a folder below its class; leave it out")
+    assert refusal(tmp_path, group="folder") == (
+        "--group folder: no image lies in a folder below its class; leave it out"
+    )
 
 
 def test_a_column_needs_a_table(tmp_path: Path) -> None:

@@ -1,58 +1,25 @@
-"""Tables of labels as people have them: from spreadsheets, competitions and hubs, whole and with faults.
+"""Tables of labels as people have them: from spreadsheets, competitions and hubs.
 
 The images are `0.jpg` to `9.jpg`; the even ones are oaks.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.errors import ConfigError
 from tests.support.images import numbered, write_images
-from training.arguments import tune_config
-from training.tasks import find
-from training.tasks.base import Splits
+from tests.support.splits import ROWS, labels, listed, refusal, sizes, write_table
 from training.tasks.folder import Folder
 
-ROWS = [(f"{i}.jpg", "ash" if i % 2 else "oak") for i in range(10)]
 PARTS = ["train", "train", "train", "train", "train", "train", "val", "val", "test", "test"]
+"""The sets of the images."""
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images", *numbered("{}.jpg", 10))
-
-
-def csv(path: Path, header: str, rows: Sequence[Sequence[str]], delimiter: str = ",", end: str = "\n") -> Path:
-    lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
-    path.write_bytes(end.join([*lines, ""]).encode())
-    return path
-
-
-def splits(images: Path, *tables: Path, group: str | None = None) -> Splits:
-    return Folder(labels=tables, group=group).splits(images, None)
-
-
-def labels(found: Splits) -> dict[str, str]:
-    """The name of each image -> its class."""
-    parts = (found.train, found.validation, found.test)
-    return {example.name: found.classes[example.label] for part in parts for example in part}
-
-
-def sizes(found: Splits) -> list[int]:
-    return [len(part) for part in (found.train, found.validation, found.test)]
-
-
-def refusal(images: Path, *tables: Path, group: str | None = None) -> str:
-    with pytest.raises(DataError) as caught:
-        splits(images, *tables, group=group)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# Layouts of tables
 
 
 @pytest.mark.parametrize(
@@ -63,7 +30,7 @@ def refusal(images: Path, *tables: Path, group: str | None = None) -> str:
     ],
 )
 def test_columns_by_the_names_that_people_give_them(images: Path, tmp_path: Path, header: str) -> None:
-    found = splits(images, csv(tmp_path / "labels.csv", header, ROWS))
+    found = listed(images, write_table(tmp_path / "labels.csv", header, ROWS))
     assert labels(found) == dict(ROWS)
     assert sizes(found) == [6, 2, 2]
     file, label = header.split(",")
@@ -73,51 +40,55 @@ def test_columns_by_the_names_that_people_give_them(images: Path, tmp_path: Path
 @pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_delimiters_and_line_ends_of_every_system(images: Path, tmp_path: Path, delimiter: str, end: str) -> None:
-    assert labels(splits(images, csv(tmp_path / "labels.txt", "file,label", ROWS, delimiter, end))) == dict(ROWS)
+    assert labels(listed(images, write_table(tmp_path / "labels.txt", "file,label", ROWS, delimiter, end))) == dict(
+        ROWS
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_no_part_of_the_first_column(images: Path, tmp_path: Path, encoding: str) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", ROWS)
+    path = write_table(tmp_path / "labels.csv", "file,label", ROWS)
     path.write_bytes(path.read_text().replace("oak", "chêne").encode(encoding))
-    assert labels(splits(images, path))["0.jpg"] == "chêne"
+    assert labels(listed(images, path))["0.jpg"] == "chêne"
 
 
 def test_excels_line_that_names_the_delimiter(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", ROWS, ";")
+    path = write_table(tmp_path / "labels.csv", "file,label", ROWS, ";")
     path.write_text("sep=;\n" + path.read_text())
-    assert labels(splits(images, path)) == dict(ROWS)
+    assert labels(listed(images, path)) == dict(ROWS)
 
 
 def test_quotes_blank_lines_and_blanks_around_values(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", '"file", "label"', [(f'"{file}"', f' "{label}"') for file, label in ROWS])
+    path = write_table(
+        tmp_path / "labels.csv", '"file", "label"', [(f'"{file}"', f' "{label}"') for file, label in ROWS]
+    )
     path.write_text(path.read_text().replace("\n", "\n\n"))
-    assert labels(splits(images, path)) == dict(ROWS)
+    assert labels(listed(images, path)) == dict(ROWS)
 
 
 def test_a_table_without_a_header(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", ",".join(ROWS[0]), ROWS[1:])
-    assert labels(splits(images, path)) == dict(ROWS)
+    path = write_table(tmp_path / "labels.csv", ",".join(ROWS[0]), ROWS[1:])
+    assert labels(listed(images, path)) == dict(ROWS)
 
 
 def test_a_list_with_blanks_as_in_imagenet(images: Path, tmp_path: Path) -> None:
     rows = [(file, "1" if label == "oak" else "0") for file, label in ROWS]
-    assert labels(splits(images, csv(tmp_path / "train.txt", " ".join(rows[0]), rows[1:], " "))) == dict(rows)
+    assert labels(listed(images, write_table(tmp_path / "train.txt", " ".join(rows[0]), rows[1:], " "))) == dict(rows)
 
 
 def test_a_column_of_row_numbers_as_pandas_writes_it(images: Path, tmp_path: Path) -> None:
     rows = [(str(i), *row) for i, row in enumerate(ROWS)]
-    assert labels(splits(images, csv(tmp_path / "labels.csv", ",file,label", rows))) == dict(ROWS)
+    assert labels(listed(images, write_table(tmp_path / "labels.csv", ",file,label", rows))) == dict(ROWS)
 
 
 def test_numbers_that_pandas_saved_as_floats(images: Path, tmp_path: Path) -> None:
     rows = [(file, "1.0" if label == "oak" else "10.0") for file, label in ROWS]
-    assert splits(images, csv(tmp_path / "labels.csv", "file,label", rows)).classes == ("1", "10")
+    assert listed(images, write_table(tmp_path / "labels.csv", "file,label", rows)).classes == ("1", "10")
 
 
 def test_a_number_and_its_name_in_two_columns(images: Path, tmp_path: Path) -> None:
     rows = [(file, str(len(label) + int(label == "oak")), label) for file, label in ROWS]
-    assert splits(images, csv(tmp_path / "labels.csv", "file,label,class_name", rows)).classes == ("ash", "oak")
+    assert listed(images, write_table(tmp_path / "labels.csv", "file,label,class_name", rows)).classes == ("ash", "oak")
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "labels.json"])
@@ -131,7 +102,7 @@ def test_hugging_faces_metadata(tmp_path: Path, name: str) -> None:
 
 def test_one_json_object_of_files_and_labels(images: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(json.dumps(dict(ROWS), indent=1))
-    assert labels(splits(images, tmp_path / "labels.json")) == dict(ROWS)
+    assert labels(listed(images, tmp_path / "labels.json")) == dict(ROWS)
 
 
 def test_a_broken_line_of_json_is_named(images: Path, tmp_path: Path) -> None:
@@ -142,23 +113,23 @@ def test_a_broken_line_of_json_is_named(images: Path, tmp_path: Path) -> None:
 
 
 def test_columns_that_are_not_used_are_named(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "name,label,is_valid", [(*row, "True") for row in ROWS])
-    assert splits(images, path).remarks == (f"{path}: file from 'name', label from 'label'; not used: 'is_valid'",)
+    path = write_table(tmp_path / "labels.csv", "name,label,is_valid", [(*row, "True") for row in ROWS])
+    assert listed(images, path).remarks == (f"{path}: file from 'name', label from 'label'; not used: 'is_valid'",)
 
 
 def test_hugging_faces_metadata_in_each_set(tmp_path: Path) -> None:
     tables = []
     for part in ("train", "validation", "test"):
         write_images(tmp_path / part, *numbered("{}.jpg", 10))
-        tables.append(csv(tmp_path / part / "metadata.csv", "file_name,label", ROWS))
-    found = splits(tmp_path, *tables)
+        tables.append(write_table(tmp_path / part / "metadata.csv", "file_name,label", ROWS))
+    found = listed(tmp_path, *tables)
     assert sizes(found) == [10, 10, 10]
     assert {example.name.split("/")[0] for example in found.test} == {"test"}
 
 
 def test_one_table_for_each_set(images: Path, tmp_path: Path) -> None:
     parts = {"train.csv": ROWS[:6], "Valid.csv": ROWS[6:8], "test_labels.csv": ROWS[8:]}
-    found = splits(images, *(csv(tmp_path / name, "file,label", rows) for name, rows in parts.items()))
+    found = listed(images, *(write_table(tmp_path / name, "file,label", rows) for name, rows in parts.items()))
     assert sizes(found) == [6, 2, 2]
 
 
@@ -168,43 +139,43 @@ def test_one_table_for_each_set(images: Path, tmp_path: Path) -> None:
 def test_paths_of_windows(tmp_path: Path) -> None:
     write_images(tmp_path / "images", *numbered("a/{}.jpg", 10))
     rows = [(f".\\a\\{file}", label) for file, label in ROWS]
-    found = splits(tmp_path / "images", csv(tmp_path / "labels.csv", "file,label", rows))
+    found = listed(tmp_path / "images", write_table(tmp_path / "labels.csv", "file,label", rows))
     assert labels(found) == {f"a/{file}": label for file, label in ROWS}
 
 
 @pytest.mark.parametrize("prefix", ["/kaggle/input/trees/images/", "C:\\data\\images\\", "images/", "./", "../images/"])
 def test_paths_of_another_machine_or_folder(images: Path, tmp_path: Path, prefix: str) -> None:
     rows = [(prefix + file, label) for file, label in ROWS]
-    assert labels(splits(images, csv(tmp_path / "labels.csv", "file,label", rows))) == dict(ROWS)
+    assert labels(listed(images, write_table(tmp_path / "labels.csv", "file,label", rows))) == dict(ROWS)
 
 
 def test_names_without_folder_and_suffix_as_in_competitions(tmp_path: Path) -> None:
     write_images(tmp_path / "part_1", *numbered("{}.jpg", 5))
     write_images(tmp_path / "part_2", *(f"{i}.jpg" for i in range(5, 10)))
     rows = [(file.removesuffix(".jpg"), label) for file, label in ROWS]
-    found = splits(tmp_path, csv(tmp_path / "train.csv", "image_id,dx", rows))
+    found = listed(tmp_path, write_table(tmp_path / "train.csv", "image_id,dx", rows))
     assert {Path(name).name: label for name, label in labels(found).items()} == dict(ROWS)
 
 
 def test_a_name_that_fits_two_images_is_refused_with_both(tmp_path: Path) -> None:
     write_images(tmp_path, *numbered("a/{}.jpg", 10), "b/3.jpg")
-    path = csv(tmp_path / "labels.csv", "file,label", ROWS)
+    path = write_table(tmp_path / "labels.csv", "file,label", ROWS)
     assert refusal(tmp_path, path) == f"--labels {path}:5: '3.jpg' may be 'a/3.jpg' and 'b/3.jpg': write the path"
 
 
 def test_other_case_than_on_disk(images: Path, tmp_path: Path) -> None:
     rows = [(file.upper(), label) for file, label in ROWS]
-    assert labels(splits(images, csv(tmp_path / "labels.csv", "file,label", rows))) == dict(ROWS)
+    assert labels(listed(images, write_table(tmp_path / "labels.csv", "file,label", rows))) == dict(ROWS)
 
 
 def test_images_that_are_not_listed_are_counted(images: Path, tmp_path: Path) -> None:
     write_images(images, "10.jpg", "11.jpg")
-    found = splits(images, csv(tmp_path / "labels.csv", "file,label", ROWS))
+    found = listed(images, write_table(tmp_path / "labels.csv", "file,label", ROWS))
     assert found.remarks[1] == f"left out: 2 image(s) of {images} that labels.csv does not list, such as '10.jpg'"
 
 
 def test_missing_files_are_counted_and_the_first_is_named(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS, ("x.jpg", "oak"), ("y.jpg", "ash")])
+    path = write_table(tmp_path / "labels.csv", "file,label", [*ROWS, ("x.jpg", "oak"), ("y.jpg", "ash")])
     assert refusal(images, path) == (
         f"--labels {path} names 2 of 12 files that are not in {images}, first 'x.jpg' in line 12: add them, or remove"
         " the rows"
@@ -213,18 +184,18 @@ def test_missing_files_are_counted_and_the_first_is_named(images: Path, tmp_path
 
 def test_a_listed_file_that_cannot_be_read_says_why(images: Path, tmp_path: Path) -> None:
     write_images(images, "clip.mov")
-    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS, ("clip.mov", "oak")])
+    path = write_table(tmp_path / "labels.csv", "file,label", [*ROWS, ("clip.mov", "oak")])
     assert "'clip.mov' in line 12 (a file that is not read: left out as no images: 1 .mov): " in refusal(images, path)
 
 
 def test_doubled_rows_are_used_once_and_counted(images: Path, tmp_path: Path) -> None:
-    found = splits(images, csv(tmp_path / "labels.csv", "file,label", [*ROWS, ROWS[0], ROWS[0], ROWS[3]]))
+    found = listed(images, write_table(tmp_path / "labels.csv", "file,label", [*ROWS, ROWS[0], ROWS[0], ROWS[3]]))
     assert sum(sizes(found)) == 10
     assert "3 rows name an image that an earlier row names alike: each image is used once" in found.remarks
 
 
 def test_one_image_with_two_classes(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS, ("./0.jpg", "ash")])
+    path = write_table(tmp_path / "labels.csv", "file,label", [*ROWS, ("./0.jpg", "ash")])
     assert refusal(images, path) == (
         f"--labels {path}:12: './0.jpg' has label 'ash', and 'oak' in {path}:2: keep one; several classes per image"
         " cannot be tuned"
@@ -233,7 +204,7 @@ def test_one_image_with_two_classes(images: Path, tmp_path: Path) -> None:
 
 def test_one_image_in_two_sets(images: Path, tmp_path: Path) -> None:
     rows = [(*row, part) for row, part in zip(ROWS, PARTS, strict=True)]
-    path = csv(tmp_path / "labels.csv", "file,label,split", [*rows, ("0.jpg", "oak", "test")])
+    path = write_table(tmp_path / "labels.csv", "file,label,split", [*rows, ("0.jpg", "oak", "test")])
     assert refusal(images, path) == (f"--labels {path}:12: '0.jpg' has split 'test', and 'train' in {path}:2: keep one")
 
 
@@ -245,19 +216,19 @@ def test_one_image_in_two_sets(images: Path, tmp_path: Path) -> None:
 def test_a_column_of_sets(images: Path, tmp_path: Path, column: str, names: tuple[str, str, str]) -> None:
     written = dict(zip(("train", "val", "test"), names, strict=True))
     rows = [(*row, written[part]) for row, part in zip(ROWS, PARTS, strict=True)]
-    found = splits(images, csv(tmp_path / "labels.csv", f"file,label,{column}", rows))
+    found = listed(images, write_table(tmp_path / "labels.csv", f"file,label,{column}", rows))
     assert (sizes(found), found.note) == ([6, 2, 2], "as labels.csv says")
 
 
 def test_a_set_that_is_none_is_named_with_its_line(images: Path, tmp_path: Path) -> None:
     rows = [(*row, "train" if i else "fold-1") for i, row in enumerate(ROWS)]
-    path = csv(tmp_path / "labels.csv", "file,label,split", rows)
+    path = write_table(tmp_path / "labels.csv", "file,label,split", rows)
     assert refusal(images, path) == (f"--labels {path}:2: split 'fold-1' is no set: write train, validation or test")
 
 
 def test_a_table_of_test_images_alone(images: Path, tmp_path: Path) -> None:
     rows = [(*row, "test") for row in ROWS]
-    found = splits(images, csv(tmp_path / "labels.csv", "file,label,split", rows))
+    found = listed(images, write_table(tmp_path / "labels.csv", "file,label,split", rows))
     assert (sizes(found), found.note) == ([0, 0, 10], "as labels.csv says: a test set alone")
 
 
@@ -265,151 +236,22 @@ def test_a_class_in_one_set_alone_is_named(images: Path, tmp_path: Path) -> None
     rows = [(*row, part) for row, part in zip(ROWS, PARTS, strict=True)]
     rows[0] = ("0.jpg", "elm", "train")
     said = "validation of labels.csv has other classes than train of labels.csv ('elm' is in one of them alone)"
-    assert refusal(images, csv(tmp_path / "labels.csv", "file,label,split", rows)) == f"{said}: make them the same"
+    assert (
+        refusal(images, write_table(tmp_path / "labels.csv", "file,label,split", rows)) == f"{said}: make them the same"
+    )
 
 
 @pytest.mark.parametrize(("header", "group"), [("file,label,group", None), ("file,label,Garden No", "garden_no")])
 def test_a_column_of_groups(images: Path, tmp_path: Path, header: str, group: str | None) -> None:
     rows = [(*row, f"g{i // 2}") for i, row in enumerate(ROWS)]
-    found = splits(images, csv(tmp_path / "labels.csv", header, rows), group=group)
+    found = listed(images, write_table(tmp_path / "labels.csv", header, rows), group=group)
     sets = [{example.group for example in part} for part in (found.train, found.validation, found.test)]
     assert [len(part) for part in sets] == [3, 1, 1]
     assert not sets[0] & sets[1] | sets[0] & sets[2] | sets[1] & sets[2]
 
 
 def test_a_column_of_groups_that_is_not_there(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", ROWS)
+    path = write_table(tmp_path / "labels.csv", "file,label", ROWS)
     with pytest.raises(ConfigError) as caught:
-        splits(images, path, group="patient")
+        listed(images, path, group="patient")
     assert str(caught.value) == f"--group patient: {path} has no such column; its columns are 'file', 'label'"
-
-
-# Labels that are none
-
-
-@pytest.mark.parametrize(
-    ("values", "shown"),
-    [
-        (["cat|dog", "cat"], "cat|dog"),
-        (["cat;dog", "cat", "dog"], "cat;dog"),
-        (["cat dog", "cat", "dog"], "cat dog"),
-        (["[1, 0, 1]", "[0, 1, 1]"], "[0, 1, 1]"),
-        (["a;b", "b;c", "c;a"], "a;b"),
-        (["cat", "cat; dog"], "cat; dog"),
-        (['{"name": "cat"}', '{"name": "dog"}'], '{"name": "cat"}'),
-    ],
-)
-def test_several_labels_per_image_are_refused_by_name(
-    images: Path, tmp_path: Path, values: list[str], shown: str
-) -> None:
-    rows = [(file, values[i % len(values)]) for i, (file, _) in enumerate(ROWS)]
-    path = csv(tmp_path / "labels.csv", "file,tags", rows, "\t")
-    assert refusal(images, path) == (
-        f"--labels {path}: column 'tags' names several classes per image, such as {shown!r}: tasks with one class per"
-        " image are all that can be tuned: give a column with one class per image"
-    )
-
-
-def test_a_list_in_json_is_several_labels(images: Path, tmp_path: Path) -> None:
-    path = tmp_path / "metadata.jsonl"
-    path.write_text("\n".join(json.dumps({"file_name": file, "label": [label]}) for file, label in ROWS))
-    assert "column 'label' names several classes per image" in refusal(images, path)
-
-
-def test_one_column_per_class_is_refused_by_name(images: Path, tmp_path: Path) -> None:
-    rows = [(file, str(int(label == "oak")), str(int(label != "oak"))) for file, label in ROWS]
-    path = csv(tmp_path / "labels.csv", "file,oak,ash", rows)
-    assert refusal(images, path).startswith(f"--labels {path}: columns 'oak', 'ash' hold 0 and 1, one for each class: ")
-
-
-@pytest.mark.parametrize("column", ["label", "price"])
-def test_quantities_are_refused_by_name(images: Path, tmp_path: Path, column: str) -> None:
-    path = csv(tmp_path / "labels.csv", f"file,{column}", [(file, f"{i / 4}") for i, (file, _) in enumerate(ROWS)])
-    assert refusal(images, path).startswith(
-        f"--labels {path}: column {column!r} holds quantities, such as 0.25: regression cannot be tuned: "
-    )
-
-
-def test_many_ages_are_no_classes(tmp_path: Path) -> None:
-    write_images(tmp_path, *numbered("{}.jpg", 30))
-    path = csv(tmp_path / "labels.csv", "file,age", [(f"{i}.jpg", str(20 + i % 12)) for i in range(30)])
-    assert refusal(tmp_path, path).startswith(f"--labels {path}: column 'age' holds quantities, such as 20: regression")
-
-
-def test_captions_are_no_classes(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "metadata.csv", "file_name,text", [(file, f"a tree in {file}") for file, _ in ROWS])
-    assert refusal(images, path) == (
-        f"--labels {path} has no column of labels: its columns are 'file_name', 'text': name one `label`"
-    )
-
-
-def test_two_columns_that_could_be_the_label(images: Path, tmp_path: Path) -> None:
-    rows = [(*row, "big" if i < 5 else "small") for i, row in enumerate(ROWS)]
-    path = csv(tmp_path / "labels.csv", "file,label,category", rows)
-    assert refusal(images, path) == f"--labels {path}: 'label' and 'category' both could be the label: rename one"
-
-
-def test_names_with_blanks_and_commas_are_classes(images: Path, tmp_path: Path) -> None:
-    names = {"oak": "New York, NY", "ash": "New Jersey, NJ"}
-    path = tmp_path / "labels.csv"
-    path.write_text("file,label\n" + "".join(f'{file},"{names[label]}"\n' for file, label in ROWS))
-    assert splits(images, path).classes == ("New Jersey, NJ", "New York, NY")
-
-
-def test_rows_without_a_label(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS[:8], ("8.jpg", ""), ("9.jpg", "NaN")])
-    said = "2 rows have no 'label', the first in line 10: fill them in, or remove them"
-    assert refusal(images, path) == f"--labels {path}: {said}"
-
-
-def test_names_that_differ_by_case_alone(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS[:9], ("9.jpg", "Ash")])
-    assert refusal(images, path).startswith(
-        "classes 'Ash' and 'ash' in labels.csv differ by case or Unicode form alone"
-    )
-
-
-# Files that are no tables
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "is empty: give a CSV file with columns file and label, or a JSONL file with these fields"),
-        (b"PK\x03\x04 xl/workbook.xml", "is a spreadsheet or an archive: save it as CSV"),
-        (b"PAR1", "is a Parquet file: save it as CSV"),
-        (b'{"images": ["0.jpg"], "labels": [0]}', "is one JSON object, not one for each image: give a CSV file with"),
-        (b"x,y\n1,2\n", "has no column of files: its columns are 'x', 'y': name one `file`"),
-        (b"file,file\n1,2\n", "has two columns 'file': rename one"),
-    ],
-)
-def test_files_that_are_no_tables(images: Path, tmp_path: Path, content: bytes, said: str) -> None:
-    path = tmp_path / "labels.csv"
-    path.write_bytes(content)
-    assert refusal(images, path).startswith(f"--labels {path} {said}")
-
-
-def test_a_table_in_a_windows_code_page_is_named_with_its_line(images: Path, tmp_path: Path) -> None:
-    path = tmp_path / "labels.csv"
-    path.write_bytes("file,label\n0.jpg,chêne\n".encode("cp1252"))
-    assert refusal(images, path) == f'--labels {path}:2 is not UTF-8: save it as "CSV UTF-8"'
-
-
-def test_a_row_of_too_few_columns_is_named(images: Path, tmp_path: Path) -> None:
-    path = csv(tmp_path / "labels.csv", "file,label", [*ROWS, ("x.jpg",)])
-    assert refusal(images, path) == f"--labels {path}:12 has 1 columns, the header has 2: mend it"
-
-
-def test_a_table_that_is_not_there(images: Path, tmp_path: Path) -> None:
-    said = "No such file or directory; give a CSV file with columns file and label"
-    assert refusal(images, tmp_path / "labels.csv").startswith(f"--labels {tmp_path / 'labels.csv'}: {said}")
-
-
-def test_other_tasks_take_no_tables(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--labels goes with --task folder: leave it out$"):
-        tune_config(["--task", "digits", "--labels", str(tmp_path / "labels.csv")])
-
-
-def test_several_tables_reach_the_task() -> None:
-    config = tune_config(["--task", "folder", "--labels", "train.csv", "test.csv"])
-    assert find(config.task, config.labels, config.group) == Folder((Path("train.csv"), Path("test.csv")))
