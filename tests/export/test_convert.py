@@ -283,7 +283,7 @@ def test_the_command_lines_of_the_readme_take_an_adapter_on_transformers_to_the_
     ]
     done = [run_module(line, tmp_path) for line in lines]
     assert [one.returncode for one in done] == [0, 0], "".join(one.stderr for one in done)
-    assert done[0].stdout.startswith(f"parts: lora on {NAME}, 5 classes, rank 8 on q, v of 6 blocks; bundle ")
+    assert f"\nparts: lora on {NAME}, 5 classes, rank 8 on q, v of 6 blocks; bundle " in done[0].stdout
     record = Bundle.load(tmp_path / "artifacts" / "tasks" / "parts").record
     assert record.classes == ("a", "b", "c", "d", "e")
     assert (record.preprocess.resize, record.preprocess.interpolation) == ("squash", "bilinear")
