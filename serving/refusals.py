@@ -88,4 +88,7 @@ class UnknownPath(BaseRoute):
         """Raises RequestError 404, with the nearest path."""
         request = Request(scope)
         known = {route.path for route in request.app.routes if isinstance(route, Route) and route.include_in_schema}
-        raise RequestError(404, f"{unknown_name('path', shown(request.url.path), known)}; {IMAGES}")
+        path = shown(request.url.path)
+        # With a slash too much, all that lies below the path would be as near as the path itself.
+        near = [path.rstrip("/")] if path.rstrip("/") in known else known
+        raise RequestError(404, f"{unknown_name('path', path, near)}; {IMAGES}")

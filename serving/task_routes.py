@@ -19,7 +19,7 @@ WHY: dict[int, str] = {
     408: "The body did not arrive in time.",
     409: "The change contradicts what is served.",
     413: "The body is larger than the limit.",
-    415: "Not an image by its content, or a pickle.",
+    415: "Not an image by its content, a pickle, or an encoding or a form that is not read here.",
     422: "A field is missing or impossible, or the bundle does not fit what is served.",
     503: "Too much is asked at once (see Retry-After), or the task's canary failed.",
     504: "The deadline passed.",

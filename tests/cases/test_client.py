@@ -65,6 +65,17 @@ def test_the_command_assumes_http_too(
     assert len(service.received) == 1
 
 
+def test_a_misspelt_variable_is_named_but_those_of_a_service_are_not(
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = start_service(Reply(200, json.dumps({"results": [ANSWER]})))
+    for name in ("MOSA_ADRESS", "MOSA_API_KEYS", "MOSA_ADMIN_KEYS", "MOSA_THREADS"):
+        monkeypatch.setenv(name, "x")
+    (tmp_path / "photo.jpg").write_bytes(b"the image")
+    ask([str(tmp_path / "photo.jpg"), "--task", "digits", "--address", service.address])
+    assert capsys.readouterr().err == "warning: MOSA_ADRESS is set, but nothing reads it: did you mean MOSA_ADDRESS?\n"
+
+
 @pytest.mark.parametrize(
     "address", ["", "http://", "ftp://localhost", "localhost:port", "localhost:99999", "http://a b", "localhost/?a=1"]
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import zlib
 from base64 import b64encode, encodebytes, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
@@ -34,9 +35,11 @@ URLENCODED = {"content-type": "application/x-www-form-urlencoded"}
 
 
 @pytest.fixture(scope="module")
-def keeper(maker: TaskMaker, archives: Mapping[str, Archive]) -> Iterator[TestClient]:
-    """The service with all tasks, by one who may change them but is always refused."""
-    with changing(maker.root) as client:
+def keeper(
+    maker: TaskMaker, archives: Mapping[str, Archive], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestClient]:
+    """The service on a store of its own, by one who may change it but is always refused."""
+    with changing(shutil.copytree(maker.root, tmp_path_factory.mktemp("kept") / "store")) as client:
         yield client
 
 
@@ -406,6 +409,7 @@ def test_a_bundle_in_a_form_is_told_how_to_be_sent(keeper: TestClient) -> None:
     ("method", "path", "status", "reason"),
     [
         ("POST", "/classify/", 404, "unknown path '/classify/'; did you mean /classify?"),
+        ("GET", "/v1/tasks/", 404, "unknown path '/v1/tasks/'; did you mean /v1/tasks?"),
         ("POST", "/predict", 404, "unknown path '/predict'; known: /classify, /v1/tasks"),
         ("POST", "/v1/classify", 404, "unknown path '/v1/classify'; did you mean /classify"),
         ("POST", "/", 405, "POST is not for /: send GET, HEAD; images go to POST /classify"),
