@@ -16,12 +16,20 @@ Each message is one line that names what is wrong and how to fix it.
 """
 
 import difflib
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 LISTED = 20
 """The largest number of names that an error lists."""
+
+FOLDER_VARIABLES = (
+    *("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "MPLCONFIGDIR", "BENTOML_HOME"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR", "HOME"),
+)
+"""Variables that name the folders to which libraries write, the most particular first."""
 
 USAGE_EXIT = 2
 """The exit code after a user's mistake; argparse and tyro use the same."""
@@ -93,6 +101,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} '{name}'; {hint}"
 
 
+def unwritable(error: OSError) -> str | None:
+    """The message for a path that this user may not write, with the variable that names its folder; None for others."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) or error.filename is None:
+        return None
+    path = os.fspath(error.filename)
+    path = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+    text = f"{path}: {error.strerror}"
+    for variable in FOLDER_VARIABLES:
+        folder = os.environ.get(variable, "").rstrip("/")
+        if folder and (path == folder or path.startswith(f"{folder}/")):
+            return f"{text}; {variable}={folder} names its folder: name one that this user can write"
+    return f"{text}; name a place that this user can read and write"
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate the entry of a command: a `MosaError` becomes one line on stderr and exit code 2, not a traceback."""
 
@@ -102,6 +124,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except MosaError as error:
             print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(USAGE_EXIT) from None
+        except OSError as error:
+            if (text := unwritable(error)) is None:
+                raise
+            print(f"error: {text}", file=sys.stderr)
             raise SystemExit(USAGE_EXIT) from None
         except KeyboardInterrupt:
             print("interrupted; what was finished is kept", file=sys.stderr)

@@ -8,6 +8,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
 
 from mosa_deploy.errors import ConfigError
+from mosa_deploy.utils.folders import require_home, require_temporary
 from serving.errors import TAKEN
 
 SERVICE = "serving.service:Classifier"
@@ -34,15 +35,21 @@ def serve(arguments: Sequence[str], prog: str) -> None:
     from serving.settings import Settings
     from serving.store import check_store
 
-    check_port(given.host, given.port)
+    require_temporary()
+    require_home("BENTOML_HOME", "bentoml")
+    host = check_port(given.host, given.port)
     check_store(Settings.from_environment())
-    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(given.port)]
     # The server takes this process's place, and so its signals.
     os.execv(sys.executable, command)
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if nothing can listen at this address."""
+def check_port(host: str, port: int) -> str:
+    """The address of a host as a number, which is all that BentoML takes.
+
+    Raises:
+        ConfigError: nothing can listen there.
+    """
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port {port}: 1 to 65535")
     try:
@@ -50,6 +57,7 @@ def check_port(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
+        return str(address[0])
     except OSError as error:
         reason = TAKEN if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
         raise ConfigError(f"{host}:{port}: {reason}") from None

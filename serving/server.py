@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import uvicorn
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
-from circus.sockets import CircusSocket
+from bentoml._internal.utils.circus import Arbiter
 
 from mosa_deploy.errors import USAGE_EXIT, ConfigError
 from serving.errors import TAKEN
@@ -50,20 +50,21 @@ def supervise() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGUSR1, give_up)
-    bind = CircusSocket.bind_and_listen
+    initialize = Arbiter.initialize
 
-    def bound(listening: CircusSocket) -> None:
-        # circus says it in a line of its own.
+    def initialized(arbiter: Arbiter) -> None:
+        # circus says in a line of its own that a socket cannot be bound.
         logging.disable(logging.CRITICAL)
         try:
-            bind(listening)
+            initialize(arbiter)
         except OSError as error:
+            place = ", ".join(f"{each.host}:{each.port}" for each in arbiter.sockets.values())
             reason = TAKEN if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
-            stop(ConfigError(f"{listening.host}:{listening.port}: {reason}"))
+            stop(ConfigError(f"{place}: {reason}"))
         finally:
             logging.disable(logging.NOTSET)
 
-    CircusSocket.bind_and_listen = bound
+    Arbiter.initialize = initialized
 
 
 def prepare(drain: float) -> None:

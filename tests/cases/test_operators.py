@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from mosa_deploy.errors import StoreError
+from mosa_deploy.errors import StoreError, command
 from mosa_deploy.runtimes import cuda
 from serving.log import LineFormatter
 from serving.presence import FORGOTTEN, Heartbeat, Presence
@@ -224,3 +224,55 @@ def test_behind_a_url_another_service_counts_once_it_is_seen_to_live(said: pytes
     second.leave()
     assert files.names("services") == [first.name]
     files.close()
+
+
+MOSA = ("-c", "from mosa_deploy.cli import main; main()")
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        (
+            "HOME",
+            "HOME={file}: {file}/bentoml cannot be written (Not a directory): name a folder that can; BENTOML_HOME",
+        ),
+        ("BENTOML_HOME", "BENTOML_HOME={file}: {file} cannot be written (File exists): name a folder that can"),
+        ("TMPDIR", "TMPDIR={file}: {file} cannot be written (File exists): name a folder that can"),
+    ],
+)
+def test_a_folder_that_the_service_cannot_write_is_named_by_its_variable(
+    maker: TaskMaker, tmp_path: Path, variable: str, line: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    environment = {"HOME": str(tmp_path), variable: str(tmp_path / "file")}
+    line_of_shell = [sys.executable, *MOSA, "serve", "--artifacts", str(maker.root), "--port", "3999"]
+    done = run(line_of_shell, ROOT, environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line.format(file=tmp_path / 'file')}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", [["tune", "--task", "digits"], ["compare"]])
+def test_tuning_names_the_folder_for_temporary_files(tmp_path: Path, verb: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    done = run([sys.executable, *MOSA, *verb], tmp_path, {"TMPDIR": str(tmp_path / "file"), "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr.startswith(f"error: TMPDIR={tmp_path}/file: ")) == (2, True)
+
+
+def test_a_home_that_cannot_be_written_is_named_wherever_a_library_finds_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+
+    @command
+    def main() -> None:
+        (tmp_path / "file" / "hub").mkdir()
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/file/hub: Not a directory; HF_HOME={tmp_path}/file names its folder: name one that this"
+        " user can write\n"
+    )
