@@ -21,7 +21,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.decode import encode
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import MosaError
-from tests.support.peft_models import CLASSES, EQUAL, NAME, adapted, answers, difference
+from tests.support.peft_models import CLASSES, EQUAL, NAME, adapted, answers, difference, vit
 
 AVERAGED: dict[str, Any] = {"global_pool": "avg", "fc_norm": False}
 
@@ -123,6 +123,18 @@ def test_each_is_exported_with_a_shared_graph_of_its_own(tmp_path: Path) -> None
         links = json.loads((folder / "parity.json").read_text())["links"]
         assert links[-1]["second"] == "shared ONNX"
     assert len(list((tmp_path / "store").glob("backbones/*/shared.onnx"))) == 2
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-6])
+def test_a_task_keeps_its_function_when_the_config_beside_the_weights_is_lost_or_changed(
+    tmp_path: Path, eps: float
+) -> None:
+    model = vit(layer_norm_eps=eps)
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    run = convert(ConvertConfig(weights, "timm", "parts", NAME, weights, out=tmp_path / "run"))
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "layer_norm_eps": 0.1, "hidden_act": "relu"}')
+    assert difference(answers(restore(Bundle.load(run), Weights("file", weights))), answers(model)) < EQUAL
 
 
 def test_a_model_of_the_users_own_loop_is_restored_with_its_function(tmp_path: Path) -> None:
