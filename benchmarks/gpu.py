@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class Bench:
     def __init__(self, config: Config, deadline: float) -> None:
         """`deadline` is in seconds of `time.perf_counter`."""
         self.config, self.deadline = config, deadline
-        depth = {} if config.depth is None else {"depth": config.depth}
+        depth: dict[str, Any] = {} if config.depth is None else {"depth": config.depth}
         self.backbone = load_backbone(config.backbone, Weights("random"), **depth)
         self.variants: dict[str, Variant] = {}
         self.flops: dict[str, float] = {}

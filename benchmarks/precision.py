@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +36,7 @@ from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.intervals import ratio_interval
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import provenance
-from training.evaluate import evaluate, settings
+from training.evaluate import evaluate, image_settings
 from training.options import EvaluateConfig
 
 TIMED = ("fp32", "control", "fp16", "int8")
@@ -109,13 +110,14 @@ def qualities(run: Path, root: Path) -> Iterator[Quality]:
     """Export a run in every precision and evaluate each file."""
     task = export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp32,fp16,int8")))
     record = read_record(task)
-    data_dir, split = settings(EvaluateConfig(), run)
+    images = image_settings(EvaluateConfig(), run, record.dataset)
+    given: dict[str, Any] = {"data_dir": images.data_dir, "split": images.split, "labels": images.labels}
     graphs = (task / FOLDED, None), (StoreLayout(root).backbone(record.backbone) / layout_of(record).file, task)
     for graph, bundle in graphs:
         base = None
         for name in ("fp32", *(name for names in FORMATS.values() for name in names)):
             path = format_file(graph, name)
-            found = evaluate(EvaluateConfig(onnx=path, bundle=bundle, data_dir=data_dir, split=split))
+            found = evaluate(EvaluateConfig(onnx=path, bundle=bundle, **given))
             base = found["accuracy"] if base is None else base
             change = 100 * (found["accuracy"] - base)
             size = path.stat().st_size / 1e6

@@ -23,7 +23,7 @@ from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.decode import encode
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.runtimes.names import Arithmetic
-from serving.backend import Answered, Lease
+from serving.backend import Answered, Lease, PutOptions
 from serving.errors import RequestError
 from serving.local_backend import LocalBackend
 from serving.settings import Settings
@@ -136,7 +136,7 @@ async def asked(
         while counts["items"] < items:
             name = names[int(rng.integers(len(names)))]
             try:
-                await backend.put(name, versions[name][int(rng.integers(3))].pack(), False, None)
+                await backend.put(name, versions[name][int(rng.integers(3))].pack(), PutOptions())
                 counts["replaced"] += 1
             except RequestError as error:
                 if error.status != 503:

@@ -106,18 +106,18 @@ def routes() -> str:
         if method in item
     }
     schemas = described["components"]["schemas"]
-    sections = [route(name, operation, schemas) for name, operation in operations.items()]
+    sections = [route(name, operation) for name, operation in operations.items()]
     objects = [model(name, schema) for name, schema in schemas.items() if not name.startswith("Body_")]
     return "\n\n".join([*sections, "## Statuses", statuses(operations), "## Objects", *objects])
 
 
-def route(name: str, operation: Json, schemas: Json) -> str:
+def route(name: str, operation: Json) -> str:
     """One route: what it does, what it takes, and what it answers."""
     responses = operation["responses"]
     good = next(status for status in responses if status.startswith("2"))
     answer = responses[good].get("content", {}).get("application/json", {}).get("schema")
     key = "an admin key" if "403" in responses else "an API key, if the service has any"
-    taken = [*parameters(operation), *body(operation, schemas)]
+    taken = [*parameters(operation), *body(operation)]
     faults = ", ".join(f"[{status}](#statuses)" for status in sorted(responses) if status != good)
     facts = [
         f"- **Needs** {key}.",
@@ -136,17 +136,18 @@ def parameters(operation: Json) -> Iterator[tuple[str, ...]]:
         yield f"`{each['name']}`", each["in"], type_in_words(schema), meaning
 
 
-def body(operation: Json, schemas: Json) -> Iterator[tuple[str, ...]]:
-    """The fields of a form, or the body as a whole."""
+def body(operation: Json) -> Iterator[tuple[str, ...]]:
+    """The fields of a form or of JSON, or the body as a whole."""
     request = operation.get("requestBody", {})
     for content, each in request.get("content", {}).items():
-        if content != "multipart/form-data":
-            yield "the body", f"`{content}`", type_in_words(each["schema"]), request.get("description", "")
+        schema = each["schema"]
+        if "properties" not in schema:
+            yield "the body", f"`{content}`", type_in_words(schema), request.get("description", "")
             continue
-        form = schemas[each["schema"]["$ref"].rpartition("/")[2]]
-        for name, field in form["properties"].items():
-            needed = " Required." if name in form.get("required", ()) else ""
-            yield f"`{name}`", "form", type_in_words(field), field.get("description", "") + needed
+        place = "form" if content == "multipart/form-data" else "JSON"
+        for name, field in schema["properties"].items():
+            needed = " Required." if name in schema.get("required", ()) else ""
+            yield f"`{name}`", place, type_in_words(field), field.get("description", "") + needed
 
 
 def statuses(operations: Mapping[str, Json]) -> str:

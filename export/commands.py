@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+from mosa_deploy.utils.folders import require_temporary
+
 
 def export(arguments: Sequence[str], prog: str) -> None:
     """Merge and fold a tuned task, and write the graphs that are served."""
     from export.arguments import export_config
 
     config = export_config(arguments, prog)
+    require_temporary()
     from export.export import export
 
     export(config)
@@ -18,6 +21,7 @@ def convert(arguments: Sequence[str], prog: str) -> None:
     from export.arguments import convert_config
 
     config = convert_config(arguments, prog)
+    require_temporary()
     from export.convert import convert
 
     convert(config)

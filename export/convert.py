@@ -6,32 +6,28 @@
 The bundle gives the same answers as the source library, and is exported and served like any other bundle.
 """
 
-import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm.data
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.nn import functional as F
 
+from export.accuracy import BLIND, check_accuracy
 from export.arguments import convert_config
+from export.chosen import choose_model_args, fit_eps, given_or_found, resampled, taken, timms_own
 from export.class_names import class_names
+from export.facts import Fact, gather
 from export.options import ConvertConfig
-from export.peft_adapter import PeftAdapter, read_peft
-from export.processor import read_processor
-from export.sample_images import read_images, sample_images, smooth_noise
+from export.peft_adapter import read_peft
+from export.sample_images import DrawnImages, check_labels, read_images, sample_images, smooth_noise
+from export.sources import of_peft, of_timm, shown_by_names
 from mosa_deploy.adapters.restore import describe_backbone, restore
-from mosa_deploy.backbones.checkpoints import load_weights, read_head
-from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
-from mosa_deploy.backbones.transformers import DEFAULT_EPS, layer_norm_eps
-from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
+from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
+from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import BackboneError, ConfigError, command
 from mosa_deploy.utils.files import replacing_folder
@@ -40,16 +36,8 @@ from mosa_deploy.utils.versions import git_commit, library_versions
 DATASET = "folder"
 """The task of `training.tasks` with which a converted bundle is evaluated: a folder of the user's images."""
 
-FROM_TIMM = "--from timm"
-
-
-@dataclass(frozen=True)
-class Task:
-    """How a task was tuned, and its own tensors, including the head."""
-
-    method: Method
-    tensors: dict[str, Tensor]
-    adapter: AdapterConfig | None = None
+BATCH = 16
+"""Images in one forward pass."""
 
 
 def convert(config: ConvertConfig) -> Path:
@@ -61,16 +49,36 @@ def convert(config: ConvertConfig) -> Path:
     out = config.out or Path("runs") / config.name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty: choose another --out")
-    paths = None if config.images is None else sample_images(config.images)
-    given = None if config.preprocess is None else read_processor(config.preprocess)
-    weights = Weights.choose(config.backbone_weights, config.random_weights)
+    images = None if config.images is None else sample_images(config.images)
     # The adapter before the backbone: an adapter that cannot be converted is refused before a download.
-    adapter = read_peft(config.path) if config.source == "peft" else None
-    model = load_backbone(config.backbone, weights, img_size=given.size if given else config.image_size)
+    adapter = read_peft(config.path, config.adapter) if config.source == "peft" else None
+    facts = gather(config)
+    processor = given_or_found(config, facts)
+    args = choose_model_args([*facts.model_args, *shown_by_names(config, adapter)], config.model_args)
+    weights = Weights.choose(config.backbone_weights, config.random_weights)
+    size = processor.value.size if processor else config.image_size
+    model = load_backbone(config.backbone, weights, img_size=size, model_args=args.value)
     if not isinstance(model, VisionTransformer):
         raise BackboneError(f"--backbone {config.backbone}: only tasks of ViTs can be brought; tune one on this Swin")
-    preprocess = given or Preprocess.from_timm(timm.data.resolve_model_data_config(model))
-    task = of_timm(config, model) if adapter is None else of_peft(config.path, adapter, model)
+    task = of_timm(config, model) if adapter is None else of_peft(config, adapter, model)
+    if task.classes:
+        facts.names.insert(0, Fact(task.classes, f"classes_ in {config.path}"))
+    notes = [
+        *facts.notes,
+        *(f"{config.path}: {note}" for note in task.notes),
+        *fit_eps(model, args.value, task.eps, task.of_transformers),
+    ]
+    names = class_names(
+        config.classes,
+        facts,
+        images.folders if images else (),
+        count=len(task.tensors["head.weight"]),
+        path=config.path,
+        natural=not task.of_transformers,
+    )
+    if images is not None:
+        check_labels(images, names, config.min_accuracy)
+    preprocess = processor or timms_own(config.backbone, model, task.of_transformers)
     record = Record(
         task=config.name,
         dataset=DATASET,
@@ -78,77 +86,24 @@ def convert(config: ConvertConfig) -> Path:
         method=task.method,
         form="merged",
         adapter=task.adapter,
-        classes=class_names(config.classes, config.path, len(task.tensors["head.weight"])),
-        preprocess=preprocess,
+        classes=names.value,
+        preprocess=preprocess.value,
         temperature=1.0,
         metrics={},
         seed=0,
         versions=library_versions(),
         git_commit=git_commit(),
     )
+    notes += resampled(facts.image_size, record.preprocess)
+    for line in (*notes, *taken(record, preprocess, names, args.where or "the source")):
+        print(line)
     tensors = padded(record, task.tensors)
-    samples, calibration = (smooth_noise(preprocess.size), None) if paths is None else read_images(paths, preprocess)
-    bundle = write(out, record, tensors, weights, samples, calibration)
+    drawn = None if images is None else read_images(images, record.preprocess, names.known)
+    bundle = write(out, record, tensors, weights, drawn, config.min_accuracy)
     print(f"{config.name}: {report(record)}; bundle {bundle.digest[:12]} in {out}")
-    if calibration is None:
+    if drawn is None:
         print("its canary is smooth noise: give --images FOLDER to use the task's images, which int8 needs")
     return out
-
-
-def of_peft(folder: Path, adapter: PeftAdapter, model: VisionTransformer) -> Task:
-    """A LoRA task from an adapter of PEFT, with the scaling factors absorbed into B.
-
-    Updates of lower rank are padded with zeros to the largest rank.
-
-    Raises:
-        BackboneError: the adapter's head reads the class token, but this backbone's does not.
-    """
-    if adapter.of_transformers and (model.global_pool != "token" or not isinstance(model.norm, torch.nn.LayerNorm)):
-        raise BackboneError(
-            f"--from peft {folder} is of transformers' ViT, whose head reads the class token after the last norm;"
-            f" the backbone pools by '{model.global_pool}': give the timm ViT with the same weights"
-        )
-    if adapter.of_transformers and layer_norm_eps(model) > DEFAULT_EPS:
-        print(
-            f"a ViT of transformers has layer_norm_eps {DEFAULT_EPS:g} unless its config says otherwise, this backbone"
-            f" {layer_norm_eps(model):g}: for answers that agree to 1e-5 give its own weights with --backbone-weights"
-        )
-    settings = AdapterConfig(
-        bottleneck=adapter.rank,
-        experts=1,
-        scale=1.0,
-        dropout=adapter.dropout,
-        style="low-rank",
-        targets=adapter.targets,
-    )
-    tensors = dict(adapter.head)
-    for (block, target), update in adapter.updates.items():
-        layer = f"blocks.{block}.{TARGET_SLICES[target].module}.adapter.{target}"
-        rest = adapter.rank - len(update.down)
-        tensors[f"{layer}.down.weight"] = F.pad(update.down, (0, 0, 0, rest))
-        tensors[f"{layer}.up.weight"] = F.pad(update.up, (0, rest))
-    return Task("lora", tensors, settings)
-
-
-def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
-    """A linear task from a checkpoint, or a full one if a parameter besides the head differs from the backbone's.
-
-    Raises:
-        BackboneError: the checkpoint cannot be read or does not fit, or its LayerNorms have another eps than the
-            backbone's.
-    """
-    head = read_head(config.path, FROM_TIMM)
-    tuned = copy.deepcopy(model)
-    load_weights(tuned, config.backbone, config.path, FROM_TIMM)
-    if layer_norm_eps(tuned) != layer_norm_eps(model):
-        raise BackboneError(
-            f"{FROM_TIMM} {config.path} has layer_norm_eps {layer_norm_eps(tuned):g}, the backbone"
-            f" {layer_norm_eps(model):g}: give the checkpoint itself as --backbone-weights, or the one that it was"
-            " tuned from"
-        )
-    if fingerprint(tuned.state_dict()) == fingerprint(model.state_dict()):
-        return Task("linear", head)
-    return Task("full", tuned.state_dict() | head)
 
 
 def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:
@@ -165,19 +120,34 @@ def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:
 
 
 def write(
-    out: Path, record: Record, tensors: Tensors, weights: Weights, samples: list[bytes], calibration: Pixels | None
+    out: Path,
+    record: Record,
+    tensors: Tensors,
+    weights: Weights,
+    drawn: DrawnImages | None,
+    min_accuracy: float | None,
 ) -> Bundle:
-    """Record the canary with the restored model, and write the bundle and calibration images in one step."""
+    """Measure the restored model, record the canary with it, and write bundle and calibration images in one step.
+
+    Raises:
+        ConfigError: the accuracy on the images is below the minimum.
+    """
     model = restore(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))), weights)
 
     def answer(images: Array) -> Array:
         with torch.inference_mode():
-            return probabilities(model(torch.from_numpy(images)).numpy(), record.temperature)
+            logits = [model(batch) for batch in torch.from_numpy(images).split(BATCH)]
+        return probabilities(torch.cat(logits).numpy(), record.temperature)
 
-    canary = Canary.record(samples, record.preprocess, answer)
+    if drawn is not None and any(label is not None for label in drawn.labels):
+        given = answer(record.preprocess.normalise(drawn.pixels))
+        print(check_accuracy(given, drawn.labels, record.classes, min_accuracy))
+        print(BLIND)
+    first = smooth_noise(record.preprocess.size) if drawn is None else drawn.first
+    canary = Canary.record(first, record.preprocess, answer)
     with replacing_folder(out) as aside:
-        if calibration is not None:
-            write_samples(aside, Samples.unlabelled(calibration))
+        if drawn is not None:
+            write_samples(aside, Samples.unlabelled(drawn.pixels))
         return Bundle(record, tensors, canary).save(aside)
 
 

@@ -16,18 +16,20 @@ from export.int8 import require_enough
 from export.options import ExportConfig
 from export.overview import overview
 from export.parity import BY_RUNNER, Chain, table
+from export.replacing import Replaced
 from export.targets import ExportTarget
 from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.fold import fold
 from mosa_deploy.adapters.merge import merge
-from mosa_deploy.adapters.restore import restore
+from mosa_deploy.adapters.restore import load_recorded, restore
 from mosa_deploy.backbones.foldable import Transformer
-from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.backbones.load import Weights
+from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.bundles.graph_index import graph_file, read_index
-from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.record import RECORD, Record
 from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of
 from mosa_deploy.graphs.backbone_graph import PlainGraph
@@ -42,8 +44,8 @@ def export(config: ExportConfig) -> Path:
     """Write the task into the store and return its folder.
 
     Raises:
-        MosaError: the bundle, the backbone or the calibration does not fit, an engine cannot be built, or parity is
-            broken; the store stays as it was.
+        MosaError: the bundle, the backbone or the calibration does not fit, the store serves what may not be replaced,
+            an engine cannot be built, or parity is broken; the store stays as it was.
     """
     build = choose_build(config.files, config.out / TIMINGS)
     for name in config.runners:
@@ -54,8 +56,9 @@ def export(config: ExportConfig) -> Path:
     if "int8" in config.files.precisions:
         require_enough(samples, config.bundle)
     weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
-    model = restore(bundle, weights)
     store = StoreLayout(config.out)
+    replaced = Replaced.find(store, record, config.new_classes, config.replace_upload)
+    model = restore(bundle, weights)
     chain = Chain(bundle, *(samples.compared(config.parity_images) if samples else ()))
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
@@ -80,6 +83,8 @@ def export(config: ExportConfig) -> Path:
         merged = merged_bundle(bundle, model).save(aside)
         report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
+        replaced.keep()
+        replaced.write_note(aside, Archive((aside / RECORD).read_bytes(), b"").key)
     print(f"{folder / file}: {node_types(folder / file).total()} nodes; merged bundle {merged.digest[:12]}")
     return folder
 
@@ -107,7 +112,7 @@ def add_runners(chain: Chain, target: ExportTarget, names: Sequence[str]) -> Non
     """Compare a graph by other runners with the default one, which proved it already."""
     for name, tolerance in BY_RUNNER.items():
         if name in names and name != DEFAULT_RUNNER:
-            logits = target.answer_by(open_runner(target.path, name))(chain.inputs)
+            logits = chain.answers(f"{target.name} by {name}", target.answer_by(open_runner(target.path, name)))
             chain.branch(target.stage, f"{target.name} by {name}", logits, tolerance)
 
 
@@ -142,7 +147,7 @@ def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainG
     if wanted.file not in known:
         print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)
         used = weights or Weights(record.backbone.source)
-        model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=record.preprocess.size)
+        model = load_recorded(record, used, STAND_IN_CLASSES)
         if known:
             trace_layout(model, folder, wanted)
         else:

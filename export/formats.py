@@ -112,7 +112,7 @@ def prove(target: ExportTarget, file: Path, path: Path, precision: Precision, ch
     # One image at a time, because all intermediate values are kept in memory.
     require_finite(path.name, file, (target.feed(image[None]) for image in chain.inputs[: chain.canaries]))
     answer = target.answer_by(open_runner(file))
-    logits = answer(chain.inputs)
+    logits = chain.answers(path.name, answer)
     link = chain.branch(target.stage, path.name, logits, TOLERANCES[precision])
     return Written(path, link, chain.accuracy(logits), milliseconds(answer, chain.inputs))
 

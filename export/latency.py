@@ -19,7 +19,7 @@ from export.options import LatencyConfig
 from export.timing import Row, Times, time_sessions
 from export.trace import STAND_IN_CLASSES
 from export.variants import MIXED_TASKS, Task, Variant, random_task, write_variants
-from mosa_deploy.adapters.restore import restore
+from mosa_deploy.adapters.restore import load_recorded, restore
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
@@ -74,8 +74,8 @@ def subject(config: LatencyConfig) -> Subject:
         given = Weights("file", config.backbone_weights) if config.backbone_weights else None
         # Only to check that the task was tuned on these weights.
         restore(bundle, given)
-        used, size = given or Weights(record.backbone.source), record.preprocess.size
-        model = load_backbone(record.backbone.name, used, STAND_IN_CLASSES, img_size=size)
+        used = given or Weights(record.backbone.source)
+        model = load_recorded(record, used, STAND_IN_CLASSES)
         own = Task(record.backbone.topology, adapter_weights(bundle), *bundle.head)
         others = random_tasks(model, record.adapter.bottleneck)[1:]
         words = f"{record.task} on {record.backbone.name}, r = {record.adapter.bottleneck}"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
+from mosa_deploy.bundles.model_args import Activation, ModelArgs, Pool
 from mosa_deploy.bundles.record import TASK_NAME
 from mosa_deploy.errors import ConfigError, unknown_name
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER, GRAPH_RUNNERS, PRECISIONS, Precision
@@ -94,6 +95,10 @@ class ExportConfig:
     """The file of backbone weights that the task was tuned with, if it was tuned with --backbone-weights."""
     parity_images: int = 24
     """Number of validation images on which the stages are compared, besides the canary, and accuracy is measured."""
+    new_classes: bool = False
+    """Replace a version with other classes. Clients will get other class names."""
+    replace_upload: bool = False
+    """Replace a version that was uploaded to the service. It is served until the service's next start."""
 
     runners: Annotated[tuple[str, ...], tyro.conf.arg(help=RUNNERS_HELP)] = (DEFAULT_RUNNER,)
     files: FileOptions = field(default_factory=FileOptions)
@@ -122,15 +127,33 @@ class ConvertConfig:
     """Load the backbone's weights before tuning from this file, of timm or of transformers, instead of timm's hub."""
     random_weights: bool = False
     """Use random backbone weights: for a trial run that downloads nothing."""
+    adapter: str | None = None
+    """Which of several adapters of PEFT in PATH, by its name or the folder that it lies in."""
     classes: str | None = None
-    """Class names in the order of the head's outputs, separated by commas, or a file with one name per line. Default:
-    the names in the config.json beside the weights, otherwise class0, class1 and so on."""
+    """Class names in the order of the head's outputs, separated by commas, or a file with one name per line, or a JSON
+    file. Default: what lies beside PATH or the backbone's weights, else the folders of --images, else class0, class1
+    and so on."""
     images: Path | None = None
-    """Folder of images of the task, for the canary and for int8 calibration."""
+    """Folder of images of the task, for the canary and for int8 calibration. If they lie in folders of their classes,
+    the accuracy is computed."""
+    min_accuracy: float | None = None
+    """Refuse the task if its accuracy on --images is lower. Default: halfway between chance and 1."""
     preprocess: Path | None = None
-    """A preprocessor_config.json of transformers. Default: the backbone's own preprocessing."""
+    """A preprocessor_config.json of transformers. Default: what lies beside PATH or the backbone's weights, else the
+    backbone's own preprocessing."""
+    resampler: Literal["torchvision", "pillow"] | None = None
+    """With what a processor of transformers resized images; its file does not say. Default: torchvision, as
+    transformers does."""
     image_size: int | None = None
     """Height and width of the input in pixels. Default: the backbone's own."""
+    pool: Pool | None = None
+    """What the head reads: timm's global_pool. Default: what lies beside PATH says, else the backbone's own."""
+    fc_norm: Literal["yes", "no"] | None = None
+    """Whether the last norm stands after the pooling: timm's fc_norm. Default: as for --pool."""
+    act: Activation | None = None
+    """The activation of the MLPs: timm's act_layer. Default: as for --pool."""
+    norm_eps: float | None = None
+    """The eps of every LayerNorm. Default: as for --pool."""
     out: Path | None = None
     """Folder of the bundle. Default: runs/NAME."""
 
@@ -143,8 +166,20 @@ class ConvertConfig:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.image_size is not None and self.preprocess is not None:
             faults.append("--image-size and --preprocess exclude each other: drop one")
+        if self.min_accuracy is not None and not 0 <= self.min_accuracy <= 1:
+            faults.append(f"--min-accuracy {self.min_accuracy}: 0 to 1")
+        if self.min_accuracy is not None and self.images is None:
+            faults.append("--min-accuracy: give --images with a folder for each class")
+        if self.norm_eps is not None and not 0 < self.norm_eps < 1:
+            faults.append(f"--norm-eps {self.norm_eps}: above 0 and below 1")
         if faults:
             raise ConfigError("; ".join(faults))
+
+    @property
+    def model_args(self) -> ModelArgs:
+        """What the flags say of the model."""
+        fc_norm = None if self.fc_norm is None else self.fc_norm == "yes"
+        return ModelArgs(global_pool=self.pool, fc_norm=fc_norm, act_layer=self.act, norm_eps=self.norm_eps)
 
 
 @dataclass(frozen=True)

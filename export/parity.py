@@ -6,11 +6,12 @@ Files in other precisions are compared with the fp32 graph of their lane. Every 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from export.targets import ExportTarget
 from mosa_deploy.backbones.foldable import Transformer
@@ -20,6 +21,9 @@ from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.errors import ParityError
 from mosa_deploy.runtimes.names import GRAPH_ARITHMETIC, Arithmetic, GraphRunnerName
 from mosa_deploy.runtimes.runner import open_runner
+
+BATCH = 32
+"""Number of images at a time."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +154,17 @@ class Chain:
     @torch.inference_mode()
     def add_model(self, stage: str, model: Transformer) -> None:
         """A torch model as the next stage."""
-        self.add(stage, model(torch.from_numpy(self.inputs)).numpy())
+        self.add(stage, self.answers(stage, lambda images: model(torch.from_numpy(images)).numpy()))
 
     def add_target(self, target: ExportTarget) -> None:
         """A graph that is exported, run on the CPU, as the next stage."""
-        self.add(target.stage, target.answer_by(open_runner(target.path))(self.inputs))
+        self.add(target.stage, self.answers(target.stage, target.answer_by(open_runner(target.path))))
+
+    def answers(self, stage: str, answer: Callable[[Array], Array]) -> Array:
+        """The logits of all images, a batch at a time, with a bar on a terminal that tells the time left."""
+        batches = [self.inputs[start : start + BATCH] for start in range(0, len(self.inputs), BATCH)]
+        bar = tqdm(batches, desc=f"parity: {stage}", unit=" batches", leave=False, disable=None)
+        return np.concatenate([answer(images) for images in bar])
 
     def accuracy(self, logits: Array) -> float | None:
         """The share of the labelled images whose class the logits name; None if no image has a label."""

@@ -1,78 +1,56 @@
-"""Read a LoRA adapter that PEFT's `save_pretrained` wrote, and map it to timm's names.
+"""Read an adapter that PEFT's `save_pretrained` wrote, and map it to timm's names, without peft or transformers.
 
-    W' = W + f B A,   f = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`
+    LoRA           W' = W + f B A,   f = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`
+    its biases     b' = b + f c  of `lora_bias`; b' itself of `bias="all"` and `"lora_only"`
+    DoRA           W' = m (W + f B A) / |W + f B A|,   the norm of each output
+    IA3            W' = l W, b' = l b of outputs;  W' = W l of inputs
 
-`rank_pattern` and `alpha_pattern` may give a module its own r and lora_alpha. f is absorbed into B. Neither peft nor
-transformers is needed.
+`rank_pattern` and `alpha_pattern` may give a module its own r and lora_alpha. f is absorbed into B. A LoRA alone
+becomes a `lora` task; all others end in a plain weight and bias, and become a `full` one.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 from torch import Tensor
 
-from mosa_deploy.backbones.checkpoints import HEAD, read_state
-from mosa_deploy.backbones.transformers import timm_name
+from export.peft_settings import SETTINGS, Settings, read_settings, way_out
+from export.peft_tensors import choose_adapter, read_adapter_tensors
+from mosa_deploy.backbones.checkpoints import HEAD
+from mosa_deploy.backbones.transformers_names import (
+    CLIP,
+    DEIT,
+    DINOV2,
+    IJEPA,
+    MODELS,
+    SIGLIP,
+    VIT,
+    Family,
+    timm_name,
+)
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, Target
 from mosa_deploy.errors import BundleError
 
-SETTINGS = "adapter_config.json"
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-PREFIX = "base_model.model."
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+PARTS = ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "ia3_l")
+"""The tensors of an update, after the name of its module."""
 
-IDLE = {
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
-    "layers_pattern", "layers_to_transform", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size",
-    "revision", "target_modules", "task_type",
-}  # fmt: skip
-"""Settings that can be ignored: they have no effect, or the tensors already show it."""
+PARAMETER = re.compile(
+    r"blocks\.\d+\.(norm1|norm2|attn\.(q|k|v|qkv|proj)|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.ls[12]\.gamma"
+    r"|(norm|norm_pre|fc_norm|patch_embed\.proj)\.(weight|bias)|cls_token|pos_embed|reg_token"
+)
+"""Parameters of a backbone that an adapter may hold whole, by timm's names."""
 
-INITS = {"gaussian", "eva", "orthogonal"}
-"""Initialisations that do not change the backbone's weights."""
+NAMED = 6
+"""How many tensors an error names."""
 
-WAY_OUT = "merge it with peft's merge_and_unload, save the state dict, and convert that with --from timm"
+POOL = "vision_model.head"
+"""The attention pool of SigLIP, whose layers have names that target modules often match."""
 
-
-class Settings(BaseModel):
-    """The settings of a low-rank update in `adapter_config.json`; all others are in `model_extra`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    peft_type: str
-    r: PositiveInt = 8
-    lora_alpha: float = 8
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    use_rslora: bool = False
-    bias: str = "none"
-    init_lora_weights: bool | str | None = True
-    rank_pattern: dict[str, PositiveInt] = {}
-    alpha_pattern: dict[str, float] = {}
-
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: Any) -> Any:
-        return value or {}
-
-    def rank(self, module: str) -> int:
-        """The rank of a module, by its name in the base model."""
-        return int(_by_pattern(self.rank_pattern, module, self.r))
-
-    def scaling(self, module: str) -> float:
-        """f, the factor of B A."""
-        r = self.rank(module)
-        return _by_pattern(self.alpha_pattern, module, self.lora_alpha) / (math.sqrt(r) if self.use_rslora else r)
-
-
-def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that matches the module's full name, or its end after a dot; else `default`."""
-    return next((v for key, v in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)), default)
+MODULE = re.compile(r"blocks\.\d+\.(attn\.(q|k|v|qkv|proj)|mlp\.fc[12])|patch_embed\.proj|head")
+"""Layers that an adapter may update, by timm's names."""
 
 
 class Update(NamedTuple):
@@ -83,14 +61,62 @@ class Update(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PeftAdapter:
-    """The updates by (block, target), and the head by timm's names."""
+class Change:
+    """What an adapter does to one layer."""
 
-    updates: Mapping[tuple[int, Target], Update]
+    update: Update | None = None
+    bias: Tensor | None = None
+    """f c, which is added to the layer's bias."""
+    magnitude: Tensor | None = None
+    """m of DoRA, one for each output."""
+    factor: Tensor | None = None
+    """l of IA3: (out, 1) or (1, in)."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """The changes by timm's names of modules, the head, and the parameters that were tuned whole."""
+
+    changes: Mapping[str, Change]
     head: Mapping[str, Tensor]
+    """Empty where the adapter updates the base model's head."""
     dropout: float
     of_transformers: bool
-    """Whether the base model is a ViT of transformers, whose head reads the class token."""
+    """Whether the base model is one of transformers."""
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parameters of the backbone that were tuned whole, such as biases and norms."""
+    model: str | None = None
+    """What a model of transformers calls its backbone, such as `vit` or `dinov2`."""
+    notes: tuple[str, ...] = ()
+    """What peft does not say either."""
+
+    @property
+    def updates(self) -> dict[tuple[int, Target], Update]:
+        """The low-rank updates of a block's layers by (block, target)."""
+        found = {_place(name): change.update for name, change in self.changes.items()}
+        return {place: update for place, update in found.items() if place is not None and update is not None}
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether nothing but low-rank updates of blocks' layers was tuned, and the head."""
+        return not self.whole and all(
+            change == Change(change.update) and (name == "head" or _place(name) is not None)
+            for name, change in self.changes.items()
+        )
+
+    def family(self, has_class_token: bool) -> Family | None:
+        """The kind of its base model, where that is one of transformers."""
+        if not self.of_transformers:
+            return None
+        towers = CLIP if has_class_token else SIGLIP
+        known = {
+            "deit": DEIT,
+            "dinov2": DINOV2,
+            "dinov2_with_registers": DINOV2,
+            "ijepa": IJEPA,
+            "vision_model": towers,
+        }
+        return known.get(self.model or "", VIT)
 
     @property
     def rank(self) -> int:
@@ -103,89 +129,64 @@ class PeftAdapter:
         return tuple(target for target in TARGET_SLICES if any(target == known for _, known in self.updates))
 
 
-def read_peft(folder: Path) -> PeftAdapter:
-    """Read and map an adapter.
+def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
+    """Read and map an adapter; `adapter` chooses one of several.
 
     Raises:
-        BundleError: it is damaged, or holds tensors that are not a low-rank update of a block; names all of them.
+        BundleError: it is damaged, or holds tensors that are not known to end in a plain weight and bias; names them.
     """
-    settings, tensors = read_settings(folder / SETTINGS), _tensors(folder)
-    head = {name: value for name, value in tensors.items() if _timm(name) in HEAD}
-    pairs = _pairs(tensors)
-    odd = sorted(tensors.keys() - head.keys() - {name for pair in pairs.values() for name in pair})
+    folder = choose_adapter(folder, adapter)
+    settings, everything = read_settings(folder / SETTINGS), read_adapter_tensors(folder, adapter)
+    tensors = {name: value for name, value in everything.items() if not _is_unread(name, everything)}
+    own, parts = {name: _timm(name) for name in tensors}, _parts(tensors)
+    used = {f"{module}.{part}" for module, found in parts.items() for part in found}
+    whole = {name for name in tensors if PARAMETER.fullmatch(own[name])}
+    head = {name for name in tensors if own[name] in HEAD}
+    odd = {f"{module}.{part}" for module, found in parts.items() if not _is_whole(module, found) for part in found}
+    odd |= tensors.keys() - used - whole - head
     if odd:
+        names = ", ".join(sorted(odd)[:NAMED]) + (f" and {len(odd) - NAMED} more" if len(odd) > NAMED else "")
         raise BundleError(
-            f"--from peft {folder} holds {', '.join(odd)}: only linear layers of a ViT's blocks (q, k, v, qkv, proj,"
-            f" fc1, fc2) and the head can be mapped; {WAY_OUT}"
+            f"--from peft {folder} holds {names}: only linear layers of a ViT's blocks (q, k, v, qkv,"
+            f" proj, fc1, fc2), its patch embedding, norms, biases and the head can be mapped; {way_out(folder)}"
         )
-    if not pairs:
+    if not parts and not whole:
         raise BundleError(f"--from peft {folder} holds no update of a block: convert a head alone with --from timm")
-    if len(head) < len(HEAD):
+    _check_saved(settings, parts, tensors, folder)
+    found_head = {own[name]: tensors[name] for name in head}
+    updates_head = any(_timm(module) == "head" for module in parts)
+    if len(found_head) < len(HEAD) and not updates_head:
         raise BundleError(
             f"--from peft {folder} holds no head with weight and bias: save the adapter with"
             " modules_to_save=['classifier'], of a timm model ['head']"
         )
+    notes = [f"{pattern} matches no layer, in peft neither" for pattern in settings.idle_patterns(parts)]
+    if len(tensors) < len(everything):
+        notes.append(f"what was tuned in {POOL} is left out: the classifier of SigLIP does not read that pool")
     return PeftAdapter(
-        updates={place: _scaled(settings, tensors[down], tensors[up], down) for place, (down, up) in pairs.items()},
-        head={_timm(name): value for name, value in head.items()},
+        changes={_timm(module): _change(settings, module, found) for module, found in parts.items()},
+        head={} if updates_head else found_head,
         dropout=settings.lora_dropout,
-        of_transformers="classifier.weight" in head,
+        of_transformers=any(timm_name(name.rpartition(".lora_")[0] or name) is not None for name in tensors),
+        whole={own[name]: tensors[name] for name in whole},
+        model=next((first for name in tensors if (first := name.partition(".")[0]) in MODELS), None),
+        notes=tuple(notes),
     )
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an adapter by the base model's names, in fp32.
-
-    Raises:
-        BundleError: the folder has no file of tensors.
-    """
-    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise BundleError(f"--from peft {folder} has no {FILES[0]}: give the folder that save_pretrained wrote")
-    state = read_state(file, "--from peft")
-    return {name.removeprefix(PREFIX): value.float() for name, value in state.items() if isinstance(value, Tensor)}
+def _is_unread(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor belongs to SigLIP's attention pool, beside a classifier that reads the mean of the tokens."""
+    return name.startswith(f"{POOL}.") and any(other.startswith("classifier.") for other in tensors)
 
 
-def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[int, Target], tuple[str, str]]:
-    """(block, target) -> names of A and B. Tensors without a partner, outside blocks or not 2-D are left out."""
-    pairs: dict[tuple[int, Target], tuple[str, str]] = {}
-    for down in tensors:
-        place = _place(_timm(down.removesuffix(DOWN))) if down.endswith(DOWN) else None
-        up = down.removesuffix(DOWN) + UP
-        if place is not None and up in tensors and tensors[down].ndim == tensors[up].ndim == 2:
-            pairs[place] = down, up
-    return pairs
-
-
-def read_settings(path: Path) -> Settings:
-    """Read `adapter_config.json`.
-
-    Raises:
-        BundleError: it is missing or damaged, or has a setting that a low-rank update of weights cannot express.
-    """
-    try:
-        settings = Settings.model_validate(json.loads(path.read_text()))
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}; give the folder that peft's save_pretrained wrote") from None
-    except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise BundleError(f"{path}: {'; '.join(faults)}; save the adapter again") from None
-    except ValueError:
-        raise BundleError(f"{path} is not a JSON object: save the adapter again") from None
-    unknown = _unknown(settings)
-    if unknown:
-        raise BundleError(f"{path}: {', '.join(unknown)} cannot be mapped: {WAY_OUT}")
-    return settings
-
-
-def _unknown(settings: Settings) -> list[str]:
-    """The settings that a low-rank update of the backbone's weights cannot express, with their values."""
-    faults = [] if settings.peft_type == "LORA" else [f"peft_type {settings.peft_type}"]
-    faults += [] if settings.bias == "none" else [f"bias {settings.bias}"]
-    init = settings.init_lora_weights
-    faults += [f"init_lora_weights {init}"] if isinstance(init, str) and init not in INITS else []
-    extra = settings.model_extra or {}
-    return faults + [f"{name} {value}" for name, value in sorted(extra.items()) if value and name not in IDLE]
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every update, by its module in the base model."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        part = next((part for part in PARTS if name.endswith(f".{part}")), None)
+        if part is not None:
+            parts.setdefault(name.removesuffix(f".{part}"), {})[part] = value
+    return parts
 
 
 def _timm(name: str) -> str:
@@ -204,16 +205,55 @@ def _place(name: str) -> tuple[int, Target] | None:
     return int(found[1]), target
 
 
-def _scaled(settings: Settings, down: Tensor, up: Tensor, name: str) -> Update:
-    """The update A, f B of a module.
+def _is_whole(module: str, parts: Mapping[str, Tensor]) -> bool:
+    """Whether a module is one that can be updated, and has all tensors of its update, in shapes that fit each other."""
+    if MODULE.fullmatch(_timm(module)) is None:
+        return False
+    if "ia3_l" in parts:
+        return len(parts) == 1 and parts["ia3_l"].ndim == 2
+    down, up = parts.get("lora_A.weight"), parts.get("lora_B.weight")
+    linear = 4 if _timm(module) == "patch_embed.proj" else 2
+    return down is not None and up is not None and down.ndim == up.ndim == linear
+
+
+def _check_saved(
+    settings: Settings, parts: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Raises BundleError if the settings name tuned tensors that the file lacks."""
+    lacking = []
+    if settings.use_dora:
+        magnitude = "lora_magnitude_vector"
+        lacking += [f"{module}.{magnitude}" for module, found in parts.items() if magnitude not in found]
+    biases = [name for name in tensors if name.endswith(".bias") and "lora_" not in name and _timm(name) not in HEAD]
+    if settings.bias == "all" and not biases:
+        lacking.append("the biases of all layers")
+    if settings.bias == "lora_only":
+        lacking += [f"{module}.bias" for module in parts if f"{module}.bias" not in tensors]
+    if lacking:
+        raise BundleError(
+            f"--from peft {folder} lacks {', '.join(lacking[:3])}, which were tuned as {SETTINGS} says: some releases"
+            f" of peft do not save them; {way_out(folder)}"
+        )
+
+
+def _change(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> Change:
+    """What is done to a module.
 
     Raises:
         BundleError: the rank in the settings is not that of the tensors.
     """
-    module = name.removesuffix(DOWN)
+    if "ia3_l" in parts:
+        return Change(factor=parts["ia3_l"])
+    down, up = parts["lora_A.weight"], parts["lora_B.weight"]
     if not len(down) == up.shape[1] == settings.rank(module):
         raise BundleError(
             f"{module} has A {tuple(down.shape)} and B {tuple(up.shape)}, {SETTINGS} says rank"
             f" {settings.rank(module)}: save the adapter again, so that the two files belong together"
         )
-    return Update(down, up * settings.scaling(module))
+    scaling, bias = settings.scaling(module), parts.get("lora_B.bias")
+    magnitude = parts.get("lora_magnitude_vector")
+    return Change(
+        Update(down, up * scaling),
+        None if bias is None else bias * scaling,
+        None if magnitude is None else magnitude.flatten(),
+    )

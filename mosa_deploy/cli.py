@@ -18,11 +18,13 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS
 
 GROUP = "mosa.commands"
 
-ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve")
+ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve", "deploy")
 """Commands in the order in which a user meets them; others follow by name."""
 
 ADDRESS = "http://localhost:3000"
 """The default address of a service."""
+
+GATE_HELP = "a folder with one subfolder of images per class: a new version must not be worse on them"
 
 USAGE = """\
 usage: mosa COMMAND [OPTIONS]
@@ -70,11 +72,12 @@ def pack(arguments: Sequence[str] | None = None, prog: str = "python -m mosa_dep
     parser = ArgumentParser(prog=prog, description=pack.__doc__)
     parser.add_argument("bundle", type=Path, help="folder with adapter.safetensors and adapter.json")
     parser.add_argument("out", type=Path, help="the .mosa file to write")
+    parser.add_argument("--gate", type=Path, help=GATE_HELP)
     given = parser.parse_args(arguments)
     from mosa_deploy.bundles.archive import Archive
     from mosa_deploy.utils.files import write_bytes
 
-    write_bytes(given.out, Archive.of(given.bundle).pack())
+    write_bytes(given.out, Archive.of(given.bundle, given.gate).pack())
     print(f"{given.out}: {given.out.stat().st_size} bytes")
 
 
@@ -97,7 +100,7 @@ def predict(arguments: Sequence[str], prog: str) -> None:
 def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.ask") -> None:
     """Ask a running service about images."""
     parser = ArgumentParser(prog=prog, description=ask.__doc__)
-    parser.add_argument("images", type=Path, nargs="+", metavar="image")
+    parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image files, or folders of images")
     parser.add_argument("--task", required=True, action="append", help="may be given several times")
     address = os.environ.get("MOSA_ADDRESS") or ADDRESS
     parser.add_argument("--address", default=address, help=f"MOSA_ADDRESS or {ADDRESS} if not given")
@@ -105,5 +108,27 @@ def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.a
     parser.add_argument("--top-k", type=int, default=3, help="how many classes to show")
     given = parser.parse_args(arguments)
     from mosa_deploy.client.ask import ask as run
+    from mosa_deploy.utils.variables import unread_by_client
 
+    for line in unread_by_client():
+        print(f"warning: {line}", file=sys.stderr)
     run(given.images, given.task, given.address, given.key, given.top_k)
+
+
+def deploy(arguments: Sequence[str], prog: str) -> None:
+    """Upload a tuned task to a running service, and print what is served now."""
+    parser = ArgumentParser(prog=prog, description=deploy.__doc__)
+    parser.add_argument("source", type=Path, metavar="RUN", help="the folder of a run or a bundle, or a .mosa file")
+    address = os.environ.get("MOSA_ADDRESS") or ADDRESS
+    parser.add_argument("--to", default=address, metavar="URL", help=f"MOSA_ADDRESS or {ADDRESS} if not given")
+    parser.add_argument("--key", help="an admin's key; MOSA_KEY if not given")
+    parser.add_argument("--lane", choices=("shared", "folded"), help="how it is served from now on")
+    parser.add_argument("--new-classes", action="store_true", help="serve other classes than before")
+    parser.add_argument("--gate", type=Path, metavar="FOLDER", help=GATE_HELP)
+    parser.add_argument("--margin", type=float, help="by how much its accuracy there may be lower")
+    parser.add_argument("--force", action="store_true", help="serve it whatever the labelled images say")
+    given = vars(parser.parse_args(arguments))
+    from mosa_deploy.client.deploy import DeployConfig
+    from mosa_deploy.client.deploy import deploy as run
+
+    run(DeployConfig(address=given.pop("to"), **given))

@@ -16,12 +16,20 @@ Each message is one line that names what is wrong and how to fix it.
 """
 
 import difflib
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 LISTED = 20
 """The largest number of names that an error lists."""
+
+FOLDER_VARIABLES = (
+    *("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "MPLCONFIGDIR", "BENTOML_HOME"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR", "HOME"),
+)
+"""Variables that name the folders to which libraries write, the most particular first."""
 
 USAGE_EXIT = 2
 """The exit code after a user's mistake; argparse and tyro use the same."""
@@ -75,13 +83,36 @@ class ServiceError(MosaError):
         self.status, self.detail = status, detail
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """Up to three known names that are similar, in capitals or not; the most similar first."""
+    # In small letters, or `DIGITS` would look like nothing that is known.
+    folded = {each.casefold(): each for each in sorted(known, reverse=True)}
+    if name.casefold() in folded:
+        return [folded[name.casefold()]]
+    return [folded[each] for each in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=cutoff)]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for an unknown name, with similar known names, or all of them if none is similar."""
     names = sorted(known)
     listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = nearest(name, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {listed}"
     return f"unknown {kind} '{name}'; {hint}"
+
+
+def unwritable(error: OSError) -> str | None:
+    """The message for a path that this user may not write, with the variable that names its folder; None for others."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) or error.filename is None:
+        return None
+    path = os.fspath(error.filename)
+    path = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+    text = f"{path}: {error.strerror}"
+    for variable in FOLDER_VARIABLES:
+        folder = os.environ.get(variable, "").rstrip("/")
+        if folder and (path == folder or path.startswith(f"{folder}/")):
+            return f"{text}; {variable}={folder} names its folder: name one that this user can write"
+    return f"{text}; name a place that this user can read and write"
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -93,6 +124,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except MosaError as error:
             print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(USAGE_EXIT) from None
+        except OSError as error:
+            if (text := unwritable(error)) is None:
+                raise
+            print(f"error: {text}", file=sys.stderr)
             raise SystemExit(USAGE_EXIT) from None
         except KeyboardInterrupt:
             print("interrupted; what was finished is kept", file=sys.stderr)

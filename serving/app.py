@@ -3,68 +3,49 @@
 `create_app` knows nothing of BentoML: `serving.service` mounts the app and gives it its backend.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any
-
-from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.routing import Match, Route
+from starlette.middleware.cors import CORSMiddleware
 
 from mosa_deploy import __version__
-from mosa_deploy.bundles.record import TASK_NAME
-from mosa_deploy.client.schema import Answer, Answers, ChosenLane, Fault, Pin, Task, Tasks
+from mosa_deploy.bundles.decode import allow_pixels
 from serving import metrics
-from serving.auth import may_ask, may_change
 from serving.backend import Backend
-from serving.classify import ClassifyHandler, RequestStats, SentImage, result
+from serving.classify import ClassifyHandler
+from serving.classify_route import add_classify_route
 from serving.errors import RequestError
-from serving.middleware import LimitsMiddleware, error_response
+from serving.middleware import LimitsMiddleware
+from serving.pages import add_pages
+from serving.refusals import UnknownPath, on_invalid, on_request_error, on_wrong_method
 from serving.settings import Settings
-
-WHY: dict[int, str] = {
-    400: "The image, the bundle or the request is damaged, or there are too many at once.",
-    401: "A key is needed.",
-    403: "The service takes no changes.",
-    404: "No such task; the nearest names are given.",
-    408: "The body did not arrive in time.",
-    409: "The change contradicts what is served.",
-    413: "The body is larger than the limit.",
-    415: "Not an image by its content, or a pickle.",
-    422: "A field is missing or impossible, or the bundle does not fit what is served.",
-    503: "Too much is asked at once (see Retry-After), or the task's canary failed.",
-    504: "The deadline passed.",
-}
-
-
-def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route's description that are errors."""
-    return {status: {"model": Fault, "description": WHY[status]} for status in statuses}
-
-
-NAMED = 5
-"""The most faults of one request that are named; a form may have a thousand."""
-
-Name = Annotated[str, Path(pattern=TASK_NAME, description="The task's name.", examples=["digits"])]
-UPLOAD = {
-    "required": True,
-    "description": "A `.mosa` file.",
-    "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
-}
+from serving.task_routes import add_task_routes
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The app; `attach` gives it its backend."""
+    allow_pixels(settings.max_pixels)
     app = FastAPI(
         title="mosa-deploy",
         version=__version__,
         summary="One frozen vision transformer, one adapter per task, switched on each request.",
+        # FastAPI's own pages load their scripts from a CDN.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings = settings
     app.add_middleware(LimitsMiddleware, settings=settings)
-    app.add_exception_handler(RequestError, _request_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(405, _not_allowed)
+    if settings.cors_origins:
+        # Outside of the limits, so that a page sees their errors too. A key is a header, and no cookie is read.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=("authorization", "content-encoding", "content-type", "x-api-key", "x-request-id"),
+            expose_headers=("retry-after", "x-request-id"),
+        )
+    app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(405, on_wrong_method)
     add_routes(app)
     return app
 
@@ -75,171 +56,13 @@ def attach(app: FastAPI, backend: Backend) -> None:
     app.state.classify_handler = ClassifyHandler(backend, app.state.settings)
 
 
-async def _request_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestError)
-    return error_response(error)
-
-
-async def _invalid(_: Request, fault: Exception) -> JSONResponse:
-    assert isinstance(fault, RequestValidationError)
-    found = [f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in fault.errors()]
-    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return error_response(RequestError(422, "; ".join(found[:NAMED]) + more))
-
-
-async def _not_allowed(request: Request, _: Exception) -> JSONResponse:
-    # Starlette names the methods of the first route of a path, and a task's path has three.
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    allowed = ", ".join(sorted({method for route in here for method in route.methods or ()}))
-    error = RequestError(405, f"{request.method} is not for {request.url.path}: send {allowed}")
-    return error_response(error, {"allow": allowed})
-
-
-async def backend_of(request: Request) -> Backend:
-    """The backend. Async for the same reason as in `serving.auth`."""
-    backend: Backend = request.app.state.backend
-    return backend
-
-
-TheBackend = Annotated[Backend, Depends(backend_of)]
-
-
 def add_routes(app: FastAPI) -> None:
     """Add all routes except `/livez` and `/readyz`, which are BentoML's."""
-    ask, change = [Depends(may_ask)], [Depends(may_change)]
-    anywhere = faults(400, 401, 408, 413, 415, 503, 504)
-    named = anywhere | faults(404, 422)
-    changed = named | faults(403, 409)
-    app.post("/classify", dependencies=ask, responses=named)(classify)
-    app.get("/v1/tasks", dependencies=ask, responses=anywhere)(list_tasks)
-    app.get("/v1/tasks/{name}", dependencies=ask, responses=named)(read_task)
-    body = {"requestBody": UPLOAD}
-    app.put("/v1/tasks/{name}", dependencies=change, responses=changed, openapi_extra=body)(put_task)
-    app.delete("/v1/tasks/{name}", dependencies=change, responses=changed, status_code=204)(delete_task)
-    app.post("/v1/tasks/{name}/pin", dependencies=change, responses=changed)(pin_task)
-    app.post("/v1/tasks/{name}/rollback", dependencies=change, responses=changed)(roll_back_task)
+    add_classify_route(app)
+    add_task_routes(app)
     app.get("/metrics", include_in_schema=False)(read_metrics)
-
-
-async def classify(
-    request: Request,
-    image: Annotated[
-        list[UploadFile], File(min_length=1, description="PNG, JPEG, WebP or another format that Pillow reads.")
-    ],
-    task: Annotated[
-        list[str],
-        Form(
-            description="The task of each image, or one task for all; names from `GET /v1/tasks`.",
-            examples=[["digits"]],
-        ),
-    ] = [],  # noqa: B006 - FastAPI copies it
-    tasks: Annotated[str, Form(description="Several tasks for every image, between commas.")] = "",
-    top_k: Annotated[int, Form(ge=1, le=1_000_000, description="How many classes to answer.")] = 5,
-) -> Answer | Answers:
-    """Classify images, each by its task.
-
-    One image by one `task` is answered alone, with the status of what went wrong. Several images, or `tasks`, are
-    answered by a list of results, each an answer or a failure of its own.
-    """
-    settings: Settings = request.app.state.settings
-    wanted = [name.strip() for name in tasks.split(",") if name.strip()]
-    sent = assign([(file.filename or "image", await file.read()) for file in image], task, wanted, settings.max_images)
-    handler: ClassifyHandler = request.app.state.classify_handler
-    stats = RequestStats()
-    results = await handler.handle(sent, top_k, stats)
-    _add_to_log(request, sent, results, stats)
-    if len(results) == 1 and not tasks:
-        if isinstance(results[0], RequestError):
-            raise results[0]
-        return results[0]
-    names = [name for one in sent for name in one.tasks]
-    return Answers(results=tuple(result(name, each) for name, each in zip(names, results, strict=True)))
-
-
-def assign(
-    files: Sequence[tuple[str, bytes]], task: Sequence[str], tasks: Sequence[str], limit: int
-) -> list[SentImage]:
-    """Decide which tasks classify which file.
-
-    Raises:
-        RequestError: 400 if there are too many, 422 if it is not clear.
-    """
-    if bool(task) == bool(tasks):
-        raise RequestError(422, "send `task`, once or for each image, or `tasks=a,b` for several tasks of every image")
-    if tasks:
-        by_file = [tuple(dict.fromkeys(tasks))] * len(files)
-    elif len(task) in (1, len(files)):
-        by_file = [(name,) for name in (task if len(task) == len(files) else [*task] * len(files))]
-    else:
-        raise RequestError(
-            422, f"{len(files)} images and {len(task)} times `task`: send one for each image, or one for all"
-        )
-    count = sum(map(len, by_file))
-    if count > limit:
-        raise RequestError(400, f"{count} answers are asked for at once, {limit} are given: send less at once")
-    return [SentImage(name, content, names) for (name, content), names in zip(files, by_file, strict=True)]
-
-
-def _add_to_log(
-    request: Request, sent: Sequence[SentImage], results: Sequence[Answer | RequestError], stats: RequestStats
-) -> None:
-    """Add known tasks, digests and times to the request's log line."""
-    good = [each for each in results if isinstance(each, Answer)]
-    request.state.log_fields.update(
-        task=sorted({each.task for each in good}),
-        lane=sorted(stats.lanes),
-        digest=sorted({each.bundle[:12] for each in good}),
-        images=len(sent),
-        failed=len(results) - len(good),
-        batch=stats.batch,
-        **{f"{name}_ms": value for name, value in stats.parts.items()},
-    )
-
-
-async def list_tasks(backend: TheBackend) -> Tasks:
-    """List the tasks of the store."""
-    return Tasks(tasks=tuple(await backend.tasks()))
-
-
-async def read_task(name: Name, backend: TheBackend) -> Task:
-    """What a task is, and how it is served."""
-    return await backend.task(name)
-
-
-async def put_task(
-    request: Request,
-    name: Name,
-    backend: TheBackend,
-    new_classes: Annotated[bool, Query(description="Serve other class names than before.")] = False,
-    lane: Annotated[ChosenLane | None, Query(description="How it is served from now on.")] = None,
-) -> Task:
-    """Serve a `.mosa` bundle as this task, new or in place of its version now, once its canary passes.
-
-    Requests in flight finish on the version they began with.
-    """
-    content = await request.body()
-    if not content:
-        raise RequestError(400, "the body is empty: send a .mosa file")
-    info = await backend.put(name, content, new_classes, lane)
-    request.state.log_fields.update(task=name, digest=info.bundle[:12], lane=info.lane)
-    return info
-
-
-async def delete_task(name: Name, backend: TheBackend) -> Response:
-    """Stop serving a task; a rollback brings it back."""
-    await backend.remove(name)
-    return Response(status_code=204)
-
-
-async def pin_task(name: Name, backend: TheBackend, pin: Pin | None = None) -> Task:
-    """Load a task and keep it loaded; `{"pinned": false}` lets it go again."""
-    return await backend.pin(name, True if pin is None else pin.pinned)
-
-
-async def roll_back_task(name: Name, backend: TheBackend) -> Task:
-    """Serve the version before this one; a second rollback takes the first one back."""
-    return await backend.rollback(name)
+    add_pages(app)
+    app.router.routes.append(UnknownPath())
 
 
 async def read_metrics() -> Response:

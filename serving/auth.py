@@ -29,11 +29,15 @@ async def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
 
 
 async def may_change(request: Request, bearer: Bearer, header: Header) -> None:
-    """Raises RequestError 403 if no admin key is set, 401 if the request has none of them."""
+    """Raises RequestError 403 if nobody may change, or not with this key; 401 if there is no key or an unknown one."""
     settings: Settings = request.app.state.settings
     if not settings.admin_keys:
         raise RequestError(403, "changes are refused: the service was started without MOSA_ADMIN_KEYS")
-    if not _known(_key(bearer, header), settings.admin_keys):
+    key = _key(bearer, header)
+    may_change, may_ask = _known(key, settings.admin_keys), _known(key, settings.api_keys)
+    if not may_change and may_ask:
+        raise RequestError(403, "this key may ask, but not change tasks: send one of the service's admin keys")
+    if not may_change:
         raise RequestError(401, "send one of the service's admin keys as `Authorization: Bearer ...`")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
-from mosa_deploy.client.schema import ChosenLane, Task
+from mosa_deploy.client.schema import ChosenLane, Task, Versions
 from serving.errors import RequestError
 
 
@@ -51,6 +51,20 @@ class Health:
     """Whether it can answer now."""
 
 
+@dataclass(frozen=True)
+class PutOptions:
+    """What the sender of a new version wants."""
+
+    new_classes: bool = False
+    """Serve it although its classes are not those of the version before."""
+    lane: ChosenLane | None = None
+    """How it is served from now on."""
+    margin: float | None = None
+    """By how much its accuracy on labelled images may be lower; None is the setting."""
+    force: bool = False
+    """Serve it although its accuracy on labelled images is lower, or too few tell it."""
+
+
 class Backend(Protocol):
     """The inference side. Every method may raise RequestError."""
 
@@ -74,16 +88,20 @@ class Backend(Protocol):
         """One task."""
         ...
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
+    async def put(self, name: str, content: bytes, options: PutOptions) -> Task:
         """Serve a new version."""
         ...
 
-    async def remove(self, name: str) -> None:
-        """Stop serving a task."""
+    async def remove(self, name: str, force: bool) -> None:
+        """Stop serving a task, a pinned one only by `force`."""
         ...
 
-    async def rollback(self, name: str) -> Task:
-        """Serve the previous version."""
+    async def versions(self, name: str) -> Versions:
+        """The versions of a task that are kept."""
+        ...
+
+    async def rollback(self, name: str, digest: str | None, new_classes: bool) -> Task:
+        """Serve the previous version, or the one whose digest begins so."""
         ...
 
     async def pin(self, name: str, pinned: bool) -> Task:

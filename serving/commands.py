@@ -8,6 +8,8 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
 
 from mosa_deploy.errors import ConfigError
+from mosa_deploy.utils.folders import require_home, require_temporary
+from serving.errors import TAKEN
 
 SERVICE = "serving.service:Classifier"
 
@@ -30,32 +32,24 @@ def serve(arguments: Sequence[str], prog: str) -> None:
     parser.add_argument("--port", type=int, default=3000)
     given = parser.parse_args(arguments)
     os.environ["MOSA_ARTIFACTS"] = given.artifacts
-    check_port(given.host, given.port)
-    check_store()
-    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
+    from serving.settings import Settings
+    from serving.store import check_store
+
+    require_temporary()
+    require_home("BENTOML_HOME", "bentoml")
+    host = check_port(given.host, given.port)
+    check_store(Settings.from_environment())
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(given.port)]
     # The server takes this process's place, and so its signals.
     os.execv(sys.executable, command)
 
 
-def check_store() -> None:
-    """See to it that the settings can be read, and that there is something to serve.
+def check_port(host: str, port: int) -> str:
+    """The address of a host as a number, which is all that BentoML takes.
 
     Raises:
-        ConfigError: a variable cannot be read.
-        StoreError: the store has no task, and nobody may add one.
+        ConfigError: nothing can listen there.
     """
-    from serving.settings import Settings
-    from serving.storage import open_files
-    from serving.store import TaskStore
-
-    settings = Settings.from_environment()
-    store = TaskStore(open_files(settings.artifacts), settings.max_upload)
-    if not settings.admin_keys:
-        store.require_tasks()
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if nothing can listen at this address."""
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port {port}: 1 to 65535")
     try:
@@ -63,7 +57,7 @@ def check_port(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
+        return str(address[0])
     except OSError as error:
-        taken = "something listens there already: stop it, or choose another --port"
-        reason = taken if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
+        reason = TAKEN if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
         raise ConfigError(f"{host}:{port}: {reason}") from None

@@ -1,11 +1,11 @@
 """Turns the bytes that a client sent into pixels. They are checked before they are decoded."""
 
-import io
 from collections.abc import Sequence
 
 from PIL import Image, UnidentifiedImageError
 
-from mosa_deploy.bundles.decode import FORMATS
+from mosa_deploy.bundles.decode import open_image
+from mosa_deploy.bundles.image_size import size_fault
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import DataError
 from serving.errors import RequestError
@@ -34,19 +34,32 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, max_pixels: int) -
     Raises:
         RequestError: 400.
     """
-    width, height = size
-    if width * height > max_pixels:
-        raise RequestError(400, f"{width} x {height} pixels are more than {max_pixels}: send a smaller image")
-    target = max(preprocess.size) / preprocess.crop_pct
-    if preprocess.resize == "center" and target**2 * max(size) / max(1, min(size)) > max_pixels:
-        raise RequestError(400, f"{width} x {height} pixels are too narrow: crop the image")
+    fault = size_fault(size, preprocess, max_pixels)
+    if fault is not None:
+        way_out = "crop the image" if fault.endswith("narrow") else "send a smaller image"
+        raise RequestError(400, f"{fault}: {way_out}")
+
+
+def is_image(content: bytes) -> bool:
+    """Whether the content begins as an image of a known type does, whole or not; nothing is decoded."""
+    try:
+        with open_image(content):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # What Pillow lets out on damaged bytes, it lets out after it has found the type.
+        return True
 
 
 def _size(content: bytes) -> tuple[int, int]:
     """(W, H) from the file's header; nothing is decoded."""
+    if not content:
+        raise RequestError(415, "the image is empty, 0 bytes: send a PNG, JPEG or WebP file")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(content) as image:
             return image.size
+    except DataError as fault:
+        raise RequestError(415, str(fault)) from None
     except UnidentifiedImageError:
         raise RequestError(415, "not an image of a known type: send a PNG, JPEG or WebP file") from None
     except Image.DecompressionBombError as fault:

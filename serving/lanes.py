@@ -185,7 +185,7 @@ class Lanes:
                     return
                 self._disabled_engines.add(engine)
                 self._shared.pop(engine, None)
-        log.warning("%s without %s, by %s: %s", task, engine.name, self.runtimes.graphs, fault)
+        log.warning("%s without %s, by %s: %s", task, engine.name, self.runtimes.graphs, fault, extra={"task": task})
 
     def shared(self, folder: Path, record: Record, weights: AdapterWeights, engine: Path | None) -> SharedLane:
         """The shared lane of a task whose backbone is in `folder`, run by an engine or from the ONNX file.

@@ -10,15 +10,18 @@ from typing import TypeVar
 
 import numpy as np
 
+from mosa_deploy.bundles.decision import Decision, KeptVersion
 from mosa_deploy.bundles.preprocess import Pixels
-from mosa_deploy.client.schema import ChosenLane, LaneName, Task
+from mosa_deploy.client.schema import LaneName, Task, TaskVersion, Versions
 from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
-from serving.backend import Answered, Health, Lease, Outcome
+from serving.backend import Answered, Health, Lease, Outcome, PutOptions
 from serving.batching import Batcher, Item
+from serving.changes import TaskChanges
 from serving.errors import RequestError, late
 from serving.lanes import Lanes, SharedLane
 from serving.model_cache import LoadedTask
+from serving.presence import Presence
 from serving.registry import Entry, Registry
 from serving.runtime import choose
 from serving.settings import Settings
@@ -45,6 +48,7 @@ class LocalBackend:
         runtimes = choose(settings.runtime)
         log.info("runtime: %s", runtimes)
         store = TaskStore(open_files(settings.artifacts), settings.max_upload)
+        store.require_readable()
         self.batcher = Batcher(
             settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
         )
@@ -55,7 +59,9 @@ class LocalBackend:
             "unfolded": settings.sessions,
         }
         self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
+        self.changes = TaskChanges(self.registry, settings)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
+        self.presence = Presence(store.files)
         self.registry.open(settings.prefetch)
         if not settings.admin_keys:
             self._require_tasks()
@@ -68,7 +74,7 @@ class LocalBackend:
         self.registry.store.require_tasks()
         entries = self.registry.list()
         if all(entry.refused for entry in entries):
-            reasons = "; ".join(str(entry.refused) for entry in entries)
+            reasons = "; ".join(dict.fromkeys(str(entry.refused) for entry in entries))
             raise StoreError(f"no task of {self.settings.artifacts} can be served: {reasons}")
 
     async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
@@ -128,21 +134,28 @@ class LocalBackend:
         """See `Backend`."""
         return self._info(self.registry.entry(name))
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
+    async def put(self, name: str, content: bytes, options: PutOptions) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.registry.put, name, content, new_classes, lane)))
+        entry, gate = await self._change(partial(self.changes.put, name, content, options))
+        return self._info(entry).model_copy(update={"gate": gate})
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, force: bool) -> None:
         """See `Backend`."""
-        await self._change(partial(self.registry.remove, name))
+        await self._change(partial(self.changes.remove, name, force))
 
-    async def rollback(self, name: str) -> Task:
+    async def versions(self, name: str) -> Versions:
+        """See `Backend`. A removed task has versions too: a rollback brings it back."""
+        with self.registry.lock:
+            entry = self.registry.entries.get(name) or self.registry.entry(name)
+        return Versions(versions=tuple(map(partial(_version, entry.decision), entry.decision.versions)))
+
+    async def rollback(self, name: str, digest: str | None, new_classes: bool) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.registry.rollback, name)))
+        return self._info(await self._change(partial(self.changes.rollback, name, digest, new_classes)))
 
     async def pin(self, name: str, pinned: bool) -> Task:
         """See `Backend`."""
-        return self._info(await self._change(partial(self.registry.pin, name, pinned)))
+        return self._info(await self._change(partial(self.changes.pin, name, pinned)))
 
     async def health(self) -> Health:
         """See `Backend`."""
@@ -157,6 +170,7 @@ class LocalBackend:
         self._changers.shutdown()
         self.registry.close()
         self.batcher.close()
+        self.presence.close()
         self.registry.store.files.close()
 
     async def _change(self, action: Callable[[], T]) -> T:
@@ -168,6 +182,9 @@ class LocalBackend:
 
     def _info(self, entry: Entry) -> Task:
         record = entry.version.record if entry.version else None
+        kept = entry.decision.find(entry.decision.current)
+        accuracy = record.metrics.get("validation_accuracy") if record else None
+        measured_on = f"validation images of its tuning ({record.dataset})" if record and accuracy is not None else None
         plan = entry.loaded.lane.plan if entry.loaded else None
         return Task(
             task=entry.name,
@@ -182,7 +199,24 @@ class LocalBackend:
             pinned=entry.decision.pinned,
             can_roll_back=entry.decision.previous is not None,
             reason=entry.refused,
+            accuracy=accuracy,
+            measured_on=measured_on,
+            added=kept.added if kept else None,
+            served_since=entry.decision.since or (kept.added if kept else None),
+            preprocess=record.preprocess.model_dump(mode="json") if record else None,
         )
+
+
+def _version(decision: Decision, kept: KeptVersion) -> TaskVersion:
+    """What the service says of a version that is kept."""
+    return TaskVersion(
+        bundle=kept.digest,
+        served=kept.key == decision.current,
+        source=kept.source,
+        added=kept.added,
+        accuracy=kept.accuracy,
+        classes=kept.classes,
+    )
 
 
 def _identity(item: Item) -> tuple[object, ...]:

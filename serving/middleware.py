@@ -1,7 +1,6 @@
 """The outermost layer of the app. It bounds bodies and times, and writes one log line and one count per request.
 
-The whole body is read here before a route sees it, so no parser waits for a slow sender. A body is refused as soon as
-it passes the limit, whatever its header said.
+The whole body is read here before a route sees it, so no parser waits for a slow sender.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import metrics
 from serving.errors import RequestError, busy
+from serving.request_body import RequestBody
 from serving.settings import Settings
 
 log = logging.getLogger("mosa_deploy.requests")
@@ -51,13 +51,15 @@ class LimitsMiddleware:
             entry.write()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: "RequestLog") -> None:
+        reader = RequestBody(scope, receive, self.settings)
         try:
             if self.in_flight > self.settings.requests:
                 raise busy(f"{self.settings.requests} requests are in work")
-            body = await self._body(scope, receive)
+            body = await reader.read()
         except RequestError as error:
-            # The rest of the body is not worth waiting for.
-            await error_response(error, {"connection": "close"})(scope, receive, send)
+            response = error_response(error, {"connection": "close"})
+            # Only what is too large is worth reading on: it would be too large again.
+            await response(scope, receive, _after(reader, send) if error.status == 413 else send)
             return
         if body is None:
             return
@@ -70,34 +72,6 @@ class LimitsMiddleware:
             if not entry.status:
                 reason = f"no answer within {seconds:g} s; a change that has begun goes on: see GET /v1/tasks"
                 await error_response(RequestError(504, reason))(scope, receive, send)
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None if the sender disconnected."""
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if "pickle" in headers.get("content-type", "").lower():
-            raise RequestError(415, "pickles are not read: send multipart/form-data, or a .mosa file")
-        limit = self.settings.max_upload
-        stated = headers.get("content-length", "0")
-        if not stated.isascii() or not stated.isdigit() or len(stated) > 18:
-            raise RequestError(400, "Content-Length is not a number")
-        if int(stated) > limit:
-            raise too_large(limit)
-        parts: list[bytes] = []
-        try:
-            async with asyncio.timeout(self.settings.body_s):
-                size = 0
-                while True:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        return None
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > limit:
-                        raise too_large(limit)
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise RequestError(408, f"the body did not arrive within {self.settings.body_s:g} s") from None
 
 
 class RequestLog:
@@ -130,12 +104,21 @@ class RequestLog:
         metrics.requests.labels(route, method, str(self.status)).inc()
         metrics.latency.labels(route).observe(seconds)
         line = {"id": self.id, "method": method, "route": route, "status": self.status}
-        log.info(json.dumps({**line, **self.fields, "ms": round(1000 * seconds, 2)}))
+        text = json.dumps({**line, **self.fields, "ms": round(1000 * seconds, 2)})
+        log.info(text, extra={"task": _names(self.fields.get("task", ()))})
 
 
-def too_large(limit: int) -> RequestError:
-    """413: the body has more bytes than MOSA_MAX_UPLOAD."""
-    return RequestError(413, f"the body has more than {limit} bytes, which is the limit: send less at once")
+def _after(reader: RequestBody, send: Send) -> Send:
+    """Send an answer at once, but end it only after the body, because the server then closes the connection."""
+
+    async def hold(message: Message) -> None:
+        last = message["type"] == "http.response.body" and not message.get("more_body")
+        await send({**message, "more_body": True} if last else message)
+        if last:
+            await reader.drain()
+            await send({"type": "http.response.body", "body": b""})
+
+    return hold
 
 
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -160,3 +143,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
+
+
+def _names(task: str | Sequence[str]) -> str:
+    """One task or several, as the log shows them."""
+    return task if isinstance(task, str) else ",".join(task)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.canary import CANARY_PIXELS
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.bundles.store_layout import ENGINES, FOLDED, UNFOLDED, backbone_folder, task_folder
 from mosa_deploy.client.schema import LaneName
@@ -29,7 +30,6 @@ OWN_GRAPH: tuple[LaneName, ...] = ("folded", "unfolded")
 """The lanes in which each task has a session of its own; MOSA_SESSIONS bounds them together."""
 
 CANARY_SECONDS = 60.0
-CANARY_PIXELS = 50_000_000
 
 
 @dataclass(eq=False)

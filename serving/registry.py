@@ -1,23 +1,19 @@
-"""The registry: which version of which task answers now, and how that changes while requests are in flight."""
+"""The registry: which version of which task answers now. `serving.changes` changes it under requests in flight."""
 
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.decision import Decision
 from mosa_deploy.bundles.record import Record
-from mosa_deploy.bundles.store_layout import BACKBONES
-from mosa_deploy.client.schema import ChosenLane, LaneName
+from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, unknown_name
 from serving.batching import Batcher
 from serving.errors import RequestError
 from serving.lanes import Lanes
 from serving.model_cache import LoadedTask, ModelCache
-from serving.store import Decision, TaskStore, Version
+from serving.store import TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")
 
@@ -40,7 +36,7 @@ class Entry:
 
 
 class Registry:
-    """Every task by name. Reading takes one lock and never waits for a load. Each task has one change at a time."""
+    """Every task by name. Reading takes one lock and never waits for a load."""
 
     def __init__(
         self,
@@ -56,7 +52,6 @@ class Registry:
         self.cache = ModelCache(store, lanes, batcher, limits, self._evicted)
         self.lock = self.cache.lock
         self.entries: dict[str, Entry] = {}
-        self._turns: dict[str, threading.Lock] = {}
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="mosa-load")
 
     def open(self, prefetch: int) -> None:
@@ -73,7 +68,7 @@ class Registry:
             try:
                 self.release(self.acquire(entry.name))
             except MosaError as fault:
-                log.error("not serving %s: %s", entry.name, fault)
+                log.error("not serving %s: %s", entry.name, fault, extra={"task": entry.name})
 
     def close(self) -> None:
         """Cancel the loads that have not begun, and wait for the others."""
@@ -124,100 +119,14 @@ class Registry:
         """Called when the request that held it ends."""
         self.cache.release(loaded)
 
-    def put(self, name: str, content: bytes, new_classes: bool = False, lane: ChosenLane | None = None) -> Entry:
-        """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
-
-        Raises:
-            RequestError: 400 if it is no bundle, 409 if its classes differ, 422 if it does not fit. The old version
-                stays then.
-        """
-        try:
-            archive = Archive.unpack(content, self.store.limit)
-            bundle = archive.bundle()
-        except BundleError as fault:
-            raise RequestError(400, str(fault)) from None
-        if bundle.record.task != name:
-            raise RequestError(
-                422, f"the bundle is of task '{bundle.record.task}': send it to /v1/tasks/{bundle.record.task}"
-            )
-        backbone = bundle.record.backbone.folder
-        if not bundle.record.sequential and backbone not in self.store.files.names(BACKBONES):
-            raise RequestError(
-                422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
-            )
-        with self._turn(name):
-            entry = self.entries.get(name) or Entry(name, Decision(current=None))
-            now, old = entry.decision, entry.version
-            if now.current == DAMAGED:
-                now = now.model_copy(update={"current": None})
-            if old and now.current and old.record.classes != bundle.record.classes and not new_classes:
-                raise RequestError(409, f"'{name}' has other classes now: send ?new_classes=true if that is meant")
-            previous = now.previous if now.current in (None, archive.key) else now.current
-            update = {"current": archive.key, "previous": previous, "lane": lane or now.lane}
-            decision = now.model_copy(update=update)
-            self._switch(entry, Version(archive.key, bundle.record), bundle, decision, keep=archive)
-            return entry
-
-    def rollback(self, name: str) -> Entry:
-        """Serve the previous version. A second rollback undoes the first, and a removed task comes back.
-
-        Raises:
-            RequestError: 404 for an unknown task, 409 if it has no previous version.
-        """
-        with self._turn(name):
-            entry = self.entries.get(name) or self.entry(name)
-            now = entry.decision
-            if now.previous is None:
-                raise RequestError(409, f"'{name}' has no version before this one")
-            archive = self.store.archive(name, now.previous)
-            bundle = archive.bundle()
-            decision = now.model_copy(update={"current": now.previous, "previous": now.current})
-            self._switch(entry, Version(now.previous, bundle.record), bundle, decision)
-            return entry
-
-    def remove(self, name: str) -> None:
-        """Stop serving a task; its last version is kept for a rollback.
-
-        Raises:
-            RequestError: 404 for an unknown task.
-        """
-        with self._turn(name):
-            entry = self.entry(name)
-            now = entry.decision
-            self.store.keep_export(name, now)
-            decision = now.model_copy(update={"current": None, "previous": now.current, "pinned": False})
-            self.store.decide(name, decision)
-            self.store.forget_between(now, decision)
-            self._swap(entry, None, None, decision)
-
-    def pin(self, name: str, pinned: bool) -> Entry:
-        """Load a task and keep it loaded, or let it be evicted again.
-
-        Raises:
-            RequestError: 404 for an unknown task, 503 if it cannot be loaded.
-        """
-        with self._turn(name):
-            entry = self.entry(name)
-            loaded = self.acquire(name) if pinned else entry.loaded
-            try:
-                decision = entry.decision.model_copy(update={"pinned": pinned})
-                self.store.decide(name, decision)
-                with self.lock:
-                    entry.decision = decision
-                    if entry.loaded:
-                        entry.loaded.pinned = pinned
-            finally:
-                if pinned and loaded:
-                    self.release(loaded)
-            return entry
-
-    @contextmanager
-    def _turn(self, name: str) -> Iterator[None]:
-        """Wait for this task's turn: each task has one change at a time."""
+    def swap(self, entry: Entry, version: Version | None, loaded: LoadedTask | None, decision: Decision) -> None:
+        """Give another version, or none, to new requests, and retire the one before."""
         with self.lock:
-            turn = self._turns.setdefault(name, threading.Lock())
-        with turn:
-            yield
+            old, entry.loaded = entry.loaded, loaded
+            entry.version, entry.decision, entry.refused = version, decision, None
+            self.entries[entry.name] = entry
+            if old:
+                self.cache.retire(old)
 
     def _read(self, name: str) -> Entry:
         """Read a task from the store."""
@@ -226,7 +135,7 @@ class Registry:
             if entry.decision.current:
                 entry.version = self.store.version(name, entry.decision.current)
         except MosaError as fault:
-            log.error("not serving %s: %s", name, fault)
+            log.error("not serving %s: %s", name, fault, extra={"task": name})
             return Entry(name, Decision(current=DAMAGED, exported=self.store.exported(name)), refused=str(fault))
         return entry
 
@@ -257,7 +166,7 @@ class Registry:
                 if isinstance(fault, BundleError | ParityError | StoreError) and entry.version is version:
                     entry.refused = str(fault)
             raise
-        self._log_loaded(loaded)
+        self.log_loaded(loaded)
         with self.lock:
             entry.loading = None
             if entry.version is version and entry.loaded is None:
@@ -266,41 +175,12 @@ class Registry:
                 self.cache.retire(loaded)
             self.cache.release(loaded)
 
-    def _switch(
-        self, entry: Entry, version: Version, bundle: Bundle, decision: Decision, keep: Archive | None = None
-    ) -> None:
-        """Prove a version, write it and the decision, then give it to new requests."""
-        name, before = entry.name, entry.decision
-        loaded = self.cache.load(version, bundle, self.lane_of(name, decision, version.record), decision.pinned)
-        try:
-            self.store.keep_export(name, before)
-            if keep:
-                self.store.keep(keep)
-            self.store.decide(name, decision)
-        except BaseException as fault:
-            self.cache.retire(loaded)
-            self.cache.release(loaded)
-            if isinstance(fault, OSError):
-                raise StoreError(f"{self.store} cannot be written: {fault.strerror}") from fault
-            raise
-        self._swap(entry, version, loaded, decision)
-        self.cache.release(loaded)
-        self.store.forget_between(before, decision)
-        self._log_loaded(loaded)
-
-    def _log_loaded(self, loaded: LoadedTask) -> None:
+    def log_loaded(self, loaded: LoadedTask) -> None:
+        """Say in the log, and count, that a version is loaded."""
         version, lane = loaded.version, loaded.lane
         self.count("load")
-        log.info("serving %s, bundle %s, %s by %s", version.record.task, version.digest[:12], lane.kind, lane.plan)
-
-    def _swap(self, entry: Entry, version: Version | None, loaded: LoadedTask | None, decision: Decision) -> None:
-        """Give another version, or none, to new requests, and retire the one before."""
-        with self.lock:
-            old, entry.loaded = entry.loaded, loaded
-            entry.version, entry.decision, entry.refused = version, decision, None
-            self.entries[entry.name] = entry
-            if old:
-                self.cache.retire(old)
+        task, digest = version.record.task, version.digest[:12]
+        log.info("serving %s, bundle %s, %s by %s", task, digest, lane.kind, lane.plan, extra={"task": task})
 
     def _evicted(self, loaded: LoadedTask) -> None:
         entry = self.entries.get(loaded.version.record.task)

@@ -8,17 +8,17 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
-from mosa_deploy.client.schema import ChosenLane, Task
+from mosa_deploy.client.schema import Task, Versions
 from mosa_deploy.errors import MosaError
 from serving import ipc
-from serving.backend import Answered, Backend, Health, Lease, Outcome
+from serving.backend import Answered, Backend, Health, Lease, Outcome, PutOptions
 from serving.errors import RequestError, busy
 
 log = logging.getLogger("mosa_deploy.serving")
@@ -112,18 +112,23 @@ class RemoteBackend:
         """See `Backend`."""
         return Task.model_validate((await self._ask("task", name=name))["value"])
 
-    async def put(self, name: str, content: bytes, new_classes: bool, lane: ChosenLane | None) -> Task:
+    async def put(self, name: str, content: bytes, options: PutOptions) -> Task:
         """See `Backend`."""
-        reply = await self._ask("put", [content], name=name, new_classes=new_classes, lane=lane)
+        reply = await self._ask("put", [content], name=name, options=asdict(options))
         return Task.model_validate(reply["value"])
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, force: bool) -> None:
         """See `Backend`."""
-        await self._ask("remove", name=name)
+        await self._ask("remove", name=name, force=force)
 
-    async def rollback(self, name: str) -> Task:
+    async def versions(self, name: str) -> Versions:
         """See `Backend`."""
-        return Task.model_validate((await self._ask("rollback", name=name))["value"])
+        return Versions.model_validate((await self._ask("versions", name=name))["value"])
+
+    async def rollback(self, name: str, digest: str | None, new_classes: bool) -> Task:
+        """See `Backend`."""
+        reply = await self._ask("rollback", name=name, digest=digest, new_classes=new_classes)
+        return Task.model_validate(reply["value"])
 
     async def pin(self, name: str, pinned: bool) -> Task:
         """See `Backend`."""
@@ -230,19 +235,21 @@ class InferenceServer:
             case "infer":
                 return await self._infer(head, blobs, held)
             case "put":
-                head["content"] = blobs[0]
-                return {"value": (await self.backend.put(**head)).model_dump()}, []
+                options = PutOptions(**head.pop("options"))
+                return {
+                    "value": (await self.backend.put(**head, content=blobs[0], options=options)).model_dump(mode="json")
+                }, []
             case "remove":
                 await self.backend.remove(**head)
                 return {}, []
             case "tasks":
-                return {"value": [each.model_dump() for each in await self.backend.tasks()]}, []
+                return {"value": [each.model_dump(mode="json") for each in await self.backend.tasks()]}, []
             case "health":
                 health = await self.backend.health()
                 return {"value": {"alive": health.alive, "ready": health.ready}}, []
-            case "task" | "rollback" | "pin" as call:
-                info: Task = await getattr(self.backend, call)(**head)
-                return {"value": info.model_dump()}, []
+            case "task" | "versions" | "rollback" | "pin" as call:
+                info: Task | Versions = await getattr(self.backend, call)(**head)
+                return {"value": info.model_dump(mode="json")}, []
         raise RequestError(503, "the workers are of different versions: restart the server")
 
     async def _infer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RequestError]) -> Reply:

@@ -46,7 +46,10 @@ def choose(setting: RuntimeSetting) -> Runtimes:
 
 def _automatic() -> Runtimes:
     if not cuda.has_driver():
-        log.info("no engines are used: no NVIDIA GPU is here")
+        if cuda.has_gpu() and not cuda.is_hidden():
+            _warn(cuda.NO_DRIVER)
+        else:
+            log.info("no engines are used: no NVIDIA GPU is here")
         return Runtimes("onnxruntime-cpu")
     try:
         check_engines()
@@ -57,11 +60,18 @@ def _automatic() -> Runtimes:
 
 
 def _for_graphs() -> GraphRunnerName:
-    """ONNX Runtime on CUDA if that works here, else on the CPU."""
+    """ONNX Runtime on CUDA if that works here, else on the CPU, which is said where there is a GPU."""
     if not cuda.has_driver():
         return "onnxruntime-cpu"
     try:
         check_runner("onnxruntime-cuda")
-    except ProviderError:
+    except ProviderError as fault:
+        if cuda.has_gpu() and not cuda.is_hidden():
+            _warn(str(fault))
         return "onnxruntime-cpu"
     return "onnxruntime-cuda"
+
+
+def _warn(reason: str) -> None:
+    """Say why a GPU is not used, and how to say that this is meant."""
+    log.warning("an NVIDIA GPU is here, but graphs run on the CPU: %s; MOSA_RUNTIME=onnxruntime-cpu if meant", reason)

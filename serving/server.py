@@ -1,14 +1,70 @@
-"""Changes to BentoML's server for which it has no setting: how it stops, and that it forgets answered requests."""
+"""Changes to BentoML's server for which it has no setting.
 
+They are: how it stops, that it forgets answered requests, and that a start that cannot succeed ends it.
+"""
+
+import atexit
+import errno
+import logging
 import os
 import signal
 import socket
+import sys
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from bentoml._internal.utils.circus import Arbiter
+
+from mosa_deploy.errors import USAGE_EXIT, ConfigError
+from serving.errors import TAKEN
+
+SUPERVISOR = "MOSADEPLOY_SUPERVISOR"
+"""The variable that tells a worker which process started it, and waits for its SIGUSR1."""
+
+
+def stop(error: Exception) -> NoReturn:
+    """End this process with one line and the exit code of a user's mistake, and the server if this is a worker of it.
+
+    BentoML would start the worker again every ten seconds, to end in the same way.
+    """
+    # Any exception, even SystemExit, would reach the operator as a traceback of the server's frames.
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    if os.environ.get(SUPERVISOR) == str(os.getppid()):
+        os.kill(os.getppid(), signal.SIGUSR1)
+    os._exit(USAGE_EXIT)
+
+
+def supervise() -> None:
+    """Change the process that starts the workers. To be called before it opens its socket and starts the first one.
+
+    It ends when a worker calls `stop`, and a port that cannot be had is one line.
+    """
+    os.environ[SUPERVISOR] = str(os.getpid())
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        atexit.register(os._exit, USAGE_EXIT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR1, give_up)
+    initialize = Arbiter.initialize
+
+    def initialized(arbiter: Arbiter) -> None:
+        # circus says in a line of its own that a socket cannot be bound.
+        logging.disable(logging.CRITICAL)
+        try:
+            initialize(arbiter)
+        except OSError as error:
+            place = ", ".join(f"{each.host}:{each.port}" for each in arbiter.sockets.values())
+            reason = TAKEN if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
+            stop(ConfigError(f"{place}: {reason}"))
+        finally:
+            logging.disable(logging.NOTSET)
+
+    Arbiter.initialize = initialized
 
 
 def prepare(drain: float) -> None:

@@ -6,33 +6,25 @@ log are off, because they would write a series and a line for every path that a 
 """
 
 import gc
-import os
-import sys
-from typing import NoReturn
 
 import bentoml
 
-from mosa_deploy.errors import USAGE_EXIT, MosaError
+from mosa_deploy.errors import MosaError
 from serving import log, server
 from serving.app import attach, create_app
 from serving.backend import Backend
 from serving.leader import WorkerRendezvous
 from serving.local_backend import LocalBackend
 from serving.remote_backend import InferenceServer, RemoteBackend
-from serving.settings import Settings
+from serving.settings import Settings, unread_variables
+from serving.store import check_store
 
 
 def _settings() -> Settings:
     try:
         return Settings.from_environment()
     except MosaError as error:
-        _stop(error)
-
-
-def _stop(error: MosaError) -> NoReturn:
-    # Any exception, even SystemExit, would reach the operator as a traceback of the server's frames.
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(USAGE_EXIT)
+        server.stop(error)
 
 
 settings = _settings()
@@ -52,13 +44,26 @@ class Classifier:
     backend: Backend
     inference_server: InferenceServer | None = None
 
+    @bentoml.on_deployment  # type: ignore[untyped-decorator] # bentoml leaves it without types
+    @staticmethod
+    def supervise() -> None:
+        """Find, in the process that starts the workers, what none of them could start with."""
+        log.configure()
+        try:
+            check_store(settings)
+        except MosaError as error:
+            server.stop(error)
+        server.supervise()
+
     def __init__(self) -> None:
         log.configure()
         log.words.info("settings: %s", settings.shown())
+        for line in unread_variables():
+            log.words.warning(line)
         try:
             self.backend = self._open()
-        except MosaError as error:
-            _stop(error)
+        except (MosaError, OSError) as error:
+            server.stop(error)
         attach(app, self.backend)
 
     def _open(self) -> Backend:

@@ -1,21 +1,33 @@
 """The service's settings. It reads them from the environment once, when it starts."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.runtimes.names import RuntimeSetting
+from mosa_deploy.utils.variables import CLIENT, PREFIX, unread
 
-PREFIX = "MOSA_"
 SECRET = ("api_keys", "admin_keys")
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+")
 
 
 def _split(value: Any) -> Any:
     """Split a variable that holds a list, separated by commas."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Origins as browsers send them; ValueError names one that no browser would send."""
+    found = tuple(value.lower().rstrip("/") for value in values)
+    for value in found:
+        if value not in ("*", "null") and not ORIGIN.fullmatch(value):
+            raise ValueError(f"'{value}' is no origin: give * or one like https://example.com, without a path")
+    return found
 
 
 Listed = Annotated[tuple[str, ...], BeforeValidator(_split)]
@@ -65,12 +77,23 @@ class Settings(BaseModel):
     folded: Listed = ()
     """Tasks that are served by a folded graph of their own instead of the shared graph; `*` means all."""
 
+    versions: Annotated[int, Field(ge=2)] = 5
+    """The most versions of a task that the store keeps for a rollback, the served one included."""
+
+    promotion_margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """By how much the accuracy of a new version may be lower than that of the served one, on the labelled images of an
+    upload. An upload's `margin` replaces it."""
+
     max_upload: Count = 10 << 20
     """The most bytes of a request's body; more are refused with 413."""
     max_pixels: Count = 50_000_000
     """The most pixels of an image, checked before it is decoded; more are refused with 400."""
     max_images: Count = 64
     """The most images, and answers, of one request."""
+
+    cors_origins: Annotated[Listed, AfterValidator(_origins)] = ()
+    """The sites whose pages may ask from a browser, such as `https://example.com`; `*` means all. Keys are asked for
+    there too."""
 
     api_keys: Listed = ()
     """The keys that may ask; everybody may if there are none."""
@@ -107,8 +130,15 @@ def variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
+def unread_variables() -> list[str]:
+    """A line for each variable `MOSA_...` that is set, and that neither the service nor the client reads."""
+    files = [f"{variable(name)}_FILE" for name in SECRET]
+    return unread([*map(variable, Settings.model_fields), *files, *CLIENT])
+
+
 def _fault(name: str, reason: str, given: dict[str, str]) -> str:
     value = "..." if name in SECRET else given[name]
+    reason = reason.removeprefix("Value error, ")
     return f"{variable(name)}={value}: {reason[0].lower()}{reason[1:]}"
 
 

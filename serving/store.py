@@ -3,39 +3,45 @@
 `mosa_deploy.bundles.store_layout` says where they lie. A task's exported version lies in `tasks/`, its uploaded ones in
 `uploads/`. A version is written before the decision that names it, and a decision is one small file: whenever a
 process is killed, the store names the old version or the new one. An export that is newer than the last decision is
-served.
+served if `mosa_deploy.bundles.decision` lets it.
 """
 
-import json
-from dataclasses import dataclass
-
-from pydantic import BaseModel, ConfigDict
+import io
+import logging
+import sys
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.bundles.format_version import FileFormat
+from mosa_deploy.bundles.decision import (
+    Decision,
+    ExportNote,
+    KeptVersion,
+    Source,
+    objections,
+    parse_decision,
+    parse_note,
+)
+from mosa_deploy.bundles.gate import LabelledImage, pack_gate, read_members
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
-from mosa_deploy.bundles.store_layout import DECISIONS, TASKS, UPLOADS, decision_file, task_folder, upload_file
-from mosa_deploy.client.schema import ChosenLane
-from mosa_deploy.errors import StoreError
-from serving.storage import LocalFiles, RemoteFiles
+from mosa_deploy.bundles.store_layout import (
+    DECISIONS,
+    EXPORT_NOTE,
+    TASKS,
+    UPLOADS,
+    decision_file,
+    gate_file,
+    task_folder,
+    upload_file,
+)
+from mosa_deploy.errors import MosaError, StoreError
+from serving.settings import Settings
+from serving.storage import LocalFiles, RemoteFiles, open_files
 
-DECISION_FORMAT = FileFormat(decision_file("<task>"), StoreError, remedy="remove it, and upload the task again")
-
-
-class Decision(BaseModel):
-    """`decisions/<task>.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = DECISION_FORMAT.newest
-    current: str | None
-    """Key of the version that is served; None after a removal."""
-    previous: str | None = None
-    """Key of the version that a rollback returns to."""
-    exported: str | None = None
-    """Key of the exported version when this was decided."""
-    pinned: bool = False
-    lane: ChosenLane | None = None
+log = logging.getLogger("mosa_deploy.serving")
 
 
 @dataclass(frozen=True)
@@ -72,28 +78,96 @@ class TaskStore:
         decided = {name.removesuffix(".json") for name in self.files.names(DECISIONS) if name.endswith(".json")}
         return sorted(decided | set(self.files.names(TASKS)))
 
+    def require_readable(self) -> None:
+        """Raises StoreError if the store is there but cannot be read."""
+        if isinstance(self.files, LocalFiles) and self.files.root.exists() and not self.files.root.is_dir():
+            raise StoreError(f"{self} is a file: name the folder that `mosa export --out` has written")
+        try:
+            self.names()
+        except Exception as fault:  # fsspec's systems raise errors of their own
+            reason = " ".join(str(getattr(fault, "strerror", None) or fault or type(fault).__name__).split())
+            raise StoreError(f"{self} cannot be read ({reason}): check the path, and who may read it") from None
+
     def require_tasks(self) -> None:
         """Raises StoreError if there is no task."""
         if not self.names():
             raise StoreError(f"no task in {self}/{TASKS}: write one with `mosa export --out {self}`")
 
     def decision(self, name: str) -> Decision:
-        """The decision that holds for a task now.
+        """The decision that holds for a task now. It does not follow an export that needs consent, and the log says so.
 
         Raises:
-            StoreError: it is damaged, or was written by a newer release.
+            MosaError: it is damaged, or was written by a newer release.
         """
         exported, where = self.exported(name), f"{self}/{decision_file(name)}"
         try:
-            fields = json.loads(self.files.read(decision_file(name)))
-            decided = Decision.model_validate(DECISION_FORMAT.upgrade(fields, where))
+            decided = parse_decision(self.files.read(decision_file(name)), where)
         except FileNotFoundError:
-            return Decision(current=exported, exported=exported)
-        except (ValueError, AttributeError, RecursionError):
-            raise StoreError(f"{where} is damaged: {DECISION_FORMAT.remedy}") from None
-        if exported not in (None, decided.exported, decided.current):
-            return decided.model_copy(update={"current": exported, "previous": decided.current, "exported": exported})
+            return self._undecided(name, exported)
+        decided = self._complete(name, decided)
+        if exported in (None, decided.exported, decided.current):
+            return decided
+        return self._with_export(name, exported, decided)
+
+    def _undecided(self, name: str, exported: str | None) -> Decision:
+        """The decision about a task that was only exported; exports before it may be kept."""
+        if exported is None:
+            return Decision(current=None)
+        note = self.note(name)
+        kept = [key for key in note.kept if f"{key}.mosa" in self.files.names(UPLOADS)] if note else []
+        decided = Decision(current=exported, previous=next(iter(kept), None), exported=exported)
+        for key in reversed(kept[1:]):
+            with suppress(MosaError):
+                decided = decided.keeping(self.describe(name, key, "export", None))
+        return self._complete(name, decided)
+
+    def _with_export(self, name: str, exported: str, decided: Decision) -> Decision:
+        """The decision after a newer export: the export is served, or only kept if it needs consent."""
+        note = self.note(name)
+        try:
+            found = self.describe(name, exported, "export", note.exported if note else None)
+        except MosaError as fault:
+            log.warning("the newer export is not served: %s", fault, extra={"task": name})
+            return decided
+        reasons = [reason for reason in objections(decided, found.classes) if reason]
+        if reasons and not (note and note.replaces == decided.last):
+            way_out = f"roll back to {found.digest[:12]} to serve it, with ?new_classes=true if its classes are meant"
+            log.warning("a newer export is not served: %s; %s", ", and ".join(reasons), way_out, extra={"task": name})
+            return decided.keeping(found)
+        update = {"current": exported, "previous": decided.last, "exported": exported, "since": found.added}
+        return decided.model_copy(update=update).keeping(found)
+
+    def _complete(self, name: str, decided: Decision) -> Decision:
+        """Describe the versions that a decision names, but that an earlier release did not describe."""
+        note, exported = self.note(name), self.exported(name)
+        exports = (decided.exported, exported, *(note.kept if note else ()))
+        for key in (decided.previous, decided.current):
+            if key and not decided.find(key):
+                source: Source = "export" if key in exports else "upload"
+                added = note.exported if note and key == exported else None
+                # What cannot be read is told when it is needed.
+                with suppress(MosaError):
+                    decided = decided.keeping(self.describe(name, key, source, added))
         return decided
+
+    def describe(self, name: str, key: str, source: Source, added: datetime | None) -> KeptVersion:
+        """A version by its record.
+
+        Raises:
+            MosaError: it is missing or damaged.
+        """
+        return KeptVersion.of(key, self.version(name, key).record, source, added)
+
+    def note(self, name: str) -> ExportNote | None:
+        """What `mosa export` wrote beside the exported version; None if an earlier release exported it."""
+        path = f"{task_folder(name)}/{EXPORT_NOTE}"
+        try:
+            return parse_note(self.files.read(path), f"{self}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except StoreError as fault:
+            log.warning("%s", fault, extra={"task": name})
+            return None
 
     def decide(self, name: str, decision: Decision) -> None:
         """Write a decision, which holds from now on."""
@@ -124,7 +198,8 @@ class TaskStore:
                 raise StoreError(f"{self}/{folder}/{TENSORS}: no such file; export the task again") from None
         path = upload_file(key)
         try:
-            archive = Archive.unpack(self.files.read(path), self.limit)
+            # The limit is for what strangers send; a kept export may be larger.
+            archive = Archive.unpack(self.files.read(path), sys.maxsize)
         except FileNotFoundError:
             raise StoreError(f"{self}/{path}: no such file; upload the task again") from None
         if archive.key != key:
@@ -133,18 +208,44 @@ class TaskStore:
 
     def keep(self, archive: Archive) -> None:
         """Write a version under its key."""
-        self.files.write(upload_file(archive.key), archive.pack())
+        self.files.write(upload_file(archive.key), replace(archive, gate=()).pack())
+
+    def gate(self, name: str) -> tuple[LabelledImage, ...]:
+        """The labelled images that are kept for a task.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        path = gate_file(name)
+        try:
+            with zipfile.ZipFile(io.BytesIO(self.files.read(path))) as archive:
+                return read_members(archive)
+        except FileNotFoundError:
+            return ()
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise StoreError(f"{self}/{path} is damaged ({error}): remove it, or send labelled images again") from None
+
+    def keep_gate(self, name: str, images: Sequence[LabelledImage]) -> None:
+        """Keep labelled images for the next uploads of a task."""
+        self.files.write(gate_file(name), pack_gate(images))
+
+    def forget_gate(self, name: str) -> None:
+        """Remove the labelled images of a task."""
+        self.files.remove(gate_file(name))
 
     def keep_export(self, name: str, decision: Decision) -> None:
         """Copy the exported version to the uploads if it is served, because the next export replaces it."""
-        if decision.current and decision.current == decision.exported:
+        if decision.current is None or decision.current != decision.exported:
+            return
+        try:
             self.keep(self.archive(name, decision.current))
+        except StoreError as fault:
+            log.warning("no rollback to the export that was served: %s", fault, extra={"task": name})
 
     def forget_between(self, before: Decision, now: Decision) -> None:
-        """Remove the uploaded versions that `before` needed, to answer or to roll back, and `now` does not."""
-        for key in {before.current, before.previous} - {now.current, now.previous}:
-            if key is not None:
-                self.files.remove(upload_file(key))
+        """Remove the uploaded versions that `before` kept and `now` does not."""
+        for key in before.keys - now.keys:
+            self.files.remove(upload_file(key))
 
     def exported(self, name: str) -> str | None:
         """Key of the version that `mosa export` wrote; None if it wrote none."""
@@ -159,3 +260,18 @@ class TaskStore:
                 f"{self}/{task_folder(name)} holds the bundle of '{record.task}': give the folder that name"
             )
         return Version(key, record)
+
+
+def check_store(settings: Settings) -> None:
+    """See to it that the store can be read, and that there is something to serve.
+
+    Raises:
+        StoreError: it cannot be read, or it has no task and nobody may add one.
+    """
+    store = TaskStore(open_files(settings.artifacts), settings.max_upload)
+    try:
+        store.require_readable()
+        if not settings.admin_keys:
+            store.require_tasks()
+    finally:
+        store.files.close()

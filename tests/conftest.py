@@ -1,21 +1,28 @@
-"""Fixtures that several rooms share: a toy transformer, a tuned run, a store."""
+"""Fixtures that several rooms share: a toy transformer, a tuned run, a store, and a service of tasks without tuning."""
 
+import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from filelock import FileLock
 from timm.models.vision_transformer import VisionTransformer
 
 from export.export import export
 from export.options import ExportConfig
 from mosa_deploy.backbones.load import randomise
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.store_layout import StoreLayout
+from tests.support.app import changing, running
 from tests.support.images import DATA
 from tests.support.runs import Once
+from tests.support.tasks import TaskMaker
 from training.config import TuneConfig
 from training.tune import tune
 
@@ -83,3 +90,58 @@ def store(once: Once, digits_run: Path, sprites_run: Path) -> Path:
             export(ExportConfig(bundle=run, out=root))
 
     return once("store", make)
+
+
+METHODS = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear", "grains": "lora"}
+
+
+def make_tasks(root: Path) -> None:
+    """A store of a few tasks on the embedded backbone."""
+    maker = TaskMaker(root)
+    for seed, (name, method) in enumerate(METHODS.items()):
+        maker.store(maker.make(name, seed, method=method))
+
+
+@pytest.fixture(scope="session")
+def maker(once: Once) -> TaskMaker:
+    """Makes tasks on the embedded backbone; its store has a few, and tests must not change it."""
+    return TaskMaker(once("made", make_tasks))
+
+
+@pytest.fixture(scope="session")
+def archives(maker: TaskMaker) -> Mapping[str, Archive]:
+    """The tasks of the maker's store, by name."""
+    return {name: Archive.of(StoreLayout(maker.root).task(name)) for name in METHODS}
+
+
+@pytest.fixture(scope="session")
+def newer(maker: TaskMaker) -> Archive:
+    """Another version of `birds`: it says class i + 9 of image i."""
+    return maker.make("birds", 9)
+
+
+@pytest.fixture
+def copied(maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path) -> Path:
+    """A store of one's own."""
+    return Path(shutil.copytree(maker.root, tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def client(maker: TaskMaker, archives: Mapping[str, Archive]) -> Iterator[TestClient]:
+    """The service with all tasks, which nobody may change."""
+    with running(maker.root) as client:
+        yield client
+
+
+@pytest.fixture
+def admin(copied: Path) -> Iterator[TestClient]:
+    """The service on a store of one's own, by one who may change it."""
+    with changing(copied) as client:
+        yield client
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the service says."""
+    caplog.set_level(logging.INFO, "mosa_deploy.serving")
+    return caplog

@@ -11,18 +11,21 @@ import pytest
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
+from mosa_deploy.bundles.decision import DECISION_FORMAT, NOTE_FORMAT, Decision, ExportNote, parse_note
+from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.format_version import FileFormat
 from mosa_deploy.bundles.graph_index import INDEX_FORMAT, read_index
 from mosa_deploy.bundles.record import RECORD_FORMAT, read_record
 from mosa_deploy.runtimes.tensorrt_record import ENGINES_FORMAT, read_records
 from serving.storage import LocalFiles
-from serving.store import DECISION_FORMAT, Decision, TaskStore
+from serving.store import TaskStore
 from tests.support.app import running, scores
 from tests.support.files import files_of
-from training.config import RUN_FORMAT, TuneConfig
+from training.config import TuneConfig
 from training.evaluate import evaluate
 from training.options import EvaluateConfig
 from training.run import read_settings
+from training.run_settings import RUN_FORMAT
 from training.tune import tune
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -33,6 +36,10 @@ LIMIT = 10 << 20
 
 def decision(root: Path) -> Decision:
     return TaskStore(LocalFiles(root / "store"), LIMIT).decision("birds")
+
+
+def note(root: Path) -> ExportNote:
+    return parse_note((root / "export.json").read_bytes(), str(root / "export.json"))
 
 
 class Case(NamedTuple):
@@ -48,6 +55,11 @@ CASES = [
     Case(INDEX_FORMAT, f"{BACKBONE}/graph.json", lambda root: read_index(root / BACKBONE)),
     Case(ENGINES_FORMAT, "engine.json", read_records),
     Case(DECISION_FORMAT, "store/decisions/birds.json", decision),
+    Case(
+        NOTE_FORMAT,
+        "export.json",
+        lambda root: parse_note((root / "export.json").read_bytes(), str(root / "export.json")),
+    ),
     Case(RUN_FORMAT, "run/config.json", lambda root: read_settings(root / "run")),
 ]
 
@@ -67,7 +79,8 @@ def test_every_version_has_a_file_that_is_read(case: Case) -> None:
 
 
 def test_the_versions_of_a_runs_settings_say_the_same() -> None:
-    assert read_settings(FIXTURES / "v2" / "run") == read_settings(V1 / "run")
+    for version in range(2, RUN_FORMAT.newest + 1):
+        assert read_settings(FIXTURES / f"v{version}" / "run") == read_settings(V1 / "run")
 
 
 def refusal(case: Case, root: Path, **changes: Any) -> str:
@@ -121,7 +134,16 @@ def test_what_is_no_object_is_refused_in_one_line(copied: Path, case: Case, cont
 def test_a_bundle_of_version_1_is_read_with_every_field() -> None:
     written = json.loads((V1 / "run" / "adapter.json").read_text()) | {"format_version": RECORD_FORMAT.newest}
     read = Bundle.load(V1 / "run").record.model_dump(mode="json")
+    for part in ("adapter", "backbone", "preprocess"):
+        assert read.pop(part).items() >= written.pop(part).items()
     assert {name: read[name] for name in written} == written
+
+
+def test_a_record_of_version_1_means_what_it_always_meant() -> None:
+    record = read_record(V1 / "run")
+    assert record.backbone.model_args is None
+    assert (record.preprocess.resampler, record.preprocess.crop_offset) == ("pillow", "rounded")
+    assert record.preprocess.decode == Decode()
 
 
 def test_a_mosa_file_of_version_1_unpacks_and_packs_to_the_same_bytes() -> None:
@@ -141,6 +163,14 @@ def test_decisions_of_version_1_are_read() -> None:
     assert found.previous == found.exported != found.current
     assert found.current == Archive.unpack((V1 / "birds.mosa").read_bytes(), LIMIT).key
     assert TaskStore(LocalFiles(V1 / "store"), LIMIT).decision("fields").pinned
+
+
+def test_a_decision_of_version_1_and_2_says_the_same() -> None:
+    written = decision(FIXTURES / "v2")
+    assert [version.source for version in written.versions] == ["upload", "export"]
+    assert decision(V1) == written.model_copy(
+        update={"versions": tuple(each.model_copy(update={"added": None}) for each in written.versions)}
+    )
 
 
 @pytest.mark.parametrize("task", ["birds", "cracks", "fields"])

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 import pytest
-import yaml  # type: ignore[import-untyped] # it comes with bentoml, which needs no stubs of it
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 

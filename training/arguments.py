@@ -10,7 +10,7 @@ from mosa_deploy.errors import BackboneError, ConfigError, DataError
 from mosa_deploy.utils.command_line import parse
 from training.config import GROUPS, Recipe, TuneConfig
 from training.options import CompareConfig, EvaluateConfig
-from training.tasks import TASKS, find
+from training.tasks import OWN_IMAGES, TASKS, find
 
 
 def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.tune") -> TuneConfig:
@@ -21,8 +21,13 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
     """
     config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
     config.checked_method()
-    config.recipe(find(config.task).recipe)
+    config.recipe(find(config.task, config.labels, config.group).recipe)
     _check_data_dir(config.data_dir)
+    if config.task in OWN_IMAGES and (config.data_dir is not None or config.split is not None):
+        raise ConfigError(
+            f"--task {config.task} brings its own images and split: leave out --data-dir and --split, or tune on a"
+            " folder with --task folder"
+        )
     if config.backbone_weights is not None and not config.backbone_weights.is_file():
         raise BackboneError(f"--backbone-weights {config.backbone_weights}: no such file")
     return config
@@ -78,4 +83,4 @@ def _shown(value: object) -> str:
 
 def _check_data_dir(folder: Path | None) -> None:
     if folder is not None and not folder.exists():
-        raise DataError(f"--data-dir {folder}: no such folder; give a folder or a tar archive of images")
+        raise DataError(f"--data-dir {folder}: no such folder; give a folder, or a tar or zip archive of images")

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+from mosa_deploy.utils.folders import require_temporary
+
 
 def tune(arguments: Sequence[str], prog: str) -> None:
     """Tune one task's adapter and head on a frozen backbone."""
     from training.arguments import tune_config
 
     config = tune_config(arguments, prog)
+    require_temporary()
     from training.tune import tune
 
     tune(config)
@@ -28,6 +31,7 @@ def compare(arguments: Sequence[str], prog: str) -> None:
     from training.arguments import compare_config
 
     config = compare_config(arguments, prog)
+    require_temporary()
     from training.compare import print_comparison
 
     print_comparison(config)

@@ -99,7 +99,9 @@ def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
         TuneConfig(task="", method=method).checked_method()
     for task in tasks:
         dataset, data_dir = source(config, task)
-        find(dataset).splits(data_dir, None)
+        splits = find(dataset).splits(data_dir, None)
+        if not splits.train or not splits.test:
+            raise DataError(f"task {task} has no {'test' if splits.train else 'training'} set: a comparison needs both")
 
 
 def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:
@@ -115,7 +117,8 @@ def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:
     if config.data_dir is not None:
         if not config.data_dir.is_dir():
             raise DataError(f"--data-dir {config.data_dir}: no such folder; give the one that holds the tasks' images")
-        candidates = [config.data_dir / task, *sorted(config.data_dir.glob(f"{task}.t*"))]
+        archives = [path for kind in ("t*", "zip") for path in sorted(config.data_dir.glob(f"{task}.{kind}"))]
+        candidates = [config.data_dir / task, *archives]
         found = next((path for path in candidates if path.exists()), None)
     if task in TASKS:
         return task, found

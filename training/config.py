@@ -1,9 +1,8 @@
 """The settings of a run: the options of `mosa tune`, and the recipe that they and the task's preset give."""
 
 import dataclasses
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -18,8 +17,9 @@ from mosa_deploy.bundles.adapter_config import (
     Style,
     Target,
 )
-from mosa_deploy.bundles.format_version import VERSION_KEY, Fields, FileFormat
+from mosa_deploy.bundles.decode import WHITE_16
 from mosa_deploy.errors import ConfigError, unknown_name
+from training.options import ReadOptions
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,14 @@ class TuneConfig:
     seed: int = 0
     """Seed of all randomness in the run."""
     data_dir: Path | None = None
-    """Folder or tar archive of the task's images."""
+    """Folder, or tar or zip archive, of the task's images."""
+    labels: tuple[Path, ...] = ()
+    """Table of the images' classes, for the task folder: CSV or JSONL with the columns file and label, and perhaps
+    split and group. Files are named relative to --data-dir or to the table. Several tables may be train.csv, val.csv
+    and test.csv."""
+    group: str | None = None
+    """Which images stay together in one set, for the task folder: folder (those in one folder below their class),
+    prefix (files with the same name up to the first _, -, . or space), or a column of --labels."""
     split: str | None = None
     """How to split the images, for the tasks folder and eurosat: percentages of train, validation and test such as
     80-10-10. eurosat also takes vtab, full, or a file with one `train|validation|test <class>/<file>` per line."""
@@ -161,6 +168,12 @@ class TuneConfig:
     """Tune on this share of each class's training images."""
     draw: int = 0
     """Seed of the images that --shots or --fraction draw. It is apart from --seed."""
+    white_level: int | None = None
+    """The value of 16-bit grey that is white, 1 to 65535: 4095 for a camera of 12 bits. The bundle keeps it."""
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    """Which images are left out."""
+    skip_duplicates: bool = False
+    """Do not look for images that two sets have in common."""
     out: Path | None = None
     """Folder of the run. Default: runs/<name>."""
     resume: bool = False
@@ -193,6 +206,8 @@ class TuneConfig:
         ]
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
+        if self.white_level is not None and not 1 <= self.white_level <= WHITE_16:
+            faults.append(f"--white-level {self.white_level}: 1 to {WHITE_16}")
         if self.style == "low-rank" and "style" not in refused:
             faults.append("--style low-rank: choose --method lora or mosl")
             refused.append("style")
@@ -261,72 +276,3 @@ def merge_scale(text: str) -> float:
         return float(text)
     except ValueError:
         raise ConfigError(f"--merge-scale {text}: choose {', '.join(MERGE_SCALES)} or a number") from None
-
-
-def state_version(fields: Fields) -> Fields:
-    """Upgrade `config.json` to version 2, which adds nothing but the version itself."""
-    return fields
-
-
-def state_draws(fields: Fields) -> Fields:
-    """Upgrade `config.json` to version 3, which says how experts and training images were drawn."""
-    return {
-        "activate": AdapterConfig.activate,
-        "adapt_blocks": None,
-        "ema": 0.0,
-        "shots": None,
-        "fraction": None,
-        "draw": 0,
-        **fields,
-    }
-
-
-RUN_FORMAT = FileFormat(
-    "config.json",
-    ConfigError,
-    remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, state_draws),
-    unstated=1,
-)
-
-
-def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
-    """The text of `config.json`: all settings that decide the run's result, and where its images were."""
-    settings = {
-        VERSION_KEY: RUN_FORMAT.newest,
-        "task": config.task,
-        "name": config.name,
-        "method": config.method,
-        "seed": config.seed,
-        "split": config.split,
-        "precision": precision,
-        "image_size": config.image_size,
-        "random_weights": config.random_weights,
-        "backbone_weights": config.backbone_weights and str(config.backbone_weights),
-        "data_dir": config.data_dir and str(config.data_dir),
-        "shots": config.shots,
-        "fraction": config.fraction,
-        "draw": config.draw,
-        **dataclasses.asdict(recipe),
-    }
-    return json.dumps(settings, indent=2) + "\n"
-
-
-def parse_settings(content: str | bytes, where: str) -> Fields:
-    """Read the settings of a `config.json` of any version. `where` names the file in errors.
-
-    Raises:
-        ConfigError: it is damaged, or was written by a newer release.
-    """
-    try:
-        return RUN_FORMAT.upgrade(json.loads(content), where)
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{where} is damaged ({type(error).__name__}): {RUN_FORMAT.remedy}") from None
-
-
-def differences(before: Fields, after: Fields) -> list[str]:
-    """One text for each setting in which two runs differ."""
-    names = sorted(before.keys() | after.keys())
-    return [
-        f"{name} was {before.get(name)}, is {after.get(name)}" for name in names if before.get(name) != after.get(name)
-    ]

@@ -1,20 +1,15 @@
-"""Decode a split once: every image becomes uint8 pixels at the backbone's input size."""
+"""A set in memory: every image as uint8 pixels at the backbone's input size."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
 from training.tasks.base import Example
-
-UNREADABLE_LIMIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -27,32 +22,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -> Images:
-    """Read and decode every example. Unreadable ones are skipped, with a line on stderr for each.
-
-    `what` names the split in messages.
-
-    Raises:
-        DataError: more than 1 % are unreadable, or there are no images.
-    """
-    pixels, kept, bad = [], [], []
-    for example in tqdm(examples, desc=f"decoding {what}", unit=" images", leave=False, disable=None):
-        try:
-            pixels.append(preprocess.read(example.read()))
-            kept.append(example)
-        except (DataError, OSError) as error:
-            bad.append(f"{example.name}: {error}")
-    count = f"{len(bad)} of {len(examples)} {what} images"
-    if len(bad) > UNREADABLE_LIMIT * len(examples):
-        raise DataError(f"{count} are unreadable, repair or remove them; first {bad[0]}")
-    if bad:
-        print(*(f"skipped {fault}" for fault in bad), f"skipped {count} as unreadable", sep="\n", file=sys.stderr)
-    if not kept:
-        raise DataError(f"there are no {what} images")
-    labels = torch.tensor([example.label for example in kept])
-    return Images(torch.from_numpy(np.stack(pixels)), labels, kept)
 
 
 def check_classes(images: Images, classes: Sequence[str], what: str) -> None:

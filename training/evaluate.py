@@ -5,54 +5,52 @@
     mosa evaluate --onnx artifacts/backbones/NAME/shared.fp16.onnx --bundle artifacts/tasks/digits
     mosa evaluate --backbone vit_tinyd6_patch4_32.cifar10 --data-dir cifar10.tar.gz
 
-Everything else uses validation images; this is the only place that reads the test set.
+Classes are matched by name. Everything is chosen on validation images: this is the only place where a model sees the
+test set.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import timm
-import timm.data
+import torch
 
-from mosa_deploy.adapters.restore import restore
-from mosa_deploy.backbones import embedded
-from mosa_deploy.backbones.foldable import Transformer
-from mosa_deploy.backbones.load import Weights, check_name
-from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
-from mosa_deploy.bundles.record import RECORD, Record, read_record
-from mosa_deploy.errors import ConfigError, DataError, command
-from mosa_deploy.runtimes.names import DEFAULT_RUNNER
-from mosa_deploy.runtimes.runner import Runner, open_runner
-from mosa_deploy.runtimes.shared import SharedTask
+from mosa_deploy.bundles.class_match import match_classes
+from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.errors import DataError, command
+from training import run
 from training.arguments import evaluate_config
-from training.data import Images, decode_all
-from training.loop import predict
+from training.chance import chance_remarks
+from training.data import Images
 from training.options import EvaluateConfig
-from training.run import read_settings
+from training.predictions import MISTAKES, PREDICTIONS, write_mistakes, write_predictions
+from training.reading import Reader, some
 from training.scores import classification_metrics
-from training.tasks import TASKS, find
-from training.tune import choose_device
-
-BATCH = 256
-
-Logits = Callable[[Images], Array]
+from training.subjects import Subject, choose_subject
+from training.tasks import OWN_IMAGES, find
+from training.tasks.base import Example, Splits
+from training.tasks.folder import Folder, has_sets
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a bundle, a graph or a backbone.
+class Evaluation:
+    """The answers of a subject on the test set."""
 
-    `logits` maps decoded test images to (N, K). It loads the model only when it is called.
-    """
+    subject: Subject
+    test: Images
+    """Its labels are places among the subject's classes."""
+    probabilities: Array
 
-    dataset: str
-    preprocess: Preprocess
-    temperature: float
-    classes: int
-    logits: Logits
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracy, negative log likelihood and expected calibration error."""
+        return classification_metrics(self.probabilities, self.test.labels)
+
+    def doubts(self) -> list[str]:
+        """A line if the answers are no better than guessing."""
+        return chance_remarks(self.test.labels.numpy(), self.probabilities.argmax(1), self.subject.classes)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
@@ -60,104 +58,118 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     Raises:
         ConfigError: not exactly one of a bundle, a graph and a backbone is given.
-        MosaError: the model or the images are missing or damaged, or their numbers of classes differ.
+        MosaError: the model or the images are missing or damaged, or their classes differ.
     """
-    shared = config.bundle is not None and config.onnx is not None and not own_graph(config.onnx)
-    if [None if shared else config.bundle, config.onnx, config.backbone].count(None) != 2:
-        raise ConfigError("give one of --bundle FOLDER, --onnx FILE and --backbone NAME")
-    if config.backbone_weights is not None and (config.bundle is None or config.onnx is not None):
-        raise ConfigError("--backbone-weights goes with --bundle: leave it out")
-    if config.backbone is not None:
-        subject, data_dir, split = of_backbone(config, config.backbone), config.data_dir, config.split
-    else:
-        if config.bundle is None and config.onnx is not None and not own_graph(config.onnx):
-            raise ConfigError(f"{config.onnx} has no task beside it: name one with --bundle, artifacts/tasks/NAME")
-        folder = config.bundle or (config.onnx or Path()).parent
-        subject = of_task(config, read_record(folder))
-        data_dir, split = settings(config, folder)
-    splits = find(subject.dataset).splits(data_dir, split)
-    if len(splits.classes) != subject.classes:
-        raise DataError(f"{subject.classes} classes were learned, the images have {len(splits.classes)}: give the same")
-    test = decode_all(splits.test, subject.preprocess, "test")
-    return classification_metrics(probabilities(subject.logits(test), subject.temperature), test.labels)
+    return measure(config, *choose_subject(config)).metrics
 
 
-def of_backbone(config: EvaluateConfig, name: str) -> Subject:
-    """A timm model with its own head. The tag in its name, such as `cifar10`, is the task.
+def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: Path | None = None) -> Evaluation:
+    """The answers on the test set. `folder` holds the subject's bundle; `out` takes the list of unreadable images.
 
     Raises:
-        BackboneError: timm knows no such model.
-        ConfigError: the tag is not the name of a task.
+        MosaError: the model or the images are missing or damaged, or their classes differ.
     """
-    check_name(name)
-    known = timm.get_pretrained_cfg(name)
-    if known is None or known.tag not in TASKS:
-        raise ConfigError(f"--backbone {name}: its tag is no task; {embedded.NAME} has a head of its own")
-    device = choose_device(config.device)
-    model = timm.create_model(name, pretrained=True).to(device)
-    assert isinstance(model, Transformer)
-    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), find(known.tag).squash)
-
-    def logits(images: Images) -> Array:
-        return np.asarray(predict(model, images, preprocess, device))
-
-    return Subject(known.tag, preprocess, 1.0, model.num_classes, logits)
-
-
-def of_task(config: EvaluateConfig, record: Record) -> Subject:
-    """A task's bundle or its graph, which is loaded only when its logits are computed."""
-    device = choose_device(config.device)
-
-    def of_graph(images: Images) -> Array:
-        assert config.onnx is not None
-        answer, most = open_graph(config.onnx, config.bundle)
-        batches = images.pixels.split(most)
-        return np.concatenate([answer(record.preprocess.normalise(pixels.numpy())) for pixels in batches])
-
-    def of_bundle(images: Images) -> Array:
-        assert config.bundle is not None
-        weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
-        model = restore(Bundle.load(config.bundle), weights).to(device)
-        return np.asarray(predict(model, images, record.preprocess, device))
-
-    logits = of_bundle if config.onnx is None else of_graph
-    return Subject(record.dataset, record.preprocess, record.temperature, len(record.classes), logits)
+    images = image_settings(config, folder, subject.dataset)
+    data_dir = images.data_dir
+    splits = find(images.task or subject.dataset, images.labels, images.group).splits(data_dir, images.split)
+    for remark in splits.remarks:
+        print(remark)
+    examples = splits.test
+    if folder is not None and config.own_images:
+        examples = test_of_run(folder, splits)
+    print(f"{len(examples):,} test images, {splits.note}{others(config, splits)}")
+    if not examples:
+        raise DataError(
+            f"there is no test set in {data_dir}: give --data-dir FOLDER that holds test/<class>/<file>; the figures on"
+            " validation are in the run's report.md"
+        )
+    match = match_classes(subject.classes, splits.classes, f"--data-dir {data_dir}" if data_dir else subject.dataset)
+    for note in match.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    reader = Reader(subject.preprocess, config.reading)
+    test = reader.images(examples, "test")
+    reader.finish(out / run.UNREADABLE if out else None)
+    for remark in reader.remarks():
+        print(remark, file=sys.stderr)
+    test = replace(some(test, "test"), labels=torch.tensor(match.places)[test.labels])
+    return Evaluation(subject, test, probabilities(subject.logits(test), subject.temperature))
 
 
-def own_graph(path: Path) -> bool:
-    """Whether a graph or an engine belongs to one task, whose bundle lies beside it. Otherwise many tasks share it."""
-    return (path.parent / RECORD).is_file() or not path.is_file()
+def test_of_run(folder: Path, splits: Splits) -> Sequence[Example]:
+    """The test set that the run in `folder` kept apart, even if images were added or removed since.
 
-
-def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array], int]:
-    """A function from images (B, 3, H, W) to logits (B, K), and the largest batch that it takes.
-
-    If the graph is shared, `task` is the folder of the task's bundle; otherwise it is None.
+    A new image draws the split anew, and what was tuned on would be measured.
     """
-    runner = open_runner(path, "tensorrt" if path.suffix == ".engine" else DEFAULT_RUNNER)
-    answer = runner.run if task is None else SharedTask.alone(Bundle.load(task)).answer_by(runner)
-    return answer, largest_batch(runner)
+    kept = run.read_split(folder)
+    if kept is None or [example.name for example in splits.test] == kept["test"]:
+        return splits.test
+    if len({name for names in kept.values() for name in names}) < sum(map(len, kept.values())):
+        return splits.test  # Sets of their own: a name says nothing about what the others hold.
+    here = {example.name: example for examples in splits.sets().values() for example in examples}
+    found = [here[name] for name in kept["test"] if name in here]
+    print(
+        f"warning: images were added, removed or renamed since {folder} was tuned, which draws another split; its own"
+        f" test set is used ({folder / run.SPLIT}), of which {len(found)} of {len(kept['test'])} images are here",
+        file=sys.stderr,
+    )
+    return found
 
 
-def largest_batch(runner: Runner) -> int:
-    """The largest batch that a runner takes: for an engine, its largest profile."""
-    return runner.sizes[-1] if runner.sizes else BATCH
+def others(config: EvaluateConfig, splits: Splits) -> str:
+    """How many images in another folder are not evaluated, in words; empty if all are, or for a run's own images."""
+    count = len(splits.train) + len(splits.validation)
+    if config.data_dir is None or not count:
+        return ""
+    return f"; {count:,} others in {config.data_dir} are not evaluated: below {config.data_dir}/test, all would be"
 
 
-def settings(config: EvaluateConfig, folder: Path) -> tuple[Path | None, str | None]:
-    """(data_dir, split): those of the command line, otherwise those that the run was tuned with."""
-    run = read_settings(folder)
-    data_dir = config.data_dir or (Path(run["data_dir"]) if run.get("data_dir") else None)
-    return data_dir, config.split or run.get("split")
+class ImageSettings(NamedTuple):
+    """Which images are evaluated: the options of these names."""
+
+    data_dir: Path | None
+    split: str | None
+    labels: tuple[Path, ...]
+    group: str | None
+    task: str | None = None
+    """The task that reads them, if it is not the one that was tuned on."""
+
+
+def image_settings(config: EvaluateConfig, folder: Path | None, dataset: str) -> ImageSettings:
+    """The options of the command line, otherwise those that the run was tuned with.
+
+    Another folder that has sets of its own is taken as it is: the run's split says nothing about it. `dataset` is the
+    task that was tuned on; one that brings its own images can be evaluated on a folder of others.
+    """
+    if config.data_dir is not None and dataset in OWN_IMAGES:
+        return ImageSettings(config.data_dir, config.split, config.labels, config.group, Folder.name)
+    if folder is None or (config.data_dir is not None and has_sets(config.data_dir)):
+        return ImageSettings(config.data_dir, config.split, config.labels, config.group)
+    tuned = run.read_settings(folder)
+    data_dir = config.data_dir or (Path(tuned["data_dir"]) if tuned.get("data_dir") else None)
+    labels = config.labels or tuple(map(Path, tuned.get("labels") or ()))
+    return ImageSettings(data_dir, config.split or tuned.get("split"), labels, config.group or tuned.get("group"))
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
-    """Evaluate, and print the metrics in one line."""
-    measured = evaluate(config)
+    """Evaluate, write the predictions and a picture of the worst mistakes, and print the metrics in one line."""
+    subject, folder = choose_subject(config)
+    out = config.out or default_out(config, subject, folder)
+    found = measure(config, subject, folder, out)
+    write_predictions(out, found.test, found.probabilities, subject.classes)
+    mistakes = write_mistakes(out, found.test, found.probabilities, subject.classes, subject.preprocess.decode)
     print(
         f"test of {config.onnx or config.bundle or config.backbone}: "
-        + ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+        + ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
     )
+    print(f"every answer is in {out / PREDICTIONS}" + (f", the worst mistakes in {out / MISTAKES}" if mistakes else ""))
+    for doubt in found.doubts():
+        print(doubt, file=sys.stderr)
+
+
+def default_out(config: EvaluateConfig, subject: Subject, folder: Path | None) -> Path:
+    """Beside a run, or in the current folder: a store holds nothing but what is served."""
+    own = folder is not None and config.onnx is None and (folder / run.CONFIG).is_file()
+    return folder / "evaluation" if own and folder is not None else Path("evaluation") / subject.name
 
 
 @command

@@ -4,7 +4,7 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,11 +41,16 @@ class State:
     history: list[Row] = field(default_factory=list)
 
 
+def progress(batches: Sequence[Tensor], what: str) -> Iterator[Tensor]:
+    """The batches, with a bar on a terminal that tells the time left."""
+    return iter(tqdm(batches, desc=what, unit=" batches", leave=False, disable=None))
+
+
 @torch.inference_mode()
 def predict(model: Transformer, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
     """Logits (N, K) on the CPU, in fp32. The model is in evaluation mode, where split adapters act as merged ones."""
     model.eval()
-    batches = images.pixels.split(batch)
+    batches = progress(images.pixels.split(batch), "predicting")
     return torch.cat([model(normalise(pixels.to(device), preprocess)).cpu() for pixels in batches])
 
 
@@ -132,12 +137,8 @@ class Trainer:
         order = torch.randperm(len(self.train))
         self.model.train()
         sums, start = torch.zeros(2), time.perf_counter()
-        bar = tqdm(
-            order.split(self.recipe.batch_size),
-            desc=f"epoch {epoch + 1}/{self.recipe.epochs}",
-            leave=False,
-            disable=None,
-        )
+        left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
+        bar = progress(order.split(self.recipe.batch_size), f"epoch {epoch + 1}/{self.recipe.epochs}{left}")
         for step, index in enumerate(bar):
             self.schedule.step_update(epoch * self.steps + step)
             losses = self.step(self.train.pixels[index].to(self.device), self.train.labels[index].to(self.device))
@@ -155,6 +156,11 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": len(self.train) / (time.perf_counter() - start),
         }
+
+    def time_left(self) -> str:
+        """How long the epochs that are not finished take, at the last one's speed, without validation: `12:30`."""
+        images = (self.recipe.epochs - self.state.epoch) * len(self.train)
+        return str(tqdm.format_interval(images / self.state.history[-1]["images_per_second"]))
 
     def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Make one update, with all passes in one batch; returns (cross entropy, consistency loss) on the CPU."""

@@ -1,7 +1,39 @@
 """The options of `mosa evaluate` and `mosa compare`. Those of `mosa tune` are in `training.config`."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from mosa_deploy.bundles.decode import PILLOW_PIXELS
+from mosa_deploy.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Which images are left out."""
+
+    max_unreadable: str = "1%"
+    """How many images may be unreadable, of all sets together: a percentage or a number. They are listed and left
+    out."""
+    max_pixels: int = PILLOW_PIXELS
+    """An image with more pixels counts as unreadable; nothing of it is decoded."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = [] if self.max_pixels >= 1 else [f"--max-pixels {self.max_pixels}: at least 1"]
+        given = re.fullmatch(r"([0-9]+)|([0-9]+(?:\.[0-9]+)?)%", self.max_unreadable.strip())
+        if given is None or (given[2] and float(given[2]) > 100):
+            faults.append(
+                f"--max-unreadable {self.max_unreadable}: give a percentage such as 1%, or a number of images"
+            )
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    def allowed(self, total: int) -> int:
+        """The number of unreadable images that is allowed of `total`."""
+        text = self.max_unreadable.strip()
+        # In floating point 29 % of 100 is slightly below 29.
+        return int(round(float(text[:-1]) * total / 100, 6)) if text.endswith("%") else int(text)
 
 
 @dataclass(frozen=True)
@@ -20,12 +52,26 @@ class EvaluateConfig:
     backbone_weights: Path | None = None
     """The file of backbone weights that the task was tuned with, if it was tuned with --backbone-weights."""
     data_dir: Path | None = None
-    """Folder or tar archive of the task's images. Default: the one that the run was tuned with."""
+    """Folder, or tar or zip archive, of the task's images. Default: the one that the run was tuned with."""
+    labels: tuple[Path, ...] = ()
+    """Table of the images' classes, as in `mosa tune`. Default: as the run was tuned."""
+    group: str | None = None
+    """Which images stay together in one set, as in `mosa tune`. Default: as the run was tuned."""
     split: str | None = None
     """How to split the images, as in `mosa tune`. Default: as the run was tuned."""
+    out: Path | None = None
+    """Folder for predictions.csv, one line per test image, and mistakes.png. Default: `evaluation` in the folder of the
+    run; evaluation/<task> for everything else."""
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    """Which images are left out."""
     device: str = "auto"
     """Where to run a bundle or a backbone: cpu, cuda, or auto (CUDA if it is available). An ONNX graph always runs on
     the CPU, an engine on its GPU."""
+
+    @property
+    def own_images(self) -> bool:
+        """Whether the images, and how they are split, are those of the run."""
+        return self.data_dir is None and self.split is None and self.group is None and not self.labels
 
 
 @dataclass(frozen=True)
@@ -43,7 +89,8 @@ class CompareConfig:
     epochs: int | None = None
     """Number of epochs of every run. Default: that of each task's preset."""
     data_dir: Path | None = None
-    """Folder of the tasks' images: it holds `<task>/` or `<task>.tar*` for each task that needs images."""
+    """Folder of the tasks' images: it holds `<task>/`, `<task>.tar*` or `<task>.zip` for each task that needs
+    images."""
     precision: str = "auto"
     """Precision of the training steps, as in `mosa tune`."""
     jobs: int = 1

@@ -1,8 +1,10 @@
 """The plots of a run: learning curves, confusion matrix and calibration."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
@@ -17,8 +20,23 @@ from mosa_deploy.utils.files import replacing
 from training.loop import Row
 from training.scores import ECE_BINS, classification_metrics, kept, reliability
 
+COLUMNS = 6
+"""Tiles beside each other."""
+
+THUMBNAIL = 240
+"""The longer side of a tile in pixels."""
+
 READABLE = 25
 """With more classes than this, the numbers in a confusion matrix would be too small to read."""
+
+
+class Tile(NamedTuple):
+    """An image with three lines about it."""
+
+    image: Image.Image
+    answer: str
+    label: str
+    name: str
 
 
 @contextmanager
@@ -26,7 +44,9 @@ def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of `width` x `height` inches, which is written to `path` as PNG at the end of the block."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     yield figure
-    with replacing(path) as aside:
+    with replacing(path) as aside, warnings.catch_warnings():
+        # Class names may be in a script that matplotlib's font lacks; the tables have them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(aside, format="png")
 
 
@@ -72,7 +92,10 @@ def draw_curves(path: Path, rows: list[Row], title: str) -> None:
 
 
 def draw_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
-    """Plot a confusion matrix (true, predicted) in percent of each row; a class without images is a blank row."""
+    """Plot a confusion matrix (true, predicted): numbers of images, coloured by their percentage of the row.
+
+    A class without images is a blank row.
+    """
     count = len(classes)
     percent = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(1)
     # Side of a cell in inches. From 45 to 200 classes the labels shrink from 8 points to 5; below 3 they are left out.
@@ -89,9 +112,10 @@ def draw_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str]
             ax=axes, include_values=count <= READABLE, cmap="Blues", colorbar=False, im_kw={"norm": norm}
         )
         for (i, j), text in np.ndenumerate([] if display.text_ is None else display.text_):
-            shown = f"{percent[i, j]:.0f}" if percent[i, j] >= 0.5 else "<1"
-            text.set(text=shown if matrix[i, j] else "", color="white" if norm(percent[i, j]) > 0.6 else "black")
-            text.set_fontsize(min(9.0, 72 * cell * 0.45))
+            share = f"{percent[i, j]:.0f} %" if percent[i, j] >= 0.5 else "<1 %"
+            shown = f"{matrix[i, j]}\n{share}" if matrix[i, j] else ""
+            text.set(text=shown, color="white" if norm(percent[i, j]) > 0.6 else "black")
+            text.set_fontsize(min(9.0, 72 * cell * 0.3))
         axes.tick_params(length=0, labelsize=size)
         axes.tick_params("x", rotation=90 if widest > cell else 0)
         for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
@@ -133,3 +157,38 @@ def draw_calibration(
         quiet(upper)
         quiet(lower)
         figure.suptitle(title)
+
+
+def draw_tiles(path: Path, tiles: Sequence[Tile], title: str) -> None:
+    """Draw images in a grid, each with its lines above and below."""
+    columns = min(COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    with drawn(path, max(6.0, 2 * columns), 2.6 * rows + 0.5) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, tile in zip(grid.flat, tiles, strict=False):
+            tile.image.thumbnail((THUMBNAIL, THUMBNAIL))
+            axes.imshow(np.asarray(tile.image))
+            # Offsets in points: a flat panorama would pull together what is placed by its height.
+            for text, y, offset, colour in (
+                (tile.answer, 1, 14, "C3"),
+                (tile.label, 1, 3, "0.2"),
+                (tile.name, 0, -11, "0.5"),
+            ):
+                axes.annotate(
+                    shortened(text),
+                    (0.5, y),
+                    (0, offset),
+                    xycoords="axes fraction",
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                    color=colour,
+                ).set_parse_math(False)
+        figure.suptitle(title, fontsize=10)
+
+
+def shortened(text: str, most: int = 26) -> str:
+    """The text, whose middle is left out if it is longer than a tile is wide."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"

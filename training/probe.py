@@ -7,6 +7,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
 
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.preprocess import Preprocess
@@ -31,7 +32,7 @@ def fit_probe(model: Transformer, train: Images, validation: Images, preprocess:
     features, held_out = (predict(model, images, preprocess, device).numpy() for images in (train, validation))
     rows: list[Row] = []
     best: tuple[float, torch.Tensor, torch.Tensor] | None = None
-    for c in GRID:
+    for c in tqdm(GRID, desc="fitting", unit=" fits", leave=False, disable=None):
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE))
         with warnings.catch_warnings():
             # A weakly regularised fit may not converge; validation decides whether it is good enough.

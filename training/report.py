@@ -24,17 +24,29 @@ from training.scores import classification_metrics, confusions, kept
 REPORT = "report.md"
 PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"
 
+WARNING = "warning: "
+"""How a remark begins that casts doubt on the result."""
+
 WORST = 10
 """The largest number of confusions that the report lists."""
 
 
 def write_report(
-    out: Path, record: Record, recipe: Recipe | None, logits: Tensor, labels: Tensor, rows: list[Row]
+    out: Path,
+    record: Record,
+    recipe: Recipe | None,
+    logits: Tensor,
+    labels: Tensor,
+    rows: list[Row],
+    tested: bool = True,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Write the report and its pictures, and add both to TensorBoard's events.
 
     `logits` (N, K) and `labels` (N,) are those of the validation images, before division by the record's temperature.
     `rows` is the history: one row per epoch, or per C for the linear probe. `recipe` is None for method `linear`.
+    `tested` says whether the images have a test set. `remarks` are what the user should know about the images and the
+    result, one line each.
     """
     before, after = (probabilities(logits.numpy(), temperature) for temperature in (1.0, record.temperature))
     true, predicted = labels.numpy(), logits.argmax(1).numpy()
@@ -50,17 +62,13 @@ def write_report(
     text = f"""# {title}
 
 {table(("what", "how"), settings(record, recipe, rows).items())}
-
+{remarks_section(remarks)}
 ## Validation
 
 {metrics_table(*measured, record.temperature)}
 
 Measured on the {len(labels)} images that also chose the {axis} and the temperature: expect slightly worse results on
-new images. The test set was not read; this command reads it:
-
-```sh
-mosa evaluate --bundle {name}
-```
+new images. {test_section(name, tested)}
 
 ## Largest confusions
 
@@ -74,6 +82,24 @@ mosa evaluate --bundle {name}
     write_text(out / REPORT, f"{text}\n## Pictures\n\n{pictures}\n")
     chosen = {"method": record.method, "seed": record.seed, **(fields(recipe) if recipe else {})}
     write_events(out, rows, closing(text, [out / file for file in PICTURES], chosen, measured[1]))
+
+
+def remarks_section(remarks: Sequence[str]) -> str:
+    """What the user should know, warnings in bold; nothing if there is nothing."""
+    lines = [f"- {remark}".replace(f"- {WARNING}", "- **Warning:** ") for remark in remarks]
+    return "\n".join(["", "## Worth knowing", "", *lines, ""]) if lines else ""
+
+
+def test_section(run: str, tested: bool) -> str:
+    """How to measure the run on its test set, or that there is none."""
+    if tested:
+        so_far = "Nothing was chosen on the test set, and no model has answered it; this command does:"
+        return f"{so_far}\n\n```sh\nmosa evaluate --bundle {run}\n```"
+    command = f"mosa evaluate --bundle {run} --data-dir FOLDER"
+    return (
+        "**There is no test set**, so nothing says how well the task does on images that chose nothing. Keep some"
+        f" images of each class apart, in test/<class>/<file>, and run:\n\n```sh\n{command}\n```"
+    )
 
 
 def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str, str]:
@@ -115,7 +141,10 @@ def metrics_table(before: Mapping[str, float], after: Mapping[str, float], tempe
 def confusions_list(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     """The most frequent confusions in words, most frequent first."""
     worst = confusions(matrix, WORST)
-    lines = [f"- `{classes[i]}` taken for `{classes[j]}`: {n} of {matrix[i].sum()}" for i, j, n in worst]
+    lines = [
+        f"- `{classes[i]}` taken for `{classes[j]}`: {n} of {matrix[i].sum()} ({n / matrix[i].sum():.0%})"
+        for i, j, n in worst
+    ]
     return "\n".join(lines) or "None: every image of validation is given its class."
 
 

@@ -1,6 +1,8 @@
 """A run's folder: its files, and which run may write into it.
 
 config.json         the settings that decide the result
+split.csv           the set, the file and the label of every image
+unreadable.csv duplicates.csv   the images that cannot be read, or that two sets have in common; only if there are any
 adapter.safetensors adapter.json      the bundle, its adapters still split
 calibration.npz     256 training images, and 256 validation images with their labels, uint8
 metrics.json        metrics on validation
@@ -17,17 +19,23 @@ from pathlib import Path
 from mosa_deploy.bundles.format_version import Fields
 from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.utils.files import write_text
-from training.config import RUN_FORMAT, differences, parse_settings
+from mosa_deploy.utils.files import write_bytes, write_text
 from training.loop import Row
+from training.run_settings import RUN_FORMAT, differences, parse_settings
+from training.tasks.base import Splits
 
 CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "history.csv", "metrics.json"
+SPLIT, UNREADABLE, DUPLICATES = "split.csv", "unreadable.csv", "duplicates.csv"
+
+BEFORE_TRAINING = (CONFIG, SPLIT, UNREADABLE, DUPLICATES)
+"""What a run writes before its first epoch."""
 
 
 def open_run(out: Path, description: str, resume: bool) -> bool:
     """Claim `out` for the run whose `config.json` is `description`; returns whether that run is already finished.
 
-    A folder that holds only `config.json` belongs to a run that never finished an epoch, and may be claimed again.
+    A folder that holds only `config.json` and what was found in the images belongs to a run that never finished an
+    epoch, and may be claimed again.
 
     Raises:
         ConfigError: `out` holds another run, or `resume` is set and `out` holds none.
@@ -42,7 +50,7 @@ def open_run(out: Path, description: str, resume: bool) -> bool:
                 f"--out {out} holds another run ({'; '.join(changed)}): repeat its flags, or choose --out"
             )
         return (out / RECORD).is_file()
-    if out.exists() and (not out.is_dir() or any(path.name != CONFIG for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name not in BEFORE_TRAINING for path in out.iterdir())):
         raise ConfigError(f"--out {out} is not empty: continue with --resume, or choose another --out")
     write_text(config, description)
     return False
@@ -56,6 +64,42 @@ def read_settings(folder: Path) -> Fields:
     """
     path = folder / CONFIG
     return parse_settings(path.read_bytes(), str(path)) if path.is_file() else {}
+
+
+def keep_split(out: Path, splits: Splits, resume: bool) -> None:
+    """Write `split.csv`, or with `resume` check that the images are still split as it says.
+
+    Raises:
+        ConfigError: images were added, removed or renamed since the run began.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(("set", "file", "label"))
+    for name, examples in splits.sets().items():
+        writer.writerows((name, example.name, splits.classes[example.label]) for example in examples)
+    path, content = out / SPLIT, buffer.getvalue().encode(errors="surrogateescape")
+    if resume and path.is_file() and path.read_bytes() != content:
+        before, after = (
+            set(given.decode(errors="backslashreplace").splitlines()) for given in (path.read_bytes(), content)
+        )
+        odd = sorted(before ^ after)
+        which = f" ({len(odd)} lines differ, such as {odd[0]})" if odd else ""
+        raise ConfigError(
+            f"--out {out} was begun on other images than these{which}: restore them, or begin anew in another --out"
+        )
+    write_bytes(path, content)
+
+
+def read_split(folder: Path) -> dict[str, list[str]] | None:
+    """The files of each set in a run's `split.csv`; None if it has none."""
+    path = folder / SPLIT
+    if not path.is_file():
+        return None
+    sets: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        for row in csv.DictReader(handle):
+            sets[row["set"]].append(row["file"])
+    return sets
 
 
 def write_history(out: Path, rows: list[Row]) -> None:

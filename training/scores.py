@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 ECE_BINS = 15
 
+TEMPERATURES = 0.05, 20.0
+"""The bounds of the temperature."""
+
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T between 0.05 and 20 with the lowest cross entropy of softmax(logits / T); arXiv 1706.04599.
@@ -22,7 +25,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(logits.double() / math.exp(log_temperature), labels))
 
-    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
+    found = minimize_scalar(loss, bounds=(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1])), method="bounded")
     return math.exp(float(found.x))
 
 

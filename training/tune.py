@@ -3,7 +3,6 @@
 Reads from top to bottom: find the data, load the frozen backbone, train or fit, fit the temperature, write the run.
 """
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,30 +10,28 @@ from pathlib import Path
 import timm.data
 import torch
 
-from mosa_deploy.adapters.attach import attach, freeze, task_state
+from mosa_deploy.adapters.attach import attach, freeze
 from mosa_deploy.adapters.restore import describe_backbone
-from mosa_deploy.backbones.foldable import Transformer, check_style
+from mosa_deploy.backbones.foldable import check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SPLIT_METHODS
-from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
-from mosa_deploy.bundles.canary import SIZE, Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.decode import Decode
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.record import TASK_NAME, Record
-from mosa_deploy.errors import ConfigError, command
-from mosa_deploy.utils.files import write_text
+from mosa_deploy.errors import ConfigError, DataError, command
+from mosa_deploy.runtimes import cuda
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.arguments import tune_config
-from training.config import Recipe, TuneConfig, adapter_config, describe
-from training.data import Images, check_classes, decode_all
+from training.config import TuneConfig, adapter_config
+from training.dataset import read_dataset
 from training.events import write_events
-from training.loop import Row, Trainer, predict
+from training.loop import Row, Trainer
 from training.merge_scale import fit_merge_scale
 from training.probe import fit_probe
-from training.report import write_report
-from training.scores import classification_metrics, fit_temperature
+from training.results import write_results
+from training.run_settings import describe
 from training.tasks import find
 from training.tasks.subset import Subset
 
@@ -45,7 +42,7 @@ def tune(config: TuneConfig) -> Path:
     Raises:
         MosaError: an option, the data or the backbone cannot be used, or training cannot continue.
     """
-    task = find(config.task)
+    task = find(config.task, config.labels, config.group)
     name = config.name or config.task
     if not re.fullmatch(TASK_NAME, name):
         raise ConfigError(f"--name {name}: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most")
@@ -55,12 +52,20 @@ def tune(config: TuneConfig) -> Path:
     precision = choose_precision(config.precision, device)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # Data before weights, which may have to be downloaded.
-    splits = Subset(config.shots, config.fraction, config.draw).of(task.splits(config.data_dir, config.split))
+    splits = task.splits(config.data_dir, config.split)
+    if not splits.train:
+        raise DataError(
+            f"--data-dir {config.data_dir} holds a test set alone: add train/<class>/<file> to tune on, or evaluate a"
+            " tuned task on it"
+        )
+    splits = Subset(config.shots, config.fraction, config.draw).of(splits)
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
     if method != "linear":
         check_style(model, recipe.style)
     backbone = describe_backbone(recipe.backbone, weights.source, model)
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
+    if config.white_level is not None:
+        preprocess = preprocess.model_copy(update={"decode": Decode(white=config.white_level)})
     out = config.out or Path("runs") / name
     if run.open_run(out, describe(config, recipe, precision), config.resume):
         (out / run.CHECKPOINT).unlink(missing_ok=True)
@@ -68,9 +73,11 @@ def tune(config: TuneConfig) -> Path:
         return out
 
     print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}")
-    train = decode_all(splits.train, preprocess, "training")
-    validation = decode_all(splits.validation, preprocess, "validation")
-    check_classes(train, splits.classes, "training")
+    for remark in splits.remarks:
+        print(remark)
+    run.keep_split(out, splits, config.resume)
+    data = read_dataset(splits, preprocess, config, out)
+    train, validation = data.train, data.validation
     if len(train) < recipe.batch_size and method != "linear":
         print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
 
@@ -101,7 +108,7 @@ def tune(config: TuneConfig) -> Path:
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    write_results(out, record, recipe, model, train, validation, rows, device)
+    write_results(out, record, recipe, model, data, rows, device, tested=bool(splits.test))
     return out
 
 
@@ -115,7 +122,26 @@ def choose_device(name: str) -> str:
         raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; leave it out to use the CPU")
+    if name == "auto" and (reason := why_no_cuda()):
+        print(
+            f"warning: an NVIDIA GPU is here, but the CPU is used: {reason}; --device cpu if that is meant", flush=True
+        )
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def why_no_cuda() -> str | None:
+    """Why torch cannot use the GPU that is in this machine; None if it can, or if there is none or it is hidden."""
+    if torch.cuda.is_available() or not cuda.has_gpu() or cuda.is_hidden():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA, install one with it"
+    if not cuda.has_driver():
+        return cuda.NO_DRIVER
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())[:300]
+    return "torch finds no device"
 
 
 def choose_precision(name: str, device: str) -> str:
@@ -144,67 +170,13 @@ def fit(trainer: Trainer, out: Path, resume: bool) -> list[Row]:
         print(
             f"epoch {row['epoch']:.0f}/{trainer.recipe.epochs}: cross entropy {row['cross_entropy']:.3f},"
             f" consistency {row['consistency']:.3f}, validation accuracy {row['validation_accuracy']:.4f},"
-            f" {row['images_per_second']:.0f} images/s",
+            f" {row['images_per_second']:.0f} images/s"
+            + (f", {trainer.time_left()} left" if row["epoch"] < trainer.recipe.epochs else ""),
             flush=True,
         )
 
     trainer.fit(finished)
     return trainer.state.history
-
-
-def write_results(
-    out: Path,
-    record: Record,
-    recipe: Recipe,
-    model: Transformer,
-    train: Images,
-    validation: Images,
-    rows: list[Row],
-    device: str,
-) -> None:
-    """Fit the temperature on validation, record the canary, and write all files of the run; the bundle comes last."""
-    logits = predict(model, validation, record.preprocess, device)
-    temperature = fit_temperature(logits, validation.labels)
-    metrics = {
-        **{
-            f"validation_{k}": v
-            for k, v in classification_metrics(probabilities(logits.numpy(), temperature), validation.labels).items()
-        },
-        "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
-    }
-    model.cpu().eval()
-
-    def answer(images: Array) -> Array:
-        with torch.inference_mode():
-            return probabilities(model(torch.from_numpy(images)).numpy(), temperature)
-
-    canary = Canary.record([e.read() for e in validation.examples[:SIZE]], record.preprocess, answer)
-    write_calibration(out, train, validation, record.seed)
-    run.write_history(out, rows)
-    write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
-    record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
-    write_report(out, record, None if record.adapter is None else recipe, logits, validation.labels, rows)
-    tensors = {name: value.numpy() for name, value in task_state(model).items()}
-    bundle = Bundle(record, tensors, canary).save(out)
-    (out / run.CHECKPOINT).unlink(missing_ok=True)
-    print(
-        f"{record.method} on {record.task}: validation accuracy {metrics['validation_accuracy']:.4f},"
-        f" ECE {metrics['validation_ece']:.3f} at temperature {temperature:.2f}; bundle {bundle.digest[:12]} in {out}"
-    )
-
-
-def write_calibration(out: Path, train: Images, validation: Images, seed: int) -> None:
-    """Write `calibration.npz`: up to 256 training images, and up to 256 validation images with their labels."""
-
-    def some(images: Images, use: str) -> list[int]:
-        generator = torch.Generator().manual_seed(derive(seed, use))
-        return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
-
-    calibrating, compared = some(train, "calibration"), some(validation, "parity")
-    samples = Samples(
-        train.pixels[calibrating].numpy(), validation.pixels[compared].numpy(), validation.labels[compared].numpy()
-    )
-    write_samples(out, samples)
 
 
 @command

@@ -4,9 +4,10 @@ import torch
 
 from mosa_deploy.adapters.attach import attach, backbone_state, load_task_state
 from mosa_deploy.backbones.foldable import Transformer, topology_of
+from mosa_deploy.backbones.function import departures, pinned
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.record import Backbone
+from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
@@ -24,8 +25,8 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
     weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
     if record.backbone.source == "file" and weights.source != "file":
         raise BackboneError(f"'{record.task}' was tuned on weights from a file: give it again with --backbone-weights")
-    model = load_backbone(record.backbone.name, weights, img_size=record.preprocess.size)
-    found = fingerprint(model.state_dict())
+    model = load_recorded(record, weights)
+    found = fingerprint(model.state_dict(), record.backbone.model_args)
     if found != record.backbone.sha256:
         raise BackboneError(
             f"'{record.task}' was tuned on {record.backbone.folder}, these weights of {record.backbone.name} have"
@@ -45,17 +46,31 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
     return model.eval()
 
 
+def load_recorded(record: Record, weights: Weights, classes: int = 0) -> Transformer:
+    """The backbone that a record describes, with a fresh head of `classes` outputs; its weights are not compared.
+
+    Raises:
+        BackboneError: the weights cannot be had or do not fit.
+    """
+    name, args = record.backbone.name, record.backbone.model_args
+    if args is not None:
+        args = pinned(name, args)
+    return load_backbone(name, weights, classes, record.preprocess.size, args)
+
+
 def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:
     """What a record says of a backbone, which may have a head and adapters already."""
     topology, state = topology_of(model), backbone_state(model)
     # The FFNs of a Swin differ in width, and no task updates their weights.
     hidden = None if topology.stages else len(state["blocks.0.mlp.fc1.bias"])
+    args = departures(name, model)
     return Backbone(
         name=name,
         source=source,
-        sha256=fingerprint(state),
+        sha256=fingerprint(state, args),
         depth=topology.depth,
         embed_dim=topology.width,
         stages=topology.stages,
         hidden=hidden,
+        model_args=args,
     )

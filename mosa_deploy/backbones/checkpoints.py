@@ -1,40 +1,40 @@
-"""Load the weights of a backbone from .safetensors, Google's .npz or torch's .pth, without unpickling anything.
+"""Load the weights of a backbone from .safetensors, Google's .npz or a torch checkpoint, without unpickling anything.
 
-timm unwraps, renames and resamples. This module adds three things: it finds the backbone in a self-supervised
-checkpoint (DINO, arXiv 2104.14294; MoCo v3, 2104.02057; MAE, 2111.06377), knows the names of transformers, and names
-everything that does not fit in one error.
+timm renames and resamples. Before that, `containers` reads the tensors of a file or a folder, and `parts` finds the
+backbone among them: in a module around it, in a training's checkpoint, or in a self-supervised one (DINO, arXiv
+2104.14294; MoCo v3, 2104.02057; MAE, 2111.06377). Everything that does not fit is named in one error.
 """
 
 import contextlib
 import re
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from timm.models import load_state_dict, swin_transformer
+from timm.models import swin_transformer
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from mosa_deploy.backbones.containers import INDEX, locate, read_tensors
+from mosa_deploy.backbones.file_kinds import kind_of
 from mosa_deploy.backbones.foldable import Transformer
-from mosa_deploy.backbones.transformers import fit_to_config, is_transformers, timm_state
-from mosa_deploy.errors import BackboneError
+from mosa_deploy.backbones.parts import ANCHOR, Found, Head, find_backbone, find_head
+from mosa_deploy.backbones.transformers import fit_to_config
+from mosa_deploy.backbones.transformers_names import TIMMS
+from mosa_deploy.bundles.model_args import ModelArgs
+from mosa_deploy.errors import LISTED, BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
-
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
-
-ANCHOR = "patch_embed.proj.weight"
-"""The tensor by which a backbone is found in a checkpoint of several parts."""
-
-NOT_EVALUATED = ("momentum", "student")
-"""Copies of the backbone that MoCo v3 and DINO do not evaluate themselves."""
 
 HEAD = ("head.weight", "head.bias")
 
 NOT_BACKBONE = (
     "head.",
+    "heads.",
     "head_dist.",
+    "cls_classifier.",
+    "distillation_classifier.",
     "pre_logits.",
     "fc.",
     "attn_pool.",
@@ -50,109 +50,121 @@ OPTION = "--backbone-weights"
 
 
 @torch.no_grad()
-def load_weights(model: Transformer, name: str, file: Path, option: str = OPTION) -> None:
-    """Load the weights in `file` into a headless model; timm resamples them to its patch and image size.
+def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION) -> Found:
+    """Load the weights in a file or a folder into a headless model; timm resamples them to its patch and image size.
 
-    `option` is the command-line option by which the user gave the file.
+    `option` is the command-line option by which the user gave them. Returns what was found in it.
 
     Raises:
         BackboneError: the file is missing or damaged, holds code, or has tensors that do not fit; all are listed.
     """
-    if file.is_file() and file.suffix == ".npz":
+    file = locate(path, option)
+    if file.suffix == ".npz" and _is_googles(file):
         if not isinstance(model, VisionTransformer):
             raise BackboneError(f"{option} {file}: .npz files hold ViTs only: give {name} as .safetensors or .pth")
-        faults = _load_npz(model, file, option)
+        found, faults = Found("", {}, None), _load_npz(model, file, option)
     else:
-        state = read_state(file, option)
-        faults = _load_state(model, state)
-        if not faults and is_transformers(state) and isinstance(model, VisionTransformer):
-            fit_to_config(model, file.parent)
+        found = find_backbone(read_tensors(file, option), f"{option} {file}")
+        faults = _load_state(model, found)
+        if not faults and found.family is not None and isinstance(model, VisionTransformer):
+            fit_to_config(model, file.parent, found.family.name)
     if faults:
-        raise BackboneError(f"{option} {file} does not fit {name}: {faults}")
+        raise BackboneError(f"{option} {file} does not fit {name}: {_shortened(faults)}")
+    return found
 
 
-def read_head(file: Path, option: str) -> dict[str, Tensor]:
-    """`head.weight` (K, C) and `head.bias` (K,) of a checkpoint, fp32.
+def _shortened(faults: str) -> str:
+    """The first of many faults, and how many there are."""
+    listed = faults.split("; ")
+    return faults if len(listed) <= LISTED else f"{'; '.join(listed[:LISTED])}; and {len(listed) - LISTED} more"
+
+
+def read_head(path: Path, own: Mapping[str, Tensor], option: str) -> Head:
+    """The linear head of a checkpoint, whose backbone has the tensors `own` in timm.
 
     Raises:
-        BackboneError: the file cannot be read, or has no linear head.
+        BackboneError: the file cannot be read, or has no head that is one linear layer.
     """
-    if file.suffix == ".npz":
+    file = locate(path, option)
+    if file.suffix == ".npz" and _is_googles(file):
         raise BackboneError(f"{option} {file}: only the backbone of an .npz file is read: save the model with timm")
-    state = _backbone_part(read_state(file, option))
-    missing = [name for name in HEAD if not isinstance(state.get(name), Tensor)]
-    if missing:
-        raise BackboneError(f"{option} {file} has no {' and no '.join(missing)}: give one with a linear head")
-    return {name: state[name].float() for name in HEAD}
+    tensors = read_tensors(file, option)
+    found = find_backbone(tensors, f"{option} {file}")
+    head = find_head(tensors, found, own, f"{option} {file}")
+    inputs, width = head.weight.shape[1], own[ANCHOR].shape[0]
+    if inputs != width and found.family is None:
+        twice = ", such as the class token and the mean of the patches together" if inputs == 2 * width else ""
+        raise BackboneError(
+            f"{option} {file} has a head that reads {inputs} values{twice}, the backbone gives {width}: a bundle's head"
+            " reads what the backbone pools"
+        )
+    return head
 
 
-def read_state(file: Path, option: str) -> dict[str, Any]:
-    """The state dict in a file of tensors, without the wrappers that timm knows, such as `state_dict` or `model`.
+def find_source(path: Path, option: str) -> Found | None:
+    """The backbone in a file of any library but Google's; None if the file can only hold a head alone.
 
     Raises:
-        BackboneError: the file is missing or damaged, has another suffix, or holds code.
+        BackboneError: the file cannot be read, or is of a model that cannot be.
     """
-    if not file.is_file():
-        raise BackboneError(f"{option} {file}: no such file")
-    if file.suffix not in SUFFIXES:
-        raise BackboneError(f"{option} {file}: give a file that ends in {', '.join(SUFFIXES)}")
+    file = locate(path, option)
+    if kind_of(file, option) in ("npz", "json") and not file.name.endswith(INDEX):
+        return None
+    return find_backbone(read_tensors(file, option), f"{option} {file}")
+
+
+def source_args(path: Path, option: str) -> ModelArgs:
+    """With which arguments timm's ViT computes what a model of transformers does with the tensors in a file.
+
+    Where its classifier is a module of the user's own, only its tokens are known, not what the classifier reads.
+
+    Raises:
+        BackboneError: the file cannot be read, or is of a model that cannot be.
+    """
+    found = find_source(path, option)
+    if found is None or found.family is None:
+        return TIMMS
+    args = found.family.args
+    return args if HEAD[0] in found.state else ModelArgs(reg_tokens=args.reg_tokens, class_token=args.class_token)
+
+
+def _is_googles(file: Path) -> bool:
+    """Whether an .npz file may be one of Google's ViTs: it has names, but neither timm's nor scikit-learn's."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = load_state_dict(str(file), weights_only=True)
-    except Exception as error:  # A damaged file raises KeyError, EOFError, AttributeError and more.
-        reason = str(error.__cause__ or error)
-        code = re.search(r"GLOBAL (\S+)", reason)
-        if code or "Cannot use ``weights_only" in reason:
-            held = f" ({code[1]})" if code else ""
-            raise BackboneError(
-                f"{option} {file} holds more than tensors{held}, which may run code when it is read:"
-                " save its state dict as .safetensors"
-            ) from error
-        raise _unreadable(file, error, option) from error
-    return state
+        with file.open("rb") as handle:
+            arrays = np.load(handle, allow_pickle=False)
+            return not any(name.endswith(("patch_embed.proj.weight", "coef_")) for name in arrays.files)
+    except Exception:  # As `read_tensors`, which then says what it is.
+        return False
 
 
-def _unreadable(file: Path, error: Exception, option: str) -> BackboneError:
-    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    # Only its first sentence: torch's next ones advise to unpickle.
-    reason = f"{type(error).__name__} {str(error).partition('. ')[0].partition(chr(10))[0]}".rstrip()
-    advice = "fetch it again, or save its state dict as .safetensors"
-    return BackboneError(f"{option} {file} cannot be read: {reason}; {advice}")
-
-
-def _load_state(model: Transformer, state: dict[str, Any]) -> str:
-    """Load the backbone in a state dict; if something does not fit, load nothing and return what."""
-    state = _backbone_part(state)
+def _load_state(model: Transformer, found: Found) -> str:
+    """Load a backbone; if something does not fit, load nothing and return what."""
+    state, expected = found.state, model.state_dict()
+    if found.family is not None and found.family.args.final_norm is False and "norm.weight" not in expected:
+        state = {key: value for key, value in state.items() if not key.startswith("norm.")}
+    filtered = state
     with contextlib.suppress(Exception):  # What timm cannot resample is listed below, by its shape.
         if isinstance(model, VisionTransformer):
-            state = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+            filtered = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
         else:
-            state = swin_transformer.checkpoint_filter_fn(dict(state), model)
-    expected = model.state_dict()
-    given = {
-        key: value
-        for key, value in state.items()
-        if isinstance(value, Tensor) and (key in expected or not key.startswith(NOT_BACKBONE))
-    }
+            filtered = swin_transformer.checkpoint_filter_fn(dict(state), model)
+    given = {key: value for key, value in filtered.items() if key in expected or not key.startswith(NOT_BACKBONE)}
     if not given.keys() & expected.keys():
-        return f"no tensor has one of timm's names, but there are {', '.join(list(state)[:3]) or 'none'}, ..."
+        return f"no tensor has one of timm's names, but there are {', '.join(list(filtered)[:3]) or 'none'}, ..."
     faults = shape_faults(shapes_of(expected), shapes_of(given))
+    # torch would copy quantised numbers as they are, without their scale.
+    quantised = [f"{key} is {value.dtype}" for key, value in given.items() if _is_quantised(value, expected.get(key))]
+    if quantised and not faults:
+        return f"{quantised[0]}, quantised: save its state dict in floating point"
     if not faults:
         model.load_state_dict(given)
     return faults
 
 
-def _backbone_part(state: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of the backbone without their common prefix; the whole state dict if no backbone is found."""
-    state = state.get("teacher", state)
-    if is_transformers(state):
-        return timm_state(state)
-    prefixes = [key.removesuffix(ANCHOR) for key in state if key.endswith(ANCHOR)]
-    if not prefixes:
-        return state
-    prefix = min(prefixes, key=lambda p: (p != "", any(word in p for word in NOT_EVALUATED), p))
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def _is_quantised(value: Tensor, expected: Tensor | None) -> bool:
+    floating = expected is not None and expected.is_floating_point()
+    return floating and (not value.is_floating_point() or value.element_size() < 2)
 
 
 def _load_npz(model: VisionTransformer, file: Path, option: str) -> str:
@@ -167,8 +179,10 @@ def _load_npz(model: VisionTransformer, file: Path, option: str) -> str:
                 return f"it has {blocks} blocks, not {len(model.blocks)}"
             handle.seek(0)
             model.load_pretrained(handle)
-    except Exception as error:  # As in `read_state`, and BadZipFile.
-        raise _unreadable(file, error, option) from error
+    except Exception as error:  # A damaged one raises BadZipFile and more.
+        said = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".rstrip()
+        advice = "fetch it again, or save its state dict as .safetensors"
+        raise BackboneError(f"{option} {file} cannot be read: {said}; {advice}") from error
     # timm silently skips parameters that the file does not hold: those are still NaN.
     return "; ".join(f"missing {key}" for key, value in model.named_parameters() if value.isnan().any())
 

@@ -11,11 +11,15 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
+from mosa_deploy.backbones.function import created_with, set_function
+from mosa_deploy.backbones.transformers import tokens_beside
+from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError, unknown_name
 from mosa_deploy.utils.files import FilePath
 from mosa_deploy.utils.network import why_unreachable
@@ -51,6 +55,7 @@ def load_backbone(
     weights: Weights | FilePath | None = None,
     classes: int = 0,
     img_size: int | tuple[int, int] | None = None,
+    model_args: ModelArgs | None = None,
     **kwargs: Any,
 ) -> Transformer:
     """A timm ViT or Swin in evaluation mode: images (B, 3, H, W) -> logits (B, classes), or features (B, C).
@@ -58,6 +63,8 @@ def load_backbone(
     The head has `classes` outputs and is freshly initialised; with 0 there is none. `weights` are timm's pretrained
     ones if None, or those of a file if a path is given. `img_size` is the side, or (H, W), of the images in pixels:
     timm resamples the position embedding, and `timm.data.resolve_model_data_config` of the model gives that size.
+    `model_args` say in what it departs from timm's model; what they leave open, a `config.json` of transformers beside
+    the file of weights may say.
     Other `kwargs` go to timm, e.g. `mlp_ratio`.
 
     Raises:
@@ -67,6 +74,10 @@ def load_backbone(
     if not isinstance(weights, Weights):
         weights = Weights() if weights is None else Weights("file", Path(weights))
     check_name(name)
+    args = model_args or ModelArgs()
+    if args.reg_tokens is None:
+        args = args.model_copy(update=tokens_beside(weights.file).model_dump(exclude_none=True))
+    kwargs |= created_with(args)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size
     # Built without memory for weights first: a model that cannot be used is refused before its weights are fetched.
@@ -83,6 +94,8 @@ def load_backbone(
         load_weights(model, name, weights.file)
     elif weights.source == "random":
         randomise(model)
+    if isinstance(model, VisionTransformer):
+        set_function(model, args)
     if img_size is not None:
         cast(dict[str, Any], model.pretrained_cfg)["input_size"] = (3, *kwargs["img_size"])
     if classes:
@@ -157,13 +170,18 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
             parameter.copy_(start + 0.1 * noise)
 
 
-def fingerprint(state: dict[str, Tensor]) -> str:
-    """The sha256 of a headless state dict: names, shapes and fp32 bytes, in the order of the names."""
+def fingerprint(state: dict[str, Tensor], model_args: ModelArgs | None = None) -> str:
+    """The sha256 of a backbone: names, shapes and fp32 bytes of its headless state dict, in the order of the names.
+
+    With `model_args` other than timm's it is another backbone, and has another hash.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().float().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
+    if model_args is not None and model_args != ModelArgs():
+        digest.update(model_args.model_dump_json(exclude_none=True).encode())
     return digest.hexdigest()
 
 

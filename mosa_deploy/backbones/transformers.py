@@ -1,93 +1,42 @@
-"""ViTs of Hugging Face's transformers: their names as timm's, and what only their `config.json` says.
+"""What only the `config.json` of a model of Hugging Face's transformers says."""
 
-Names of transformers 5 and of older releases are known. Query, key and value, which transformers keep apart, are called
-`attn.q`, `attn.k` and `attn.v` here.
-"""
-
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.layers import Attention
+from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
 
 from mosa_deploy.backbones.foldable import feed_forward
+from mosa_deploy.backbones.function import set_function
+from mosa_deploy.bundles.model_args import Activation, ModelArgs
 from mosa_deploy.errors import BackboneError
+from mosa_deploy.utils.text import read_json
 
 CONFIG_FILE = "config.json"
 
 DEFAULT_EPS = 1e-12
 """`layer_norm_eps` of a transformers ViT whose config does not give one; timm's is 1e-6."""
 
-ANCHOR = "embeddings.patch_embeddings.projection.weight"
-"""The tensor by which a transformers ViT is recognised in a checkpoint."""
-
-IN_BLOCK = {
-    "layernorm_before": "norm1",
-    "attention.attention.query": "attn.q",
-    "attention.attention.key": "attn.k",
-    "attention.attention.value": "attn.v",
-    "attention.output.dense": "attn.proj",
-    "layernorm_after": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    # Since 5.0, in memory; the files keep the names above.
-    "attention.q_proj": "attn.q",
-    "attention.k_proj": "attn.k",
-    "attention.v_proj": "attn.v",
-    "attention.o_proj": "attn.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+DEFAULTS: dict[str, tuple[str, float]] = {
+    "vit_msn": ("gelu", 1e-6),
+    "dinov2": ("gelu", 1e-6),
+    "clip": ("quick_gelu", 1e-5),
+    "siglip": ("gelu_pytorch_tanh", 1e-6),
 }
-"""Modules of a block: transformers' name -> timm's."""
+"""`hidden_act` and `layer_norm_eps` by the beginning of `model_type`, where a config does not give them."""
 
-OUTSIDE_BLOCKS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.mask_token": "mask_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-    "classifier": "head",
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
-"""Modules and parameters before and after the blocks: transformers' name -> timm's."""
-
-BLOCK = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
-
-QKV = ("q", "k", "v")
-"""In the order in which timm's `qkv` joins them."""
-
-
-def timm_name(name: str) -> str | None:
-    """What timm calls a module or a parameter, e.g. `blocks.0.attn.q.weight`; None if timm has no such part."""
-    name = name.removeprefix("vit.")
-    part = name.rpartition(".")[2]
-    suffix = f".{part}" if part in ("weight", "bias") else ""
-    module = name.removesuffix(suffix)
-    block = BLOCK.fullmatch(module)
-    if block is None:
-        return OUTSIDE_BLOCKS[module] + suffix if module in OUTSIDE_BLOCKS else None
-    return f"blocks.{block[1]}.{IN_BLOCK[block[2]]}{suffix}" if block[2] in IN_BLOCK else None
-
-
-def is_transformers(state: dict[str, Any]) -> bool:
-    """Whether the tensors of a checkpoint have transformers' names."""
-    return any(name.endswith(ANCHOR) for name in state)
-
-
-def timm_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint under timm's names, with q, k and v joined to qkv; names that timm lacks stay as they are."""
-    (anchor, *_) = (name for name in state if name.endswith(ANCHOR))
-    prefix = anchor.removesuffix(ANCHOR).removesuffix("vit.")
-    inner = {name.removeprefix(prefix): value for name, value in state.items()}
-    named = {timm_name(name) or name: value for name, value in inner.items()}
-    for name in [name for name in named if ".attn.q." in name]:
-        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in QKV]
-        if all(isinstance(named.get(part), Tensor) for part in parts):
-            named[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([named.pop(part) for part in parts])
-    return named
+"""`hidden_act` -> timm's `act_layer`."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -98,7 +47,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = read_json(path) if path.is_file() else {}
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -106,25 +55,58 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def fit_to_config(model: VisionTransformer, folder: Path) -> None:
-    """Set the eps of every LayerNorm of `model`, in place, to that of the ViT whose weights lie in the folder.
+def model_args(config: dict[str, Any], family: str = "") -> ModelArgs:
+    """What the config of a ViT of transformers says of heads, activation and eps.
+
+    `family` is the model's kind by its tensors, for a config that does not state it.
 
     Raises:
-        BackboneError: that ViT has another number of attention heads, or another activation.
+        BackboneError: its activation is none of timm's, or a value is of no use.
     """
+    kind = str(config.get("model_type") or family).lower()
+    config = config | (config.get("vision_config") or {})
+    known = (default for name, default in DEFAULTS.items() if kind.startswith(name))
+    default_act, default_eps = next(known, ("gelu", DEFAULT_EPS))
+    act = config.get("hidden_act", default_act)
+    if act not in ACTIVATIONS:
+        raise BackboneError(f"hidden_act {act}, known are {', '.join(ACTIVATIONS)}")
+    given = {
+        "num_heads": config.get("num_attention_heads"),
+        "act_layer": ACTIVATIONS[act],
+        "norm_eps": config.get("layer_norm_eps", default_eps),
+    }
+    try:
+        return ModelArgs.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise BackboneError(f"{fault['loc'][0]} {fault['input']}: {fault['msg']}") from None
+
+
+def tokens_beside(weights: Path | None) -> ModelArgs:
+    """The arguments without which a ViT of timm has not the tokens of the model whose weights these are."""
+    if weights is None:
+        return ModelArgs()
+    try:
+        config = read_config(weights if weights.is_dir() else weights.parent)
+    except BackboneError:  # It may be of something else: where it matters, `fit_to_config` says so.
+        return ModelArgs()
+    return ModelArgs(reg_tokens=1) if config.get("model_type") == "deit" else ModelArgs()
+
+
+def fit_to_config(model: VisionTransformer, folder: Path, family: str = "") -> None:
+    """Let `model` compute, in place, what the ViT computes whose weights lie in the folder, as its config says.
+
+    Without a config it is what models of this `family` compute by default.
+
+    Raises:
+        BackboneError: the config is damaged, or says something that timm's ViT cannot compute.
+    """
+    path = folder / CONFIG_FILE
     config = read_config(folder)
-    attention = model.blocks[0].attn
-    assert isinstance(attention, Attention)
-    activation = type(feed_forward(model.blocks[0]).act).__name__.lower()
-    ours = {"num_attention_heads": attention.num_heads, "hidden_act": activation}
-    faults = [f"{name} {config[name]}, not {value}" for name, value in ours.items() if config.get(name, value) != value]
-    if faults:
-        raise BackboneError(
-            f"{folder / CONFIG_FILE} does not fit the backbone: {'; '.join(faults)}; choose another ViT"
-        )
-    for part in model.modules():
-        if isinstance(part, nn.LayerNorm):
-            part.eps = float(config.get("layer_norm_eps", DEFAULT_EPS))
+    try:
+        set_function(model, model_args(config, family))
+    except BackboneError as error:
+        raise BackboneError(f"{path} does not fit the backbone: {error}; choose another ViT") from None
 
 
 def layer_norm_eps(model: VisionTransformer) -> float:

@@ -2,6 +2,8 @@
 
     mosa pack runs/digits digits.mosa
 
+For an upload it may also hold labelled images, see `mosa_deploy.bundles.gate`.
+
 It is read in memory, and everything is checked before anything is written: the names, the sizes that the directory
 states, the ratio, the checksums, the hash, and every tensor. Members are stored with fixed times, so that the same
 bundle gives the same bytes.
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.gate import LabelledImage, is_member, read_gate, read_members
 from mosa_deploy.bundles.record import RECORD, TENSORS, parse_record
 from mosa_deploy.errors import BundleError
 
@@ -26,10 +29,11 @@ RATIO_LIMIT = 100
 
 @dataclass(frozen=True)
 class Archive:
-    """The bytes of a bundle's two files."""
+    """The bytes of a bundle's two files, and the labelled images that travel with it."""
 
     record: bytes
     tensors: bytes
+    gate: tuple[LabelledImage, ...] = ()
 
     @property
     def key(self) -> str:
@@ -37,27 +41,29 @@ class Archive:
         return hashlib.sha256(self.record).hexdigest()
 
     @classmethod
-    def of(cls, folder: Path) -> "Archive":
-        """Read the bundle in a folder.
+    def of(cls, folder: Path, gate: Path | None = None) -> "Archive":
+        """Read the bundle in a folder, and the labelled images in another one.
 
         Raises:
             BundleError: it is damaged or missing.
+            DataError: the images are missing, or not in folders named after the classes.
         """
-        Bundle.load(folder)
-        return cls((folder / RECORD).read_bytes(), (folder / TENSORS).read_bytes())
+        bundle = Bundle.load(folder)
+        images = read_gate(gate, bundle.record.classes) if gate else ()
+        return cls((folder / RECORD).read_bytes(), (folder / TENSORS).read_bytes(), images)
 
     @classmethod
     def unpack(cls, content: bytes, limit: int) -> "Archive":
         """Read a zip whose members hold at most `limit` bytes together.
 
         Raises:
-            BundleError: it is not a zip of exactly these two files, or larger than it may be.
+            BundleError: it is not a zip of these two files and a gate, or larger than it may be.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 _check(archive.infolist(), limit)
                 # A member that is longer than the directory states is cut there, and its checksum fails.
-                return cls(archive.read(RECORD), archive.read(TENSORS))
+                return cls(archive.read(RECORD), archive.read(TENSORS), read_members(archive))
         except BundleError:
             raise
         except (
@@ -77,6 +83,8 @@ class Archive:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, content in ((RECORD, self.record), (TENSORS, self.tensors)):
                 archive.writestr(zipfile.ZipInfo(name), content)
+            for image in self.gate:
+                archive.writestr(zipfile.ZipInfo(image.member), image.content)
         return buffer.getvalue()
 
     def bundle(self) -> Bundle:
@@ -90,10 +98,15 @@ class Archive:
 
 def _check(members: list[zipfile.ZipInfo], limit: int) -> None:
     """Raises BundleError if the zip's directory names other files, or larger ones; no member is opened."""
-    names = sorted(member.orig_filename for member in members)
+    names = sorted(member.orig_filename for member in members if not is_member(member.orig_filename))
     if names != sorted((RECORD, TENSORS)):
         shown = ", ".join(repr(name)[:80] for name in names[:5])
-        raise BundleError(f"a .mosa file holds {RECORD} and {TENSORS} and nothing else, not {shown or 'nothing'}")
+        raise BundleError(
+            f"a .mosa file holds {RECORD}, {TENSORS} and images in gate/<class>/, and nothing else, not"
+            f" {shown or 'nothing'}"
+        )
+    if len({member.orig_filename for member in members}) < len(members):
+        raise BundleError("a .mosa file holds each name once: pack it with `mosa pack`")
     total = sum(member.file_size for member in members)
     if total > limit:
         raise BundleError(f"the .mosa file unpacks to {total} bytes; at most {limit} are allowed")

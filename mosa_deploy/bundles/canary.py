@@ -16,6 +16,8 @@ from mosa_deploy.errors import BundleError
 
 SIZE = 8
 """The number of images in a canary, if there are as many."""
+CANARY_PIXELS = 50_000_000
+"""The most pixels of one of its images that a service decodes."""
 PREFIX = "canary."
 
 

@@ -12,13 +12,33 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
+from mosa_deploy.bundles import heif
+from mosa_deploy.bundles.tiff_bands import check_bands
 from mosa_deploy.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "TIFF", "PPM", "TGA")
 """The formats that are read, by Pillow's names. It knows more, but to read EPS it would start another program.
 
-A stereo camera's MPO begins as a JPEG does, and is read as one.
+A stereo camera's MPO begins as a JPEG does, and is read as one. HEIC is read if the extra `heif` is installed.
 """
+
+PILLOW_PIXELS = 178_956_970
+"""The most pixels of an image that Pillow opens by itself."""
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open an encoded image; only its header is read.
+
+    Raises:
+        DataError: it is HEIC, and the extra is not installed, or a TIFF with more bands than a photo.
+        Exception: the bytes are not an image. Pillow raises struct.error, TypeError and RuntimeError too.
+    """
+    if heif.is_heif(content):
+        heif.require()
+        return Image.open(io.BytesIO(content), formats=(heif.FORMAT,))
+    check_bands(content)
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
 
 WHITE_16 = 65535
 """The largest value of 16 bits."""
@@ -31,8 +51,9 @@ class Decode(BaseModel):
 
     orientation: Literal["exif", "stored"] = "exif"
     """`exif` turns the image as its EXIF data say; `stored` leaves it as the file stores it."""
-    transparency: Literal["white", "dropped"] = "white"
-    """`white` lays transparent pixels over white; `dropped` shows the colours that the file hides in them."""
+    transparency: Literal["white", "dropped", "keyed"] = "white"
+    """`white` lays transparent pixels over white; `dropped` shows the colours that the file hides in them. `keyed`
+    lays only the colour over white that a file names as transparent, and drops an alpha channel."""
     grey16: Literal["scaled", "pillow"] = "scaled"
     """`scaled` maps 0 to `white` on black to white; `pillow` cuts off at 255, as Pillow's own conversion does."""
     white: Annotated[int, Field(ge=1, le=WHITE_16)] = WHITE_16
@@ -45,10 +66,12 @@ class Decode(BaseModel):
             DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
         """
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with open_image(content) as image:
                 return self._rgb(ImageOps.exif_transpose(image) if self.orientation == "exif" else image)
         except DataError:
             raise
+        except Image.DecompressionBombError as error:
+            raise DataError(f"too large an image ({error}): make it smaller") from None
         except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
             raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
 
@@ -61,12 +84,12 @@ class Decode(BaseModel):
             return self._scaled(np.asarray(image), image.info.get("transparency"))
         if not image.has_transparency_data:
             return image.convert("RGB")
-        layer = image.convert("RGBA")
-        if self.transparency == "dropped":
-            return layer.convert("RGB")
-        ground = Image.new("RGB", layer.size, "white")
-        ground.paste(layer, mask=layer)
-        return ground
+        if self.transparency == "white":
+            return _over_white(image)
+        if self.transparency == "dropped" or isinstance(image.info.get("transparency"), bytes):
+            return image.convert("RGBA").convert("RGB")
+        rgb = image.convert("RGB")  # It still names its transparent colour, unless it had an alpha channel.
+        return _over_white(rgb) if rgb.has_transparency_data else rgb
 
     def _scaled(self, values: NDArray[Any], transparent: int | None) -> Image.Image:
         """round(255 v / white), at most 255."""
@@ -80,11 +103,27 @@ class Decode(BaseModel):
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    ground = Image.new("RGB", layer.size, "white")
+    ground.paste(layer, mask=layer)
+    return ground
+
+
 TRANSFORMERS = Decode(transparency="dropped", grey16="pillow")
 """What `transformers.image_utils.load_image` does."""
 
+KEYED = TRANSFORMERS.model_copy(update={"transparency": "keyed"})
+"""What a processor of transformers with `do_convert_rgb` makes of that: it finds the colour that is still named."""
+
 TIMM = Decode(orientation="stored", transparency="dropped", grey16="pillow")
 """What the data sets of timm and torchvision do: `Image.open(file).convert("RGB")`."""
+
+
+def allow_pixels(most: int) -> None:
+    """Let Pillow open images of up to `most` pixels without a warning; its own limit is never lowered."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:

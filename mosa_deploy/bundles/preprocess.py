@@ -1,9 +1,11 @@
 """From an image's bytes to the backbone's input: the same steps in tuning, in export and in the service.
 
-They are those of timm's evaluation transform, done by numpy and Pillow alone. Their constants travel with the bundle.
+They are those of timm's evaluation transform or of transformers' image processors, done by numpy and Pillow alone.
+Their constants travel with the bundle.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from mosa_deploy.bundles.decode import Decode
+from mosa_deploy.bundles.resample import KERNELS, resize
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Pixels = NDArray[np.uint8]
@@ -24,19 +27,27 @@ INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
 }
 
+OFFSETS: dict[str, Callable[[float], int]] = {"rounded": round, "floored": math.floor, "truncated": int}
+"""How half of an odd margin becomes whole pixels."""
+
 
 class Preprocess(BaseModel):
-    """Decode, resize, crop and normalise; all but the first as timm's data config says."""
+    """Decode, resize, crop and normalise. Where a choice has no comment, timm's data config has it under this name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[Side, Side]
     """(H, W) in pixels."""
-    resize: Literal["center", "squash"] = "center"
-    """`center` keeps the aspect ratio and crops the middle; `squash` resizes both sides."""
+    resize: Literal["center", "squash", "none"] = "center"
+    """`center` keeps the aspect ratio and crops the middle; `squash` resizes both sides; `none` only crops the middle,
+    with black where an image is smaller."""
     crop_pct: Annotated[float, Field(gt=0.01, le=1)] = 1.0
     """The share of the resized image that the crop keeps."""
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    resampler: Literal["pillow", "torchvision"] = "pillow"
+    """Whose rounding the interpolation has: timm resizes with Pillow, transformers with torchvision."""
+    crop_offset: Literal["rounded", "floored", "truncated"] = "rounded"
+    """Where a crop begins if the margin is odd: timm rounds, transformers' processors round down or towards zero."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     decode: Decode = Decode()
@@ -65,12 +76,19 @@ class Preprocess(BaseModel):
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image -> (H, W, 3) uint8."""
         height, width = self.size
-        target = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
-        if self.resize == "center":
-            target = _cover(image, target)
-        image = image.resize((target[1], target[0]), INTERPOLATION[self.interpolation])
-        top, left = round((target[0] - height) / 2), round((target[1] - width) / 2)
+        if self.resize != "none":
+            image = self._resized(image)
+        offset = OFFSETS[self.crop_offset]
+        top, left = offset((image.height - height) / 2), offset((image.width - width) / 2)
         return np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        height, width = (math.floor(side / self.crop_pct) for side in self.size)
+        if self.resize == "center":
+            height, width = _cover(image, (height, width))
+        if self.resampler == "torchvision" and self.interpolation in KERNELS:
+            return Image.fromarray(resize(np.asarray(image), height, width, KERNELS[self.interpolation]))
+        return image.resize((width, height), INTERPOLATION[self.interpolation])
 
     def normalise(self, pixels: Pixels) -> Array:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float32: (x / 255 - mean) / std."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES, SWIN_ADVICE, AdapterConfig, Method
 from mosa_deploy.bundles.format_version import Fields, FileFormat
+from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError, ConfigError
@@ -16,7 +17,10 @@ TENSORS, RECORD = "adapter.safetensors", "adapter.json"
 
 
 def _decoded_as_ever(fields: Fields) -> Fields:
-    """Version 2 says how images are decoded; before it there was one way, which is the default."""
+    """Version 2 says how images are decoded and resampled, and how a backbone departs from timm's.
+
+    Before it there was one way, which is the default.
+    """
     return fields
 
 
@@ -33,7 +37,7 @@ class Backbone(BaseModel):
     name: str
     source: Literal["pretrained", "file", "random"]
     sha256: str
-    """Hash of the headless state dict, see `mosa_deploy.backbones.load.fingerprint`."""
+    """Hash of the headless state dict and the model's arguments, see `mosa_deploy.backbones.load.fingerprint`."""
     # Bounded, because a stranger's record is looped over before it is compared with anything.
     depth: Annotated[int, Field(ge=1, le=1000)]
     embed_dim: Annotated[int, Field(ge=1, le=65536)]
@@ -41,6 +45,8 @@ class Backbone(BaseModel):
     """How many blocks each stage of a Swin has; empty for a ViT."""
     hidden: int | None = None
     """M, the inner width of the FFNs; only adapters that update an FFN's layers need it."""
+    model_args: ModelArgs | None = None
+    """None in records of version 1: a ViT of transformers computes what the `config.json` beside its weights says."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

@@ -1,9 +1,10 @@
 """The store: the folder of everything that is exported and served. Its names are written here and nowhere else.
 
     backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx ... graph.json
-    tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json
+    tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json export.json
     uploads/<key>.mosa         versions that came by HTTP, named by the sha256 of their record
-    decisions/<task>.json      which version is served, which one was before, pin, lane
+    decisions/<task>.json      which version is served, which others are kept, pin, lane
+    gates/<task>.zip           labelled images on which a new version must not be worse than the served one
 
 The graphs in other precisions lie beside each fp32 graph except the plain one: .fp16.onnx, .int8.onnx and
 .int8-tensorrt.onnx. So do engines, .<precision>.<capability>.engine, with one engine.json per folder.
@@ -15,10 +16,11 @@ from pathlib import Path
 from mosa_deploy.bundles.record import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
-BACKBONES, TASKS, UPLOADS, DECISIONS = "backbones", "tasks", "uploads", "decisions"
+BACKBONES, TASKS, UPLOADS, DECISIONS, GATES = "backbones", "tasks", "uploads", "decisions", "gates"
 
 PLAIN, GRAPH = "plain.onnx", "graph.json"
 FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
+EXPORT_NOTE = "export.json"
 ENGINES = "engine.json"
 TIMINGS = "timings.cache"
 """The kernel timings of TensorRT's builds on this machine's GPU, at the root of the store."""
@@ -42,6 +44,11 @@ def upload_file(key: str) -> str:
 def decision_file(task: str) -> str:
     """Path below the root of what the operator decided about a task."""
     return f"{DECISIONS}/{task}.json"
+
+
+def gate_file(task: str) -> str:
+    """Path below the root of a task's labelled images."""
+    return f"{GATES}/{task}.zip"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,6 @@
 
 from mosa_deploy.client.client import AsyncClient, Client
 from mosa_deploy.client.requests import Picture
-from mosa_deploy.client.schema import Answer, Failure, Prediction, Task
+from mosa_deploy.client.schema import Answer, Failure, Prediction, Task, TaskVersion
 
-__all__ = ["Answer", "AsyncClient", "Client", "Failure", "Picture", "Prediction", "Task"]
+__all__ = ["Answer", "AsyncClient", "Client", "Failure", "Picture", "Prediction", "Task", "TaskVersion"]

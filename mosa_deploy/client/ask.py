@@ -3,26 +3,49 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mosa_deploy.bundles.image_files import find_images
 from mosa_deploy.client.client import Client
 from mosa_deploy.client.schema import Answer, Failure
 from mosa_deploy.errors import ServiceError
+from mosa_deploy.utils.files import printable
+
+OF_THE_IMAGE = (400, 413, 415)
+"""Statuses of a request whose image cannot be used; the next one may be fine."""
 
 
 def ask(images: Sequence[Path], tasks: Sequence[str], address: str, key: str | None = None, top_k: int = 3) -> None:
-    """Print a line for each image and task.
+    """Print a line for each image and task. `images` are files, and folders of files.
 
     Raises:
+        DataError: a place does not exist, or there are no images.
         ServiceError: a result has no answer.
     """
+    files, left_out = find_images(images)
+    if left_out:
+        print(left_out)
     failed: list[Failure] = []
     with Client(address, key) as client:
-        for image in images:
-            for result in client.classify_by(image, tasks, top_k):
-                print(f"{image}: {line(result)}")
+        for image in files:
+            for result in answers(client, image, tasks, top_k):
+                print(f"{printable(image)}: {line(result)}")
                 failed += [result] if isinstance(result, Failure) else []
     if failed:
         count = "one result has" if len(failed) == 1 else f"{len(failed)} results have"
         raise ServiceError(failed[0].status, f"{count} no answer, see above")
+
+
+def answers(client: Client, image: Path, tasks: Sequence[str], top_k: int) -> list[Answer | Failure]:
+    """The results of an image; one failure per task if the service refuses the image itself.
+
+    Raises:
+        ServiceError: the service refuses more than the image.
+    """
+    try:
+        return client.classify_by(image, tasks, top_k)
+    except ServiceError as fault:
+        if fault.status not in OF_THE_IMAGE:
+            raise
+        return [Failure(task=task, status=fault.status, detail=fault.detail) for task in tasks]
 
 
 def line(result: Answer | Failure) -> str:

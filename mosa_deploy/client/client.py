@@ -13,77 +13,19 @@ from typing import Any, Self, TypeVar
 
 import httpx
 import tenacity
-from pydantic import ValidationError
 
 from mosa_deploy.client import requests
+from mosa_deploy.client.address import service_url
 from mosa_deploy.client.requests import ApiRequest, Picture
-from mosa_deploy.client.schema import Answer, ChosenLane, Failure, Fault, Task
-from mosa_deploy.errors import ConfigError, ServiceError
+from mosa_deploy.client.retries import Attempts, read_response, retrying, unreachable
+from mosa_deploy.client.schema import Answer, ChosenLane, Failure, Task, TaskVersion
+from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.files import Content
 
 T = TypeVar("T")
 
 BATCH = 16
 """Images per request."""
-
-NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-"""The service never saw the request."""
-
-
-def should_retry(state: tenacity.RetryCallState) -> bool:
-    """Whether a request failed for a temporary reason: no response, 429, or 503 with Retry-After.
-
-    A request that must not be carried out twice is sent again only if the service has not begun it.
-    """
-    assert state.outcome is not None
-    request: ApiRequest[Any] = state.args[0]
-    if state.outcome.failed:
-        return isinstance(state.outcome.exception(), httpx.TransportError if request.repeatable else NOT_CONNECTED)
-    response: httpx.Response = state.outcome.result()
-    if response.status_code == 503:
-        return request.repeatable and "retry-after" in response.headers
-    return response.status_code == 429
-
-
-def retry_delay(state: tenacity.RetryCallState) -> float:
-    """Seconds to wait: those that the service asks for, and a random time that grows, so that clients spread out."""
-    assert state.outcome is not None
-    spread = float(tenacity.wait_random_exponential(multiplier=0.1, max=5)(state))
-    if state.outcome.failed:
-        return spread
-    asked = str(state.outcome.result().headers.get("retry-after", ""))
-    return spread + (float(asked) if asked.isdigit() else 0)
-
-
-def last_outcome(state: tenacity.RetryCallState) -> Any:
-    """Return the last attempt's response, or raise its exception."""
-    assert state.outcome is not None
-    return state.outcome.result()
-
-
-def read_response(request: ApiRequest[T], response: httpx.Response) -> T:
-    """Parse the response to a request.
-
-    Raises:
-        ServiceError: the service refused the request, or it is not a service of this kind.
-    """
-    if response.is_success:
-        try:
-            return request.parse(response.content)
-        except ValidationError:
-            detail = f"{response.url} answers, but not as this version of the service does: check the address"
-            raise ServiceError(response.status_code, detail) from None
-    try:
-        detail = Fault.model_validate_json(response.content).detail
-    except ValidationError:
-        detail = f"the service answers HTTP {response.status_code} {response.reason_phrase}".rstrip()
-    raise ServiceError(response.status_code, detail)
-
-
-def unreachable(fault: httpx.TransportError) -> ServiceError:
-    """The error for a request without any response."""
-    reason = str(fault) or type(fault).__name__
-    return ServiceError(0, f"the service does not answer ({reason}): is it running at that address?")
 
 
 def _connection(address: str, key: str | None, timeout: float) -> dict[str, Any]:
@@ -92,26 +34,12 @@ def _connection(address: str, key: str | None, timeout: float) -> dict[str, Any]
     Raises:
         ConfigError: the address or the key cannot be used.
     """
-    try:
-        url = httpx.URL(address)
-    except httpx.InvalidURL:
-        url = httpx.URL()
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"'{address}' is not an address: give one like http://localhost:3000")
+    url = service_url(address)
     key = key or os.environ.get("MOSA_KEY")
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError("the key holds characters that HTTP cannot send: does it end with a line break?")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     return {"base_url": url, "headers": headers, "timeout": timeout, "trust_env": False}
-
-
-def _retrying(attempts: int) -> dict[str, Any]:
-    return {
-        "retry": should_retry,
-        "wait": retry_delay,
-        "stop": tenacity.stop_after_attempt(attempts),
-        "retry_error_callback": last_outcome,
-    }
 
 
 class Client:
@@ -122,8 +50,8 @@ class Client:
 
     def __init__(self, address: str, key: str | None = None, timeout: float = 60, attempts: int = 5) -> None:
         self._http = httpx.Client(**_connection(address, key, timeout))
-        retrying = tenacity.Retrying(**_retrying(attempts))
-        self._send: Callable[[ApiRequest[Any]], httpx.Response] = retrying.wraps(self._send_once)
+        self._send: Callable[[ApiRequest[Any], Attempts], httpx.Response]
+        self._send = tenacity.Retrying(**retrying(attempts)).wraps(self._send_once)
 
     def __enter__(self) -> Self:
         return self
@@ -133,15 +61,16 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def _send_once(self, request: ApiRequest[Any]) -> httpx.Response:
+    def _send_once(self, request: ApiRequest[Any], _: Attempts) -> httpx.Response:
         return self._http.request(request.method, request.path, **request.options)
 
     def _ask(self, request: ApiRequest[T]) -> T:
+        attempts = Attempts()
         try:
-            response = self._send(request)
+            response = self._send(request, attempts)
         except httpx.TransportError as fault:
-            raise unreachable(fault) from None
-        return read_response(request, response)
+            raise unreachable(request, fault) from None
+        return read_response(request, response, attempts)
 
     def classify(self, picture: Picture, task: str, top_k: int = 5) -> Answer:
         """Classify one image, given by its bytes or its path, by one task.
@@ -171,23 +100,37 @@ class Client:
         """Describe one task."""
         return self._ask(requests.task(name))
 
-    def put(self, name: str, bundle: Content, new_classes: bool = False, lane: ChosenLane | None = None) -> Task:
+    def put(
+        self,
+        name: str,
+        bundle: Content,
+        new_classes: bool = False,
+        lane: ChosenLane | None = None,
+        margin: float | None = None,
+        force: bool = False,
+    ) -> Task:
         """Serve a `.mosa` file, or the bundle in a folder, as a task's new version.
+
+        Its accuracy on labelled images may be lower by `margin`; `force` serves it whatever they say.
 
         Raises:
             BundleError: the folder holds no whole bundle.
             DataError: the file cannot be read.
             ServiceError: the service refuses the bundle.
         """
-        return self._ask(requests.put(name, bundle, new_classes, lane))
+        return self._ask(requests.put(name, bundle, new_classes, lane, margin, force))
 
-    def remove(self, name: str) -> None:
-        """Stop serving a task."""
-        self._ask(requests.remove(name))
+    def remove(self, name: str, force: bool = False) -> None:
+        """Stop serving a task, a pinned one only by `force`."""
+        self._ask(requests.remove(name, force))
 
-    def roll_back(self, name: str) -> Task:
-        """Serve the previous version."""
-        return self._ask(requests.roll_back(name))
+    def versions(self, name: str) -> list[TaskVersion]:
+        """List the versions of a task that the service keeps, the newest first."""
+        return self._ask(requests.versions(name))
+
+    def roll_back(self, name: str, digest: str | None = None, new_classes: bool = False) -> Task:
+        """Serve the previous version, or the one whose digest begins so. Other classes need `new_classes`."""
+        return self._ask(requests.roll_back(name, digest, new_classes))
 
     def pin(self, name: str, pinned: bool = True) -> Task:
         """Keep a task loaded, or stop keeping it."""
@@ -199,8 +142,8 @@ class AsyncClient:
 
     def __init__(self, address: str, key: str | None = None, timeout: float = 60, attempts: int = 5) -> None:
         self._http = httpx.AsyncClient(**_connection(address, key, timeout))
-        retrying = tenacity.AsyncRetrying(**_retrying(attempts))
-        self._send: Callable[[ApiRequest[Any]], Awaitable[httpx.Response]] = retrying.wraps(self._send_once)
+        self._send: Callable[[ApiRequest[Any], Attempts], Awaitable[httpx.Response]]
+        self._send = tenacity.AsyncRetrying(**retrying(attempts)).wraps(self._send_once)
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,15 +153,16 @@ class AsyncClient:
     ) -> None:
         await self._http.aclose()
 
-    async def _send_once(self, request: ApiRequest[Any]) -> httpx.Response:
+    async def _send_once(self, request: ApiRequest[Any], _: Attempts) -> httpx.Response:
         return await self._http.request(request.method, request.path, **request.options)
 
     async def _ask(self, request: ApiRequest[T]) -> T:
+        attempts = Attempts()
         try:
-            response = await self._send(request)
+            response = await self._send(request, attempts)
         except httpx.TransportError as fault:
-            raise unreachable(fault) from None
-        return read_response(request, response)
+            raise unreachable(request, fault) from None
+        return read_response(request, response, attempts)
 
     async def classify(self, picture: Picture, task: str, top_k: int = 5) -> Answer:
         """See `Client.classify`."""
@@ -242,17 +186,29 @@ class AsyncClient:
         """See `Client.task`."""
         return await self._ask(requests.task(name))
 
-    async def put(self, name: str, bundle: Content, new_classes: bool = False, lane: ChosenLane | None = None) -> Task:
+    async def put(
+        self,
+        name: str,
+        bundle: Content,
+        new_classes: bool = False,
+        lane: ChosenLane | None = None,
+        margin: float | None = None,
+        force: bool = False,
+    ) -> Task:
         """See `Client.put`."""
-        return await self._ask(requests.put(name, bundle, new_classes, lane))
+        return await self._ask(requests.put(name, bundle, new_classes, lane, margin, force))
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, force: bool = False) -> None:
         """See `Client.remove`."""
-        await self._ask(requests.remove(name))
+        await self._ask(requests.remove(name, force))
 
-    async def roll_back(self, name: str) -> Task:
+    async def versions(self, name: str) -> list[TaskVersion]:
+        """See `Client.versions`."""
+        return await self._ask(requests.versions(name))
+
+    async def roll_back(self, name: str, digest: str | None = None, new_classes: bool = False) -> Task:
         """See `Client.roll_back`."""
-        return await self._ask(requests.roll_back(name))
+        return await self._ask(requests.roll_back(name, digest, new_classes))
 
     async def pin(self, name: str, pinned: bool = True) -> Task:
         """See `Client.pin`."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mosa_deploy.bundles.image_files import list_images
+from mosa_deploy.bundles.image_files import find_images
 from mosa_deploy.client.predictor import Predictor
 from mosa_deploy.client.schema import Answer
 from mosa_deploy.errors import ConfigError, DataError, unknown_name
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS, RunnerName
-from mosa_deploy.utils.files import replacing
+from mosa_deploy.utils.files import printable, replacing
 
 COLUMNS = ("file", "class", "score")
 
@@ -50,16 +50,18 @@ def predict(config: PredictConfig) -> None:
         MosaError: the task cannot be opened, or there are no images.
         DataError: some images cannot be read; the answers of the others are written.
     """
-    files = find_images(config.images)
+    files, left_out = find_images(config.images)
+    if left_out:
+        print(left_out)
     predictor = Predictor.open(config.task, config.runner)
     unreadable: list[str] = []
     with replacing(config.out) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
         for file, answer in answers(predictor, config, files, unreadable):
-            writer.writerows((file, each.label, f"{each.score:.6f}") for each in answer.predictions)
+            writer.writerows((printable(file), each.label, f"{each.score:.6f}") for each in answer.predictions)
     for fault in unreadable:
-        print(f"not answered: {fault}")
+        print(f"not answered: {printable(fault)}")
     print(f"{config.out}: {predictor.task} answered {len(files) - len(unreadable)} of {len(files)} images")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read, see above; repair or remove them")
@@ -79,19 +81,3 @@ def answers(
                 unreadable.append(str(error))
         if pixels:
             yield from zip(pixels, predictor.answer(list(pixels.values()), config.top_k), strict=True)
-
-
-def find_images(places: Sequence[Path]) -> list[Path]:
-    """The files that are named, and the images in the folders that are named.
-
-    Raises:
-        DataError: a place does not exist, or there is no image in any.
-    """
-    found: list[Path] = []
-    for place in places:
-        if not place.exists():
-            raise DataError(f"{place}: no such file or folder; give images, or folders of images")
-        found += list_images(place) if place.is_dir() else [place]
-    if not found:
-        raise DataError(f"no images in {', '.join(map(str, places))}: give images, or folders of images")
-    return list(dict.fromkeys(found))

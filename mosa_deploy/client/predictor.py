@@ -119,7 +119,7 @@ class Predictor:
         try:
             return self.bundle.record.preprocess.read(read_content(image))
         except DataError as error:
-            if isinstance(image, bytes) or str(error).startswith(os.fspath(image)):
+            if not isinstance(image, str | os.PathLike) or str(error).startswith(os.fspath(image)):
                 raise
             raise DataError(f"{os.fspath(image)}: {error}") from None
 

@@ -1,5 +1,6 @@
 """The requests that a client sends, and how their responses are read; `mosa_deploy.client.client` sends them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -8,7 +9,18 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.client.schema import Answer, Answers, ChosenLane, Failure, Pin, Task, Tasks
+from mosa_deploy.client.schema import (
+    Answer,
+    Answers,
+    ChosenLane,
+    Failure,
+    Pin,
+    Rollback,
+    Task,
+    Tasks,
+    TaskVersion,
+    Versions,
+)
 from mosa_deploy.utils.files import Content, read_content
 
 T = TypeVar("T")
@@ -28,6 +40,8 @@ class ApiRequest(Generic[T]):
     """Arguments of `httpx.Client.request`: the body and the query."""
     repeatable: bool = True
     """Whether sending it twice does the same as sending it once."""
+    done_already: int | None = None
+    """The status by which the service says that an earlier attempt, whose response was lost, has done it."""
 
 
 def classify(picture: Picture, task: str, top_k: int) -> ApiRequest[Answer]:
@@ -50,7 +64,8 @@ def classify_many(
 
 
 def classify_by(picture: Picture, tasks: Sequence[str], top_k: int) -> ApiRequest[list[Answer | Failure]]:
-    """Classify one image by several tasks."""
+    """Classify one image by several tasks; a text is one task."""
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     return ApiRequest("POST", "/classify", _results, _form([picture], tasks=",".join(tasks), top_k=top_k))
 
 
@@ -64,20 +79,39 @@ def task(name: str) -> ApiRequest[Task]:
     return ApiRequest("GET", _path(name), Task.model_validate_json)
 
 
-def put(name: str, bundle: Content, new_classes: bool, lane: ChosenLane | None) -> ApiRequest[Task]:
+def put(
+    name: str,
+    bundle: Content,
+    new_classes: bool,
+    lane: ChosenLane | None,
+    margin: float | None = None,
+    force: bool = False,
+) -> ApiRequest[Task]:
     """Serve a `.mosa` file, or the bundle in a folder, as a task's new version."""
-    params = {"new_classes": new_classes} | ({"lane": lane} if lane else {})
+    params: dict[str, Any] = {"new_classes": new_classes}
+    params |= {key: value for key, value in (("lane", lane), ("margin", margin), ("force", force)) if value}
     return ApiRequest("PUT", _path(name), Task.model_validate_json, {"content": _packed(bundle), "params": params})
 
 
-def remove(name: str) -> ApiRequest[None]:
-    """Stop serving a task."""
-    return ApiRequest("DELETE", _path(name), lambda _: None)
+def remove(name: str, force: bool) -> ApiRequest[None]:
+    """Stop serving a task, a pinned one only by `force`."""
+    options = {"params": {"force": True}} if force else {}
+    return ApiRequest("DELETE", _path(name), lambda _: None, options, done_already=404)
 
 
-def roll_back(name: str) -> ApiRequest[Task]:
-    """Serve the previous version; a second rollback would undo the first."""
-    return ApiRequest("POST", f"{_path(name)}/rollback", Task.model_validate_json, repeatable=False)
+def versions(name: str) -> ApiRequest[list[TaskVersion]]:
+    """List the versions of a task."""
+    path = f"{_path(name)}/versions"
+    return ApiRequest("GET", path, lambda body: list(Versions.model_validate_json(body).versions))
+
+
+def roll_back(name: str, digest: str | None, new_classes: bool) -> ApiRequest[Task]:
+    """Serve the version of a digest, or the previous one; a second rollback to that would undo the first."""
+    options: dict[str, Any] = {"params": {"new_classes": True}} if new_classes else {}
+    if digest is not None:
+        options["json"] = Rollback(digest=digest).model_dump()
+    path = f"{_path(name)}/rollback"
+    return ApiRequest("POST", path, Task.model_validate_json, options, repeatable=digest is not None)
 
 
 def pin(name: str, pinned: bool) -> ApiRequest[Task]:
@@ -100,7 +134,7 @@ def _form(pictures: Sequence[Picture], **fields: Any) -> dict[str, Any]:
 
 def _name(picture: Picture) -> str:
     """What the service calls an image in its messages."""
-    return "image" if isinstance(picture, bytes) else Path(picture).name
+    return Path(picture).name if isinstance(picture, str | os.PathLike) else "image"
 
 
 def _packed(bundle: Content) -> bytes:
@@ -110,6 +144,6 @@ def _packed(bundle: Content) -> bytes:
         BundleError: the folder holds no whole bundle.
         DataError: there is no such file.
     """
-    if not isinstance(bundle, bytes) and Path(bundle).is_dir():
+    if isinstance(bundle, str | os.PathLike) and Path(bundle).is_dir():
         return Archive.of(Path(bundle)).pack()
     return read_content(bundle)

@@ -1,16 +1,17 @@
 """What goes over HTTP between a client and the service, written down once: both use these models."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
+from mosa_deploy.bundles.decision import ChosenLane as ChosenLane
+from mosa_deploy.bundles.decision import Source
+from mosa_deploy.errors import unknown_name
 from mosa_deploy.runtimes.names import Arithmetic, RunnerName
 
 LaneName = Literal["shared", "folded", "unfolded"]
 """How a task is served: by the graph that all tasks share, by a folded graph of its own, or by its exported graph."""
-
-ChosenLane = Literal["shared", "folded"]
-"""The lanes between which an upload may choose; what cannot be folded is served unfolded."""
 
 Example = dict[str, Any]
 
@@ -34,13 +35,43 @@ TASK: Example = {
     "pinned": False,
     "can_roll_back": True,
     "reason": None,
+    "accuracy": 0.97,
+    "measured_on": "validation images of its tuning (digits)",
+    "added": "2026-11-26T08:30:00Z",
+    "served_since": "2026-11-26T08:30:00Z",
+    "preprocess": {"size": [32, 32], "resize": "center", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
+VERSION: Example = {
+    "bundle": "3f0c8b5a9d21",
+    "served": True,
+    "source": "upload",
+    "added": "2026-11-26T08:30:00Z",
+    "accuracy": 0.97,
+    "classes": ["0", "1"],
+}
+
+DIGEST = r"^[0-9a-f]{1,64}$"
+"""A version's digest, or the first characters of it."""
 
 
 class Model(BaseModel):
     """One JSON object of a request or a response."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Sent(Model):
+    """One JSON object of a request. A field that is not known is refused: ignored, it would change the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_known(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(unknown_name("field", str(name), cls.model_fields))
+        return given
 
 
 class Prediction(Model):
@@ -89,6 +120,17 @@ class Answers(Model):
     results: tuple[Answer | Failure, ...]
 
 
+class Gate(Model):
+    """What a version answered on the labelled images that an upload brought, or that were kept."""
+
+    images: int
+    accuracy: float
+    accuracy_before: float | None = None
+    """That of the version which was served until then, on the same images; null if there was none to compare with."""
+    margin: float
+    """By how much the accuracy might be lower."""
+
+
 class Task(Model):
     """A task of the store."""
 
@@ -110,6 +152,19 @@ class Task(Model):
     can_roll_back: bool
     reason: str | None = None
     """Why it is refused."""
+    accuracy: float | None = None
+    """The accuracy of this version; null if its bundle does not say it, as of a converted adapter."""
+    measured_on: str | None = None
+    """The images of that accuracy."""
+    added: datetime | None = None
+    """When this version came to the store; null if that was not noted."""
+    served_since: datetime | None = None
+    """When it was chosen to be served; null if that was not noted."""
+    preprocess: dict[str, Any] | None = None
+    """How an image's bytes become what the backbone reads: decoded, resized, cropped to `size` (height, width), and
+    normalised by `mean` and `std`."""
+    gate: Gate | None = None
+    """Only in the answer to an upload: how the version did on labelled images, if there are any."""
 
 
 class Tasks(Model):
@@ -120,7 +175,61 @@ class Tasks(Model):
     tasks: tuple[Task, ...]
 
 
-class Pin(Model):
+class TaskVersion(Model):
+    """A version of a task that the store keeps."""
+
+    model_config = ConfigDict(json_schema_extra={"example": VERSION})
+
+    bundle: str
+    """sha256 of the adapter; a rollback takes it, or the first characters of it."""
+    served: bool
+    source: Source
+    """How it came to the store: by `mosa export`, or by an upload."""
+    added: datetime | None = None
+    """When it came to the store; null if that was not noted."""
+    accuracy: float | None = None
+    """Its accuracy on the validation images of its tuning, if the bundle says it."""
+    classes: tuple[str, ...]
+
+
+class Versions(Model):
+    """The versions of a task that the store keeps, the newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"versions": [VERSION]}})
+
+    versions: tuple[TaskVersion, ...]
+
+
+class Rollback(Sent):
+    """The version to go back to."""
+
+    digest: Annotated[str | None, Field(pattern=DIGEST)] = None
+    """The version's `bundle`, or as many of its first characters as tell it from the others; without it, the version
+    before."""
+
+
+MOST_CLASSES = 1_000_000
+"""The largest `top_k`."""
+
+
+class ClassifyJson(Sent):
+    """The body of `POST /classify` as JSON: `image` or `images`, and `task` or `tasks`."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"image": "iVBORw0KGgo...", "task": "digits", "top_k": 3}})
+
+    image: str | None = None
+    """An image in base64, which may be a `data:` URL."""
+    images: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
+    """Several images. They are answered by a list."""
+    task: str | tuple[str, ...] | None = None
+    """The task of each image, or one task for all."""
+    tasks: str | tuple[str, ...] | None = None
+    """Several tasks for every image."""
+    top_k: Annotated[StrictInt | None, Field(ge=1, le=MOST_CLASSES)] = None
+    """How many classes to answer; 5 if it is not given."""
+
+
+class Pin(Sent):
     """Whether a task stays loaded."""
 
     pinned: Annotated[bool, Field(strict=True)] = True

@@ -5,17 +5,25 @@ The library comes with the extras `tensorrt` and `tensorrt-rtx`, and is imported
 
 import ctypes
 import importlib
+import os
 import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mosa_deploy.errors import ProviderError
+
+NO_DRIVER = (
+    "the driver's libcuda.so.1 is not found: install NVIDIA's driver, or start the container with its GPUs, as by"
+    " `docker run --gpus all`"
+)
+"""Why a GPU that is in the machine cannot be used."""
 
 
 def has_driver() -> bool:
@@ -25,6 +33,29 @@ def has_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is in this machine, usable or not.
+
+    A container sees the GPUs of its host on the PCI bus, also those that it was not given.
+    """
+    if any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        return True
+    return any(map(is_nvidia_display, Path("/sys/bus/pci/devices").glob("*")))
+
+
+def is_nvidia_display(device: Path) -> bool:
+    """Whether a device of the PCI bus is a display or 3D controller of NVIDIA's."""
+    try:
+        return (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith("0x03")
+    except OSError:
+        return False
+
+
+def is_hidden() -> bool:
+    """Whether the user hides every GPU from CUDA."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
 
 
 def load_cuda() -> Any:

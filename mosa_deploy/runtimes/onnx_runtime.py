@@ -17,6 +17,9 @@ from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS, PROVIDER_ARITHMETIC,
 # Recent builds report usage to their maker, which nobody here has asked for.
 onnxruntime.disable_telemetry_events()
 
+REASON = 200
+"""The most characters of another library's error that ours shows."""
+
 
 def execution_provider(provider: Provider) -> str:
     """ONNX Runtime's name of a provider that starts here.
@@ -35,8 +38,9 @@ def execution_provider(provider: Provider) -> str:
             # The provider is listed wherever onnxruntime-gpu is installed. Only memory on the device shows a GPU.
             _copy_to_gpu()
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
+            reason = " ".join(str(error).split())[:REASON]
             raise ProviderError(
-                f"{wanted} did not start, CUDA's libraries or a GPU are missing: run on the CPU"
+                f"{wanted} did not start, CUDA's libraries or a GPU are missing ({reason}): run on the CPU"
             ) from error
     return wanted
 

@@ -15,8 +15,11 @@ from mosa_deploy.errors import DataError, WriteError
 
 FilePath = str | os.PathLike[str]
 
-Content = bytes | FilePath
-"""The bytes of a file, or its path."""
+Content = bytes | bytearray | memoryview | FilePath
+"""The bytes of a file, or its path. Text is always a path: its characters are never taken for a file's bytes."""
+
+NAMED = 200
+"""The most characters of a path that an error repeats; what is longer is no path, but base64 perhaps."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a spent quota, a file above the allowed size."""
@@ -92,8 +95,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Replace the content of `path`, as UTF-8; raises WriteError if the disk has no room."""
-    write_bytes(path, content.encode())
+    """Replace the content of `path`, as UTF-8; file names that are not keep their bytes.
+
+    Raises:
+        WriteError: the disk has no room.
+    """
+    write_bytes(path, content.encode(errors="surrogateescape"))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -109,14 +116,25 @@ def read_content(content: Content) -> bytes:
     """The bytes, read from the file if a path is given.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or what is given is neither bytes nor a path.
     """
-    if isinstance(content, bytes):
-        return content
+    if isinstance(content, bytes | bytearray | memoryview):
+        return bytes(content)
+    if not isinstance(content, str | os.PathLike):
+        raise DataError(f"a {type(content).__name__} is neither a file's bytes nor its path: give one of them")
+    path = os.fsdecode(content)
     try:
-        return Path(content).read_bytes()
-    except OSError as error:
-        raise DataError(f"{os.fspath(content)}: {error.strerror}") from None
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        shown = path if len(path) <= NAMED and path.isprintable() else f"{path[:40]!r}... ({len(path)} characters)"
+        reason = getattr(error, "strerror", None) or "no path of a file"
+        way_out = "; give a path, or the bytes themselves" if shown != path or ":" in path[:8] else ""
+        raise DataError(f"{shown}: {reason}{way_out}") from None
+
+
+def printable(name: FilePath) -> str:
+    """A file's name, or a text with one, that can be printed and written: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def sha256(path: Path) -> str:

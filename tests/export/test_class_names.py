@@ -1,45 +1,88 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from export.class_names import class_names
-from mosa_deploy.errors import BackboneError, ConfigError
+from export.facts import Fact, Facts
+from mosa_deploy.errors import ConfigError
+
+HERE = Path("head")
+
+
+def names(given: str | None, count: int, folders: tuple[str, ...] = (), **found: Any) -> tuple[str, ...]:
+    return class_names(given, Facts(**found), folders, count, HERE).value
 
 
 def test_names_are_given_in_a_line_or_a_file(tmp_path: Path) -> None:
-    assert class_names("bolt, nut,washer", tmp_path, 3) == ("bolt", "nut", "washer")
+    assert names("bolt, nut,washer", 3) == ("bolt", "nut", "washer")
     many = tuple(f"species {i}" for i in range(100))
-    assert class_names(",".join(many), tmp_path, 100) == many
+    assert names(",".join(many), 100) == many
     (tmp_path / "names.txt").write_text("a bolt, large\nnut\n")
-    assert class_names(str(tmp_path / "names.txt"), tmp_path, 2) == ("a bolt, large", "nut")
+    assert names(str(tmp_path / "names.txt"), 2) == ("a bolt, large", "nut")
 
 
-def test_names_of_a_config_are_taken_by_their_numbers(tmp_path: Path) -> None:
-    names = {str(i): f"kind {i}" for i in range(11)}
-    (tmp_path / "config.json").write_text(json.dumps({"id2label": dict(sorted(names.items()))}))
-    assert class_names(None, tmp_path, 11) == tuple(names.values())
-    assert class_names(None, tmp_path / "model.safetensors", 11) == tuple(names.values())
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_a_file_of_windows_gives_the_same_names(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "names.txt").write_bytes("Käfer\r\nMöhre\r\n".encode(encoding))
+    assert names(str(tmp_path / "names.txt"), 2) == ("Käfer", "Möhre")
 
 
-@pytest.mark.parametrize("text", [None, "{}", '{"id2label": {"a": "b"}}', '{"id2label": null}'])
-def test_without_any_the_outputs_are_numbered(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "config.json").write_text(text)
-    assert class_names(None, tmp_path, 3) == ("class0", "class1", "class2")
+@pytest.mark.parametrize("content", [["b", "a"], {"1": "a", "0": "b"}, {"a": 1, "b": 0}], ids=str)
+def test_a_json_file_gives_names_or_their_numbers(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "names.json").write_text(json.dumps(content))
+    assert names(str(tmp_path / "names.json"), 2) == ("b", "a")
 
 
-def test_names_that_do_not_fit_the_head_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["3", '{"a": "b"}', '{"0": "a", "2": "b"}', "{"])
+def test_a_json_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "names.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"names\.json is neither a JSON list of names nor an object of numbers"):
+        names(str(tmp_path / "names.json"), 2)
+
+
+def test_the_sources_own_names_come_before_folders_and_fit_the_head() -> None:
+    own = [Fact(("x", "y"), "config.json")]
+    assert names(None, 2, ("a", "b"), names=own) == ("x", "y")
+    with pytest.raises(ConfigError, match=r"^config\.json: 2 names for the head's 3 outputs; give --classes"):
+        names(None, 3, names=own)
+
+
+def test_names_beside_the_backbone_count_only_if_they_fit_the_head() -> None:
+    base = [Fact(("x", "y"), "vit/config.json")]
+    assert names(None, 2, base_names=base) == ("x", "y")
+    assert names(None, 3, ("a", "b", "c"), base_names=base) == ("a", "b", "c")
+    with pytest.raises(ConfigError, match=r"^own and vit/config\.json name other classes: choose with --classes"):
+        names(None, 2, names=[Fact(("y", "x"), "own")], base_names=base)
+
+
+def test_classes_that_nobody_named_are_numbered() -> None:
+    unnamed = [Fact(("LABEL_0", "LABEL_1"), "config.json")]
+    assert names(None, 2, names=unnamed) == ("class0", "class1")
+    assert names(None, 2, ("a", "b"), names=unnamed) == ("a", "b")
+    assert not class_names(None, Facts(), (), 2, HERE).known
+
+
+def test_an_order_of_folders_that_is_not_certain_is_refused() -> None:
+    folders = ("1", "10", "2")
+    assert names(None, 3, folders) == folders
+    with pytest.raises(ConfigError, match=r"their order is not certain \(1, 10, 2, \.\.\.\): give --classes"):
+        class_names(None, Facts(), folders, 3, HERE, natural=True)
+    with pytest.raises(
+        ConfigError, match=r"^the classes were ordered by map\.txt, not by folders: give it as --classes"
+    ):
+        names(None, 3, folders, class_map="map.txt")
+
+
+def test_names_that_do_not_fit_the_head_are_refused() -> None:
     with pytest.raises(
         ConfigError,
         match=r"^--classes a,,a: 3 names for the head's 4 outputs; an empty name; 'a' twice; give --classes with one",
     ):
-        class_names("a,,a", tmp_path, 4)
-    (tmp_path / "config.json").write_text('{"id2label": {"0": "a", "1": "b"}}')
-    with pytest.raises(ConfigError, match=r"^id2label in .*config\.json: 2 names for the head's 3 outputs; give"):
-        class_names(None, tmp_path, 3)
-    with pytest.raises(ConfigError, match=r"has 1 output: classification needs at least two$"):
-        class_names("a", tmp_path, 1)
-    (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(BackboneError, match=r"config\.json is not a JSON object"):
-        class_names(None, tmp_path, 3)
+        names("a,,a", 4)
+
+
+def test_a_single_output_is_no_classifier() -> None:
+    with pytest.raises(ConfigError, match=r"^the head in head has 1 output, as for regression or a sigmoid: class"):
+        names("a", 1)

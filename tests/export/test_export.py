@@ -27,7 +27,7 @@ from tests.support.files import files_of
 from tests.support.runs import BACKBONE, make_run
 from tests.support.walker import ROOT
 
-TASK_FILES = {"adapter.json", "adapter.safetensors", "folded.onnx", "parity.json"}
+TASK_FILES = {"adapter.json", "adapter.safetensors", "folded.onnx", "parity.json", "export.json"}
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def copied(tmp_path: Path, parts_store: Path) -> Path:
     return Path(shutil.copytree(parts_store, tmp_path / "store"))
 
 
-def test_the_store_holds_the_backbone_once_and_four_files_a_task(store: Path, digits_run: Path) -> None:
+def test_the_store_holds_the_backbone_once_and_five_files_a_task(store: Path, digits_run: Path) -> None:
     sha256 = Bundle.load(digits_run).record.backbone.sha256
     tasks = {f"tasks/{task}/{name}" for task in ("digits", "sprites-location") for name in TASK_FILES}
     backbone = f"backbones/vit_tinyd6_patch4_32.cifar10-{sha256[:8]}"

@@ -1,6 +1,7 @@
 """transformers' image processors, said in the bundle's words."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers import ViTImageProcessor, ViTImageProcessorPil
 
-from export.processor import read_processor
+from export.processor import Resampler, read_processor
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
 
@@ -21,49 +22,97 @@ ODD = {
 
 
 @pytest.mark.parametrize("settings", [{}, ODD, {**ODD, "resample": 3}, {**ODD, "do_normalize": False}])
-def test_what_transformers_saves_gives_the_same_input(tmp_path: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("resampler", ["torchvision", "pillow"])
+def test_what_transformers_saves_gives_the_same_input(
+    tmp_path: Path, settings: dict[str, Any], resampler: Resampler
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    processor = ViTImageProcessorPil(**settings)
+    kind: Any = ViTImageProcessor if resampler == "torchvision" else ViTImageProcessorPil
+    processor = kind(**settings)
     processor.save_pretrained(tmp_path)
-    preprocess = read_processor(tmp_path / "preprocessor_config.json")
+    preprocess = read_processor(tmp_path / "preprocessor_config.json", resampler)
     expected = np.asarray(processor(image, return_tensors="np")["pixel_values"])
     given = preprocess.normalise(preprocess.pixels(image)[None])
-    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5)
-    # torchvision rounds some pixels of a resized image the other way than Pillow.
-    ViTImageProcessor(**settings).save_pretrained(tmp_path)
-    assert read_processor(tmp_path / "preprocessor_config.json") == preprocess
+    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)
+
+
+def read(tmp_path: Path, **content: Any) -> Preprocess:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(content))
+    return read_processor(path)
 
 
 def test_an_older_file_with_one_side_is_a_square(tmp_path: Path) -> None:
-    path = tmp_path / "p.json"
-    path.write_text('{"size": 96, "feature_extractor_type": "ViTFeatureExtractor", "resample": 2, "crop_size": 96}')
-    assert read_processor(path) == Preprocess(size=(96, 96), resize="squash", interpolation="bilinear")
+    older = read(tmp_path, size=96, feature_extractor_type="ViTFeatureExtractor", resample=2, crop_size=96)
+    assert (older.size, older.resize, older.interpolation) == ((96, 96), "squash", "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("ViTImageProcessorFast", {"size": (224, 224), "resize": "squash", "interpolation": "bilinear"}),
+        ("DeiTFeatureExtractor", {"size": (224, 224), "resize": "squash", "crop_pct": 0.875}),
+        ("CLIPImageProcessor", {"size": (224, 224), "resize": "center", "interpolation": "bicubic"}),
+        ("ConvNextImageProcessorPil", {"size": (384, 384), "resize": "squash"}),
+        ("SiglipImageProcessor", {"resize": "squash", "interpolation": "bicubic"}),
+    ],
+)
+def test_a_file_that_is_silent_does_what_its_kind_does(tmp_path: Path, kind: str, expected: dict[str, Any]) -> None:
+    assert read(tmp_path, image_processor_type=kind, size=None).model_dump().items() >= expected.items()
+
+
+def test_a_crop_gives_back_the_size_that_was_resized_to(tmp_path: Path) -> None:
+    for whole in range(160, 700):
+        found = read(tmp_path, size={"shortest_edge": whole}, do_center_crop=True, crop_size=160)
+        assert math.floor(160 / found.crop_pct) == whole
+
+
+def test_the_processor_of_a_pair_is_read_out_of_it(tmp_path: Path) -> None:
+    nested = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 96, "width": 96}}
+    assert read(tmp_path, image_processor=nested, processor_class="SiglipProcessor").size == (96, 96)
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"do_center_crop": True, "crop_size": 224}, "no such step here: do_center_crop True"),
-        ({"size": {"shortest_edge": 256}}, "size.shortest_edge Extra inputs are not permitted"),
-        ({"do_resize": False}, "do_resize Input should be True"),
+        ({"do_center_crop": True, "crop_size": 224}, "crop_size 224 x 224 is larger than the resized image"),
+        ({"size": {"shortest_edge": 256}}, "size.shortest_edge without do_center_crop: images would differ in size"),
+        (
+            {"size": {"shortest_edge": 256, "longest_edge": 300}},
+            "only a height and a width, or the shortest",
+        ),
+        (
+            {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 64, "width": 32}},
+            "size.shortest_edge with a crop of 64 x 32: only squares can be kept",
+        ),
+        ({"do_resize": False}, "do_resize False without do_center_crop: images would keep their sizes"),
         ({"do_rescale": False}, "do_rescale Input should be True"),
         ({"rescale_factor": 0.5}, "rescale_factor 0.5, only 1/255 is known"),
+        ({"do_pad": True}, "no such step here: do_pad True"),
         ({"resample": 4}, "resample 4, known: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic"),
         ({"image_mean": [0.5]}, "image_mean"),
-        ({"size": None}, "size Input should be a valid dictionary"),
+        (
+            {"image_processor_type": "EfficientNetImageProcessor"},
+            "EfficientNetImageProcessor, known are",
+        ),
     ],
 )
 def test_what_cannot_be_said_is_refused_by_name(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps({"size": {"height": 32, "width": 32}} | change))
     with pytest.raises(DataError) as caught:
-        read_processor(path)
+        read(tmp_path, **{"size": {"height": 32, "width": 32}} | change)
     assert fault in str(caught.value)
     assert str(caught.value).endswith(
-        ": only resizing to a height and width, scaling by 1/255 and normalising can be kept"
+        ": only resizing, cropping the middle, scaling by 1/255 and normalising can be kept"
     )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_was_saved_on_windows_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes('{\r\n"size": 96\r\n}'.encode(encoding))
+    assert read_processor(path).size == (96, 96)
 
 
 def test_a_missing_and_a_damaged_file_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,8 @@ from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner
 from tests.support.graphs import make_task, noise
 
-NAME, KWARGS = "vit_small_patch14_reg4_dinov2", {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 28}
+NAME = "vit_small_patch14_reg4_dinov2"
+KWARGS: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 28}
 """LayerScale, registers, a class token."""
 
 LAYOUT = Layout(BlockTopology(2, 24))

@@ -1,6 +1,7 @@
 """The graphs that are timed: of one task, all of them give the answers of the folded model in float64."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from mosa_deploy.errors import ProviderError
 from mosa_deploy.runtimes.names import RunnerName
 from mosa_deploy.runtimes.runner import check_runner
 
-SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 TOLERANCE: dict[RunnerName, float] = {"onnxruntime-cpu": 1e-5, "openvino": 1e-5, "openvino-bf16": 5e-2}
 
 

@@ -136,12 +136,6 @@ def test_no_process_of_the_server_has_loaded_torch(server: Server) -> None:
     assert not any("libtorch" in text for text in maps)
 
 
-def test_without_a_store_the_server_never_gets_ready_and_its_log_names_the_way_out(tmp_path: Path) -> None:
-    with serve(tmp_path / "nowhere", tmp_path) as server:
-        server.wait_until(f"no task in {tmp_path}/nowhere/tasks: write one with `mosa export --out {tmp_path}")
-        assert not server.ready()
-
-
 def test_an_impossible_setting_stops_the_start_in_one_line(tmp_path: Path) -> None:
     with serve(tmp_path, tmp_path, queue="many") as server:
         server.wait_until("error: MOSA_QUEUE=many: ")

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.decision import Decision
 from serving.lanes import SharedLane
-from serving.store import Decision
 from tests.support.app import backend_of, changing, maker_on, put, running, scores, top
 from tests.support.files import files_of
 from tests.support.tasks import TaskMaker, packed, picture
@@ -54,7 +54,7 @@ def test_a_rollback_outlives_the_export_it_goes_back_to(
 ) -> None:
     put(admin, "birds", newer)
     third = maker.make("birds", 11)
-    TaskMaker.store(maker_on(copied, maker), third)
+    TaskMaker.store(maker_on(copied, maker), third, replaces=newer.key)
     with changing(copied) as again:
         assert top(again, "birds", maker.images[0]) == ("class-11", third.bundle().digest)
         again.post("/v1/tasks/birds/rollback")
@@ -74,16 +74,15 @@ def test_what_was_exported_comes_back_although_another_export_has_replaced_it(
     assert top(admin, "birds", maker.images[0])[0] == "class-0"
 
 
-def test_no_version_is_kept_but_the_one_that_answers_and_the_one_before(
-    admin: TestClient, copied: Path, maker: TaskMaker, newer: Archive
-) -> None:
-    third, lane = maker.make("birds", 11), backend_of(admin).registry.acquire("cracks").lane
-    assert isinstance(lane, SharedLane)
-    free = len(lane.bank.free)
-    for archive in (newer, third):
-        put(admin, "birds", archive)
-        assert top(admin, "birds", maker.images[0])[1] == archive.bundle().digest
-    assert len(lane.bank.free) == free
+def test_no_more_versions_are_kept_than_the_setting_says(copied: Path, maker: TaskMaker, newer: Archive) -> None:
+    with changing(copied, versions=2) as admin:
+        third, lane = maker.make("birds", 11), backend_of(admin).registry.acquire("cracks").lane
+        assert isinstance(lane, SharedLane)
+        free = len(lane.bank.free)
+        for archive in (newer, third):
+            put(admin, "birds", archive)
+            assert top(admin, "birds", maker.images[0])[1] == archive.bundle().digest
+        assert len(lane.bank.free) == free
     kept = {path.name for path in (copied / "uploads").iterdir()}
     assert kept == {f"{archive.key}.mosa" for archive in (newer, third)}
 
@@ -107,7 +106,7 @@ def test_a_removed_task_is_gone_also_after_a_restart_until_it_is_rolled_back(
 
 def test_removing_a_task_lets_go_of_its_pin(admin: TestClient) -> None:
     assert admin.post("/v1/tasks/birds/pin").json()["pinned"]
-    admin.delete("/v1/tasks/birds")
+    admin.delete("/v1/tasks/birds", params={"force": "true"})
     assert not admin.post("/v1/tasks/birds/rollback").json()["pinned"]
 
 

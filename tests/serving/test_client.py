@@ -123,7 +123,7 @@ def test_the_async_client_changes_tasks_too(server: Server, maker: TaskMaker) ->
             assert (await client.put("bats", second.pack(), new_classes=True)).bundle == second.bundle().digest
             assert (await client.pin("bats")).pinned
             assert (await client.roll_back("bats")).bundle == first.bundle().digest
-            await client.remove("bats")
+            await client.remove("bats", force=True)
             with pytest.raises(ServiceError, match="unknown task 'bats'"):
                 await client.task("bats")
 

@@ -29,7 +29,7 @@ def test_keys_are_asked_for_where_they_are_set_and_an_admin_may_ask_too(copied: 
         assert client.get("/v1/tasks").status_code == client.get("/v1/tasks/birds").status_code == 401
         for headers in ({"authorization": "Bearer two"}, {"authorization": "bearer one"}, {"x-api-key": "two"}, ADMIN):
             assert classify(client, **headers).status_code == 200
-        assert client.delete("/v1/tasks/birds", headers={"x-api-key": "two"}).status_code == 401
+        assert client.delete("/v1/tasks/birds", headers={"x-api-key": "two"}).status_code == 403
         assert client.get("/v1/tasks/birds", headers=ADMIN).status_code == 200
 
 

@@ -10,10 +10,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.decision import Decision
 from serving.errors import RequestError
 from serving.model_cache import LoadedTask
 from serving.registry import Entry
-from serving.store import Decision, Version
+from serving.store import Version
 from tests.support.app import backend_of, changing, put, running, top
 from tests.support.tasks import TaskMaker, picture
 
@@ -89,13 +90,13 @@ def test_a_new_version_is_held_until_requests_can_reach_it(
     admin: TestClient, newer: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry, users = backend_of(admin).registry, []
-    swap = registry._swap
+    swap = registry.swap
 
     def watched(entry: Entry, version: Version | None, loaded: LoadedTask | None, decision: Decision) -> None:
         users.append(loaded.users if loaded else 0)
         swap(entry, version, loaded, decision)
 
-    monkeypatch.setattr(registry, "_swap", watched)
+    monkeypatch.setattr(registry, "swap", watched)
     put(admin, "birds", newer)
     assert users == [1]
 

@@ -6,6 +6,7 @@ and nothing is done without a key.
 
 import re
 import shutil
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +34,16 @@ CONFIG = {
         "path.name": {"dictionary": "tasks", "probability": 0.8},
         "body.task[*]": {"dictionary": "tasks", "probability": 0.8},
         "body.tasks": {"dictionary": "tasks", "probability": 0.5},
+        "query.task[*]": {"dictionary": "tasks", "probability": 0.8},
+        "query.tasks": {"dictionary": "tasks", "probability": 0.5},
     },
     # A schema cannot say which bytes are an image or a bundle, nor that `task` and `tasks` exclude each other.
     "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "409", "415", "422"]}},
 }
 Case = schemathesis.Case[Any]
 
-schemathesis.openapi.media_type("application/zip", st.binary())
+for binary in ("application/zip", "image/*", "application/octet-stream"):
+    schemathesis.openapi.media_type(binary, st.binary())
 api = schemathesis.openapi.from_asgi(
     "/openapi.json", create_app(Settings()), config=schemathesis.Config.from_dict(CONFIG)
 )
@@ -47,6 +51,7 @@ REACHED = {
     ("POST /classify", 200),
     ("GET /v1/tasks", 200),
     ("GET /v1/tasks/{name}", 200),
+    ("GET /v1/tasks/{name}/versions", 200),
     ("PUT /v1/tasks/{name}", 200),
     ("DELETE /v1/tasks/{name}", 204),
     ("POST /v1/tasks/{name}/pin", 200),
@@ -98,6 +103,10 @@ class Watch:
         if case.meta and case.meta.generation.mode is schemathesis.GenerationMode.POSITIVE:
             if isinstance(body, dict) and isinstance(body.get("image"), list):
                 body["image"] = [*map(picture, range(len(body["image"][:3]))), *body["image"][3:]]
+            elif isinstance(body, dict) and isinstance(body.get("image"), str):
+                body["image"] = b64encode(picture()).decode()
+            elif case.path == "/classify" and isinstance(body, bytes):
+                return {"data": picture(len(body) % 3)}
             elif case.method == "PUT" and len(body) % 4:
                 return {"data": self.bundles.get(case.formatted_path, next(iter(self.bundles.values())))}
         return {}

@@ -4,7 +4,7 @@ import pytest
 
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from serving.local_backend import LocalBackend
-from serving.settings import Settings, variable
+from serving.settings import Settings, unread_variables, variable
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,33 @@ def test_an_impossible_value_is_refused_by_name(
     with pytest.raises(ConfigError, match=rf"^MOSA_{name}={value}: .*{reason}") as caught:
         Settings.from_environment()
     assert "\n" not in str(caught.value)
+
+
+def test_origins_are_taken_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSA_CORS_ORIGINS", "https://App.example/, http://localhost:5173")
+    assert Settings.from_environment().cors_origins == ("https://app.example", "http://localhost:5173")
+
+
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/page", "https://*.example", "https://"])
+def test_what_no_browser_sends_as_an_origin_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("MOSA_CORS_ORIGINS", origin)
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_environment()
+    assert str(caught.value).startswith(f"MOSA_CORS_ORIGINS={origin}: '")
+    assert str(caught.value).endswith("is no origin: give * or one like https://example.com, without a path")
+
+
+def test_a_variable_that_nothing_reads_is_named_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MOSA_ARTIFACTS", "MOSA_ADMIN_KEYS_FILE", "MOSA_ADDRESS", "MOSA_KEY"):
+        monkeypatch.setenv(name, "x")
+    before = unread_variables()
+    for name in ("MOSA_ARTEFACTS", "mosa_threads", "MOSA_XYZZY"):
+        monkeypatch.setenv(name, "x")
+    assert [line for line in unread_variables() if line not in before] == [
+        "MOSA_ARTEFACTS is set, but nothing reads it: did you mean MOSA_ARTIFACTS?",
+        "MOSA_XYZZY is set, but nothing reads it",
+        "mosa_threads is set, but nothing reads it: did you mean MOSA_THREADS?",
+    ]
 
 
 def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

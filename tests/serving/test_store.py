@@ -13,9 +13,10 @@ import fsspec
 import pytest
 
 from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.decision import Decision
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles, open_files
-from serving.store import Decision, TaskStore
+from serving.store import TaskStore
 from tests.support.app import changing, put, running, top
 from tests.support.files import files_of
 from tests.support.tasks import TaskMaker
@@ -115,7 +116,8 @@ import sys
 from pathlib import Path
 from mosa_deploy.bundles.archive import Archive
 from serving.storage import LocalFiles
-from serving.store import Decision, TaskStore
+from mosa_deploy.bundles.decision import Decision
+from serving.store import TaskStore
 root, *names = sys.argv[1:]
 store = TaskStore(LocalFiles(Path(root)), 10 << 20)
 archives = [Archive.unpack(Path(name).read_bytes(), 10 << 20) for name in names]

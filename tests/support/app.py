@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
@@ -49,6 +54,28 @@ def changing(store: Path | str, **settings: Any) -> Iterator[TestClient]:
     with running(store, admin_keys="root-key", **settings) as client:
         client.headers.update(ADMIN)
         yield client
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """Serve an app on a port of this machine; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def behind_prefix(client: TestClient) -> Iterator[str]:
+    """Serve the app of a client below a prefix, as behind a proxy; yields the address."""
+    with listening(Starlette(routes=[Mount("/vision", client.app)])) as address:
+        yield f"{address}/vision"
 
 
 CPU = ("onnxruntime-cpu", "fp32")

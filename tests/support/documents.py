@@ -59,8 +59,10 @@ def shell(line: str, folder: Path, **environment: str) -> str:
 
 
 def write_flowers(folder: Path) -> None:
-    """Write images of two kinds of flowers below `flowers/`, and `rose.jpg` beside it."""
+    """Write images of two kinds of flowers below `flowers/`, and `rose.jpg` and a table `labels.csv` beside it."""
     rng = np.random.default_rng(0)
+    rows = [f"{name}/{i}.jpg,{name}" for name in ("rose", "violet") for i in range(15)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     for label, name in enumerate(("rose", "violet")):
         (folder / "flowers" / name).mkdir(parents=True)
         for i in range(15):
@@ -90,8 +92,12 @@ def serving(line: str, folder: Path, **environment: str) -> Iterator[Server]:
 
 def ask(line: str, server: Server, folder: Path) -> str:
     """Send a request of a page to a server and return the answer."""
-    line = line.replace("http://localhost:3000", server.address).replace("curl ", "curl -sS ")
-    return shell(line, folder, MOSA_ADDRESS=server.address)
+    return shell(to_server(line, server.address), folder, MOSA_ADDRESS=server.address)
+
+
+def to_server(line: str, address: str) -> str:
+    """A command line of a page that asks the server at this address."""
+    return re.sub(r"(http://)?localhost:3000", address, line).replace("curl ", "curl -sS ")
 
 
 def _environment() -> dict[str, str]:

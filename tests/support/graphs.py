@@ -18,7 +18,7 @@ from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank
 from tests.support.models import perturb
 
-SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 
 
 def make_task(name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any) -> tuple[Bundle, Transformer]:

@@ -1,5 +1,6 @@
 """Images for tests: folders of small JPEGs, noise, and data sets on disk."""
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,28 @@ def write_jpegs(folder: Path, counts: Mapping[str, int], size: int = 8) -> Path:
             pixels = (noise + 150 * level // max(1, len(counts) - 1)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{name}_{i + 1}.jpg")
     return folder
+
+
+def jpeg(level: int = 128, size: int = 8) -> bytes:
+    """An encoded image of one grey level."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), (level, level, level)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_images(folder: Path, *names: str) -> Path:
+    """Write a small JPEG under each of these paths below a folder, whatever its suffix."""
+    content = jpeg()
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def numbered(pattern: str, count: int) -> list[str]:
+    """`oak/{}.jpg` -> `oak/0.jpg`, `oak/1.jpg` and so on."""
+    return [pattern.format(i) for i in range(count)]
 
 
 def random_images(count: int, classes: int, seed: int = 0) -> Images:

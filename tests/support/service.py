@@ -73,8 +73,9 @@ class Server:
         raise RuntimeError(f"connections are accepted for {READY_SECONDS} s")
 
     def lines(self) -> list[dict[str, object]]:
-        """The structured lines of the log."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """The JSON objects at the ends of the lines about requests."""
+        found = (line.partition("] {") for line in self.log.read_text().splitlines())
+        return [json.loads("{" + text) for _, mark, text in found if mark]
 
     def family(self) -> list[psutil.Process]:
         """All processes of the server."""

@@ -23,10 +23,11 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Canary
+from mosa_deploy.bundles.decision import ExportNote, now
 from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import RECORD, TENSORS, Backbone, Record
-from mosa_deploy.bundles.store_layout import StoreLayout
+from mosa_deploy.bundles.store_layout import EXPORT_NOTE, StoreLayout
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.fold import fold_bundle, head_parameters
@@ -135,12 +136,17 @@ class TaskMaker:
         given = {session.get_inputs()[0].name: self.preprocess.normalise(pixels)}
         return np.asarray(session.run(None, given)[0], dtype=np.float32)
 
-    def store(self, archive: Archive) -> Path:
-        """Write a task into the store, as an export would, and return its folder."""
+    def store(self, archive: Archive, replaces: str | None = None) -> Path:
+        """Write a task into the store, as an export would, and return its folder.
+
+        `replaces` is the version that the export may replace; without it there is no note beside the bundle.
+        """
         folder = StoreLayout(self.root).task(archive.bundle().record.task)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_bytes(archive.record)
         (folder / TENSORS).write_bytes(archive.tensors)
+        if replaces:
+            (folder / EXPORT_NOTE).write_text(ExportNote(exported=now(), replaces=replaces).model_dump_json())
         return folder
 
 

@@ -20,15 +20,16 @@ from tests.support.images import DATA, write_jpegs
 from tests.support.runs import Few
 from training import tasks
 from training.config import Recipe, TuneConfig
-from training.data import decode_all
 from training.evaluate import evaluate, main
 from training.options import EvaluateConfig
+from training.reading import decode_all
 from training.tasks.base import Example, Splits
+from training.tasks.cifar10 import CLASSES
 from training.tune import tune
 
 
 class Noise:
-    """60 random images of so many classes as the test set."""
+    """60 random images of the first CIFAR-10 classes as the test set."""
 
     name = "cifar10"
     recipe = Recipe(backbone=embedded.NAME)
@@ -41,7 +42,7 @@ class Noise:
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """See `Task.splits`."""
-        names = tuple(f"class {i}" for i in range(self.classes))
+        names = CLASSES[: self.classes]
         pairs = zip(self.pixels, self.labels, strict=True)
         test = [Example(f"{i}", partial(encode, pixels), label) for i, (pixels, label) in enumerate(pairs)]
         return Splits(names, [], [], test, note="")
@@ -103,9 +104,9 @@ def test_backbone_is_evaluated_by_the_head_in_its_file(monkeypatch: pytest.Monke
     assert measured["nll"] > 1
 
 
-def test_images_of_another_number_of_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.TASKS, "cifar10", Noise(3))
-    with pytest.raises(DataError, match=r"^10 classes were learned, the images have 3: give the same$"):
+def test_images_that_lack_classes_are_refused_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tasks.TASKS, "cifar10", Noise(9))
+    with pytest.raises(DataError, match=r"^cifar10 lacks the task's class 'truck'; give images of the same classes, "):
         evaluate(EvaluateConfig(backbone=embedded.NAME, device="cpu"))
 
 
@@ -157,8 +158,9 @@ def test_run_remembers_its_images_and_their_split(
     monkeypatch.setattr(sys, "argv", ["evaluate", "--bundle", str(listed_run), "--device", "cpu"])
     with torch.enable_grad():  # the command line turns gradients off for its process
         main()
-    said = capsys.readouterr().out
-    assert said.startswith(f"test of {listed_run}: accuracy 1.0000, nll 0.")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"test of {listed_run}: accuracy 1.0000, nll 0.")
+    assert lines[2] == f"every answer is in {listed_run / 'evaluation' / 'predictions.csv'}"
 
 
 def test_images_given_replace_those_of_the_run(listed_run: Path, tmp_path: Path) -> None:

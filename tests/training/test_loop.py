@@ -246,3 +246,10 @@ def test_the_average_of_the_weights_is_what_is_selected(toy: Toy) -> None:
         expected = 0.75 * expected + 0.25 * step
     np.testing.assert_allclose(task_state(trainer.model)[name].double().numpy(), expected, rtol=0, atol=1e-6)
     assert not np.allclose(expected, steps[averages[best] - 1], atol=1e-4)
+
+
+def test_the_time_left_is_that_of_the_epochs_that_are_not_finished(toy: Toy) -> None:
+    trainer = make_trainer(toy, epochs=5)
+    trainer.state.epoch = 2
+    trainer.state.history = [{"images_per_second": 0.5}]
+    assert trainer.time_left() == "02:00"  # 3 epochs of 20 images

@@ -113,9 +113,9 @@ def test_figures_of_each_class_are_those_counted_by_hand(run: Path) -> None:
 
 def test_confusions_are_put_into_words(run: Path) -> None:
     assert section((run / "report.md").read_text(), "Largest confusions") == [
-        "- `airport` taken for `harbor`: 2 of 5",
-        "- `a|b` taken for `harbor`: 1 of 1",
-        "- `harbor` taken for `airport`: 1 of 2",
+        "- `airport` taken for `harbor`: 2 of 5 (40%)",
+        "- `a|b` taken for `harbor`: 1 of 1 (100%)",
+        "- `harbor` taken for `airport`: 1 of 2 (50%)",
     ]
 
 
@@ -177,10 +177,12 @@ def shown(texts: Iterable[Text]) -> list[str]:
     return [text.get_text() for text in texts if text.get_text()]
 
 
-def test_confusion_matrix_shows_percent_of_each_row_and_leaves_zeros_blank(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_confusion_matrix_shows_counts_with_their_share_of_the_row_and_leaves_zeros_blank(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     draw_confusion(tmp_path / "a.png", np.array([[3, 1, 0], [1, 499, 0], [0, 0, 0]]), ["a", "b", "c"], "")
     axes = drawn[0].axes[0]
-    assert shown(axes.texts) == ["75", "25", "<1", "100"]
+    assert shown(axes.texts) == ["3\n75 %", "1\n25 %", "1\n<1 %", "499\n100 %"]
     percent = np.array([[75, 25, 0], [0.2, 99.8, 0], [0, 0, 0]])
     assert np.asarray(axes.images[0].get_array()) == pytest.approx(percent)
 
@@ -223,3 +225,11 @@ def test_curves_mark_what_was_kept(tmp_path: Path, drawn: list[Figure], rows: li
     legend = drawn[0].axes[-1].get_legend()
     assert legend is not None
     assert shown(legend.get_texts()) == [kept]
+
+
+def test_a_run_without_a_test_set_says_so_and_how_to_get_one(tmp_path: Path) -> None:
+    write_report(tmp_path, record(linear=True), None, LOGITS, LABELS, PROBES, tested=False)
+    text = (tmp_path / "report.md").read_text()
+    assert "**There is no test set**" in text
+    assert f"mosa evaluate --bundle {tmp_path.name} --data-dir FOLDER" in text
+    assert "Nothing was chosen on the test set" not in text

@@ -129,6 +129,7 @@ def test_loss_of_nan_keeps_the_epochs_before(few: str, tmp_path: Path) -> None:
         tune(one_step_an_epoch)
     assert {path.name for path in out.iterdir()} == {
         "config.json",
+        "split.csv",
         "checkpoint.pt",
         "history.csv",
         "events.out.tfevents.run",

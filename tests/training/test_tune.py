@@ -20,9 +20,10 @@ from mosa_deploy.errors import ConfigError
 from tests.support.images import random_images
 from tests.support.runs import Few
 from training.config import TuneConfig
-from training.data import decode_all
+from training.reading import decode_all
+from training.results import write_calibration
 from training.run import open_run
-from training.tune import main, tune, write_calibration
+from training.tune import main, tune
 
 PROMISED = {
     "adapter.safetensors",
@@ -36,6 +37,7 @@ PROMISED = {
     "calibration.png",
     "events.out.tfevents.run",
     "config.json",
+    "split.csv",
 }
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from mosa_deploy.errors import DataError
 from training.config import Recipe
+from training.tasks.groups import draw_groups
 
 SPLIT_SEED = 1
 """Seed of the splits. It belongs to the task, so that runs with different seeds use the same images.
@@ -27,18 +28,28 @@ class Example(NamedTuple):
     name: str
     read: Callable[[], bytes]
     label: int
+    group: str | None = None
+    """Images of one group, such as one patient's, stay in one set; None is a group of one."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three sets of a task. Everything is selected on validation; only `training.evaluate` reads the test set."""
+    """The three sets of a task. Everything is selected on validation; models answer the test set in `evaluate`."""
 
     classes: tuple[str, ...]
     train: Sequence[Example]
+    """Empty, as is `validation`, if there is a test set alone: it can be evaluated, and nothing can be tuned on it."""
     validation: Sequence[Example]
     test: Sequence[Example]
+    """Empty if the images come without one."""
     note: str
     """How the split was made, in words."""
+    remarks: tuple[str, ...] = ()
+    """What else the user should know about the images, such as files that were left out: one line each."""
+
+    def sets(self) -> dict[str, Sequence[Example]]:
+        """The three sets by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
 class Task(Protocol):
@@ -98,15 +109,44 @@ def draw_sets(
 ) -> dict[str, list[Example]]:
     """Draw sets of the given names and sizes with equal class proportions. Images beyond these sizes are not used.
 
+    If images have groups, each group stays in one set, and sizes and proportions are as near as that allows.
+
     Raises:
         DataError: a set would have no image of some class.
     """
+    have = Counter(example.label for example in examples)
+    what = "images"
+    if any(example.group is not None for example in examples):
+        drawn = draw_groups(examples, counts, SPLIT_SEED)
+        what = "images, in groups that stay together"
+        lacking = _lacking(drawn, have)
+    else:
+        drawn, lacking = _draw_singly(examples, counts, have)
+    if lacking:
+        label, name = lacking[0]
+        raise DataError(
+            f"class {classes[label] if classes else label!r} has {have[label]} {what}, which leaves none for {name}"
+            f" ({counts[name]} of {len(examples)} images): give {name} a larger share, or add images"
+        )
+    return drawn
+
+
+Drawn = dict[str, list[Example]]
+Lacking = list[tuple[int, str]]
+"""(label, set) of every class that a set has no image of."""
+
+
+def _lacking(drawn: Drawn, have: Counter[int]) -> Lacking:
+    return [(label, name) for name in drawn for label in sorted(have.keys() - {e.label for e in drawn[name]})]
+
+
+def _draw_singly(examples: Sequence[Example], counts: Mapping[str, int], have: Counter[int]) -> tuple[Drawn, Lacking]:
+    """Draw images without groups; what is drawn is complete unless a class lacks in a set."""
     # scikit-learn takes a second to import; --help should not wait for it.
     from sklearn.model_selection import train_test_split
 
-    drawn: dict[str, list[Example]] = {}
+    drawn: Drawn = {}
     rest, names = list(examples), list(counts)
-    have = Counter(example.label for example in examples)
     try:
         for place, name in enumerate(names[:-1]):
             drawn[name], rest = train_test_split(
@@ -117,14 +157,7 @@ def draw_sets(
                 random_state=SPLIT_SEED,
             )
         drawn[names[-1]] = rest
-        lacking = [(label, name) for name in names for label in sorted(have.keys() - {e.label for e in drawn[name]})]
+        return drawn, _lacking(drawn, have)
     except ValueError:  # A set is smaller than the number of classes, or a class has one image left.
         left = Counter(example.label for example in rest)
-        lacking = [(min(left, key=left.__getitem__), min(names[len(drawn) :], key=counts.__getitem__))]
-    if lacking:
-        label, name = lacking[0]
-        raise DataError(
-            f"class {classes[label] if classes else label!r} has {have[label]} images, which leaves none for {name}"
-            f" ({counts[name]} of {len(examples)} images): give {name} a larger share, or add images"
-        )
-    return drawn
+        return drawn, [(min(left, key=left.__getitem__), min(names[len(drawn) :], key=counts.__getitem__))]

@@ -16,7 +16,11 @@ from mosa_deploy.errors import DataError
 from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
 from training.tasks.base import SPLIT_SEED, Example, Splits
-from training.tasks.source import Source, read_labelled_sets
+from training.tasks.classes import read_labelled_sets
+from training.tasks.source import Source
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""In the order of the embedded backbone's own head."""
 
 EACH = 20
 """Number of images per class in train, and in validation."""
@@ -34,7 +38,10 @@ class Cifar10:
         if data_dir is None:
             raise DataError("--task cifar10 needs --data-dir: give cifar10.tar.gz, or its folder of train and test")
         source = Source.open(data_dir).unwrapped()
-        classes, read = read_labelled_sets(source)
+        labelled = read_labelled_sets(source)
+        classes, read = labelled.classes, labelled.sets
+        if not {"train", "test"} <= read.keys():
+            raise DataError(f"{source.name} lacks train/<class>/<file> or test/<class>/<file>: give all of CIFAR-10")
         train: list[Example] = []
         validation: list[Example] = []
         for label, name in enumerate(classes):

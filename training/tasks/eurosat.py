@@ -17,7 +17,8 @@ from mosa_deploy.errors import DataError
 from mosa_deploy.utils.network import why_unreachable
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
-from training.tasks.source import Source, read_classes
+from training.tasks.classes import read_classes
+from training.tasks.source import Source
 
 FOLDER = "2750"
 IMAGES = 27_000
@@ -105,4 +106,4 @@ def listed(classes: tuple[str, ...], examples: Sequence[Example], path: Path) ->
             wanted = "`train|validation|test <class>/<file>` of an image here, not yet listed"
             raise DataError(f"{path}:{number}: '{line}' is not {wanted}")
         sets[name].append(known.pop(image))
-    return Splits(classes, **sets, note=f"listed in {path.name}")
+    return Splits(classes, sets["train"], sets["validation"], sets["test"], note=f"listed in {path.name}")

@@ -1,47 +1,124 @@
-"""Your own images, in a folder or a tar archive with one folder per class.
+"""Your own images, in a folder or an archive with one folder per class, or named by a table of labels.
 
     mosa tune --task folder --name flowers --data-dir FOLDER
-    mosa tune --task folder --name flowers --data-dir flowers.tar.gz --split 80-10-10
+    mosa tune --task folder --name flowers --data-dir flowers.zip --split 80-10-10
+    mosa tune --task folder --name flowers --data-dir FOLDER --labels labels.csv
 
-`<class>/<file>` is split 60-20-20 or as `--split` says; `{train,validation,test}/<class>/<file>` is taken as it is
-(`val` and `valid` also mean validation). Without a validation folder, a fifth of train is used for validation. A test
-folder is required.
+`<class>/<file>` is split 60-20-20 or as `--split` says; `{train,validation,test}/<class>/<file>` is taken as it is, in
+any case and common spelling. Without a validation folder, a fifth of train is used for validation. Without a test
+folder there is no test set, and a test folder alone can only be evaluated.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mosa_deploy.backbones.names import EMBEDDED
-from mosa_deploy.errors import DataError
+from mosa_deploy.errors import ConfigError, DataError
 from training.config import Recipe
-from training.tasks.base import PERCENTAGES, Splits, draw_sets, shares, stratified
-from training.tasks.source import Source, read_classes, read_labelled_sets
+from training.tasks.archives import WANTED
+from training.tasks.base import PERCENTAGES, Example, Splits, draw_sets, shares, stratified
+from training.tasks.classes import WHOLE, Grouping, Labelled, read_labelled_sets
+from training.tasks.groups import RULES, by_folder, by_prefix, check_apart, members
+from training.tasks.manifest import read_manifest
+from training.tasks.sets import set_folders
+from training.tasks.source import Source
 
 
+@dataclass(frozen=True)
 class Folder:
-    """A task whose classes are the folders in --data-dir."""
+    """A task of images in --data-dir, whose classes are folders or stand in a table.
+
+    `labels` are the files of --labels, and `group` is the value of --group.
+    """
 
     name = "folder"
     recipe = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
     squash = False
 
+    labels: tuple[Path, ...] = ()
+    group: str | None = None
+
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """See `Task.splits`."""
+        if data_dir is None and self.labels:
+            data_dir = self.labels[0].parent
         if data_dir is None:
-            raise DataError("--task folder needs --data-dir: give a folder or a tar archive with one folder per class")
-        source = Source.open(data_dir).unwrapped()
-        if not source.sets():
-            classes, examples = read_classes(source)
-            percentages = split or PERCENTAGES
-            drawn = stratified(examples, shares(percentages), classes)
-            return Splits(classes, *drawn, note=f"{percentages.replace('-', '/')}, stratified")
-        if split is not None:
-            raise DataError(
-                f"--split {split}: {source.name} has sets of its own ({', '.join(source.sets())}); leave it out"
+            raise DataError(f"--task folder needs --data-dir: {WANTED}")
+        source = Source.open(data_dir)
+        if self.labels:
+            labelled = read_manifest(source, self.labels, self.group)
+        else:
+            labelled = read_labelled_sets(source.unwrapped(), self._grouping())
+        return compose(labelled, split, source, self.group)
+
+    def _grouping(self) -> Grouping | None:
+        """The rule of --group for class folders.
+
+        Raises:
+            ConfigError: it is none, such as the name of a column where there is no table.
+        """
+        if self.group is None:
+            return None
+        if self.group not in RULES:
+            raise ConfigError(
+                f"--group {self.group}: choose {' or '.join(RULES)}, or give --labels FILE with a column of that name"
             )
-        classes, read = read_labelled_sets(source)
-        note = "as the folders say"
-        if "validation" not in read:
-            fifth = len(read["train"]) // 5
-            read |= draw_sets(read["train"], {"train": len(read["train"]) - fifth, "validation": fifth}, classes)
-            note += "; validation is a stratified fifth of train"
-        return Splits(classes, **read, note=note)
+        return by_folder if self.group == "folder" else by_prefix
+
+
+def has_sets(data_dir: Path) -> bool:
+    """Whether the images in a folder or an archive lie in sets.
+
+    Raises:
+        DataError: they cannot be listed.
+    """
+    return bool(set_folders(Source.open(data_dir).unwrapped()))
+
+
+def compose(labelled: Labelled, split: str | None, source: Source, group: str | None) -> Splits:
+    """Draw the sets that are missing.
+
+    Raises:
+        DataError: there are validation images and no training images, a set would lack a class, a group is in two sets,
+            or `split` is given for images that have sets of their own.
+    """
+    classes, sets, found, origin = labelled
+    remarks = (*found, *source.remarks())
+    groups = describe_groups([example for examples in sets.values() for example in examples], group)
+    if sets.keys() == {WHOLE} or (split and sets.keys() == {"train"}):
+        (examples,), percentages = sets.values(), split or PERCENTAGES
+        train, validation, test = stratified(examples, shares(percentages), classes)
+        return Splits(classes, train, validation, test, f"{percentages.replace('-', '/')}, stratified{groups}", remarks)
+    if split is not None:
+        raise DataError(f"--split {split}: {source.name} has sets of its own ({', '.join(sets)}); leave it out")
+    check_apart(sets)
+    if sets.keys() == {"test"}:
+        return Splits(classes, [], [], sets["test"], f"{origin}: a test set alone", remarks)
+    if "train" not in sets:
+        raise DataError(f"{source.name} has {' and '.join(sets)} and no train: add train/<class>/<file>")
+    note = origin
+    if "validation" not in sets:
+        fifth = len(sets["train"]) // 5
+        sets |= draw_sets(sets["train"], {"train": len(sets["train"]) - fifth, "validation": fifth}, classes)
+        note += f"; validation is a stratified fifth of train{groups}"
+    if "test" not in sets:
+        note += "; there is no test set"
+    return Splits(classes, sets["train"], sets["validation"], sets.get("test", []), note, remarks)
+
+
+def describe_groups(examples: Sequence[Example], group: str | None) -> str:
+    """How many groups there are, for the note; empty if there are none.
+
+    Raises:
+        DataError: --group was given, and finds none.
+    """
+    if all(example.group is None for example in examples):
+        if group is not None:
+            where = "lies in a folder below its class" if group == "folder" else "has a group"
+            raise DataError(f"--group {group}: no image {where}; leave it out")
+        return ""
+    largest = max(members(examples), key=len)
+    return (
+        f", {len(members(examples)):,} groups kept whole (the largest, {largest[0].group!r}, has {len(largest)} images)"
+    )

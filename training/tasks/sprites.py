@@ -96,7 +96,8 @@ def by_index(label: Callable[[Sprite], int], factor: str, note: str) -> Splits:
     for name, count in COUNTS.items():
         sets[name] = [Example(f"sprite/{i}", partial(read, i), label(sprite(i))) for i in range(start, start + count)]
         start += count
-    return Splits(tuple(f"{factor}{i:02d}" for i in range(CLASSES)), **sets, note=note)
+    classes = tuple(f"{factor}{i:02d}" for i in range(CLASSES))
+    return Splits(classes, sets["train"], sets["validation"], sets["test"], note=note)
 
 
 def ceiling() -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
-from mosa_deploy.backbones.transformers import timm_name
+from mosa_deploy.backbones.transformers_names import timm_name
 from mosa_deploy.errors import BackboneError
 from tests.support.peft_models import NAME, images, vit
 
@@ -78,23 +78,41 @@ def test_what_is_missing_or_unknown_is_listed(tmp_path: Path) -> None:
     for fault in (
         "missing blocks.1.attn.qkv.bias",
         "unexpected blocks.1.attn.q.bias",
-        "unexpected vit.layers.0.layer_scale1.lambda1",
+        "unexpected blocks.0.ls1.gamma",
     ):
         assert fault in str(caught.value)
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 4},
+        {"hidden_act": "quick_gelu"},
+        {"hidden_act": "gelu_new"},
+        {"hidden_act": "relu"},
+        {"layer_norm_eps": 1e-3},
+    ],
+    ids=str,
+)
+def test_what_no_tensor_shows_is_read_from_its_config(tmp_path: Path, change: dict[str, Any]) -> None:
+    model = vit(**change)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(features(tmp_path / "model.safetensors"), expected(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"num_attention_heads": 4}, "num_attention_heads 4, not 2; choose another ViT"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act quick_gelu, not gelu; choose another ViT"),
+        ({"num_attention_heads": 3}, r"num_heads 3 does not divide the backbone's width 64"),
+        ({"hidden_act": "mish"}, r"hidden_act mish, known are gelu, gelu_python, .*"),
+        ({"layer_norm_eps": 0}, r"norm_eps 0: Input should be greater than 0"),
     ],
 )
-def test_what_no_tensor_shows_is_compared_with_its_config(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
+def test_what_timm_cannot_compute_is_refused(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
     vit().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(BackboneError, match=rf"config\.json does not fit the backbone: {fault}$"):
+    with pytest.raises(BackboneError, match=rf"config\.json does not fit the backbone: {fault}; choose another ViT$"):
         features(tmp_path / "model.safetensors")
     path.write_text("[")
     with pytest.raises(BackboneError, match=r"config\.json is not a JSON object: repair it, or move it elsewhere"):

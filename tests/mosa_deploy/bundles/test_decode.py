@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.image_utils import load_image
 
-from mosa_deploy.bundles.decode import TIMM, TRANSFORMERS, Decode, encode
+from mosa_deploy.bundles.decode import KEYED, TIMM, TRANSFORMERS, Decode, encode
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import DataError
 
@@ -294,3 +294,19 @@ def test_the_first_picture_of_a_stereo_camera_is_taken() -> None:
     content = encoded(left, "mpo", save_all=True, append_images=[right])
     assert Image.open(io.BytesIO(content)).format == "MPO"
     np.testing.assert_allclose(np.asarray(Decode().image(content)), np.broadcast_to([255, 0, 0], (16, 16, 3)), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_keyed_lays_the_one_colour_over_white_that_a_file_names_as_transparent(mode: str) -> None:
+    image = Image.new("RGB", (2, 1), (9, 9, 9)).convert(mode)
+    image.putpixel((1, 0), (7, 7, 7) if mode == "RGB" else 7)
+    key: Any = image.getpixel((0, 0))
+    content = encoded(image, transparency=key)
+    seen = np.asarray(KEYED.image(content))[0, 0].tolist()
+    assert seen == [255, 255, 255]
+    assert TRANSFORMERS.image(content).getpixel((0, 0)) == image.convert("RGB").getpixel((0, 0))
+
+
+def test_keyed_drops_an_alpha_channel() -> None:
+    image = Image.new("RGBA", (1, 1), (9, 8, 7, 0))
+    assert np.asarray(KEYED.image(encoded(image)))[0, 0].tolist() == [9, 8, 7]

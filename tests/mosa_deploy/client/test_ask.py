@@ -6,6 +6,7 @@ import pytest
 from mosa_deploy.cli import ask
 from mosa_deploy.errors import command
 from tests.support.fake_service import Reply, StartService
+from tests.support.images import write_images
 
 BIRD = {
     "task": "birds",
@@ -69,7 +70,7 @@ def test_a_result_without_an_answer_ends_with_2_after_the_others(
 
 def test_a_missing_image_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("nowhere.jpg", "--task", "birds") == 2
-    assert capsys.readouterr().err == "error: nowhere.jpg: No such file or directory\n"
+    assert capsys.readouterr().err == "error: nowhere.jpg: no such file or folder; give images, or folders of images\n"
 
 
 def test_a_service_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,3 +78,26 @@ def test_a_service_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     assert said.startswith("error: the service does not answer (")
     assert said.count("\n") == 1
+
+
+def test_a_folder_is_asked_image_by_image_and_the_rest_is_counted(
+    start_service: StartService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = start_service(Reply(200, json.dumps({"results": [BIRD]})))
+    write_images(Path("photos"), "b.jpg", "a.JPG", "clip.mov", ".DS_Store")
+    assert run("photos", "--task", "birds", "--address", service.address) == 0
+    counted, *answers = capsys.readouterr().out.splitlines()
+    assert counted == "left out as no images: 1 .mov; skipped as leftovers of systems and tools: 1 .DS_Store"
+    assert [answer.split(":")[0] for answer in answers] == ["photos/a.JPG", "photos/b.jpg"]
+
+
+def test_an_image_that_the_service_refuses_does_not_end_the_others(
+    start_service: StartService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = Reply(415, '{"detail": "not an image of a known type"}')
+    service = start_service(refused, Reply(200, json.dumps({"results": [BIRD]})))
+    write_images(Path("photos"), "a.jpg", "b.jpg")
+    assert run("photos", "--task", "birds", "--address", service.address) == 2
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "photos/a.jpg: birds: no answer (415): not an image of a known type"
+    assert second.startswith("photos/b.jpg: birds: heron")

@@ -1,4 +1,5 @@
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 import tenacity
 
 from mosa_deploy.client import AsyncClient, Client, requests
-from mosa_deploy.client.client import should_retry
 from mosa_deploy.client.requests import ApiRequest
+from mosa_deploy.client.retries import should_retry
 from mosa_deploy.errors import ConfigError, ServiceError
 from tests.support.fake_service import BROKEN, Reply, StartService
 
@@ -25,26 +26,40 @@ def retried(request: ApiRequest[Any], outcome: httpx.Response | Exception) -> bo
     return should_retry(state)
 
 
+def certificate_fault() -> httpx.ConnectError:
+    """What httpx raises for a certificate that nobody signed."""
+    fault = httpx.ConnectError("certificate verify failed")
+    fault.__cause__ = ssl.SSLCertVerificationError()
+    return fault
+
+
 @pytest.mark.parametrize(
     ("outcome", "any_request", "rollback"),
     [
         (httpx.ConnectError("refused"), True, True),
+        (certificate_fault(), False, False),
+        (httpx.UnsupportedProtocol("ftp"), False, False),
+        (httpx.LocalProtocolError("illegal header"), False, False),
         (httpx.ConnectTimeout("slow"), True, True),
         (httpx.ReadTimeout("slow"), True, False),
         (httpx.RemoteProtocolError("broken"), True, False),
         (ValueError("a bug"), False, False),
         (httpx.Response(429), True, True),
+        (httpx.Response(429, headers={"retry-after": "86400"}), False, False),
+        *[(httpx.Response(status), False, False) for status in (400, 401, 403, 404, 409, 413, 415, 422)],
         (httpx.Response(503, headers={"retry-after": "1"}), True, False),
         (httpx.Response(503), False, False),
         (httpx.Response(500, headers={"retry-after": "1"}), False, False),
-        (httpx.Response(404), False, False),
         (httpx.Response(200), False, False),
     ],
 )
 def test_only_temporary_faults_are_retried(
     outcome: httpx.Response | Exception, any_request: bool, rollback: bool
 ) -> None:
-    assert (retried(requests.tasks(), outcome), retried(requests.roll_back("a"), outcome)) == (any_request, rollback)
+    assert (retried(requests.tasks(), outcome), retried(requests.roll_back("a", None, False), outcome)) == (
+        any_request,
+        rollback,
+    )
 
 
 def test_a_request_is_retried_not_before_the_service_says_so(
@@ -106,7 +121,7 @@ def test_what_is_no_mosa_service_is_told_in_one_line(start_service: StartService
         client.tasks()
 
 
-@pytest.mark.parametrize("address", ["localhost:3000", "ftp://localhost", "http://", "http://localhost:port", ""])
+@pytest.mark.parametrize("address", ["ftp://localhost", "http://", "http://localhost:port", ""])
 @pytest.mark.parametrize("client", [Client, AsyncClient])
 def test_an_address_that_is_none_is_named(client: Callable[[str], object], address: str) -> None:
     with pytest.raises(ConfigError, match=r"is not an address: give one like http://localhost:3000$") as caught:

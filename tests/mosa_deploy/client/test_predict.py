@@ -1,4 +1,5 @@
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from mosa_deploy import Predictor
 from mosa_deploy.cli import predict
 from mosa_deploy.errors import ConfigError, DataError
+from tests.support.images import write_images
 from tests.support.tasks import picture
 
 
@@ -74,3 +76,17 @@ def test_impossible_numbers_are_named_at_once(store: Path, images: Path) -> None
 def test_an_unknown_runner_is_named(store: Path, images: Path) -> None:
     with pytest.raises(ConfigError, match="unknown runner 'onnx'; did you mean"):
         run(store, images, "--runner", "onnx")
+
+
+def test_what_a_folder_leaves_out_is_counted_and_odd_names_are_written(
+    store: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(images, "clip.MOV", "Thumbs.db")
+    for name in (b"caf\xe9.png", b"\xe9.jpg"):
+        Path(os.fsdecode(os.fsencode(images) + b"/" + name)).write_bytes(picture(4) if name.endswith(b"png") else b"no")
+    with pytest.raises(DataError, match=r"^1 of 5 images cannot be read"):
+        run(store, images, "--out", tmp_path / "out.csv")
+    assert rf"{images}/caf\xe9.png" in [line[0] for line in rows(tmp_path / "out.csv")]
+    printed = capsys.readouterr().out
+    assert "left out as no images: 1 .mov; skipped as leftovers of systems and tools: 1 Thumbs.db\n" in printed
+    assert rf"not answered: {images}/\xe9.jpg: not a readable image" in printed

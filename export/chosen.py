@@ -1,0 +1,142 @@
+"""What a conversion takes of everything that was found, and what it says about that."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from timm.models.vision_transformer import VisionTransformer
+
+from export import timm_files
+from export.facts import Fact, Facts
+from export.options import ConvertConfig
+from export.processor import read_processor
+from mosa_deploy.backbones.function import set_function
+from mosa_deploy.backbones.transformers import DEFAULT_EPS, layer_norm_eps
+from mosa_deploy.bundles.decode import TIMM, TRANSFORMERS
+from mosa_deploy.bundles.model_args import ModelArgs
+from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.record import Record
+from mosa_deploy.errors import ConfigError
+
+FLAGS = {"global_pool": "--pool", "fc_norm": "--fc-norm", "act_layer": "--act", "norm_eps": "--norm-eps"}
+"""The flag by which a user gives an argument of the model."""
+
+
+SHOWN = 10
+"""Class names in the line that says where they are from."""
+
+
+def given_or_found(config: ConvertConfig, facts: Facts) -> Fact[Preprocess] | None:
+    """How images are read, by `--preprocess` or by the files; None if neither says it.
+
+    Raises:
+        DataError: the file of `--preprocess` cannot be read.
+        ConfigError: two files, or a file and `--image-size`, contradict each other.
+    """
+    if config.preprocess is not None:
+        resampler = config.resampler or "torchvision"
+        return Fact(read_processor(config.preprocess, resampler), f"--preprocess {config.preprocess}")
+    found = choose_preprocess(facts.preprocess)
+    if found is not None and config.image_size not in (None, *found.value.size):
+        raise ConfigError(f"--image-size {config.image_size}: {found.where} says {sides(found.value)}; drop one")
+    return found
+
+
+def choose_preprocess(facts: Sequence[Fact[Preprocess]]) -> Fact[Preprocess] | None:
+    """The one way to read images that all files agree on; None if no file says any.
+
+    Raises:
+        ConfigError: two files contradict each other.
+    """
+    for other in facts[1:]:
+        first = facts[0].value.model_dump()
+        apart = [name for name, value in other.value.model_dump().items() if value != first[name]]
+        if apart:
+            raise ConfigError(
+                f"{facts[0].where} and {other.where} contradict each other ({', '.join(apart)}):"
+                " choose one with --preprocess"
+            )
+    return facts[0] if facts else None
+
+
+def choose_model_args(facts: Sequence[Fact[ModelArgs]], flags: ModelArgs) -> Fact[ModelArgs]:
+    """What the flags say, and where they are silent, what the files say.
+
+    Raises:
+        ConfigError: two files contradict each other, and no flag decides.
+    """
+    chosen: dict[str, Fact[Any]] = {}
+    for fact in (Fact(flags, "the flags"), *facts):
+        for name, value in fact.value.model_dump(exclude_none=True).items():
+            known = chosen.setdefault(name, Fact(value, fact.where))
+            if known.value != value and known.where != "the flags":
+                way_out = f"give {FLAGS[name]}" if name in FLAGS else "repair one of them"
+                raise ConfigError(f"{name} is {known.value} in {known.where}, but {value} in {fact.where}: {way_out}")
+    args = ModelArgs.model_validate({name: fact.value for name, fact in chosen.items()})
+    return Fact(args, ", ".join(dict.fromkeys(fact.where for fact in chosen.values())))
+
+
+def timms_own(name: str, model: VisionTransformer, of_transformers: bool) -> Fact[Preprocess]:
+    """How timm reads images for a backbone, decoded as the library does with which the task was tuned.
+
+    Raises:
+        DataError: `Preprocess` does not support that.
+    """
+    own = timm_files.preprocess({}, cast(dict[str, Any], model.pretrained_cfg), f"timm's config of {name}")
+    if not of_transformers:
+        return Fact(own, f"timm's config of {name}, since no file says otherwise")
+    warned = f"timm's config of {name}, since no preprocessor_config.json was found: give --preprocess"
+    return Fact(own.model_copy(update={"decode": TRANSFORMERS}), warned, known=False)
+
+
+def fit_eps(model: VisionTransformer, given: ModelArgs, tuned: float | None, of_transformers: bool) -> Iterator[str]:
+    """Set the eps of a model, in place, where neither flags nor files say it, and say so.
+
+    It is that of the `tuned` checkpoint, else transformers' default for its own ViT.
+    """
+    eps = tuned if tuned is not None else DEFAULT_EPS if of_transformers else None
+    if given.norm_eps is None and eps is not None and eps != layer_norm_eps(model):
+        set_function(model, ModelArgs(norm_eps=eps))
+        yield f"norm_eps {eps:g}: that of a ViT of transformers without a config.json; otherwise give --norm-eps"
+
+
+def resampled(trained: Fact[Any] | None, preprocess: Preprocess) -> Iterator[str]:
+    """What to say if position embeddings are resampled, which timm and transformers do in different ways."""
+    if trained is not None and trained.value not in (preprocess.size[0], list(preprocess.size)):
+        yield (
+            f"{trained.where} has image_size {trained.value}, images are {sides(preprocess)}: the position embeddings"
+            " are resampled as timm does it, so probabilities do not agree with transformers' to 1e-5"
+        )
+
+
+def taken(record: Record, preprocess: Fact[Preprocess], classes: Fact[tuple[str, ...]], args: str) -> Iterator[str]:
+    """One line for each thing that was taken, and from where."""
+    read, decode = record.preprocess, record.preprocess.decode
+    crop = f", of which the middle {read.crop_pct:.4g} is kept" if read.crop_pct < 1 else ""
+    yield (
+        f"images: {sides(read)}, {read.resize}{crop}, {read.interpolation} as {read.resampler} rounds, mean"
+        f" {_numbers(read.mean)}, std {_numbers(read.std)}; from {preprocess.where}"
+    )
+    library = "timm" if decode == TIMM else "transformers"
+    turned = "turned by EXIF" if decode.orientation == "exif" else "as stored, whatever EXIF says"
+    yield (
+        f"decoding: as {library} does: {turned}, the hidden colours of transparent pixels show, grey of 16 bits is cut"
+        " off at 255"
+    )
+    if read.resampler == "torchvision":
+        yield (
+            "probabilities agree with transformers' default processors on a CPU; its Pillow processors round some"
+            " pixels otherwise: --resampler pillow"
+        )
+    more = ", ..." if len(record.classes) > SHOWN else ""
+    yield f"classes: {', '.join(record.classes[:SHOWN])}{more}; from {classes.where}"
+    if record.backbone.model_args not in (None, ModelArgs()):
+        yield f"backbone: {record.backbone.model_args}, other than timm's {record.backbone.name}; from {args}"
+
+
+def sides(preprocess: Preprocess) -> str:
+    """The size of the model's images in words."""
+    return "{} x {}".format(*preprocess.size)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,224 @@
+"""What lies beside a source and its backbone: how images are read, class names, and what the model computes.
+
+The files of transformers (`config.json`, `preprocessor_config.json`) and of timm (the hub's `config.json`, `args.yaml`,
+the arguments inside a checkpoint) are read where the source lies and where `--backbone-weights` lie.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import timm
+
+from export import timm_files
+from export.options import ConvertConfig
+from export.processor import FILES, read_processor
+from mosa_deploy.backbones import transformers
+from mosa_deploy.backbones.checkpoints import source_args
+from mosa_deploy.backbones.containers import locate, read_torch
+from mosa_deploy.backbones.file_kinds import kind_of
+from mosa_deploy.bundles.decode import TRANSFORMERS
+from mosa_deploy.bundles.model_args import ModelArgs
+from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.errors import BackboneError, ConfigError
+
+T = TypeVar("T")
+
+OTHER_PROBLEMS = ("multi_label_classification", "regression")
+"""What a config may call a problem whose outputs are no shares of one."""
+
+WRAPPER = "timm_wrapper"
+"""The kind of a model of timm inside transformers, whose images come from transformers' `load_image`."""
+
+OPTION = "--from timm"
+
+OF_TRANSFORMERS = ("model_type", "hidden_act", "hidden_size", "layer_norm_eps", "num_attention_heads", "vision_config")
+"""Fields by which the config of a model of transformers is known."""
+
+
+@dataclass(frozen=True)
+class Fact(Generic[T]):
+    """What a file says."""
+
+    value: T
+    where: str
+    known: bool = True
+    """False where nothing says it, and it was made up."""
+
+
+@dataclass
+class Facts:
+    """Everything that was found, nearest to the source first."""
+
+    preprocess: list[Fact[Preprocess]] = field(default_factory=list)
+    names: list[Fact[tuple[str, ...]]] = field(default_factory=list)
+    base_names: list[Fact[tuple[str, ...]]] = field(default_factory=list)
+    """Those beside the backbone's weights, which may be of another head."""
+    model_args: list[Fact[ModelArgs]] = field(default_factory=list)
+    class_map: str | None = None
+    """The file by which timm's training script ordered the classes."""
+    image_size: Fact[Any] | None = None
+    """The size for which a model of transformers has position embeddings."""
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know."""
+
+
+def gather(config: ConvertConfig) -> Facts:
+    """Read every file that may say something of the source or its backbone.
+
+    Raises:
+        MosaError: a file is damaged, says something that cannot be kept, or is not of a classifier.
+    """
+    facts = Facts()
+    _read_tensors(facts, config)
+    own = config.path if config.path.is_dir() else config.path.parent
+    _read_folder(facts, config, own)
+    _read_training(facts, config, own)
+    if config.backbone_weights is not None:
+        weights = config.backbone_weights
+        base = weights if weights.is_dir() else weights.parent
+        if base.resolve() != own.resolve():
+            beside = Facts()
+            _read_folder(beside, config, base)
+            _add_base(facts, beside)
+    return facts
+
+
+def _read_tensors(facts: Facts, config: ConvertConfig) -> None:
+    """Take what the tensors of a model of transformers show: its tokens, and what its classifier reads."""
+    tuned = config.path if config.source == "timm" else config.backbone_weights
+    if tuned is not None:
+        # A file that cannot be read, or holds a head alone, is told apart where its tensors are taken.
+        with contextlib.suppress(BackboneError):
+            facts.model_args.append(Fact(source_args(tuned, f"--from {config.source}"), f"the tensors in {tuned}"))
+
+
+def _add_base(facts: Facts, base: Facts) -> None:
+    """Add what lies beside the backbone. How timm's base read images says nothing where the source says it itself."""
+    timms = facts.preprocess and all(Path(fact.where).name == transformers.CONFIG_FILE for fact in base.preprocess)
+    facts.preprocess += [] if timms else base.preprocess
+    facts.base_names += base.names
+    facts.model_args += base.model_args
+    facts.image_size = facts.image_size or base.image_size
+
+
+def _read_folder(facts: Facts, config: ConvertConfig, folder: Path) -> None:
+    path = folder / transformers.CONFIG_FILE
+    found = transformers.read_config(folder)
+    _check_problem(found, str(path))
+    if isinstance(found.get("architecture"), str):
+        _read_hub_config(facts, config, found, str(path))
+    elif any(name in found for name in OF_TRANSFORMERS):
+        try:
+            facts.model_args.append(Fact(transformers.model_args(found), str(path)))
+        except BackboneError as error:
+            raise BackboneError(f"{path}: {error}; bring another model") from None
+        size = (found.get("vision_config") or found).get("image_size")
+        facts.image_size = None if size is None else Fact(size, str(path))
+    labels = found.get("id2label")
+    if isinstance(labels, dict) and labels:
+        facts.names.append(Fact(_in_order(labels, str(path)), f"id2label in {path}"))
+    if config.preprocess is None:
+        for name in FILES:
+            if (folder / name).is_file() and _is_of_images(folder / name):
+                read = read_processor(folder / name, config.resampler or "torchvision", option="")
+                facts.preprocess.append(Fact(read, str(folder / name)))
+                break
+
+
+def _is_of_images(path: Path) -> bool:
+    """Whether a `processor_config.json`, which may be of texts alone, describes images."""
+    return path.name == FILES[0] or "image_processor" in path.read_text(errors="replace")
+
+
+def _check_problem(found: dict[str, Any], where: str) -> None:
+    problem = found.get("problem_type")
+    if problem in OTHER_PROBLEMS:
+        raise ConfigError(
+            f"{where} says problem_type {problem}: a bundle answers with one class per image, whose probabilities sum"
+            " to 1; bring a single-label classifier"
+        )
+
+
+def _in_order(labels: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The names in `id2label`, in the order of its numbers.
+
+    Raises:
+        ConfigError: they are not numbered from 0 without a gap.
+    """
+    expected = [str(i) for i in range(len(labels))]
+    if sorted(labels) != sorted(expected):
+        raise ConfigError(
+            f"{where}: id2label is not numbered from 0 to {len(labels) - 1}: repair it, or give --classes"
+        )
+    return tuple(str(labels[key]) for key in expected)
+
+
+def _read_hub_config(facts: Facts, config: ConvertConfig, found: dict[str, Any], where: str) -> None:
+    """Take what timm's `push_to_hf_hub` and `save_for_hf` write."""
+    _check_architecture(config, found["architecture"], where)
+    settings = {**(found.get("model_args") or {}), "global_pool": found.get("global_pool")}
+    facts.model_args.append(Fact(timm_files.model_args(settings, where), where))
+    cfg = found.get("pretrained_cfg")
+    names = found.get("label_names") or (cfg or {}).get("label_names")
+    if isinstance(names, list) and names:
+        facts.names.append(Fact(tuple(map(str, names)), f"label_names in {where}"))
+    if isinstance(cfg, dict) and config.preprocess is None:
+        read = timm_files.preprocess({}, cfg, where)
+        if found.get("model_type") == WRAPPER:
+            read = read.model_copy(update={"decode": TRANSFORMERS})
+        facts.preprocess.append(Fact(read, where))
+
+
+def _check_architecture(config: ConvertConfig, architecture: str, where: str) -> None:
+    # With a place before it, such as `hf-hub:timm/`, it may be anybody's name.
+    place, _, name = architecture.rpartition("/")
+    if (not place or timm.is_model(name)) and name.partition(".")[0] != config.backbone.partition(".")[0]:
+        raise ConfigError(f"{where} is of {architecture}, --backbone says {config.backbone}: give one and the same")
+
+
+def _read_training(facts: Facts, config: ConvertConfig, folder: Path) -> None:
+    """Take the arguments of timm's training script, from its `args.yaml` or from the checkpoint itself."""
+    for settings, where in _training_settings(config, folder):
+        name = settings.get("model") or settings.get("arch")
+        if not isinstance(name, str):
+            continue
+        _check_architecture(config, name, where)
+        if len(settings) == 1:
+            return
+        arguments = {**(settings.get("model_kwargs") or {}), "global_pool": settings.get("gp")}
+        facts.model_args.append(Fact(timm_files.model_args(arguments, where), where))
+        facts.class_map = settings.get("class_map") or None
+        if settings.get("bce_loss"):
+            facts.notes.append(
+                f"{where} says bce_loss: its outputs are answered as the softmax that timm's inference takes, as one"
+                " class per image; bring no model that was tuned for several"
+            )
+        if config.preprocess is None:
+            cfg = timm_files.pretrained_cfg(config.backbone)
+            facts.preprocess.append(Fact(timm_files.preprocess(settings, cfg, where), where))
+        return
+
+
+def _training_settings(config: ConvertConfig, folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    path = folder / timm_files.ARGS_FILE
+    if path.is_file():
+        yield timm_files.read_yaml(path), str(path)
+    content = _entries(config.path)
+    if hasattr(content.get("args"), "model"):
+        yield vars(content["args"]), f"the args in {config.path}"
+    if isinstance(content.get("arch"), str):
+        yield {"arch": content["arch"]}, f"arch in {config.path}"
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What a checkpoint of torch holds beside its tensors; nothing if it is none."""
+    content = None
+    # What cannot be read is said where the tensors are taken.
+    with contextlib.suppress(Exception):
+        file = locate(path, OPTION)
+        if kind_of(file, OPTION) == "torch":
+            content = read_torch(file, OPTION)
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,175 @@
+"""What was decided about a task of a store, and the rule for a version that would take the place of the served one.
+
+`decisions/<task>.json` is written by the service. `tasks/<task>/export.json` is written by `mosa export`: it says which
+version the export may replace. Both sides follow one rule: other classes, and an export in place of an uploaded
+version, need consent.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mosa_deploy.bundles.format_version import Fields, FileFormat
+from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.store_layout import EXPORT_NOTE, decision_file
+from mosa_deploy.errors import StoreError
+
+ChosenLane = Literal["shared", "folded"]
+"""The lanes between which an upload may choose; what cannot be folded is served unfolded."""
+
+Source = Literal["export", "upload"]
+
+NAMED = 5
+"""The largest number of class names that a difference lists."""
+
+
+def _without_versions(fields: Fields) -> Fields:
+    return {**fields, "versions": []}
+
+
+DECISION_FORMAT = FileFormat(
+    decision_file("<task>"),
+    StoreError,
+    remedy="remove it, and upload the task again",
+    migrations=(_without_versions,),
+)
+NOTE_FORMAT = FileFormat(EXPORT_NOTE, StoreError, remedy="export the task again")
+
+
+class KeptVersion(BaseModel):
+    """A version of a task that the store keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    """sha256 of its record's bytes."""
+    digest: str
+    """sha256 of its tensors; every answer states it."""
+    classes: tuple[str, ...]
+    accuracy: float | None = None
+    """On the validation images of its tuning, if the record says it."""
+    source: Source
+    added: datetime | None = None
+    """When it came to the store; None if the release of that time did not note it."""
+
+    @classmethod
+    def of(cls, key: str, record: Record, source: Source, added: datetime | None) -> "KeptVersion":
+        """Describe a version by its record."""
+        accuracy = record.metrics.get("validation_accuracy")
+        return cls(key=key, digest=record.sha256, classes=record.classes, accuracy=accuracy, source=source, added=added)
+
+
+class Decision(BaseModel):
+    """`decisions/<task>.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = DECISION_FORMAT.newest
+    current: str | None
+    """Key of the version that is served; None after a removal."""
+    previous: str | None = None
+    """Key of the version that a rollback returns to."""
+    exported: str | None = None
+    """Key of the exported version when a version was last chosen."""
+    pinned: bool = False
+    lane: ChosenLane | None = None
+    since: datetime | None = None
+    """When the current version was chosen; None if the release of that time did not note it."""
+    versions: tuple[KeptVersion, ...] = ()
+    """The versions that are kept, the newest first."""
+
+    @property
+    def last(self) -> str | None:
+        """Key of the version that is served or, after a removal, was served last."""
+        return self.current or self.previous
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of all versions that are kept."""
+        return {version.key for version in self.versions} | {key for key in (self.current, self.previous) if key}
+
+    def find(self, key: str | None) -> KeptVersion | None:
+        """A version that is kept, by its key."""
+        return next((version for version in self.versions if version.key == key), None)
+
+    def keeping(self, version: KeptVersion, limit: int | None = None) -> "Decision":
+        """This decision with one more version; of more than `limit` the oldest go, but not those that it names."""
+        kept = [version, *(other for other in self.versions if other.key != version.key)]
+        named = {self.current, self.previous, version.key}
+        room = len(kept) if limit is None else limit - sum(other.key in named for other in kept)
+        versions = []
+        for other in kept:
+            room -= other.key not in named
+            if other.key in named or room >= 0:
+                versions.append(other)
+        return self.model_copy(update={"versions": tuple(versions)})
+
+
+class ExportNote(BaseModel):
+    """`tasks/<task>/export.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = NOTE_FORMAT.newest
+    exported: datetime
+    replaces: str | None = None
+    """Key of the version that was served when this was exported, and that it may replace."""
+    kept: tuple[str, ...] = ()
+    """Keys of exports that were replaced and are kept among the uploads, the newest first."""
+
+
+def parse_note(content: bytes, where: str) -> ExportNote:
+    """Check the bytes of an `export.json`; errors call it `where`.
+
+    Raises:
+        StoreError: it is damaged, or was written by a newer release.
+    """
+    try:
+        return ExportNote.model_validate(NOTE_FORMAT.upgrade(json.loads(content), where))
+    except (ValueError, AttributeError, RecursionError):
+        raise StoreError(f"{where} is damaged: {NOTE_FORMAT.remedy}") from None
+
+
+def parse_decision(content: bytes, where: str) -> Decision:
+    """Check the bytes of a decision; errors call it `where`.
+
+    Raises:
+        StoreError: it is damaged, or was written by a newer release.
+    """
+    try:
+        return Decision.model_validate(DECISION_FORMAT.upgrade(json.loads(content), where))
+    except (ValueError, AttributeError, RecursionError):
+        raise StoreError(f"{where} is damaged: {DECISION_FORMAT.remedy}") from None
+
+
+def now() -> datetime:
+    """The time, in whole seconds of UTC."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def objections(decided: Decision, classes: Sequence[str]) -> tuple[str | None, str | None]:
+    """What speaks against an export of these classes: the served version was uploaded, it has other classes."""
+    last = decided.find(decided.last)
+    uploaded = decided.current is not None and decided.current != decided.exported
+    if last is not None:
+        uploaded = decided.current is not None and last.source == "upload"
+    other = class_changes(last.classes, classes) if last else None
+    return "an uploaded version is served" if uploaded else None, f"it has other classes ({other})" if other else None
+
+
+def class_changes(before: Sequence[str], after: Sequence[str]) -> str | None:
+    """How the classes of two versions differ, in words; None if they are the same."""
+    if tuple(before) == tuple(after):
+        return None
+    new = [name for name in after if name not in set(before)]
+    gone = [name for name in before if name not in set(after)]
+    parts = [f"{verb} {_listed(names)}" for verb, names in (("new:", new), ("gone:", gone)) if names]
+    return "; ".join(parts) or "the same in another order"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

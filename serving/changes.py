@@ -1,0 +1,211 @@
+"""Changes of what answers: upload, rollback, removal and pin, while requests are in flight."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.decision import Decision, KeptVersion, class_changes, now
+from mosa_deploy.bundles.store_layout import BACKBONES
+from mosa_deploy.client.schema import Gate
+from mosa_deploy.errors import BundleError, StoreError
+from serving.backend import PutOptions
+from serving.errors import RequestError
+from serving.promotion import Comparison, PromotionGate
+from serving.registry import DAMAGED, Entry, Registry
+from serving.settings import Settings
+from serving.store import Version
+
+SHORT = 12
+"""How many characters of a digest an error shows."""
+
+
+class TaskChanges:
+    """Changes the tasks of a registry. Each task has one change at a time."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self.registry, self.keep, self.gate = registry, settings.versions, PromotionGate(registry, settings)
+        self._turns: dict[str, threading.Lock] = {}
+
+    def put(self, name: str, content: bytes, options: PutOptions) -> tuple[Entry, Gate | None]:
+        """Serve the bundle in a `.mosa` file as the task's new version, once its canary passes.
+
+        Returns how it did on labelled images, if it brings any or some are kept.
+
+        Raises:
+            RequestError: 400 if it is no bundle, 409 if its classes differ or it is worse on the labelled images, 422
+                if it does not fit. The old version stays then.
+        """
+        try:
+            archive = Archive.unpack(content, self.registry.store.limit)
+            bundle = archive.bundle()
+        except BundleError as fault:
+            raise RequestError(400, str(fault)) from None
+        self._check_fit(name, bundle)
+        with self._turn(name):
+            entry = self.registry.entries.get(name) or Entry(name, Decision(current=None))
+            before = entry.decision
+            check_classes(before, bundle.record.classes, options.new_classes)
+            version = KeptVersion.of(archive.key, bundle.record, "upload", now())
+            decision = self._choose(name, before, version)
+            decision = decision.model_copy(update={"lane": options.lane or before.lane})
+            comparison = self.gate.compare(entry, archive, bundle.record, options)
+            new = Version(archive.key, bundle.record)
+            gate = self._switch(entry, new, bundle, decision, keep=archive, comparison=comparison)
+            if archive.gate:
+                self.registry.store.keep_gate(name, archive.gate)
+            return entry, gate
+
+    def rollback(self, name: str, digest: str | None = None, new_classes: bool = False) -> Entry:
+        """Serve the previous version, or the one whose digest begins so; a removed task comes back.
+
+        A second rollback to the previous version undoes the first.
+
+        Raises:
+            RequestError: 404 for an unknown task or version, 409 if it has no previous version or that has other
+                classes, 422 if several versions begin so.
+        """
+        with self._turn(name):
+            entry = self.registry.entries.get(name) or self.registry.entry(name)
+            before = entry.decision
+            key = before.previous if digest is None else find_version(name, before, digest).key
+            if key is None:
+                raise RequestError(409, f"'{name}' has no version before this one")
+            if key == before.current:
+                return entry
+            archive = self.registry.store.archive(name, key)
+            bundle = archive.bundle()
+            check_classes(before, bundle.record.classes, new_classes)
+            version = before.find(key) or KeptVersion.of(key, bundle.record, "upload", None)
+            decision = self._choose(name, before, version, moves=False)
+            self._switch(entry, Version(key, bundle.record), bundle, decision)
+            return entry
+
+    def remove(self, name: str, force: bool = False) -> None:
+        """Stop serving a task; its versions are kept for a rollback.
+
+        Raises:
+            RequestError: 404 for an unknown task, 409 for a pinned one without `force`.
+        """
+        with self._turn(name):
+            entry = self.registry.entry(name)
+            before = entry.decision
+            if before.pinned and not force:
+                raise RequestError(409, f"'{name}' is pinned: let it go first, or send ?force=true if that is meant")
+            self.registry.store.keep_export(name, before)
+            update = {"current": None, "previous": before.current, "pinned": False}
+            update["exported"] = self.registry.store.exported(name)
+            decision = before.model_copy(update=update)
+            self.registry.store.decide(name, decision)
+            self.registry.store.forget_between(before, decision)
+            self.registry.swap(entry, None, None, decision)
+
+    def pin(self, name: str, pinned: bool) -> Entry:
+        """Load a task and keep it loaded, or let it be evicted again.
+
+        Raises:
+            RequestError: 404 for an unknown task, 503 if it cannot be loaded.
+        """
+        with self._turn(name):
+            entry = self.registry.entry(name)
+            loaded = self.registry.acquire(name) if pinned else entry.loaded
+            try:
+                decision = entry.decision.model_copy(update={"pinned": pinned})
+                self.registry.store.decide(name, decision)
+                with self.registry.lock:
+                    entry.decision = decision
+                    if entry.loaded:
+                        entry.loaded.pinned = pinned
+            finally:
+                if pinned and loaded:
+                    self.registry.release(loaded)
+            return entry
+
+    def _check_fit(self, name: str, bundle: Bundle) -> None:
+        """Raises RequestError 422 if a bundle is of another task, or its backbone is not in the store."""
+        record, store = bundle.record, self.registry.store
+        if record.task != name:
+            raise RequestError(422, f"the bundle is of task '{record.task}': send it to /v1/tasks/{record.task}")
+        backbone = record.backbone.folder
+        if not record.sequential and backbone not in store.files.names(BACKBONES):
+            raise RequestError(
+                422, f"'{name}' was tuned on {backbone}, which is not in the store: export one of its tasks there"
+            )
+
+    def _choose(self, name: str, before: Decision, version: KeptVersion, moves: bool = True) -> Decision:
+        """The decision to serve a version. The version before it is kept; the oldest of too many go."""
+        old = before.current if before.current != DAMAGED else None
+        update: dict[str, object] = {"current": version.key, "exported": self.registry.store.exported(name)}
+        update["previous"] = before.previous if old in (None, version.key) else old
+        update["since"] = before.since if old == version.key else now()
+        decision = before.model_copy(update=update)
+        return decision.keeping(version, self.keep) if moves else decision
+
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """Wait for this task's turn: each task has one change at a time."""
+        with self.registry.lock:
+            turn = self._turns.setdefault(name, threading.Lock())
+        with turn:
+            yield
+
+    def _switch(
+        self,
+        entry: Entry,
+        version: Version,
+        bundle: Bundle,
+        decision: Decision,
+        keep: Archive | None = None,
+        comparison: Comparison | None = None,
+    ) -> Gate | None:
+        """Prove a version, write it and the decision, then give it to new requests."""
+        name, before = entry.name, entry.decision
+        loaded = self.registry.cache.load(
+            version, bundle, self.registry.lane_of(name, decision, version.record), decision.pinned
+        )
+        try:
+            gate = self.gate.judge(comparison, loaded) if comparison else None
+            self.registry.store.keep_export(name, before)
+            if keep:
+                self.registry.store.keep(keep)
+            self.registry.store.decide(name, decision)
+        except BaseException as fault:
+            self.registry.cache.retire(loaded)
+            self.registry.cache.release(loaded)
+            if isinstance(fault, OSError):
+                raise StoreError(f"{self.registry.store} cannot be written: {fault.strerror}") from fault
+            raise
+        self.registry.swap(entry, version, loaded, decision)
+        self.registry.cache.release(loaded)
+        self.registry.store.forget_between(before, decision)
+        self.registry.log_loaded(loaded)
+        return gate
+
+
+def check_classes(before: Decision, classes: Sequence[str], new_classes: bool) -> None:
+    """Compare classes with those of the version that is served or, after a removal, was served last.
+
+    Raises:
+        RequestError: 409 if they differ and that was not asked for.
+    """
+    last = before.find(before.last)
+    changes = class_changes(last.classes, classes) if last and not new_classes else None
+    if changes:
+        raise RequestError(409, f"the classes would change ({changes}): send ?new_classes=true if that is meant")
+
+
+def find_version(name: str, decision: Decision, digest: str) -> KeptVersion:
+    """The version whose digest begins with `digest`.
+
+    Raises:
+        RequestError: 404 if there is none, 422 if there are several.
+    """
+    found = [version for version in decision.versions if version.digest.startswith(digest)]
+    if not found:
+        known = ", ".join(version.digest[:SHORT] for version in decision.versions)
+        raise RequestError(404, f"no version of '{name}' begins with {digest}; it has {known or 'none'}")
+    if len(found) > 1:
+        known = ", ".join(version.digest[:SHORT] for version in found)
+        raise RequestError(422, f"{len(found)} versions of '{name}' begin with {digest}: {known}; send more of one")
+    return found[0]

@@ -1,0 +1,107 @@
+"""`POST /classify`, the route: reads the request, has it handled, and answers alone or with a list."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+
+from mosa_deploy.client.schema import MOST_CLASSES, Answer, Answers, ClassifyJson
+from serving.auth import may_ask
+from serving.bodies import read_request
+from serving.classify import ClassifyHandler, RequestStats, SentImage, result
+from serving.errors import RequestError
+from serving.refusals import known_query
+from serving.settings import Settings
+from serving.task_routes import ANYWHERE, NAMED_TASK
+
+IMAGE = {"type": "string", "format": "binary"}
+
+TASK = "The task of each image, or one task for all; names from `GET /v1/tasks`."
+TASKS = "Several tasks for every image, between commas."
+TOP_K = "How many classes to answer; 5 if it is not given."
+
+FORM = {
+    "type": "object",
+    "required": ["image"],
+    "additionalProperties": False,
+    "properties": {
+        "image": {
+            "type": "array",
+            "minItems": 1,
+            "items": IMAGE,
+            "description": "PNG, JPEG, WebP or another format that Pillow reads. `images`, `file` and `files` mean the"
+            " same, and base64 without a filename is read too.",
+        },
+        "task": {"type": "array", "items": {"type": "string"}, "description": TASK, "example": ["digits"]},
+        "tasks": {"type": "string", "description": TASKS},
+        "top_k": {"type": "integer", "minimum": 1, "maximum": MOST_CLASSES, "description": TOP_K},
+    },
+}
+
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A form, JSON with images in base64, or an image itself, with `task` in the query."
+        " `Content-Encoding: gzip` and `deflate` are read.",
+        "content": {
+            "multipart/form-data": {"schema": FORM},
+            "application/json": {"schema": ClassifyJson.model_json_schema()},
+            "image/*": {"schema": IMAGE},
+            "application/octet-stream": {"schema": IMAGE},
+        },
+    }
+}
+
+
+def add_classify_route(app: FastAPI) -> None:
+    """Add the route to the app."""
+    asked = [Depends(may_ask), Depends(known_query)]
+    app.post("/classify", dependencies=asked, responses=ANYWHERE | NAMED_TASK, openapi_extra=BODY)(classify)
+
+
+async def classify(
+    request: Request,
+    task: Annotated[list[str], Query(description=TASK)] = [],  # noqa: B006 - FastAPI copies it
+    tasks: Annotated[str | None, Query(description=TASKS)] = None,
+    top_k: Annotated[int | None, Query(ge=1, le=MOST_CLASSES, description=TOP_K)] = None,
+) -> Answer | Answers:
+    """Classify images, each by its task.
+
+    One image by one `task` is answered alone, with the status of what went wrong. Several images, or `tasks`, are
+    answered by a list of results, each an answer or a failure of its own. `task`, `tasks` and `top_k` stand in the form
+    or the JSON, or in the query.
+    """
+    settings: Settings = request.app.state.settings
+    query = {
+        "task": task,
+        "tasks": [] if tasks is None else [tasks],
+        "top_k": [] if top_k is None else [str(top_k)],
+    }
+    content_type = request.headers.get("content-type", "")
+    asked = await read_request(await request.body(), content_type, query, settings.max_images)
+    handler: ClassifyHandler = request.app.state.classify_handler
+    stats = RequestStats()
+    results = await handler.handle(asked.images, asked.top_k, stats)
+    _add_to_log(request, asked.images, results, stats)
+    if not asked.listed:
+        if isinstance(results[0], RequestError):
+            raise results[0]
+        return results[0]
+    names = [name for image in asked.images for name in image.tasks]
+    return Answers(results=tuple(result(name, each) for name, each in zip(names, results, strict=True)))
+
+
+def _add_to_log(
+    request: Request, sent: Sequence[SentImage], results: Sequence[Answer | RequestError], stats: RequestStats
+) -> None:
+    """Add known tasks, digests and times to the request's log line."""
+    good = [each for each in results if isinstance(each, Answer)]
+    request.state.log_fields.update(
+        task=sorted({each.task for each in good}),
+        lane=sorted(stats.lanes),
+        digest=sorted({each.bundle[:12] for each in good}),
+        images=len(sent),
+        failed=len(results) - len(good),
+        batch=stats.batch,
+        **{f"{name}_ms": value for name, value in stats.parts.items()},
+    )

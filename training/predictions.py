@@ -1,0 +1,56 @@
+"""What an evaluation leaves to look at: every answer in a table, and a picture of the worst mistakes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mosa_deploy.bundles.decode import Decode
+from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.utils.files import write_csv
+from training.data import Images
+from training.plots import Tile, draw_tiles
+
+PREDICTIONS, MISTAKES = "predictions.csv", "mistakes.png"
+
+MOST = 24
+"""The largest number of mistakes in the picture."""
+
+
+def write_predictions(out: Path, images: Images, probabilities: Array, classes: Sequence[str]) -> None:
+    """Write `predictions.csv`: the file, its label, the answer and the answer's probability, one line per image."""
+    answers = probabilities.argmax(1)
+    write_csv(
+        out / PREDICTIONS,
+        ("file", "label", "answer", "score"),
+        (
+            (example.name, classes[label], classes[answer], f"{scores[answer]:.6f}")
+            for example, label, answer, scores in zip(
+                images.examples, images.labels.tolist(), answers.tolist(), probabilities, strict=True
+            )
+        ),
+    )
+
+
+def write_mistakes(out: Path, images: Images, probabilities: Array, classes: Sequence[str], decode: Decode) -> int:
+    """Draw `mistakes.png`, the wrong answers with the highest scores first; returns how many there are in all."""
+    labels, answers, scores = images.labels.numpy(), probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(answers != labels)
+    worst = wrong[np.argsort(-scores[wrong], kind="stable")][:MOST]
+    (out / MISTAKES).unlink(missing_ok=True)
+    if not len(wrong):
+        return 0
+    tiles = [
+        Tile(
+            decode.image(images.examples[i].read()),
+            f"{classes[answers[i]]} {scores[i]:.2f}",
+            f"is {classes[labels[i]]}",
+            images.examples[i].name,
+        )
+        for i in worst.tolist()
+    ]
+    title = (
+        f"{len(tiles)} of {len(wrong)} mistakes on {len(labels)} test images: the answer with its score, and the label"
+    )
+    draw_tiles(out / MISTAKES, tiles, title)
+    return len(wrong)

@@ -1,0 +1,147 @@
+"""Read the images of all sets of a data set once, and list every one that cannot be read before anything stops."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mosa_deploy.bundles.decode import allow_pixels
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from mosa_deploy.errors import LISTED, DataError
+from mosa_deploy.utils.files import write_csv
+from training.data import Images
+from training.duplicates import Mark, fingerprint
+from training.headers import Headers
+from training.options import ReadOptions
+from training.tasks.base import Example
+
+DARK = 64
+"""A data set without any pixel of at least this value of 255 is suspect."""
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be read, and why."""
+
+    set: str
+    file: str
+    reason: str
+
+
+@dataclass
+class Reader:
+    """Decodes sets one after another and remembers what is odd about them."""
+
+    preprocess: Preprocess
+    options: ReadOptions = field(default_factory=ReadOptions)
+    total: int = 0
+    """The number of images that were tried."""
+    unreadable: list[Unreadable] = field(default_factory=list)
+    brightest: int = 0
+    """The largest value of all decoded pixels."""
+    headers: Headers = field(default_factory=Headers)
+
+    def __post_init__(self) -> None:
+        """Let Pillow open images as large as the limit."""
+        allow_pixels(self.options.max_pixels)
+
+    def images(self, examples: Sequence[Example], what: str, marks: list[Mark] | None = None) -> Images:
+        """Decode a set, and add a mark of each image to `marks`. `what` names the set in messages."""
+        pixels, kept = [], []
+        for example, content, array in self._decoded(examples, what):
+            pixels.append(array)
+            kept.append(example)
+            if marks is not None:
+                marks.append(Mark(example.name, example.label, fingerprint(content, array)))
+        height, width = self.preprocess.size
+        stacked = np.stack(pixels) if pixels else np.empty((0, height, width, 3), dtype=np.uint8)
+        labels = torch.tensor([example.label for example in kept], dtype=torch.int64)
+        return Images(torch.from_numpy(stacked), labels, kept)
+
+    def marks(self, examples: Sequence[Example], what: str) -> list[Mark]:
+        """Decode a set for its marks alone; the pixels are not kept."""
+        return [
+            Mark(example.name, example.label, fingerprint(content, array))
+            for example, content, array in self._decoded(examples, what)
+        ]
+
+    def _decoded(self, examples: Sequence[Example], what: str) -> Iterator[tuple[Example, bytes, Pixels]]:
+        self.total += len(examples)
+        for example in tqdm(examples, desc=f"decoding {what}", unit=" images", leave=False, disable=None):
+            try:
+                content = example.read()
+                self.headers.look(content, example.name, self.preprocess, self.options.max_pixels)
+                array = self.preprocess.read(content)
+            except (DataError, OSError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                self.unreadable.append(Unreadable(what, example.name, reason))
+            else:
+                self.brightest = max(self.brightest, int(array.max()))
+                yield example, content, array
+
+    def finish(self, listing: Path | None = None) -> list[str]:
+        """List the unreadable images on stderr, and all of them in the file `listing`; returns a line about them.
+
+        Raises:
+            DataError: they are more than the options allow of all images.
+        """
+        most = self.options.allowed(self.total)
+        if not self.unreadable:
+            if listing is not None:
+                listing.unlink(missing_ok=True)
+            return []
+        for each in self.unreadable[:LISTED]:
+            print(f"unreadable {each.set} image {each.file}: {each.reason}", file=sys.stderr)
+        if listing is not None:
+            write_csv(listing, Unreadable._fields, self.unreadable)
+        count = f"{len(self.unreadable)} of {self.total} images are unreadable"
+        if len(self.unreadable) > most:
+            raise DataError(
+                f"{count}{f', listed in {listing}' if listing else ''}, and --max-unreadable"
+                f" {self.options.max_unreadable} allows {most}: repair or remove them, or raise the limit; first"
+                f" {self.unreadable[0].file}: {self.unreadable[0].reason}"
+            )
+        line = f"{count} and left out{f', see {listing.name}' if listing else ''}"
+        print(line, file=sys.stderr)
+        return [line]
+
+    def remarks(self) -> list[str]:
+        """What else the user should know about the images, one line each.
+
+        Raises:
+            DataError: images of 16-bit colour would be almost black.
+        """
+        found = self.headers.remarks(self.preprocess.decode)
+        if self.brightest < DARK and not self.headers.grey and self.total > len(self.unreadable):
+            found.append(
+                f"warning: no pixel of {self.total - len(self.unreadable)} images is brighter than {self.brightest} of"
+                " 255: they look almost black; check how they were saved, and scale them to their own white"
+            )
+        return found
+
+
+def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -> Images:
+    """Decode a single set.
+
+    Raises:
+        DataError: more than 1 % are unreadable, or there are no images.
+    """
+    reader = Reader(preprocess)
+    images = reader.images(examples, what)
+    reader.finish()
+    return some(images, what)
+
+
+def some(images: Images, what: str) -> Images:
+    """The images, of which there is at least one.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not len(images):
+        raise DataError(f"there are no {what} images")
+    return images

@@ -1,0 +1,106 @@
+"""Write the files of a finished run: the temperature, the canary, the report, the bundle."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from mosa_deploy.adapters.attach import task_state
+from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
+from mosa_deploy.bundles.canary import CANARY_PIXELS, SIZE, Canary
+from mosa_deploy.bundles.decode import encode, open_image
+from mosa_deploy.bundles.image_size import size_fault
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.record import Record
+from mosa_deploy.utils.files import write_text
+from mosa_deploy.utils.seeds import derive
+from training import run
+from training.chance import chance_remarks, temperature_remarks
+from training.config import Recipe
+from training.data import Images
+from training.dataset import Dataset
+from training.loop import Row, predict
+from training.report import write_report
+from training.scores import classification_metrics, fit_temperature
+
+
+def write_results(
+    out: Path,
+    record: Record,
+    recipe: Recipe,
+    model: Transformer,
+    data: Dataset,
+    rows: list[Row],
+    device: str,
+    tested: bool,
+) -> None:
+    """Fit the temperature on validation, record the canary, and write all files of the run; the bundle comes last.
+
+    `tested` says whether the images have a test set.
+    """
+    validation = data.validation
+    logits = predict(model, validation, record.preprocess, device)
+    temperature = fit_temperature(logits, validation.labels)
+    metrics = {
+        **{
+            f"validation_{k}": v
+            for k, v in classification_metrics(probabilities(logits.numpy(), temperature), validation.labels).items()
+        },
+        "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+    }
+    model.cpu().eval()
+
+    def answer(images: Array) -> Array:
+        with torch.inference_mode():
+            return probabilities(model(torch.from_numpy(images)).numpy(), temperature)
+
+    canary = Canary.record(canary_images(validation, record.preprocess), record.preprocess, answer)
+    write_calibration(out, data.train, validation, record.seed)
+    run.write_history(out, rows)
+    write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
+    record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
+    doubts = [
+        *chance_remarks(validation.labels.numpy(), logits.argmax(1).numpy(), record.classes, chosen_from=len(rows)),
+        *temperature_remarks(temperature),
+    ]
+    remarks = [*doubts, *data.remarks]
+    write_report(
+        out, record, None if record.adapter is None else recipe, logits, validation.labels, rows, tested, remarks
+    )
+    tensors = {name: value.numpy() for name, value in task_state(model).items()}
+    bundle = Bundle(record, tensors, canary).save(out)
+    (out / run.CHECKPOINT).unlink(missing_ok=True)
+    print(
+        f"{record.method} on {record.task}: validation accuracy {metrics['validation_accuracy']:.4f},"
+        f" ECE {metrics['validation_ece']:.3f} at temperature {temperature:.2f}; bundle {bundle.digest[:12]} in {out}"
+    )
+    for doubt in doubts:
+        print(doubt, file=sys.stderr)
+
+
+def canary_images(images: Images, preprocess: Preprocess) -> list[bytes]:
+    """The first images, encoded; one that a service would not decode is replaced by its pixels at the input's size."""
+    contents = []
+    for example in images.examples[:SIZE]:
+        content = example.read()
+        with open_image(content) as image:
+            large = size_fault(image.size, preprocess, CANARY_PIXELS)
+        contents.append(encode(preprocess.read(content)) if large else content)
+    return contents
+
+
+def write_calibration(out: Path, train: Images, validation: Images, seed: int) -> None:
+    """Write `calibration.npz`: up to 256 training images, and up to 256 validation images with their labels."""
+
+    def some(images: Images, use: str) -> list[int]:
+        generator = torch.Generator().manual_seed(derive(seed, use))
+        return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
+
+    calibrating, compared = some(train, "calibration"), some(validation, "parity")
+    samples = Samples(
+        train.pixels[calibrating].numpy(), validation.pixels[compared].numpy(), validation.labels[compared].numpy()
+    )
+    write_samples(out, samples)

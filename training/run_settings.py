@@ -1,0 +1,77 @@
+"""`config.json` in the folder of a run: its settings, in every version of the format."""
+
+import dataclasses
+import json
+
+from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.decode import PILLOW_PIXELS
+from mosa_deploy.bundles.format_version import VERSION_KEY, Fields, FileFormat
+from mosa_deploy.errors import ConfigError
+from training.config import Recipe, TuneConfig
+
+
+def state_version(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 2, which adds nothing but the version itself."""
+    return fields
+
+
+def add_images(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 3, which says how images are labelled, grouped, drawn and read, and more."""
+    images: Fields = {"labels": [], "group": None, "white_level": None, "max_pixels": PILLOW_PIXELS}
+    draws: Fields = {"shots": None, "fraction": None, "draw": 0, "activate": AdapterConfig.activate}
+    return images | draws | {"adapt_blocks": None, "ema": 0.0} | fields
+
+
+RUN_FORMAT = FileFormat(
+    "config.json",
+    ConfigError,
+    remedy="copy the run again, or tune the task into another --out",
+    migrations=(state_version, add_images),
+    unstated=1,
+)
+
+
+def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
+    """The text of `config.json`: all settings that decide the run's result, and where its images were."""
+    settings = {
+        VERSION_KEY: RUN_FORMAT.newest,
+        "task": config.task,
+        "name": config.name,
+        "method": config.method,
+        "seed": config.seed,
+        "split": config.split,
+        "precision": precision,
+        "image_size": config.image_size,
+        "white_level": config.white_level,
+        "max_pixels": config.reading.max_pixels,
+        "random_weights": config.random_weights,
+        "backbone_weights": config.backbone_weights and str(config.backbone_weights),
+        "data_dir": config.data_dir and str(config.data_dir),
+        "labels": [str(path) for path in config.labels],
+        "group": config.group,
+        "shots": config.shots,
+        "fraction": config.fraction,
+        "draw": config.draw,
+        **dataclasses.asdict(recipe),
+    }
+    return json.dumps(settings, indent=2) + "\n"
+
+
+def parse_settings(content: str | bytes, where: str) -> Fields:
+    """Read the settings of a `config.json` of any version. `where` names the file in errors.
+
+    Raises:
+        ConfigError: it is damaged, or was written by a newer release.
+    """
+    try:
+        return RUN_FORMAT.upgrade(json.loads(content), where)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{where} is damaged ({type(error).__name__}): {RUN_FORMAT.remedy}") from None
+
+
+def differences(before: Fields, after: Fields) -> list[str]:
+    """One text for each setting in which two runs differ."""
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{name} was {before.get(name)}, is {after.get(name)}" for name in names if before.get(name) != after.get(name)
+    ]
