@@ -78,6 +78,8 @@ def preset_hints(arguments: Sequence[str] | None) -> dict[str, str]:
 
 
 def _shown(value: object) -> str:
+    if value is None:  # --adapt-blocks
+        return "all"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

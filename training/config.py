@@ -141,7 +141,7 @@ class TuneConfig:
     """How experts are drawn: per-pass (one for each pass of a batch) or balanced (all of them in each pass, for equal
     groups of images)."""
     adapt_blocks: int | None = None
-    """Number of last blocks to adapt. Default: all of them."""
+    """Number of last blocks to adapt, instead of all."""
     ema: float | None = None
     """Decay per step of a moving average of the weights, e.g. 0.99. The average is what is selected and saved."""
     precision: str = "auto"

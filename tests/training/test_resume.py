@@ -56,6 +56,9 @@ def test_run_killed_within_an_epoch_and_resumed_equals_an_unbroken_one(
         epochs=3,
         batch_size=4,
         lr=1e-3,
+        activate="balanced",
+        ema=0.5,
+        shots=20,
         device="cpu",
     )
     unbroken, broken = replace(config, out=tmp_path / "unbroken"), replace(config, out=tmp_path / "broken")
