@@ -10,10 +10,8 @@ from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
-from mosa_deploy.bundles.canary import CANARY_PIXELS, SIZE, Canary
-from mosa_deploy.bundles.decode import encode, open_image
-from mosa_deploy.bundles.image_size import size_fault
-from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.canary import SIZE, Canary
+from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
@@ -57,7 +55,8 @@ def write_results(
         with torch.inference_mode():
             return probabilities(model(torch.from_numpy(images)).numpy(), temperature)
 
-    canary = Canary.record(canary_images(validation, record.preprocess), record.preprocess, answer)
+    first = [example.read() for example in validation.examples[:SIZE]]
+    canary = Canary.record(first, record.preprocess, answer)
     write_calibration(out, data.train, validation, record.seed)
     run.write_history(out, rows)
     write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
@@ -79,17 +78,6 @@ def write_results(
     )
     for doubt in doubts:
         print(doubt, file=sys.stderr)
-
-
-def canary_images(images: Images, preprocess: Preprocess) -> list[bytes]:
-    """The first images, encoded; one that a service would not decode is replaced by its pixels at the input's size."""
-    contents = []
-    for example in images.examples[:SIZE]:
-        content = example.read()
-        with open_image(content) as image:
-            large = size_fault(image.size, preprocess, CANARY_PIXELS)
-        contents.append(encode(preprocess.read(content)) if large else content)
-    return contents
 
 
 def write_calibration(out: Path, train: Images, validation: Images, seed: int) -> None:

@@ -4,13 +4,17 @@ It travels inside the bundle. It proves that bytes still become the same probabi
 another format, or on other hardware.
 """
 
+import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageOps
 
+from mosa_deploy.bundles.image_size import size_fault
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
 from mosa_deploy.errors import BundleError
 
@@ -18,6 +22,10 @@ SIZE = 8
 """The number of images in a canary, if there are as many."""
 CANARY_PIXELS = 50_000_000
 """The most pixels of one of its images that a service decodes."""
+FILE_BYTES = 256 << 10
+"""A file is kept as it is up to this size. Eight photos of a phone would make a bundle too large to be uploaded."""
+STORED_PIXELS = 640 * 480
+"""The most pixels of an image that is kept in the place of a larger file."""
 PREFIX = "canary."
 
 
@@ -30,8 +38,14 @@ class Canary:
 
     @classmethod
     def record(cls, images: Sequence[bytes], preprocess: Preprocess, predict: Callable[[Array], Array]) -> Self:
-        """Keep images with the probabilities (n, K) that `predict` gives for their inputs (n, 3, H, W)."""
-        canary = cls(tuple(images), np.empty((0, 0), dtype=np.float32))
+        """Keep images with the probabilities (n, K) that `predict` gives for their inputs (n, 3, H, W).
+
+        A small image takes the place of a large one; the probabilities are those of what is kept.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        canary = cls(tuple(kept(content, preprocess) for content in images), np.empty((0, 0), dtype=np.float32))
         return cls(canary.images, predict(canary.inputs(preprocess)))
 
     def pixels(self, preprocess: Preprocess) -> Pixels:
@@ -76,3 +90,19 @@ class Canary:
             raise BundleError("the bundle's canary is inconsistent: tune the task again")
         starts = [0, *ends[:-1]]
         return cls(tuple(content[start:end] for start, end in zip(starts, ends, strict=True)), probabilities)
+
+
+def kept(content: bytes, preprocess: Preprocess) -> bytes:
+    """The file itself if it is small, else its middle as a JPEG of the input's shape, and at most twice its size.
+
+    Raises:
+        DataError: the image cannot be decoded.
+    """
+    image = preprocess.decode.image(content)
+    if len(content) <= FILE_BYTES and size_fault(image.size, preprocess, CANARY_PIXELS) is None:
+        return content
+    height, width = preprocess.size
+    scale = min(2.0, math.sqrt(STORED_PIXELS / (height * width)))
+    buffer = io.BytesIO()
+    ImageOps.fit(image, (round(scale * width), round(scale * height))).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -168,3 +168,14 @@ def test_a_run_is_not_resumed_on_other_images(photos: Path) -> None:
     (photos / "cat" / "cat_1.jpg").rename(photos / "cat" / "renamed.jpg")
     with pytest.raises(ConfigError, match=r"was begun on other images than these \(\d+ lines differ, such as \w+,cat/"):
         tune(config(photos, method="mosa", epochs=1, resume=True))
+
+
+def test_photos_of_a_phone_do_not_make_a_bundle_that_is_too_large_to_be_uploaded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(5):
+            pixels = rng.integers(0, 256, (900, 1200, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.jpg", quality=95)
+    run = tune(config(tmp_path / "photos", skip_duplicates=True))
+    assert (run / "adapter.safetensors").stat().st_size < 100_000
