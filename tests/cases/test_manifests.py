@@ -49,7 +49,9 @@ def test_delimiters_and_line_ends_of_every_system(images: Path, tmp_path: Path, 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(images: Path, tmp_path: Path, encoding: str) -> None:
     path = write_table(tmp_path / "labels.csv", "file,label", ROWS)
     path.write_bytes(path.read_text().replace("oak", "chêne").encode(encoding))
-    assert labels(listed(images, path))["0.jpg"] == "chêne"
+    found = listed(images, path)
+    assert labels(found)["0.jpg"] == "chêne"
+    assert found.remarks == (f"{path}: file from 'file', label from 'label'",)
 
 
 def test_excels_line_that_names_the_delimiter(images: Path, tmp_path: Path) -> None:

@@ -100,6 +100,13 @@ def test_sets_by_unknown_names_are_never_joined(tmp_path: Path) -> None:
     )
 
 
+def test_one_set_beside_folders_like_it_is_no_set_of_its_own(tmp_path: Path) -> None:
+    assert refusal(sets(tmp_path, "train", "more")) == (
+        f"{tmp_path} holds 'train', which looks like a set, beside 'more': name the sets train, validation and test, or"
+        " rename the class"
+    )
+
+
 def test_a_class_named_test(tmp_path: Path) -> None:
     write_images(tmp_path, *numbered("test/{}.jpg", 5), *numbered("control/{}.jpg", 5))
     assert Folder().splits(tmp_path, None).classes == ("control", "test")
