@@ -149,7 +149,7 @@ def test_weights_come_from_a_file_with_the_buffers_that_the_authors_save(tmp_pat
 
 def test_an_npz_is_refused_since_it_holds_a_vit(tmp_path: Path) -> None:
     path = tmp_path / "swin.npz"
-    np.savez(path, **{"embedding/kernel": np.zeros((4, 4, 3, 8), dtype=np.float32)})
+    np.savez(path, kernel=np.zeros((4, 4, 3, 8), dtype=np.float32))
     with pytest.raises(BackboneError, match=r"swin\.npz: \.npz files hold ViTs only: give swin_for_tests as"):
         load_backbone(swin.NAME, Weights("file", path))
 
