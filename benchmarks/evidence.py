@@ -150,6 +150,7 @@ def _job(config: Config, plan: dict[str, Any], task: str, method: str, setting: 
     unknown = sorted(options.keys() - {field.name for field in dataclasses.fields(TuneConfig)})
     if unknown:
         raise ConfigError(f"{config.plan}.toml: unknown option {unknown[0]}")
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     text = json.dumps(setting, sort_keys=True)
     return Job(task, method, text, seed, TuneConfig(**options, name=task, seed=seed, draw=seed), plan["test"])
 
