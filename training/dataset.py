@@ -53,6 +53,8 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
         )
         marks["test"] = reader.marks(splits.test, "test")
     remarks = reader.finish(out / run.UNREADABLE)
+    if given:
+        run.keep_seen(out, ((each.sha256, each.file) for each in reader.digests if each.set != "test"))
     found = reader.remarks()
     if compared:
         found += repeated(marks, splits.classes, out / run.DUPLICATES)

@@ -26,7 +26,7 @@ from training.chance import chance_remarks
 from training.data import Images
 from training.options import EvaluateConfig
 from training.predictions import MISTAKES, PREDICTIONS, write_mistakes, write_predictions
-from training.reading import Reader, some
+from training.reading import Digest, Reader, some
 from training.scores import classification_metrics
 from training.subjects import Subject, choose_subject
 from training.tasks import OWN_IMAGES, find
@@ -89,7 +89,7 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     reader = Reader(subject.preprocess, config.reading)
     test = reader.images(examples, "test")
     reader.finish(out / run.UNREADABLE if out else None)
-    for remark in reader.remarks():
+    for remark in [*reader.remarks(), *seen_remarks(folder, reader.digests)]:
         print(remark, file=sys.stderr)
     test = replace(some(test, "test"), labels=torch.tensor(match.places)[test.labels])
     return Evaluation(subject, test, probabilities(subject.logits(test), subject.temperature))
@@ -113,6 +113,19 @@ def test_of_run(folder: Path, splits: Splits) -> Sequence[Example]:
         file=sys.stderr,
     )
     return found
+
+
+def seen_remarks(folder: Path | None, digests: Sequence[Digest]) -> list[str]:
+    """A line if the run in `folder` saw some of these images while it was tuned, else none."""
+    seen = set[str]() if folder is None else run.read_seen(folder)
+    found = [each.file for each in digests if each.sha256 in seen]
+    if not found:
+        return []
+    return [
+        f"warning: {len(found)} of {len(digests)} test images are images on which {folder} was tuned or selected, such"
+        f" as {found[0]}: the figures are better than new images will give; leave them out ({run.SEEN} lists them), or"
+        " leave out --data-dir and --split for the run's own test set"
+    ]
 
 
 def others(config: EvaluateConfig, splits: Splits) -> str:
@@ -139,15 +152,32 @@ def image_settings(config: EvaluateConfig, folder: Path | None, dataset: str) ->
 
     Another folder that has sets of its own is taken as it is: the run's split says nothing about it. `dataset` is the
     task that was tuned on; one that brings its own images can be evaluated on a folder of others.
+
+    Raises:
+        DataError: the run's images or its tables are not where they were.
     """
     if config.data_dir is not None and dataset in OWN_IMAGES:
         return ImageSettings(config.data_dir, config.split, config.labels, config.group, Folder.name)
     if folder is None or (config.data_dir is not None and has_sets(config.data_dir)):
         return ImageSettings(config.data_dir, config.split, config.labels, config.group)
     tuned = run.read_settings(folder)
-    data_dir = config.data_dir or (Path(tuned["data_dir"]) if tuned.get("data_dir") else None)
-    labels = config.labels or tuple(map(Path, tuned.get("labels") or ()))
+    data_dir = config.data_dir or (_still_there(folder, tuned["data_dir"]) if tuned.get("data_dir") else None)
+    labels = config.labels or tuple(_still_there(folder, path) for path in tuned.get("labels") or ())
     return ImageSettings(data_dir, config.split or tuned.get("split"), labels, config.group or tuned.get("group"))
+
+
+def _still_there(folder: Path, path: str) -> Path:
+    """A folder or file that the run in `folder` was tuned on.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if Path(path).exists():
+        return Path(path)
+    place = "" if Path(path).is_absolute() else f" in {Path.cwd()}: run the command where the task was tuned"
+    raise DataError(
+        f"{folder} was tuned on {path}, which is not there{place}{', or' if place else ':'} give --data-dir"
+    )
 
 
 def print_evaluation(config: EvaluateConfig) -> None:

@@ -1,5 +1,6 @@
 """Read the images of all sets of a data set once, and list every one that cannot be read before anything stops."""
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,14 @@ class Unreadable(NamedTuple):
     reason: str
 
 
+class Digest(NamedTuple):
+    """The SHA-256 of an image's file."""
+
+    set: str
+    file: str
+    sha256: str
+
+
 @dataclass
 class Reader:
     """Decodes sets one after another and remembers what is odd about them."""
@@ -41,6 +50,8 @@ class Reader:
     total: int = 0
     """The number of images that were tried."""
     unreadable: list[Unreadable] = field(default_factory=list)
+    digests: list[Digest] = field(default_factory=list)
+    """Those of the images that were decoded."""
     brightest: int = 0
     """The largest value of all decoded pixels."""
     headers: Headers = field(default_factory=Headers)
@@ -80,6 +91,7 @@ class Reader:
                 reason = getattr(error, "strerror", None) or str(error)
                 self.unreadable.append(Unreadable(what, example.name, reason))
             else:
+                self.digests.append(Digest(what, example.name, hashlib.sha256(content).hexdigest()))
                 self.brightest = max(self.brightest, int(array.max()))
                 yield example, content, array
 

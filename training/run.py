@@ -2,6 +2,7 @@
 
 config.json         the settings that decide the result
 split.csv           the set, the file and the label of every image
+images.sha256       the SHA-256 of every image of train and validation, if they came from the user
 unreadable.csv duplicates.csv   the images that cannot be read, or that two sets have in common; only if there are any
 adapter.safetensors adapter.json      the bundle, its adapters still split
 calibration.npz     256 training images, and 256 validation images with their labels, uint8
@@ -14,6 +15,7 @@ checkpoint.pt       until the run is finished
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from mosa_deploy.bundles.format_version import Fields
@@ -25,9 +27,9 @@ from training.run_settings import RUN_FORMAT, differences, parse_settings
 from training.tasks.base import Splits
 
 CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "history.csv", "metrics.json"
-SPLIT, UNREADABLE, DUPLICATES = "split.csv", "unreadable.csv", "duplicates.csv"
+SPLIT, SEEN, UNREADABLE, DUPLICATES = "split.csv", "images.sha256", "unreadable.csv", "duplicates.csv"
 
-BEFORE_TRAINING = (CONFIG, SPLIT, UNREADABLE, DUPLICATES)
+BEFORE_TRAINING = (CONFIG, SPLIT, SEEN, UNREADABLE, DUPLICATES)
 """What a run writes before its first epoch."""
 
 
@@ -100,6 +102,20 @@ def read_split(folder: Path) -> dict[str, list[str]] | None:
         for row in csv.DictReader(handle):
             sets[row["set"]].append(row["file"])
     return sets
+
+
+def keep_seen(out: Path, digests: Iterable[tuple[str, str]]) -> None:
+    """Write `images.sha256`: the digest and the file of every image that the run sees, as `sha256sum` writes them."""
+    lines = [f"{sha256}  {' '.join(file.splitlines())}\n" for sha256, file in digests]
+    write_text(out / SEEN, "".join(lines))
+
+
+def read_seen(folder: Path) -> set[str]:
+    """The digests in a run's `images.sha256`; none if it has no such file."""
+    path = folder / SEEN
+    return (
+        {line.split(" ", 1)[0] for line in path.read_text(encoding="utf-8").splitlines()} if path.is_file() else set()
+    )
 
 
 def write_history(out: Path, rows: list[Row]) -> None:

@@ -43,7 +43,7 @@ def tune(config: TuneConfig) -> Path:
         MosaError: an option, the data or the backbone cannot be used, or training cannot continue.
     """
     task = find(config.task, config.labels, config.group)
-    name = config.name or config.task
+    name = config.task if config.name is None else config.name
     if not re.fullmatch(TASK_NAME, name):
         raise ConfigError(f"--name {name}: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most")
     method = config.checked_method()

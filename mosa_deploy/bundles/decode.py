@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from mosa_deploy.bundles import heif
@@ -73,7 +73,7 @@ class Decode(BaseModel):
         except Image.DecompressionBombError as error:
             raise DataError(f"too large an image ({error}): make it smaller") from None
         except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
-            raise DataError(f"not a readable image ({type(error).__name__}): send a PNG, JPEG or WebP file") from error
+            raise DataError(f"not a readable image ({_reason(content, error)}") from error
 
     def _rgb(self, image: Image.Image) -> Image.Image:
         if self.grey16 == "scaled" and image.mode == "F":
@@ -101,6 +101,19 @@ class Decode(BaseModel):
         if transparent is not None and self.transparency == "white":
             grey[values == transparent] = 255
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    """Why the content cannot be decoded, and the way out."""
+    start = content[:256].lstrip().lower()
+    if not content:
+        return "an empty file): copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS): fetch the image itself with `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page): download the image itself"
+    broken = isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError)
+    return f"{type(error).__name__}){', damaged or cut off' if broken else ''}: give a PNG, JPEG or WebP file"
 
 
 def _over_white(image: Image.Image) -> Image.Image:

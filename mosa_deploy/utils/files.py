@@ -43,8 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to. On success it is renamed to `path`; on any error it is removed, and `path` stays.
 
     Raises:
-        WriteError: the disk has no room.
+        WriteError: the disk has no room, or `path` is a folder.
     """
+    if path.is_dir():
+        raise WriteError(f"{path} is a folder: name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -168,3 +168,10 @@ def test_sets_in_a_zip(tmp_path: Path) -> None:
     )
     splits = Folder().splits(path, None)
     assert sizes(splits) == [8, 2, 10]
+
+
+def test_a_photo_in_place_of_a_folder_is_called_an_image(tmp_path: Path) -> None:
+    (tmp_path / "rose.jpg").write_bytes(jpeg())
+    assert refusal(tmp_path / "rose.jpg").startswith(
+        f"--data-dir {tmp_path / 'rose.jpg'} is an image, not a folder, which is not read: give a folder, or a tar or"
+    )

@@ -146,3 +146,8 @@ def test_other_tasks_take_no_tables(tmp_path: Path) -> None:
 def test_several_tables_reach_the_task() -> None:
     config = tune_config(["--task", "folder", "--labels", "train.csv", "test.csv"])
     assert find(config.task, config.labels, config.group) == Folder((Path("train.csv"), Path("test.csv")))
+
+
+def test_a_header_without_rows(images: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "labels.csv", "file,label", [])
+    assert refusal(images, table).startswith(f"--labels {table} has a header and no rows: give a CSV file")

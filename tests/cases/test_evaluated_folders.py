@@ -76,6 +76,47 @@ def test_class_folders_without_sets_say_how_many_of_them_are_evaluated(
     )
 
 
+@pytest.mark.parametrize("place", ["copy", "copy/test"])
+def test_images_that_the_run_was_tuned_on_are_told_wherever_they_lie(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    for label in COUNTS:
+        (tmp_path / place / label).mkdir(parents=True)
+        for i in range(1, 9):
+            name = f"{label}_{i}.jpg"
+            (tmp_path / place / label / f"other-{i}.jpg").write_bytes(
+                (run.parent / "images" / "Training" / label / name).read_bytes()
+            )
+    evaluate(EvaluateConfig(bundle=run, data_dir=tmp_path / "copy", device="cpu"))
+    count = 16 if place.endswith("test") else 4
+    assert f"warning: {count} of {count} test images are images on which {run} was tuned or selected, such as " in (
+        capsys.readouterr().err
+    )
+
+
+def test_images_that_the_run_never_saw_need_no_word(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jpegs(tmp_path / "test", COUNTS, size=48)
+    evaluate(EvaluateConfig(bundle=run, data_dir=tmp_path, device="cpu"))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_whose_images_have_gone_is_told_from_a_wrong_option(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        image_settings(EvaluateConfig(bundle=tmp_path / "run"), tuned_with(tmp_path / "run"), "folder")
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'} was tuned on elsewhere, which is not there in {Path.cwd()}: run the command where the task"
+        " was tuned, or give --data-dir"
+    )
+
+
+def test_a_validation_folder_alone_is_told_how_to_be_evaluated(run: Path, tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "val", COUNTS)
+    with pytest.raises(DataError, match=r"or name a single set `test` to evaluate a tuned task on it$"):
+        evaluate(EvaluateConfig(bundle=run, data_dir=tmp_path, device="cpu"))
+
+
 def tuned_with(folder: Path, **settings: object) -> Path:
     """A run of which only its settings are there."""
     folder.mkdir()

@@ -190,3 +190,28 @@ def test_heic_without_the_extra_names_it(no_heif: None) -> None:
     with pytest.raises(RequestError) as refused:
         read_pixels(BRANDS, [PREPROCESS], 10_000)
     assert (refused.value.status, refused.value.reason) == (415, said)
+
+
+def test_a_table_beside_a_single_folder_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, *numbered("images/{}.jpg", 10))
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds 1 class folder(s): a task needs at least two; if labels.csv names the classes, give it with"
+        " --labels"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "an empty file): copy or download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS): fetch the image itself with"),
+        (b"\n<!DOCTYPE html><html>", "a web page): download the image itself"),
+        (jpeg(size=64)[:-300], "OSError), damaged or cut off: give a PNG, JPEG or WebP file"),
+    ],
+    ids=["empty", "Git LFS", "web page", "cut off"],
+)
+def test_what_is_no_image_is_told_by_what_it_is(content: bytes, reason: str) -> None:
+    with pytest.raises(DataError) as caught:
+        PREPROCESS.read(content)
+    assert reason in str(caught.value)

@@ -128,3 +128,12 @@ def test_other_tasks_take_no_groups() -> None:
 def test_the_options_of_the_command_line_reach_the_task(tmp_path: Path) -> None:
     config = tune_config(["--task", "folder", "--data-dir", str(tmp_path), "--group", "folder"])
     assert find(config.task, config.labels, config.group) == Folder(group="folder")
+
+
+def test_a_rule_that_keeps_no_two_images_together_is_refused(tmp_path: Path) -> None:
+    images = write_images(tmp_path, *numbered("cat/{}.jpg", 10), *numbered("dog/1{}.jpg", 10))
+    for path in (images / "cat").iterdir():
+        path.rename(path.with_name(f"2{path.name}"))
+    assert refusal(images, group="prefix") == (
+        "--group prefix: every image would be a group of its own, which keeps none together: leave it out"
+    )

@@ -257,3 +257,21 @@ def test_a_column_of_groups_that_is_not_there(images: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         listed(images, path, group="patient")
     assert str(caught.value) == f"--group patient: {path} has no such column; its columns are 'file', 'label'"
+
+
+def test_a_table_that_contradicts_the_folders_is_taken_and_told(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", *numbered("oak/{}.jpg", 10), *numbered("ASH/{}.jpg", 10))
+    rows = [(f"{folder}/{i}.jpg", "oak" if i < 8 else "ash") for folder in ("oak", "ASH") for i in range(10)]
+    found = listed(images, write_table(tmp_path / "labels.csv", "file,label", rows))
+    assert labels(found) == dict(rows)
+    (line,) = (line for line in found.remarks if "folder" in line)
+    assert line == (
+        "warning: 10 image(s) lie in the folder of another class than the table says, which is taken: 'ASH/0.jpg' is"
+        f" 'oak' in {tmp_path / 'labels.csv'}:12"
+    )
+
+
+def test_images_without_a_group_are_no_group(images: Path, tmp_path: Path) -> None:
+    rows = [(*row, "p1" if i < 4 else ("", "nan", "N/A")[i % 3]) for i, row in enumerate(ROWS)]
+    found = listed(images, write_table(tmp_path / "labels.csv", "file,label,patient", rows), group="patient")
+    assert "7 groups kept whole (the largest, 'p1', has 4 images)" in found.note

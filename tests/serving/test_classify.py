@@ -169,7 +169,7 @@ def test_a_file_that_is_no_image_is_the_sender_s_fault_in_one_line(
     response = ask(content, "birds")
     assert response.status_code == status
     assert response.json()["detail"].startswith(detail)
-    assert response.json()["detail"].endswith("send a PNG, JPEG or WebP file")
+    assert response.json()["detail"].endswith(" a PNG, JPEG or WebP file")
     assert "\n" not in response.json()["detail"]
 
 

@@ -11,7 +11,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from mosa_deploy.bundles.image_files import Listing, Parts
+from mosa_deploy.bundles.image_files import Listing, Parts, is_image
 from mosa_deploy.errors import DataError
 
 WANTED = "give a folder, or a tar or zip archive, with one folder per class"
@@ -69,7 +69,9 @@ def list_archive(path: Path) -> Archive:
         raise DataError(f"--data-dir {path} is a table: give it with --labels, and the folder of its images here")
     with path.open("rb") as handle:
         head = handle.read(8)
-    kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)
+        handle.seek(0)
+        kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)
+        kind = kind or ("an image, not a folder" if is_image(handle) else None)
     if kind:
         raise DataError(f"--data-dir {path} is {kind}, which is not read: {WANTED}")
     for member in zip_members(path) if head.startswith(ZIP) else tar_members(path):

@@ -7,6 +7,7 @@ from unicodedata import normalize
 
 from mosa_deploy.bundles.image_files import Parts
 from mosa_deploy.errors import DataError
+from training.tasks.archives import TABLES
 from training.tasks.base import Example
 from training.tasks.sets import beside_sets, set_folders, set_source
 from training.tasks.source import Source, shown
@@ -45,7 +46,9 @@ def read_classes(source: Source, grouping: Grouping | None = None) -> tuple[tupl
             " name, or name a table of files and classes with --labels"
         )
     if len(classes) < 2:
-        raise DataError(f"{source.name} holds {len(classes)} class folder(s): a task needs at least two")
+        tables = sorted(shown(parts) for parts, kind in source.others.items() if kind in TABLES)
+        hint = f"; if {tables[0]} names the classes, give it with --labels" if tables else ""
+        raise DataError(f"{source.name} holds {len(classes)} class folder(s): a task needs at least two{hint}")
     check_names(classes, source.name)
     deep = sorted(parts for parts in source.images if len(parts) > 2)
     if deep and grouping is None:

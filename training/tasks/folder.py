@@ -96,7 +96,10 @@ def compose(labelled: Labelled, split: str | None, source: Source, group: str | 
     if sets.keys() == {"test"}:
         return Splits(classes, [], [], sets["test"], f"{origin}: a test set alone", remarks)
     if "train" not in sets:
-        raise DataError(f"{source.name} has {' and '.join(sets)} and no train: add train/<class>/<file>")
+        raise DataError(
+            f"{source.name} has {' and '.join(sets)} and no train: add train/<class>/<file> to tune on, or name a"
+            " single set `test` to evaluate a tuned task on it"
+        )
     note = origin
     if "validation" not in sets:
         fifth = len(sets["train"]) // 5
@@ -119,6 +122,10 @@ def describe_groups(examples: Sequence[Example], group: str | None) -> str:
             raise DataError(f"--group {group}: no image {where}; leave it out")
         return ""
     largest = max(members(examples), key=len)
+    if len(largest) == 1 and group is not None:
+        raise DataError(
+            f"--group {group}: every image would be a group of its own, which keeps none together: leave it out"
+        )
     return (
         f", {len(members(examples)):,} groups kept whole (the largest, {largest[0].group!r}, has {len(largest)} images)"
     )

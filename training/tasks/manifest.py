@@ -18,10 +18,10 @@ from mosa_deploy.errors import DataError
 from mosa_deploy.utils.set_names import read_set_name
 from training.tasks.base import Example
 from training.tasks.classes import WHOLE, Labelled, check_names, check_same
-from training.tasks.columns import Columns, class_names, find_columns
+from training.tasks.columns import EMPTY, Columns, class_names, find_columns
 from training.tasks.groups import by_prefix
 from training.tasks.source import Source, shown
-from training.tasks.tables import Table, read_table
+from training.tasks.tables import WANTED, Table, read_table
 
 
 class Entry(NamedTuple):
@@ -87,6 +87,8 @@ def read_manifest(source: Source, paths: Sequence[Path], group: str | None) -> L
     doubled = 0
     for path in paths:
         table, columns = find_columns(read_table(path), group)
+        if not table.rows:
+            raise DataError(f"--labels {path} has a header and no rows: {WANTED}")
         entries = read_entries(table, columns, len(paths) > 1)
         remarks.append(f"{path}: {columns.describe(table.columns)}")
         found = locate(source, index, table, entries)
@@ -130,8 +132,8 @@ def read_entries(table: Table, columns: Columns, several: bool) -> list[Entry]:
                     f"--labels {where}: {columns.split} {said!r} is no set: write train, validation or test"
                 )
             split = named.name
-        group = row.get(columns.group) or None if columns.group is not None else None
-        entries.append(Entry(where, file, label, split, group))
+        group = row.get(columns.group, "") if columns.group is not None else ""
+        entries.append(Entry(where, file, label, split, None if group.lower() in EMPTY else group))
     return entries
 
 
@@ -212,10 +214,27 @@ def _labelled(
             grouped = by_prefix(parts)
         example = Example(shown(parts), source.images[parts], labels[entry.label], grouped)
         sets.setdefault(entry.split, []).append(example)
+    remarks += _elsewhere(images, classes)
     present = {name: [classes[example.label] for example in examples] for name, examples in sets.items()}
     check_same(present, {name: f"{name} of {names}" for name in sets})
     order = [name for name in (WHOLE, "train", "validation", "test") if name in sets]
     return Labelled(classes, {name: sets[name] for name in order}, remarks, f"as {names} says")
+
+
+def _elsewhere(images: dict[Parts, Entry], classes: Sequence[str]) -> list[str]:
+    """A line if images lie in the folder of another class than the table says, else none."""
+    named = {_key((name,)): name for name in classes}
+    odd = []
+    for parts, entry in sorted(images.items()):
+        folders = [named[_key((part,))] for part in parts[:-1] if _key((part,)) in named]
+        if folders and folders[-1] != entry.label:
+            odd.append(f"{shown(parts)!r} is {entry.label!r} in {entry.where}")
+    if not odd:
+        return []
+    return [
+        f"warning: {len(odd):,} image(s) lie in the folder of another class than the table says, which is taken:"
+        f" {odd[0]}"
+    ]
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:

@@ -210,9 +210,9 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
         np.testing.assert_array_equal(np.asarray(decoded), np.broadcast_to([255, 0, 0], (4, 4, 3)))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"GIF89a" + bytes(20)])
-def test_bytes_that_are_no_image_are_refused_with_what_to_send(content: bytes) -> None:
-    with pytest.raises(DataError, match=r"^not a readable image \(\w+\): send a PNG, JPEG or WebP file$"):
+@pytest.mark.parametrize("content", [b"hello", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"GIF89a" + bytes(20)])
+def test_bytes_that_are_no_image_are_refused_with_what_to_give(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"^not a readable image \(\w+\): give a PNG, JPEG or WebP file$"):
         Decode().image(content)
 
 
@@ -252,7 +252,7 @@ def test_a_format_that_is_not_a_photo_s_is_refused(kind: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, format=kind)
     with pytest.raises(
-        DataError, match=r"^not a readable image \(UnidentifiedImageError\): send a PNG, JPEG or WebP file$"
+        DataError, match=r"^not a readable image \(UnidentifiedImageError\): give a PNG, JPEG or WebP file$"
     ):
         Decode().image(buffer.getvalue())
 

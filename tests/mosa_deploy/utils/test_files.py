@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mosa_deploy.errors import WriteError
 from mosa_deploy.utils.files import replacing, replacing_folder, sha256, write_csv, write_text
 
 
@@ -93,3 +94,8 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=rf"^{tmp_path} is a folder: name a file$"), replacing(tmp_path):
+        pytest.fail("it was opened")
