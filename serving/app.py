@@ -40,7 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
-            allow_headers=("authorization", "content-encoding", "content-type", "x-api-key", "x-request-id"),
+            # Tracing adds headers of its own.
+            allow_headers=("*",),
             expose_headers=("retry-after", "x-request-id"),
         )
     app.add_exception_handler(RequestError, on_request_error)

@@ -24,7 +24,7 @@ Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_erro
 async def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
     """Raises RequestError 401 if API keys are set and the request has neither one of them nor an admin's key."""
     settings: Settings = request.app.state.settings
-    if settings.api_keys and not _known(_key(bearer, header), (*settings.api_keys, *settings.admin_keys)):
+    if settings.api_keys and not _known(_keys(bearer, header), (*settings.api_keys, *settings.admin_keys)):
         raise RequestError(401, "send one of the service's API keys as `Authorization: Bearer ...`")
 
 
@@ -33,22 +33,23 @@ async def may_change(request: Request, bearer: Bearer, header: Header) -> None:
     settings: Settings = request.app.state.settings
     if not settings.admin_keys:
         raise RequestError(403, "changes are refused: the service was started without MOSA_ADMIN_KEYS")
-    key = _key(bearer, header)
-    may_change, may_ask = _known(key, settings.admin_keys), _known(key, settings.api_keys)
+    keys = _keys(bearer, header)
+    may_change, may_ask = _known(keys, settings.admin_keys), _known(keys, settings.api_keys)
     if not may_change and may_ask:
         raise RequestError(403, "this key may ask, but not change tasks: send one of the service's admin keys")
     if not may_change:
         raise RequestError(401, "send one of the service's admin keys as `Authorization: Bearer ...`")
 
 
-def _key(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> str:
-    return bearer.credentials.strip() if bearer else header or ""
+def _keys(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> tuple[str, str]:
+    """What both headers hold: a proxy that asks who the user is may need `Authorization` for itself."""
+    return bearer.credentials.strip() if bearer else "", (header or "").strip()
 
 
-def _known(given: str, keys: Sequence[str]) -> bool:
+def _known(given: Sequence[str], keys: Sequence[str]) -> bool:
     """Compare with every key. The time that it takes says nothing about the keys."""
-    digest = _digest(given)
-    found = [hmac.compare_digest(digest, _digest(key)) for key in keys]
+    digests = [_digest(each) for each in given]
+    found = [hmac.compare_digest(digest, _digest(key)) for key in keys for digest in digests]
     return any(found)
 
 

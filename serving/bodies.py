@@ -32,6 +32,10 @@ INDEX = re.compile(r"\[\w*\]$")
 
 FORM_START = re.compile(rb"[\w.%+\[\]-]+=")
 
+MULTIPART_START = re.compile(rb"--[^\r\n]+\r\nContent-(Disposition|Type):", re.IGNORECASE)
+
+JSON_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+
 LONGEST_NAME = 100
 
 Sent = tuple[str, bytes]
@@ -77,14 +81,15 @@ async def _read(body: bytes, content_type: str) -> tuple[list[Sent], Fields, boo
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
         return *_from_parts(await read_multipart(body, content_type)), False
+    if MULTIPART_START.match(body):
+        said = f"says {shown(kind)}" if kind else "is missing"
+        raise BodyError(400, f"the body is a form, but its Content-Type {said}: let your client write it")
     if "json" in kind or body.lstrip()[:1] in (b"{", b"["):
         return _from_json(body)
     if not body:
         raise BodyError(422, "the body is empty")
     if kind == URLENCODED and FORM_START.match(body):
-        # An unescaped `+` of base64 arrives as a space.
-        parts = [Part(part.name, part.content.replace(b" ", b"+")) for part in read_urlencoded(body)]
-        return *_from_parts(parts), False
+        return *_from_parts([_with_plus(part) for part in read_urlencoded(body)]), False
     if kind == URLENCODED and not (b"\0" in body or b"\n" in body or body.isascii()):
         raise BodyError(400, "curl's -d drops line breaks and zeros from an image: send it with --data-binary")
     if not is_image(body) and body.isascii():
@@ -96,7 +101,7 @@ def _from_parts(parts: Sequence[Part]) -> tuple[list[Sent], Fields]:
     images: list[Sent] = []
     fields: dict[str, list[str]] = {name: [] for name in TEXTS}
     for part in parts:
-        name = INDEX.sub("", part.name.strip())
+        name = _plain(part.name)
         if name in IMAGE_NAMES:
             # A browser sends an empty part where no file was chosen.
             images += [_image(part)] if part.content or part.filename else []
@@ -106,8 +111,20 @@ def _from_parts(parts: Sequence[Part]) -> tuple[list[Sent], Fields]:
             raise BodyError(422, f"`{name}` is a file: send it as text")
         else:
             fields[name].append(_utf8(part))
-    check_single(fields)
+    if len(fields["top_k"]) > 1:
+        raise BodyError(422, f"`top_k` is there {len(fields['top_k'])} times: send it once")
     return images, fields
+
+
+def _with_plus(part: Part) -> Part:
+    """A part of a urlencoded form; an unescaped `+` of base64 has arrived as a space."""
+    if _plain(part.name) not in IMAGE_NAMES or is_image(part.content):
+        return part
+    return Part(part.name, part.content.replace(b" ", b"+"))
+
+
+def _plain(name: str) -> str:
+    return INDEX.sub("", name.strip())
 
 
 def _image(part: Part) -> Sent:
@@ -134,7 +151,7 @@ def _from_json(body: bytes) -> tuple[list[Sent], Fields, bool]:
             raise BodyError(400, "the body is an image, but its Content-Type says JSON: send image/jpeg") from None
         raise BodyError(400, f"the body is not JSON: {shown(str(fault))}") from None
     if not isinstance(given, dict):
-        raise BodyError(422, "the JSON is not an object")
+        raise BodyError(422, f"the JSON is {JSON_KINDS.get(type(given), 'a number')}, not an object")
     try:
         asked = ClassifyJson.model_validate(given)
     except ValidationError as fault:
@@ -163,13 +180,6 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             raise BodyError(422, f"`{shown(name)}` is there twice: send it once")
         fields[name] = value
     return fields
-
-
-def check_single(fields: Fields) -> None:
-    """Raises BodyError 422 if a field that has one value was sent more than once."""
-    for name in ("tasks", "top_k"):
-        if len(fields.get(name, ())) > 1:
-            raise BodyError(422, f"`{name}` is there {len(fields[name])} times: send it once")
 
 
 def _top_k(values: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from serving.task_routes import ANYWHERE, NAMED_TASK
 IMAGE = {"type": "string", "format": "binary"}
 
 TASK = "The task of each image, or one task for all; names from `GET /v1/tasks`."
-TASKS = "Several tasks for every image, between commas."
+TASKS = "Several tasks for every image: between commas, or sent several times."
 TOP_K = "How many classes to answer; 5 if it is not given."
 
 FORM = {
@@ -33,7 +33,7 @@ FORM = {
             " same, and base64 without a filename is read too.",
         },
         "task": {"type": "array", "items": {"type": "string"}, "description": TASK, "example": ["digits"]},
-        "tasks": {"type": "string", "description": TASKS},
+        "tasks": {"type": "array", "items": {"type": "string"}, "description": TASKS},
         "top_k": {"type": "integer", "minimum": 1, "maximum": MOST_CLASSES, "description": TOP_K},
     },
 }
@@ -62,7 +62,7 @@ def add_classify_route(app: FastAPI) -> None:
 async def classify(
     request: Request,
     task: Annotated[list[str], Query(description=TASK)] = [],  # noqa: B006 - FastAPI copies it
-    tasks: Annotated[str | None, Query(description=TASKS)] = None,
+    tasks: Annotated[list[str], Query(description=TASKS)] = [],  # noqa: B006 - as above
     top_k: Annotated[int | None, Query(ge=1, le=MOST_CLASSES, description=TOP_K)] = None,
 ) -> Answer | Answers:
     """Classify images, each by its task.
@@ -74,7 +74,7 @@ async def classify(
     settings: Settings = request.app.state.settings
     query = {
         "task": task,
-        "tasks": [] if tasks is None else [tasks],
+        "tasks": tasks,
         "top_k": [] if top_k is None else [str(top_k)],
     }
     content_type = request.headers.get("content-type", "")

@@ -1,5 +1,6 @@
 """Turns the bytes that a client sent into pixels. They are checked before they are decoded."""
 
+import re
 from collections.abc import Sequence
 
 from PIL import Image, UnidentifiedImageError
@@ -51,6 +52,23 @@ def is_image(content: bytes) -> bool:
         return True
 
 
+KINDS = (
+    (rb"\x1f\x8b", "gzip, which Content-Encoding: gzip would have to say"),
+    (rb"PK\x03\x04", "a zip file"),
+    (rb"%PDF", "a PDF"),
+    (rb"....ftyp(isom|mp4|avc|M4V|qt  )", "a video"),
+    (rb"(\xef\xbb\xbf)?\s*<", "SVG, HTML or XML"),
+    (rb"\xef\xbf\xbd|\xc3\xbf\xc3\x98|\xc2\x89PNG", "an image whose bytes were read as text, which spoils them"),
+)
+"""How files begin that people send by mistake, and what they are."""
+
+
+def _no_image(content: bytes) -> str:
+    """What is said of a content that no decoder knows."""
+    kind = next((f", but {words}" for start, words in KINDS if re.match(start, content, re.DOTALL)), "")
+    return f"not an image of a known type{kind}: send a PNG, JPEG or WebP file"
+
+
 def _size(content: bytes) -> tuple[int, int]:
     """(W, H) from the file's header; nothing is decoded."""
     if not content:
@@ -61,7 +79,7 @@ def _size(content: bytes) -> tuple[int, int]:
     except DataError as fault:
         raise RequestError(415, str(fault)) from None
     except UnidentifiedImageError:
-        raise RequestError(415, "not an image of a known type: send a PNG, JPEG or WebP file") from None
+        raise RequestError(415, _no_image(content)) from None
     except Image.DecompressionBombError as fault:
         raise RequestError(400, f"{fault}: send a smaller image") from None
     except Exception as fault:  # On damaged bytes Pillow lets out struct.error, TypeError and RuntimeError too.

@@ -9,13 +9,21 @@ from fastapi.responses import JSONResponse
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
-from mosa_deploy.errors import unknown_name
+from mosa_deploy.errors import nearest, unknown_name
 from serving.errors import BodyError, RequestError, first_faults, shown
 from serving.middleware import error_response
 
 IMAGES = "images go to POST /classify"
 
-REPEATABLE = ("task",)
+CLASSIFY = "/classify"
+
+BESIDE = ("/livez", "/readyz")
+"""Paths of the server around the app."""
+
+NEAR = 0.7
+"""How much like a page, or a path for operators, a path must look to be told of it; the API's own need less."""
+
+REPEATABLE = ("task", "tasks")
 """Query parameters that may be there more than once."""
 
 
@@ -36,10 +44,15 @@ def command(request: Request) -> str:
     return f"curl -F image=@photo.jpg -F task=digits {address}"
 
 
-async def on_invalid(_: Request, fault: Exception) -> JSONResponse:
+async def on_invalid(request: Request, fault: Exception) -> JSONResponse:
     """The response to parameters or a body that FastAPI refused."""
     assert isinstance(fault, RequestValidationError)
-    return error_response(RequestError(422, first_faults(fault.errors(), skip=1)))
+    return await on_request_error(request, _invalid(request, first_faults(fault.errors(), skip=1)))
+
+
+def _invalid(request: Request, reason: str) -> RequestError:
+    kind = BodyError if request.scope["route"].path == CLASSIFY else RequestError
+    return kind(422, reason)
 
 
 async def on_wrong_method(request: Request, _: Exception) -> JSONResponse:
@@ -67,11 +80,11 @@ async def known_query(request: Request) -> None:
     known = [field.alias for field in dependant.query_params]
     for name in request.query_params:
         if not known:
-            raise RequestError(422, f"unknown query parameter '{shown(name)}'; {request.url.path} takes none")
+            raise _invalid(request, f"unknown query parameter '{shown(name)}'; {request.url.path} takes none")
         if name not in known:
-            raise RequestError(422, unknown_name("query parameter", shown(name), known))
+            raise _invalid(request, unknown_name("query parameter", shown(name), known))
         if name not in REPEATABLE and len(request.query_params.getlist(name)) > 1:
-            raise RequestError(422, f"`{name}` is in the query more than once: send it once")
+            raise _invalid(request, f"`{name}` is in the query more than once: send it once")
 
 
 class UnknownPath(BaseRoute):
@@ -87,8 +100,12 @@ class UnknownPath(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         """Raises RequestError 404, with the nearest path."""
         request = Request(scope)
-        known = {route.path for route in request.app.routes if isinstance(route, Route) and route.include_in_schema}
+        routes = [route for route in request.app.routes if isinstance(route, Route)]
         path = shown(request.url.path)
         # With a slash too much, all that lies below the path would be as near as the path itself.
-        near = [path.rstrip("/")] if path.rstrip("/") in known else known
+        stripped = {**scope, "path": scope["path"].rstrip("/")}
+        here = any(route.matches(stripped)[0] is not Match.NONE for route in routes)
+        beside = nearest(path, [*BESIDE, *(route.path for route in routes if not route.include_in_schema)], NEAR)
+        known = [route.path for route in routes if route.include_in_schema]
+        near = [path.rstrip("/")] if here else beside or known
         raise RequestError(404, f"{unknown_name('path', path, near)}; {IMAGES}")

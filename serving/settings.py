@@ -148,6 +148,10 @@ def _joined(value: object) -> object:
 
 def _lines(path: Path, name: str) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        # Editors on Windows begin a text with a mark.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}={path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    if not any(line.strip(", ") for line in lines):
+        raise ConfigError(f"{name}={path}: the file holds no key: write one per line, or unset the variable")
+    return lines

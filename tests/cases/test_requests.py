@@ -216,7 +216,6 @@ def test_a_compressed_body_that_cannot_be_read_is_refused(
         ),
         ({"top_k": "0"}, 422, "top_k: Input should be greater than or equal to 1, not '0'"),
         ({"top_k": ["1", "2"]}, 422, "`top_k` is there 2 times: send it once"),
-        ({"tasks": ["birds", "cracks"]}, 422, "`tasks` is there 2 times: send it once"),
         ({"tasks": " , "}, 422, "`tasks` is empty: name the tasks, between commas"),
         ({"task": ""}, 422, "`task` is empty: send the name of a task"),
         ({"task": "birds,cracks"}, 422, "`task` is one name, and 'birds,cracks' has a comma: send several as `tasks`"),
@@ -267,7 +266,7 @@ def test_a_form_s_field_is_never_ignored(
             "`image` is not base64: its 4001 characters are no",
         ),
         ({"image": BASE64[:4000], "task": "birds"}, 400, "image: not a readable image"),
-        ([BASE64], 422, "the JSON is not an object"),
+        ([BASE64], 422, "the JSON is a list, not an object"),
         ({"image": BASE64, "tasks": ["\ud800"]}, 422, "'\\ud800' has half a character"),
     ],
 )

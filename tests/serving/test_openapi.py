@@ -34,8 +34,9 @@ CONFIG = {
         "path.name": {"dictionary": "tasks", "probability": 0.8},
         "body.task[*]": {"dictionary": "tasks", "probability": 0.8},
         "body.tasks": {"dictionary": "tasks", "probability": 0.5},
+        "body.tasks[*]": {"dictionary": "tasks", "probability": 0.5},
         "query.task[*]": {"dictionary": "tasks", "probability": 0.8},
-        "query.tasks": {"dictionary": "tasks", "probability": 0.5},
+        "query.tasks[*]": {"dictionary": "tasks", "probability": 0.5},
     },
     # A schema cannot say which bytes are an image or a bundle, nor that `task` and `tasks` exclude each other.
     "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "409", "415", "422"]}},
@@ -106,6 +107,8 @@ class Watch:
             elif isinstance(body, dict) and isinstance(body.get("image"), str):
                 body["image"] = b64encode(picture()).decode()
             elif case.path == "/classify" and isinstance(body, bytes):
+                # Most made-up queries have both `task` and `tasks`, or no name that is there.
+                case.query = {"task": ["birds"]} if len(body) % 2 == 0 else case.query
                 return {"data": picture(len(body) % 3)}
             elif case.method == "PUT" and len(body) % 4:
                 return {"data": self.bundles.get(case.formatted_path, next(iter(self.bundles.values())))}

@@ -92,6 +92,22 @@ def test_a_file_of_keys_that_is_not_there_stops_the_start(monkeypatch: pytest.Mo
         Settings.from_environment()
 
 
+@pytest.mark.parametrize("content", ["", "\n \n", " , \n"])
+def test_a_file_without_keys_stops_the_start_and_does_not_open_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "keys").write_text(content)
+    monkeypatch.setenv("MOSA_API_KEYS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(ConfigError, match=r"^MOSA_API_KEYS_FILE=.*keys: the file holds no key: write one per line"):
+        Settings.from_environment()
+
+
+def test_a_file_of_keys_may_be_written_on_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes("\ufeffone\r\ntwo\r\n".encode())
+    monkeypatch.setenv("MOSA_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert Settings.from_environment().api_keys == ("one", "two")
+
+
 def test_a_runtime_that_is_not_here_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="MOSA_RUNTIME=tensorrt"):
         LocalBackend(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
