@@ -1,15 +1,16 @@
 """What a conversion takes of everything that was found, and what it says about that."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import timm.data
 from timm.models.vision_transformer import VisionTransformer
 
 from export import timm_files
 from export.facts import Fact, Facts
 from export.options import ConvertConfig
 from export.processor import read_processor
-from mosa_deploy.backbones.function import set_function
+from mosa_deploy.backbones.function import arguments, set_function
 from mosa_deploy.backbones.transformers import DEFAULT_EPS, layer_norm_eps
 from mosa_deploy.bundles.decode import TIMM, TRANSFORMERS
 from mosa_deploy.bundles.model_args import ModelArgs
@@ -20,6 +21,16 @@ from mosa_deploy.errors import ConfigError
 FLAGS = {"global_pool": "--pool", "fc_norm": "--fc-norm", "act_layer": "--act", "norm_eps": "--norm-eps"}
 """The flag by which a user gives an argument of the model."""
 
+
+TORCHVISION: dict[str, Any] = {
+    "crop_pct": 224 / 256,
+    "interpolation": "bilinear",
+    "mean": timm.data.IMAGENET_DEFAULT_MEAN,
+    "std": timm.data.IMAGENET_DEFAULT_STD,
+}
+"""In what the transforms of torchvision's ViTs differ from timm's."""
+
+Library = Literal["timm", "torchvision", "transformers"]
 
 SHOWN = 10
 """Class names in the line that says where they are from."""
@@ -75,17 +86,34 @@ def choose_model_args(facts: Sequence[Fact[ModelArgs]], flags: ModelArgs) -> Fac
     return Fact(args, ", ".join(dict.fromkeys(fact.where for fact in chosen.values())))
 
 
-def timms_own(name: str, model: VisionTransformer, of_transformers: bool) -> Fact[Preprocess]:
+def timms_own(name: str, model: VisionTransformer, library: Library) -> Fact[Preprocess]:
     """How timm reads images for a backbone, decoded as the library does with which the task was tuned.
+
+    torchvision's ViTs have transforms of their own.
 
     Raises:
         DataError: `Preprocess` does not support that.
     """
     own = timm_files.preprocess({}, cast(dict[str, Any], model.pretrained_cfg), f"timm's config of {name}")
-    if not of_transformers:
+    if library == "torchvision":
+        where = "torchvision's transforms of its ViTs, since no file says otherwise: give --preprocess if yours differ"
+        return Fact(own.model_copy(update=TORCHVISION), where)
+    if library == "timm":
         return Fact(own, f"timm's config of {name}, since no file says otherwise")
     warned = f"timm's config of {name}, since no preprocessor_config.json was found: give --preprocess"
     return Fact(own.model_copy(update={"decode": TRANSFORMERS}), warned, known=False)
+
+
+def untold(config: ConvertConfig, facts: Facts, model: VisionTransformer) -> Iterator[str]:
+    """What to say if neither a file nor a flag says what the model computes with its tensors."""
+    if facts.model_args or config.model_args != ModelArgs():
+        return
+    own = arguments(model)
+    yield (
+        f"no file says what {config.backbone} computes, so it is as timm has it: pools by '{own['global_pool']}',"
+        f" activation {own['act_layer']}, {own['num_heads']} heads; otherwise put its config.json beside it, or give"
+        " --pool, --fc-norm, --act"
+    )
 
 
 def fit_eps(model: VisionTransformer, given: ModelArgs, tuned: float | None, of_transformers: bool) -> Iterator[str]:
@@ -99,12 +127,13 @@ def fit_eps(model: VisionTransformer, given: ModelArgs, tuned: float | None, of_
         yield f"norm_eps {eps:g}: that of a ViT of transformers without a config.json; otherwise give --norm-eps"
 
 
-def resampled(trained: Fact[Any] | None, preprocess: Preprocess) -> Iterator[str]:
+def resampled(trained: Fact[Any] | None, preprocess: Preprocess, of_transformers: bool) -> Iterator[str]:
     """What to say if position embeddings are resampled, which timm and transformers do in different ways."""
     if trained is not None and trained.value not in (preprocess.size[0], list(preprocess.size)):
         yield (
             f"{trained.where} has image_size {trained.value}, images are {sides(preprocess)}: the position embeddings"
-            " are resampled as timm does it, so probabilities do not agree with transformers' to 1e-5"
+            " are resampled as timm does it"
+            + (", so probabilities do not agree with transformers' to 1e-5" if of_transformers else "")
         )
 
 

@@ -1,14 +1,20 @@
 """The class names of a converted head: given, found beside the source, the folders of its images, or numbered."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from export.facts import Fact, Facts
+from export.ordered_names import ordered
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.text import decode_text, read_json
 
 Names = tuple[str, ...]
+
+FILES = (".txt", ".json", ".csv", ".names")
+"""How the name of a file of class names ends."""
+
+NUMBERED = re.compile(r"\s*(\d+)[\s,;:]")
+"""A line that begins with a number."""
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
 """What transformers calls a class that nobody named."""
@@ -69,28 +75,28 @@ def _read_names(given: str) -> Names:
     """From a list with commas, a file with one name per line, or a JSON file: a list, or numbers and names."""
     # A long list is not a file name: `is_file` would fail on it.
     path = Path(given)
-    if "," in given or not path.is_file():
-        return tuple(line.strip() for line in given.split(","))
-    if path.suffix != ".json":
-        return tuple(line.strip() for line in decode_text(path.read_bytes()).rstrip("\n").split("\n"))
-    try:
-        return tuple(_of_json(read_json(path)))
-    except (ValueError, TypeError, KeyError):
-        raise ConfigError(
-            f"--classes {given} is neither a JSON list of names nor an object of numbers and names"
-        ) from None
+    if "," in given:
+        return tuple(name.strip() for name in given.split(","))
+    if not path.is_file():
+        if path.suffix in FILES:
+            raise ConfigError(f"--classes {given}: no such file; give names with commas between them, or a file")
+        return (given.strip(),)
+    if path.suffix == ".json":
+        try:
+            return ordered(read_json(path))
+        except ValueError as error:
+            raise ConfigError(
+                f"--classes {given} is neither a JSON list of names nor an object of numbers and names: {error}"
+            ) from None
+    return _of_lines(decode_text(path.read_bytes()).rstrip("\n").split("\n"), given)
 
 
-def _of_json(content: object) -> Iterator[str]:
-    if isinstance(content, list):
-        yield from map(str, content)
-        return
-    if not isinstance(content, dict):
-        raise TypeError
-    # `id2label` of transformers, or `class_to_idx` of torchvision.
-    numbered = content if all(str(key).isdecimal() for key in content) else {v: k for k, v in content.items()}
-    by_number = {int(key): name for key, name in numbered.items()}
-    yield from (str(by_number[i]) for i in range(len(content)))
+def _of_lines(lines: list[str], given: str) -> Names:
+    """One name per line. Where every line begins with its number, their order is that of the numbers already."""
+    numbers = [int(found[1]) for line in lines if (found := NUMBERED.match(line))]
+    if sorted(numbers) == list(range(len(lines))) != numbers:
+        raise ConfigError(f"--classes {given}: its lines are numbered, but not in that order: sort them")
+    return tuple(line.strip() for line in lines)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

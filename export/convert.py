@@ -15,13 +15,14 @@ from torch import Tensor
 
 from export.accuracy import BLIND, check_accuracy
 from export.arguments import convert_config
-from export.chosen import choose_model_args, fit_eps, given_or_found, resampled, taken, timms_own
+from export.chosen import choose_model_args, fit_eps, given_or_found, resampled, taken, timms_own, untold
 from export.class_names import class_names
 from export.facts import Fact, gather
+from export.geometry import find_geometry, trained_at
 from export.options import ConvertConfig
 from export.peft_adapter import read_peft
 from export.sample_images import DrawnImages, check_labels, read_images, sample_images, smooth_noise
-from export.sources import of_peft, of_timm, shown_by_names
+from export.sources import Task, of_peft, of_timm, shown_by_names
 from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
@@ -29,7 +30,7 @@ from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.bundles.record import Record
-from mosa_deploy.errors import BackboneError, ConfigError, command
+from mosa_deploy.errors import BackboneError, BundleError, ConfigError, command
 from mosa_deploy.utils.files import replacing_folder
 from mosa_deploy.utils.versions import git_commit, library_versions
 
@@ -54,31 +55,27 @@ def convert(config: ConvertConfig) -> Path:
     adapter = read_peft(config.path, config.adapter) if config.source == "peft" else None
     facts = gather(config)
     processor = given_or_found(config, facts)
-    args = choose_model_args([*facts.model_args, *shown_by_names(config, adapter)], config.model_args)
+    args = choose_model_args([*facts.shown, *facts.model_args, *shown_by_names(config, adapter)], config.model_args)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
-    size = processor.value.size if processor else config.image_size
+    trained = trained_at(find_geometry(config))
+    size = processor.value.size if processor else config.image_size or (trained.value if trained else None)
     model = load_backbone(config.backbone, weights, img_size=size, model_args=args.value)
     if not isinstance(model, VisionTransformer):
         raise BackboneError(f"--backbone {config.backbone}: only tasks of ViTs can be brought; tune one on this Swin")
     task = of_timm(config, model) if adapter is None else of_peft(config, adapter, model)
+    check_finite(config, task)
     if task.classes:
         facts.names.insert(0, Fact(task.classes, f"classes_ in {config.path}"))
-    notes = [
-        *facts.notes,
-        *(f"{config.path}: {note}" for note in task.notes),
-        *fit_eps(model, args.value, task.eps, task.of_transformers),
-    ]
-    names = class_names(
-        config.classes,
-        facts,
-        images.folders if images else (),
-        count=len(task.tensors["head.weight"]),
-        path=config.path,
-        natural=not task.of_transformers,
-    )
+    facts.notes += [f"{config.path}: {note}" for note in task.notes]
+    facts.notes += fit_eps(model, args.value, task.eps, task.of_transformers)
+    folders = images.folders if images else ()
+    count, natural = len(task.tensors["head.weight"]), not task.of_transformers
+    names = class_names(config.classes, facts, folders, count=count, path=config.path, natural=natural)
     if images is not None:
         check_labels(images, names, config.min_accuracy)
-    preprocess = processor or timms_own(config.backbone, model, task.of_transformers)
+    preprocess = processor or timms_own(config.backbone, model, task.library)
+    facts.notes += resampled(facts.image_size or trained, preprocess.value, task.of_transformers)
+    facts.notes += untold(config, facts, model)
     record = Record(
         task=config.name,
         dataset=DATASET,
@@ -94,8 +91,7 @@ def convert(config: ConvertConfig) -> Path:
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    notes += resampled(facts.image_size, record.preprocess)
-    for line in (*notes, *taken(record, preprocess, names, args.where or "the source")):
+    for line in (*facts.notes, *taken(record, preprocess, names, args.where or "the source")):
         print(line)
     tensors = padded(record, task.tensors)
     drawn = None if images is None else read_images(images, record.preprocess, names.known)
@@ -104,6 +100,16 @@ def convert(config: ConvertConfig) -> Path:
     if drawn is None:
         print("its canary is smooth noise: give --images FOLDER to use the task's images, which int8 needs")
     return out
+
+
+def check_finite(config: ConvertConfig, task: Task) -> None:
+    """Raises BundleError if a tensor of the task holds NaN or infinity."""
+    odd = [name for name, value in task.tensors.items() if not value.isfinite().all()]
+    if odd:
+        raise BundleError(
+            f"--from {config.source} {config.path} holds NaN or infinity, in {', '.join(odd[:3])}: bring a checkpoint"
+            " from before it diverged"
+        )
 
 
 def padded(record: Record, tensors: dict[str, Tensor]) -> Tensors:

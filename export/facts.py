@@ -5,6 +5,7 @@ the arguments inside a checkpoint) are read where the source lies and where `--b
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,11 @@ from typing import Any, Generic, TypeVar
 import timm
 
 from export import timm_files
+from export.entries import entry_names, function_settings, read_entries, reading_settings
 from export.options import ConvertConfig
 from export.processor import FILES, read_processor
 from mosa_deploy.backbones import transformers
 from mosa_deploy.backbones.checkpoints import source_args
-from mosa_deploy.backbones.containers import locate, read_torch
-from mosa_deploy.backbones.file_kinds import kind_of
 from mosa_deploy.bundles.decode import TRANSFORMERS
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
@@ -26,13 +26,14 @@ from mosa_deploy.errors import BackboneError, ConfigError
 
 T = TypeVar("T")
 
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+"""The name of a folder in which transformers' `Trainer` saves a model."""
+
 OTHER_PROBLEMS = ("multi_label_classification", "regression")
 """What a config may call a problem whose outputs are no shares of one."""
 
 WRAPPER = "timm_wrapper"
 """The kind of a model of timm inside transformers, whose images come from transformers' `load_image`."""
-
-OPTION = "--from timm"
 
 OF_TRANSFORMERS = ("model_type", "hidden_act", "hidden_size", "layer_norm_eps", "num_attention_heads", "vision_config")
 """Fields by which the config of a model of transformers is known."""
@@ -55,7 +56,9 @@ class Facts:
     preprocess: list[Fact[Preprocess]] = field(default_factory=list)
     names: list[Fact[tuple[str, ...]]] = field(default_factory=list)
     base_names: list[Fact[tuple[str, ...]]] = field(default_factory=list)
-    """Those beside the backbone's weights, which may be of another head."""
+    """Those inside a checkpoint or beside the backbone's weights, which may be of another head."""
+    shown: list[Fact[ModelArgs]] = field(default_factory=list)
+    """What the tensors of a model of transformers show."""
     model_args: list[Fact[ModelArgs]] = field(default_factory=list)
     class_map: str | None = None
     """The file by which timm's training script ordered the classes."""
@@ -76,6 +79,7 @@ def gather(config: ConvertConfig) -> Facts:
     own = config.path if config.path.is_dir() else config.path.parent
     _read_folder(facts, config, own)
     _read_training(facts, config, own)
+    _read_entries(facts, config)
     if config.backbone_weights is not None:
         weights = config.backbone_weights
         base = weights if weights.is_dir() else weights.parent
@@ -92,7 +96,19 @@ def _read_tensors(facts: Facts, config: ConvertConfig) -> None:
     if tuned is not None:
         # A file that cannot be read, or holds a head alone, is told apart where its tensors are taken.
         with contextlib.suppress(BackboneError):
-            facts.model_args.append(Fact(source_args(tuned, f"--from {config.source}"), f"the tensors in {tuned}"))
+            facts.shown.append(Fact(source_args(tuned, f"--from {config.source}"), f"the tensors in {tuned}"))
+
+
+def _read_entries(facts: Facts, config: ConvertConfig) -> None:
+    """Take what a checkpoint of the user's own training holds beside the tensors."""
+    entries = read_entries(config.path)
+    facts.base_names += [Fact(names, f"{key} in {config.path}") for names, key in entry_names(entries)]
+    for settings, key in function_settings(entries):
+        where = f"{key} in {config.path}"
+        facts.model_args.append(Fact(timm_files.model_args(settings, where), where))
+    said = reading_settings(entries)
+    if said and config.preprocess is None:
+        facts.notes.append(f"{config.path} says {said}, which is not taken: give --preprocess or --image-size")
 
 
 def _add_base(facts: Facts, base: Facts) -> None:
@@ -118,14 +134,19 @@ def _read_folder(facts: Facts, config: ConvertConfig, folder: Path) -> None:
         size = (found.get("vision_config") or found).get("image_size")
         facts.image_size = None if size is None else Fact(size, str(path))
     labels = found.get("id2label")
-    if isinstance(labels, dict) and labels:
-        facts.names.append(Fact(_in_order(labels, str(path)), f"id2label in {path}"))
-    if config.preprocess is None:
-        for name in FILES:
-            if (folder / name).is_file() and _is_of_images(folder / name):
-                read = read_processor(folder / name, config.resampler or "torchvision", option="")
-                facts.preprocess.append(Fact(read, str(folder / name)))
-                break
+    if isinstance(labels, dict) and labels and config.classes is None:
+        facts.names.append(Fact(_in_order(labels, found.get("label2id"), str(path)), f"id2label in {path}"))
+    processor = _find_processor(folder)
+    if config.preprocess is None and processor is not None:
+        read = read_processor(processor, config.resampler or "torchvision", option="")
+        facts.preprocess.append(Fact(read, str(processor)))
+
+
+def _find_processor(folder: Path) -> Path | None:
+    """The file of a processor in a folder, or above it, where transformers' `Trainer` may have left it."""
+    above = [folder.parent] if CHECKPOINT.fullmatch(folder.name) else []
+    files = (place / name for place in (folder, *above) for name in FILES)
+    return next((file for file in files if file.is_file() and _is_of_images(file)), None)
 
 
 def _is_of_images(path: Path) -> bool:
@@ -142,17 +163,19 @@ def _check_problem(found: dict[str, Any], where: str) -> None:
         )
 
 
-def _in_order(labels: dict[str, Any], where: str) -> tuple[str, ...]:
+def _in_order(labels: dict[str, Any], numbers: Any, where: str) -> tuple[str, ...]:
     """The names in `id2label`, in the order of its numbers.
 
     Raises:
-        ConfigError: they are not numbered from 0 without a gap.
+        ConfigError: they are not numbered from 0 without a gap, or `numbers`, its `label2id`, say otherwise.
     """
     expected = [str(i) for i in range(len(labels))]
     if sorted(labels) != sorted(expected):
         raise ConfigError(
             f"{where}: id2label is not numbered from 0 to {len(labels) - 1}: repair it, or give --classes"
         )
+    if isinstance(numbers, dict) and any(str(numbers.get(name, key)) != key for key, name in labels.items()):
+        raise ConfigError(f"{where}: id2label and label2id contradict each other: repair it, or give --classes")
     return tuple(str(labels[key]) for key in expected)
 
 
@@ -173,9 +196,9 @@ def _read_hub_config(facts: Facts, config: ConvertConfig, found: dict[str, Any],
 
 
 def _check_architecture(config: ConvertConfig, architecture: str, where: str) -> None:
-    # With a place before it, such as `hf-hub:timm/`, it may be anybody's name.
-    place, _, name = architecture.rpartition("/")
-    if (not place or timm.is_model(name)) and name.partition(".")[0] != config.backbone.partition(".")[0]:
+    # With a place before it, such as `hf-hub:timm/`, or in a script of the user's own, it may be anybody's name.
+    name = architecture.rpartition("/")[2]
+    if timm.is_model(name) and name.partition(".")[0] != config.backbone.partition(".")[0]:
         raise ConfigError(f"{where} is of {architecture}, --backbone says {config.backbone}: give one and the same")
 
 
@@ -206,19 +229,8 @@ def _training_settings(config: ConvertConfig, folder: Path) -> Iterator[tuple[di
     path = folder / timm_files.ARGS_FILE
     if path.is_file():
         yield timm_files.read_yaml(path), str(path)
-    content = _entries(config.path)
-    if hasattr(content.get("args"), "model"):
+    content = read_entries(config.path)
+    if hasattr(content.get("args"), "model") and "gp" in vars(content["args"]):
         yield vars(content["args"]), f"the args in {config.path}"
     if isinstance(content.get("arch"), str):
         yield {"arch": content["arch"]}, f"arch in {config.path}"
-
-
-def _entries(path: Path) -> dict[str, Any]:
-    """What a checkpoint of torch holds beside its tensors; nothing if it is none."""
-    content = None
-    # What cannot be read is said where the tensors are taken.
-    with contextlib.suppress(Exception):
-        file = locate(path, OPTION)
-        if kind_of(file, OPTION) == "torch":
-            content = read_torch(file, OPTION)
-    return content if isinstance(content, dict) else {}

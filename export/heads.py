@@ -43,6 +43,14 @@ IDLE = {
 """Attributes that do not change the answer."""
 
 
+SCALED = (
+    "mean_ and scale_ are taken as those of a StandardScaler before it, (x - mean_) / scale_: leave out mean_ if it has"
+    " with_mean=False"
+)
+
+SHOWN = 6
+"""The largest number of tensors that a note names."""
+
 SCRAMBLED = (
     "safetensors writes an array of numpy as it lies in memory, and scikit-learn's may lie by columns: if coef_ was not"
     " saved with np.ascontiguousarray, it is scrambled; np.savez is safe"
@@ -97,6 +105,12 @@ def checkpoint_notes(found: Found, head: Head, pool: str) -> Iterator[str]:
         yield f"it holds weights of {taken} and of {', '.join(found.others)}: the first were taken"
     if head.outside:
         yield f"its head {head.name} is taken to read what the backbone gives, which pools by '{pool}'"
+    if head.left_out:
+        more = f" and {len(head.left_out) - SHOWN} more" if len(head.left_out) > SHOWN else ""
+        yield (
+            f"left out, since it is neither backbone nor head: {', '.join(head.left_out[:SHOWN])}{more}; if it"
+            " normalises images give --preprocess, if it scales the answer multiply the head by it"
+        )
     yield from _bias_notes(head)
 
 
@@ -142,7 +156,11 @@ def _of_scikit_learn(arrays: Mapping[str, NDArray[Any]], where: str) -> HeadAlon
     """
     odd = sorted(arrays.keys() - KNOWN - IDLE)
     if odd:
-        raise BackboneError(f"{where} holds {', '.join(odd)}, which cannot be kept: save {', '.join(sorted(KNOWN))}")
+        raise BackboneError(
+            f"{where} holds {', '.join(odd)}, which cannot be kept: fit it on the features"
+            " themselves or behind a StandardScaler, and save its coef_, intercept_, classes_, and the scaler's mean_"
+            " and scale_"
+        )
     try:
         weight = np.atleast_2d(arrays["coef_"].astype(np.float64))
         bias = np.broadcast_to(np.asarray(arrays.get("intercept_", 0.0), dtype=np.float64), len(weight))
@@ -161,9 +179,13 @@ def _of_scikit_learn(arrays: Mapping[str, NDArray[Any]], where: str) -> HeadAlon
             " for each class can be kept, such as LogisticRegression"
         )
     said = "as one row of a sigmoid" if binary else "as rows of a softmax"
-    notes = (f"coef_ is read {said}, as LogisticRegression does; other classifiers give the same answers with other"
-             " probabilities",)  # fmt: skip
+    notes = [
+        f"coef_ is read {said}, as LogisticRegression does; other classifiers give the same answers with other"
+        " probabilities"
+    ]
+    if arrays.keys() & {"mean_", "scale_"}:
+        notes.append(SCALED)
     tensors = {
         name: torch.from_numpy(value.astype(np.float32)) for name, value in zip(HEAD, (weight, bias), strict=True)
     }
-    return HeadAlone(tensors, classes, notes)
+    return HeadAlone(tensors, classes, tuple(notes))

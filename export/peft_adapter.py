@@ -19,6 +19,7 @@ from torch import Tensor
 
 from export.peft_settings import SETTINGS, Settings, read_settings, way_out
 from export.peft_tensors import choose_adapter, read_adapter_tensors
+from export.peft_wrapped import unwrap
 from mosa_deploy.backbones.checkpoints import HEAD
 from mosa_deploy.backbones.transformers_names import (
     CLIP,
@@ -136,7 +137,8 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
         BundleError: it is damaged, or holds tensors that are not known to end in a plain weight and bias; names them.
     """
     folder = choose_adapter(folder, adapter)
-    settings, everything = read_settings(folder / SETTINGS), read_adapter_tensors(folder, adapter)
+    settings, wrapped = read_settings(folder / SETTINGS), unwrap(read_adapter_tensors(folder, adapter))
+    everything = wrapped.tensors
     tensors = {name: value for name, value in everything.items() if not _is_unread(name, everything)}
     own, parts = {name: _timm(name) for name in tensors}, _parts(tensors)
     used = {f"{module}.{part}" for module, found in parts.items() for part in found}
@@ -160,11 +162,16 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
             f"--from peft {folder} holds no head with weight and bias: save the adapter with"
             " modules_to_save=['classifier'], of a timm model ['head']"
         )
-    notes = [f"{pattern} matches no layer, in peft neither" for pattern in settings.idle_patterns(parts)]
+    notes = [
+        f"{pattern} matches no layer, in peft neither"
+        for pattern in settings.idle_patterns(map(wrapped.original, parts))
+    ]
+    if wrapped.head:
+        notes.append(f"its head {wrapped.head} is taken to read what the backbone gives")
     if len(tensors) < len(everything):
         notes.append(f"what was tuned in {POOL} is left out: the classifier of SigLIP does not read that pool")
     return PeftAdapter(
-        changes={_timm(module): _change(settings, module, found) for module, found in parts.items()},
+        changes={_timm(module): _change(settings, wrapped.original(module), found) for module, found in parts.items()},
         head={} if updates_head else found_head,
         dropout=settings.lora_dropout,
         of_transformers=any(timm_name(name.rpartition(".lora_")[0] or name) is not None for name in tensors),

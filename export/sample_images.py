@@ -58,6 +58,8 @@ def sample_images(folder: Path) -> SampleImages:
     Raises:
         DataError: there is no such folder, or it has no images.
     """
+    if folder.is_file():
+        raise DataError(f"--images {folder} is a file: unpack it, and give the folder of images")
     if not folder.is_dir():
         raise DataError(f"--images {folder}: no such folder; give a folder of images of the task")
     listing = list_folder(folder)

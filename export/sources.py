@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from export.chosen import Library
 from export.facts import Fact
 from export.heads import checkpoint_notes, read_head_alone
 from export.options import ConvertConfig
@@ -33,12 +34,17 @@ class Task:
     adapter: AdapterConfig | None = None
     classes: tuple[str, ...] = ()
     """The class names, where the source has them beside the head."""
-    of_transformers: bool = False
-    """Whether it was tuned with transformers, which reads images in its own way."""
+    library: Library = "timm"
+    """With which it was tuned: each reads images in its own way."""
     eps: float | None = None
     """The eps of its LayerNorms, if the source is a whole model."""
     notes: tuple[str, ...] = ()
     """What the source does not say, and how it was taken."""
+
+    @property
+    def of_transformers(self) -> bool:
+        """Whether it was tuned with transformers."""
+        return self.library == "transformers"
 
 
 def shown_by_names(config: ConvertConfig, adapter: PeftAdapter | None) -> list[Fact[ModelArgs]]:
@@ -79,7 +85,7 @@ def of_peft(config: ConvertConfig, adapter: PeftAdapter, model: VisionTransforme
     family = adapter.family(has_class_token=model.has_class_token)
     if family is not None:
         check_head_input(model, family, head["head.weight"].shape[1], where)
-    made = partial(Task, of_transformers=adapter.of_transformers, notes=adapter.notes)
+    made = partial(Task, library="transformers" if adapter.of_transformers else "timm", notes=adapter.notes)
     if not adapter.is_low_rank:
         return made("full", merge_adapter(adapter, model.state_dict(), where) | head)
     if not adapter.updates:
@@ -129,7 +135,7 @@ def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
     return Task(
         method="linear" if linear else "full",
         tensors=head.tensors if linear else tuned.state_dict() | head.tensors,
-        of_transformers=found.family is not None,
+        library="transformers" if found.family else "torchvision" if found.of_torchvision else "timm",
         eps=layer_norm_eps(tuned),
         notes=tuple(checkpoint_notes(found, head, model.global_pool)),
     )

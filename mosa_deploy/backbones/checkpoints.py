@@ -69,7 +69,9 @@ def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION
         if not faults and found.family is not None and isinstance(model, VisionTransformer):
             fit_to_config(model, file.parent, found.family.name)
     if faults:
-        raise BackboneError(f"{option} {file} does not fit {name}: {_shortened(faults)}")
+        pooled = option != OPTION and "unexpected fc_norm.weight" in faults and "missing norm.weight" in faults
+        hint = "; its norm stands behind the pooling: give --pool avg" if pooled else ""
+        raise BackboneError(f"{option} {file} does not fit {name}: {_shortened(faults)}{hint}")
     return found
 
 
@@ -140,15 +142,19 @@ def _is_googles(file: Path) -> bool:
 
 def _load_state(model: Transformer, found: Found) -> str:
     """Load a backbone; if something does not fit, load nothing and return what."""
-    state, expected = found.state, model.state_dict()
+    state, expected = dict(found.state), model.state_dict()
     if found.family is not None and found.family.args.final_norm is False and "norm.weight" not in expected:
         state = {key: value for key, value in state.items() if not key.startswith("norm.")}
+    # Without a bias, qkv computes what it does with zeros.
+    without = {key: value for key, value in expected.items() if key.endswith("attn.qkv.bias")}
+    if not without.keys() & state.keys() and all(key.replace("bias", "weight") in state for key in without):
+        state |= {key: torch.zeros_like(value) for key, value in without.items()}
     filtered = state
     with contextlib.suppress(Exception):  # What timm cannot resample is listed below, by its shape.
         if isinstance(model, VisionTransformer):
-            filtered = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+            filtered = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
         else:
-            filtered = swin_transformer.checkpoint_filter_fn(dict(state), model)
+            filtered = swin_transformer.checkpoint_filter_fn(state, model)
     given = {key: value for key, value in filtered.items() if key in expected or not key.startswith(NOT_BACKBONE)}
     if not given.keys() & expected.keys():
         return f"no tensor has one of timm's names, but there are {', '.join(list(filtered)[:3]) or 'none'}, ..."

@@ -36,7 +36,7 @@ INDEX = ".index.json"
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 NOT_WEIGHTS = re.compile(
-    r"optim\w*|\w*optimizer\w*|\w*scheduler\w*|\w*scaler|amp|callbacks|loops|hyper_parameters|hparams|args|cfg"
+    r"opt|optim\w*|\w*optimizer\w*|\w*scheduler\w*|\w*scaler|amp|callbacks|loops|hyper_parameters|hparams|args|cfg"
     r"|config|rng\w*|\w*rng_state\w*"
 )
 """Entries of a checkpoint that lie beside the weights."""

@@ -76,7 +76,7 @@ def departures(name: str, model: Transformer) -> ModelArgs:
     """
     if not isinstance(model, VisionTransformer):
         return ModelArgs()
-    own, timms = _arguments(model), _timms(name)
+    own, timms = arguments(model), _timms(name)
     other = {key: value for key, value in own.items() if value != timms[key]}
     if "global_pool" in other:
         other["fc_norm"] = own["fc_norm"]  # Without it timm would choose by the pooling.
@@ -87,7 +87,8 @@ def departures(name: str, model: Transformer) -> ModelArgs:
     return ModelArgs.model_validate(other)
 
 
-def _arguments(model: VisionTransformer) -> dict[str, Any]:
+def arguments(model: VisionTransformer) -> dict[str, Any]:
+    """What a model computes with its tensors, by the names of timm's arguments."""
     block = model.blocks[0]
     inner: Any = getattr(block, "block", block)  # An adapted block holds timm's.
     attention, norm = inner.attn, inner.norm2
@@ -111,9 +112,15 @@ def _activation(act: nn.Module) -> str:
     return "gelu_tanh" if getattr(act, "approximate", "none") == "tanh" else ACTIVATIONS.get(kind, kind)
 
 
+def without_init(name: str) -> dict[str, str]:
+    """The argument of timm's ViTs and Swins that leaves their weights as they are: for outlines that hold none."""
+    own = timm.models.is_model_in_modules(name.partition(".")[0], ("vision_transformer", "deit", "swin_transformer"))
+    return {"weight_init": "skip"} if own else {}
+
+
 @cache
 def _timms(name: str) -> dict[str, Any]:
     """The arguments of timm's own model; none for a Swin."""
     with torch.device("meta"):
-        model = timm.create_model(name, num_classes=0)
-    return _arguments(model) if isinstance(model, VisionTransformer) else {}
+        model = timm.create_model(name, num_classes=0, **without_init(name))
+    return arguments(model) if isinstance(model, VisionTransformer) else {}

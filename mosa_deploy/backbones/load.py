@@ -17,7 +17,7 @@ from torch import Tensor
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
-from mosa_deploy.backbones.function import created_with, set_function
+from mosa_deploy.backbones.function import created_with, set_function, without_init
 from mosa_deploy.backbones.transformers import tokens_beside
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError, unknown_name
@@ -82,7 +82,7 @@ def load_backbone(
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size
     # Built without memory for weights first: a model that cannot be used is refused before its weights are fetched.
     with torch.device("meta"):
-        outline = _create(name, **kwargs)
+        outline = _create(name, **without_init(name), **kwargs)
     check_foldable(outline, name)
     if img_size is not None:
         _check_size(outline, *kwargs["img_size"])

@@ -40,6 +40,9 @@ NO_LAYER = re.compile(r"(.*\.)?(\w*criterion|\w*loss\w*|\w*metrics?|(train|val|v
 HEADLIKE = re.compile(r"(\w*_)?(head|fc\d?|classifier|cls|linear|probe|logits|output)s?")
 """What people call a head."""
 
+MANY = 20
+"""More layers than a head has."""
+
 HEAD_FIRST = {
     "pooler": "it may read what the pooler gives, which a bundle cannot express; if it reads the class token itself,"
     " save the state dict without the pooler",
@@ -60,6 +63,7 @@ class Found:
     """Its tensors and those that lie within it, such as its own head, by timm's names without the prefix."""
     family: Family | None
     """The kind of model, if it is of transformers."""
+    of_torchvision: bool = False
     others: tuple[str, ...] = ()
     """Where other copies of a backbone lie, which were not taken."""
 
@@ -74,6 +78,8 @@ class Head:
     has_bias: bool
     outside: bool = False
     """Whether it lies beside the backbone, in a module of the user's own."""
+    left_out: tuple[str, ...] = ()
+    """Tensors beside backbone and head, which may change the answer."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -104,10 +110,11 @@ def find_backbone(tensors: Mapping[str, Tensor], where: str) -> Found:
     family = family_of(inner)
     if family is not None and family.refused:
         raise BackboneError(f"{where} is a {family.name} of transformers: {family.refused}; {SUPPORTED}")
-    if torchvision_names.ANCHOR in inner:
+    of_torchvision = torchvision_names.ANCHOR in inner
+    if of_torchvision:
         inner = torchvision_names.timm_state(inner)
     state = inner if family is None else timm_state(inner, family)
-    return Found(best, state, family, tuple(prefix.removesuffix(".") for prefix in prefixes[1:]))
+    return Found(best, state, family, of_torchvision, tuple(prefix.removesuffix(".") for prefix in prefixes[1:]))
 
 
 def _prefix(name: str) -> str | None:
@@ -154,10 +161,31 @@ def find_head(tensors: Mapping[str, Tensor], found: Found, own: Collection[str],
     for i, scope in enumerate((inside, *outer)):
         layers = {name: value for name, value in scope.items() if value.ndim > 0 and not NO_LAYER.fullmatch(name)}
         if layers:
+            _check_backbone(found, layers, where)
             head = only_linear(layers, where)
             _check_only(head, outer[i:], where)
-            return replace(head, outside=i > 0)
+            return replace(head, outside=i > 0, left_out=tuple(_beside(scope, head, outer[i:])))
     raise BackboneError(f"{where} has no head: give a checkpoint with its linear head")
+
+
+def _check_backbone(found: Found, layers: Mapping[str, Tensor], where: str) -> None:
+    """Raises BackboneError if there are many layers, but no backbone that is known."""
+    anchors = (ANCHOR, OPENAI, torchvision_names.ANCHOR)
+    if len(layers) > MANY and not any(name.endswith(anchors) for name in found.state):
+        names = ", ".join(list(layers)[:3])
+        raise BackboneError(
+            f"{where} has no backbone by the names of timm, torchvision or transformers, but {names}, ...: rename its"
+            " tensors as timm calls them"
+        )
+
+
+def _beside(scope: Mapping[str, Tensor], head: Head, outer: Iterable[Mapping[str, Tensor]]) -> Iterator[str]:
+    """The names of what lies beside a head, in its module and in those around it, if it may change the answer."""
+    others = (pair for other in outer for pair in other.items())
+    for name, value in (*((name, value) for name, value in scope.items() if value.ndim == 0), *others):
+        of_head = name.removesuffix("weight").removesuffix("bias").removesuffix(".") == head.name
+        if value.is_floating_point() and not of_head and not NO_LAYER.fullmatch(name):
+            yield name
 
 
 def _check_only(head: Head, outer: Iterable[Mapping[str, Tensor]], where: str) -> None:
@@ -203,6 +231,8 @@ def only_linear(layers: Mapping[str, Tensor], where: str) -> Head:
     if odd:
         raise BackboneError(f"{where} holds {odd[0]} in {layers[odd[0]].dtype}: save it in floating point")
     names = ", ".join(list(layers)[:6]) + (", ..." if len(layers) > 6 else "")
+    if any(name.endswith(("weight_g", "weight.original0")) for name in layers):
+        raise BackboneError(f"{where} has a head with weight norm ({names}): remove it, so that weight is one tensor")
     if not linear:
         raise BackboneError(f"{where} has no linear head ({names}): name its tensors weight (K, C) and bias (K,)")
     reason = reason or "a bundle's head is one linear layer: merge these layers into one, or tune a head again"

@@ -10,11 +10,12 @@ import torch
 from peft import IA3Config, LoHaConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.convert import convert
 from export.options import ConvertConfig
 from export.peft_adapter import read_peft
+from export.peft_merge import merge_adapter
 from export.sources import of_peft
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
@@ -219,3 +220,41 @@ def test_another_kind_of_adapter_is_refused_with_the_way_out(tmp_path: Path) -> 
 def test_an_adapter_is_no_model(lora: Path) -> None:
     with pytest.raises(MosaError, match=r"is an adapter of PEFT, not a model: give it to mosa convert --from peft$"):
         load_backbone(NAME, Weights("file", lora))
+
+
+class Around(nn.Module):
+    """A module of the user's own."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.fc = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.backbone(images))
+        return logits
+
+
+def test_an_adapter_on_a_module_of_the_users_own_is_read(tmp_path: Path) -> None:
+    head = nn.Linear(64, CLASSES)
+    randomise(head)
+    model = Around(load_backbone(NAME, Weights("random")), head)
+    # Patterns go by the names in the whole model.
+    tuned = adapted(
+        model,
+        tmp_path / "peft",
+        target_modules=["qkv"],
+        modules_to_save=["fc"],
+        alpha_pattern={"^backbone.blocks.0.*": 3},
+    )
+    adapter = read_peft(tmp_path / "peft")
+    assert adapter.notes == ("its head fc is taken to read what the backbone gives",)
+    whole = load_backbone(NAME, Weights("random"))
+    merged = load_backbone(NAME, Weights("random"), CLASSES)
+    merged.load_state_dict(merge_adapter(adapter, whole.state_dict(), "") | dict(adapter.head))
+    assert difference(answers(merged), answers(tuned)) < EQUAL
+
+
+def test_a_norm_around_the_backbone_is_not_left_out(tmp_path: Path) -> None:
+    model = Around(load_backbone(NAME, Weights("random")), nn.Sequential(nn.LayerNorm(64), nn.Linear(64, CLASSES)))
+    adapted(model, tmp_path / "peft", target_modules=["qkv"], modules_to_save=["fc"])
+    assert "holds backbone.blocks.0.attn.qkv" in refusal(tmp_path / "peft")

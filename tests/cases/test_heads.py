@@ -158,7 +158,7 @@ def test_one_row_of_votes_for_each_pair_of_classes_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"components_": np.ones((2, WIDTH))}, "holds components_, which cannot be kept: save classes_, coef_, interc"),
+        ({"components_": np.ones((2, WIDTH))}, "holds components_, which cannot be kept: fit it on the features"),
         ({"scale_": np.ones(3)}, "holds arrays that do not fit each other: coef_ (3, 64), scale_ (3,); save it again"),
         ({"intercept_": np.ones(2)}, "holds arrays that do not fit each other: coef_ (3, 64), intercept_ (2,)"),
     ],

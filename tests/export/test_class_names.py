@@ -29,13 +29,31 @@ def test_a_file_of_windows_gives_the_same_names(tmp_path: Path, encoding: str) -
     assert names(str(tmp_path / "names.txt"), 2) == ("Käfer", "Möhre")
 
 
-@pytest.mark.parametrize("content", [["b", "a"], {"1": "a", "0": "b"}, {"a": 1, "b": 0}], ids=str)
+@pytest.mark.parametrize(
+    "content", [["b", "a"], {"1": "a", "0": "b"}, {"a": 1, "b": 0}, {"id2label": {"0": "b", "1": "a"}}], ids=str
+)
 def test_a_json_file_gives_names_or_their_numbers(tmp_path: Path, content: Any) -> None:
     (tmp_path / "names.json").write_text(json.dumps(content))
     assert names(str(tmp_path / "names.json"), 2) == ("b", "a")
 
 
-@pytest.mark.parametrize("content", ["3", '{"a": "b"}', '{"0": "a", "2": "b"}', "{"])
+def test_numbers_that_are_class_names_are_told_from_positions(tmp_path: Path) -> None:
+    (tmp_path / "class_to_idx.json").write_text(json.dumps({"0": 0, "1": 1, "10": 2, "2": 3}))
+    assert names(str(tmp_path / "class_to_idx.json"), 4) == ("0", "1", "10", "2")
+
+
+def test_lines_that_are_numbered_in_another_order_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("1 nut\n0 bolt\n")
+    with pytest.raises(ConfigError, match=r"labels\.txt: its lines are numbered, but not in that order: sort them"):
+        names(str(tmp_path / "labels.txt"), 2)
+
+
+def test_a_file_of_names_that_is_missing_is_said_to_be() -> None:
+    with pytest.raises(ConfigError, match=r"^--classes labels\.txt: no such file; give names with commas"):
+        names("labels.txt", 2)
+
+
+@pytest.mark.parametrize("content", ["3", '{"0": ["n01", "tench"]}', '{"a": "b"}', '{"0": "a", "2": "b"}', "{"])
 def test_a_json_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "names.json").write_text(content)
     with pytest.raises(ConfigError, match=r"names\.json is neither a JSON list of names nor an object of numbers"):
