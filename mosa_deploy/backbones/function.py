@@ -112,7 +112,7 @@ def _activation(act: nn.Module) -> str:
     return "gelu_tanh" if getattr(act, "approximate", "none") == "tanh" else ACTIVATIONS.get(kind, kind)
 
 
-def without_init(name: str) -> dict[str, str]:
+def without_init(name: str) -> dict[str, Any]:
     """The argument of timm's ViTs and Swins that leaves their weights as they are: for outlines that hold none."""
     own = timm.models.is_model_in_modules(name.partition(".")[0], ("vision_transformer", "deit", "swin_transformer"))
     return {"weight_init": "skip"} if own else {}

@@ -149,7 +149,7 @@ def test_where_no_file_says_it_the_function_is_said(
 def test_what_lies_beside_a_model_is_left_out_with_a_word(
     tmp_path: Path, state: dict[str, Tensor], more: Entries, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    converted(tmp_path, {"state_dict": wrapped(state) | more})
+    converted(tmp_path, {"state_dict": wrapped(state) | dict(more)})
     assert f"w.pth: left out, since it is neither backbone nor head: {said}; if it norm" in capsys.readouterr().out
 
 
@@ -159,7 +159,7 @@ def test_what_lies_beside_a_model_is_left_out_with_a_word(
 def test_what_changes_no_answer_needs_no_word(
     tmp_path: Path, state: dict[str, Tensor], more: Entries, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    converted(tmp_path, {"state_dict": wrapped(state) | more, "opt": {"state": [{"mom": torch.ones(3)}]}})
+    converted(tmp_path, {"state_dict": wrapped(state) | dict(more), "opt": {"state": [{"mom": torch.ones(3)}]}})
     assert "left out" not in capsys.readouterr().out
 
 
