@@ -14,14 +14,14 @@ OPTION = "--from timm"
 SETTINGS = ("hyper_parameters", "hparams", "config", "cfg", "args", "model_args", "model_kwargs", "model_config")
 """What training scripts call the settings that they save, Lightning's first."""
 
-FUNCTION = ("global_pool", "fc_norm", "act_layer", "num_heads", "pool_include_prefix")
+FUNCTION = ("global_pool", "fc_norm", "act_layer", "pool_include_prefix")
 """Arguments of timm's models that no tensor shows, by the names that people keep for them."""
 
-READING = (
+UNCERTAIN = (
     "img_size", "image_size", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "image_mean",
-    "image_std",
+    "image_std", "num_heads",
 )  # fmt: skip
-"""Settings of how images are read, of which nobody knows what a script did with them."""
+"""Settings of which nobody knows what a script did with them."""
 
 
 def read_entries(path: Path) -> dict[str, Any]:
@@ -54,11 +54,11 @@ def function_settings(entries: Mapping[str, Any]) -> Iterator[tuple[dict[str, An
             yield found, key
 
 
-def reading_settings(entries: Mapping[str, Any]) -> str:
-    """What the settings of a checkpoint say of how images were read."""
+def uncertain_settings(entries: Mapping[str, Any]) -> str:
+    """What the settings of a checkpoint say of how images were read, and of the model, that may mean other things."""
     said = {
         name: value for _, settings in _settings(entries) for name, value in _flat(settings, plain=False)
-        if name in READING
+        if name in UNCERTAIN
     }  # fmt: skip
     return ", ".join(f"{name} {value}" for name, value in said.items())
 

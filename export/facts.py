@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import timm
 
 from export import timm_files
-from export.entries import entry_names, function_settings, read_entries, reading_settings
+from export.entries import entry_names, function_settings, read_entries, uncertain_settings
 from export.options import ConvertConfig
 from export.processor import FILES, read_processor
 from mosa_deploy.backbones import transformers
@@ -106,9 +106,11 @@ def _read_entries(facts: Facts, config: ConvertConfig) -> None:
     for settings, key in function_settings(entries):
         where = f"{key} in {config.path}"
         facts.model_args.append(Fact(timm_files.model_args(settings, where), where))
-    said = reading_settings(entries)
+    said = uncertain_settings(entries)
     if said and config.preprocess is None:
-        facts.notes.append(f"{config.path} says {said}, which is not taken: give --preprocess or --image-size")
+        facts.notes.append(
+            f"{config.path} says {said}, which is not taken: give --preprocess, --image-size or a config.json"
+        )
 
 
 def _add_base(facts: Facts, base: Facts) -> None:

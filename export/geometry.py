@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from export.facts import Fact
 from export.options import ConvertConfig
@@ -54,6 +55,8 @@ def find_geometry(config: ConvertConfig) -> Geometry | None:
     check_name(config.backbone)
     with torch.device("meta"):
         outline = timm.create_model(config.backbone, num_classes=0, **without_init(config.backbone))
+    if not isinstance(outline, VisionTransformer):
+        return None  # It is refused where it is loaded.
     patch = tuple(outline.get_parameter(ANCHOR).shape[2:])
     if geometry.patch != patch:
         given, expected = (" x ".join(map(str, sides)) for sides in (geometry.patch, patch))

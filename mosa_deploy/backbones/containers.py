@@ -90,7 +90,7 @@ def locate(path: Path, option: str) -> Path:
         BackboneError: there is no such file, or the folder holds none or several.
     """
     if not path.exists():
-        raise BackboneError(f"{option} {path}: no such file")
+        raise BackboneError(f"{option} {path}: no such file; give a file or a folder on this machine")
     if not path.is_dir():
         # One of several files of a model means all of them.
         index = path.parent / (re.sub(r"-\d{5}-of-\d{5}(?=\.\w+$)", "", path.name) + INDEX)

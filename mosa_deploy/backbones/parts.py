@@ -43,6 +43,9 @@ HEADLIKE = re.compile(r"(\w*_)?(head|fc\d?|classifier|cls|linear|probe|logits|ou
 MANY = 20
 """More layers than a head has."""
 
+COSINE = re.compile(r"arc_?(face|margin)|cos(ine|_?face|_?sim)|sphere_?face|margin|metric_fc|proto", re.IGNORECASE)
+"""Names of heads that read features of length 1."""
+
 HEAD_FIRST = {
     "pooler": "it may read what the pooler gives, which a bundle cannot express; if it reads the class token itself,"
     " save the state dict without the pooler",
@@ -222,6 +225,11 @@ def only_linear(layers: Mapping[str, Tensor], where: str) -> Head:
     linear = [name.removesuffix("weight") for name, value in layers.items() if _is_weight(name) and value.ndim == 2]
     rest = [name for name in layers if name.removesuffix("weight").removesuffix("bias") not in linear]
     reason = next((HEAD_FIRST[part] for name in layers for part in name.split(".") if part in HEAD_FIRST), "")
+    if len(linear) == 1 and COSINE.search(linear[0]):
+        raise BackboneError(
+            f"{where} has a head {linear[0]}weight, by its name one that compares directions, as ArcFace does: a"
+            " bundle's head is linear; call it head.weight if it is too"
+        )
     if len(linear) == 1 and not rest and not reason:
         weight = layers[f"{linear[0]}weight"].float()
         bias = layers.get(f"{linear[0]}bias")

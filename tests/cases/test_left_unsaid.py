@@ -118,8 +118,10 @@ def test_a_flag_decides_against_the_settings_of_a_script(tmp_path: Path, state: 
 def test_how_a_script_read_images_is_said(
     tmp_path: Path, state: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    converted(tmp_path, {"state_dict": state, "hyper_parameters": {"mean": [0.4, 0.4, 0.4], "lr": 0.1}})
-    assert "w.pth says mean [0.4, 0.4, 0.4], which is not taken: give --preprocess" in capsys.readouterr().out
+    converted(tmp_path, {"state_dict": state, "hyper_parameters": {"mean": [0.4, 0.4, 0.4], "num_heads": 7, "lr": 0.1}})
+    assert (
+        "w.pth says mean [0.4, 0.4, 0.4], num_heads 7, which is not taken: give --preprocess" in capsys.readouterr().out
+    )
 
 
 def test_a_norm_behind_the_pooling_names_the_flag(tmp_path: Path) -> None:
@@ -223,3 +225,22 @@ def test_a_backbone_of_another_library_is_said_to_be(tmp_path: Path, state: dict
     other = {name.replace("patch_embed.proj", "patch_embed.projection"): value for name, value in state.items()}
     with pytest.raises(BackboneError, match=r"has no backbone by the names of timm, torchvision or transformers, but"):
         converted(tmp_path, {"state_dict": other})
+
+
+def test_a_backbone_that_is_no_vit_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=r"resnet18 is a ResNet, not a plain ViT or Swin"):
+        convert(
+            ConvertConfig(tmp_path / "w.pth", "timm", "parts", "resnet18", random_weights=True, out=tmp_path / "run")
+        )
+
+
+def test_a_head_that_compares_directions_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    backbone = {name: value for name, value in wrapped(state).items() if ".head." not in name}
+    with pytest.raises(BackboneError, match=r"has a head arcface\.weight, by its name one that compares directions"):
+        converted(tmp_path, {"state_dict": backbone | {"arcface.weight": torch.randn(CLASSES, 64)}})
+
+
+def test_a_name_on_the_hub_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"google/vit-base: no such file; give a file or a folder on this machine"):
+        from_path(Path("google/vit-base"), tmp_path / "run")

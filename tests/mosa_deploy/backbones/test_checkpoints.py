@@ -337,7 +337,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str, content: bytes, 
 
 
 def test_a_missing_file_and_a_graph_are_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "w.npz") == f"--backbone-weights {tmp_path}/w.npz: no such file"
+    assert (
+        refusal(tmp_path / "w.npz")
+        == f"--backbone-weights {tmp_path}/w.npz: no such file; give a file or a folder on this machine"
+    )
     (tmp_path / "w.onnx").write_bytes(b"graph")
     said = "is an ONNX graph, which has lost the names of its layers: give weights as .safetensors"
     assert said in refusal(tmp_path / "w.onnx")
