@@ -38,6 +38,15 @@ def check_classes(images: Images, classes: Sequence[str], what: str) -> None:
         raise DataError(f"no {what} image of class {', '.join(empty)}: add images or remove the class")
 
 
+def absent_remarks(images: Images, classes: Sequence[str], what: str) -> list[str]:
+    """A line if a set has no image of some class, because none can be read, else none."""
+    counts = Counter(images.labels.tolist())
+    absent = [name for label, name in enumerate(classes) if not counts[label]]
+    if not absent:
+        return []
+    return [f"warning: no {what} image of class {', '.join(absent)}: the figures say nothing about it"]
+
+
 def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 on the same device, as `Preprocess.normalise`."""
     mean, std = (torch.tensor(values, device=pixels.device) for values in (preprocess.mean, preprocess.std))

@@ -9,7 +9,7 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_csv
 from training import run
 from training.config import TuneConfig
-from training.data import Images, check_classes
+from training.data import Images, absent_remarks, check_classes
 from training.duplicates import Mark, Pair, find_duplicates
 from training.reading import Reader, some
 from training.tasks.base import Splits
@@ -55,7 +55,7 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
     remarks = reader.finish(out / run.UNREADABLE)
     if given:
         run.keep_seen(out, ((each.sha256, each.file) for each in reader.digests if each.set != "test"))
-    found = reader.remarks()
+    found = [*reader.remarks(), *absent_remarks(validation, splits.classes, "validation")]
     if compared:
         found += repeated(marks, splits.classes, out / run.DUPLICATES)
     for remark in found:

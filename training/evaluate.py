@@ -23,7 +23,7 @@ from mosa_deploy.errors import DataError, command
 from training import run
 from training.arguments import evaluate_config
 from training.chance import chance_remarks
-from training.data import Images
+from training.data import Images, absent_remarks
 from training.options import EvaluateConfig
 from training.predictions import MISTAKES, PREDICTIONS, write_mistakes, write_predictions
 from training.reading import Digest, Reader, some
@@ -89,7 +89,12 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     reader = Reader(subject.preprocess, config.reading)
     test = reader.images(examples, "test")
     reader.finish(out / run.UNREADABLE if out else None)
-    for remark in [*reader.remarks(), *seen_remarks(folder, reader.digests)]:
+    drawn = bool(splits.train) and not config.own_images
+    for remark in [
+        *reader.remarks(),
+        *absent_remarks(test, splits.classes, "test"),
+        *seen_remarks(folder, reader.digests, drawn),
+    ]:
         print(remark, file=sys.stderr)
     test = replace(some(test, "test"), labels=torch.tensor(match.places)[test.labels])
     return Evaluation(subject, test, probabilities(subject.logits(test), subject.temperature))
@@ -115,9 +120,19 @@ def test_of_run(folder: Path, splits: Splits) -> Sequence[Example]:
     return found
 
 
-def seen_remarks(folder: Path | None, digests: Sequence[Digest]) -> list[str]:
-    """A line if the run in `folder` saw some of these images while it was tuned, else none."""
-    seen = set[str]() if folder is None else run.read_seen(folder)
+def seen_remarks(folder: Path | None, digests: Sequence[Digest], drawn: bool) -> list[str]:
+    """A line if the run in `folder` saw some of these images while it was tuned, else none.
+
+    If it does not say which it saw, a line if the test set was `drawn` from a folder that may hold them.
+    """
+    if folder is None:
+        return []
+    seen = run.read_seen(folder)
+    if not seen and drawn:
+        return [
+            f"warning: {folder} does not say on which images it was tuned: if they are among these, the figures are too"
+            " good; evaluate the folder of the run, which knows its test set"
+        ]
     found = [each.file for each in digests if each.sha256 in seen]
     if not found:
         return []
@@ -133,7 +148,8 @@ def others(config: EvaluateConfig, splits: Splits) -> str:
     count = len(splits.train) + len(splits.validation)
     if config.data_dir is None or not count:
         return ""
-    return f"; {count:,} others in {config.data_dir} are not evaluated: below {config.data_dir}/test, all would be"
+    way = "with `test` in a column `split`" if config.labels else f"below {config.data_dir}/test"
+    return f"; {count:,} others in {config.data_dir} are not evaluated: {way}, all would be"
 
 
 class ImageSettings(NamedTuple):

@@ -52,7 +52,9 @@ class Headers:
 
     def _depth(self, image: Image.Image) -> None:
         if image.mode.startswith("I"):
-            self.grey.append(int(np.asarray(image).max()))
+            values = np.asarray(image)
+            if values.min() >= 0 and values.max() <= WHITE_16:  # The decoder refuses others, and says so.
+                self.grey.append(int(values.max()))
         elif any(";16" in str(tile.args) for tile in getattr(image, "tile", ())):
             self.colour.append(int(np.asarray(image.convert("RGB")).max()))
 

@@ -26,6 +26,9 @@ COLUMNS = 6
 THUMBNAIL = 240
 """The longer side of a tile in pixels."""
 
+LABEL = 40
+"""The most characters of a class name beside a confusion matrix; a longer one would take the room of the matrix."""
+
 READABLE = 25
 """With more classes than this, the numbers in a confusion matrix would be too small to read."""
 
@@ -101,7 +104,7 @@ def draw_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str]
     # Side of a cell in inches. From 45 to 200 classes the labels shrink from 8 points to 5; below 3 they are left out.
     cell = min(1.0, max(5 / count, min(0.16, 20 / count)))
     size = min(9.0, 72 * cell * 0.7)
-    names = list(classes) if size >= 3 else [""] * count
+    names = [shortened(name, LABEL) for name in classes] if size >= 3 else [""] * count
     widest = max(map(len, names)) * size * 0.6 / 72
     side = cell * count + widest
     with drawn(path, side + 1.7, side + 1.0) as figure:
@@ -190,5 +193,6 @@ def draw_tiles(path: Path, tiles: Sequence[Tile], title: str) -> None:
 
 
 def shortened(text: str, most: int = 26) -> str:
-    """The text, whose middle is left out if it is longer than a tile is wide."""
+    """The text in one line, whose middle is left out if it is longer than a tile is wide."""
+    text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"

@@ -140,9 +140,9 @@ def metrics_table(before: Mapping[str, float], after: Mapping[str, float], tempe
 
 def confusions_list(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     """The most frequent confusions in words, most frequent first."""
-    worst = confusions(matrix, WORST)
+    worst, names = confusions(matrix, WORST), [" ".join(name.split()) for name in classes]
     lines = [
-        f"- `{classes[i]}` taken for `{classes[j]}`: {n} of {matrix[i].sum()} ({n / matrix[i].sum():.0%})"
+        f"- `{names[i]}` taken for `{names[j]}`: {n} of {matrix[i].sum()} ({n / matrix[i].sum():.0%})"
         for i, j, n in worst
     ]
     return "\n".join(lines) or "None: every image of validation is given its class."

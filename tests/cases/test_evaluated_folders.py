@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,16 @@ def test_images_that_the_run_was_tuned_on_are_told_wherever_they_lie(
     assert f"warning: {count} of {count} test images are images on which {run} was tuned or selected, such as " in (
         capsys.readouterr().err
     )
+
+
+def test_a_bundle_that_does_not_know_its_images_warns_of_a_drawn_test_set(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("adapter.json", "adapter.safetensors"):
+        shutil.copy(run / name, tmp_path / name)
+    write_jpegs(tmp_path / "photos", COUNTS, size=32)
+    evaluate(EvaluateConfig(bundle=tmp_path, data_dir=tmp_path / "photos", device="cpu"))
+    assert f"warning: {tmp_path} does not say on which images it was tuned: " in capsys.readouterr().err
 
 
 def test_images_that_the_run_never_saw_need_no_word(

@@ -201,3 +201,9 @@ def test_the_service_takes_as_many_pixels_as_it_is_told(monkeypatch: pytest.Monk
         read_pixels(large, [PREPROCESS], 2000)
     create_app(Settings(max_pixels=2000))
     assert read_pixels(large, [PREPROCESS], 2000)[0].shape == (16, 16, 3)
+
+
+def test_values_that_no_white_level_holds_are_left_to_the_decoder() -> None:
+    headers = Headers()
+    headers.look(saved(Image.new("I", (8, 8), 70_000), "tiff"), "deep.tiff", PREPROCESS, 1000)
+    assert headers.remarks(Decode()) == []

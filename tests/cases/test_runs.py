@@ -13,7 +13,8 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, DataError
 from tests.support.images import write_jpegs
 from training.config import TuneConfig
-from training.options import ReadOptions
+from training.evaluate import evaluate
+from training.options import EvaluateConfig, ReadOptions
 from training.tune import tune
 
 
@@ -154,6 +155,20 @@ def test_sets_that_share_nothing_need_no_word(sets: Path, capsys: pytest.Capture
     run = tune(config(sets))
     assert "repeat" not in capsys.readouterr().err
     assert not (run / "duplicates.csv").exists()
+
+
+def test_a_class_of_which_no_validation_image_can_be_read_is_told(
+    sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("validation", "test"):
+        for path in (sets / name / "cat").iterdir():
+            path.write_bytes(b"spoilt")
+    reading = ReadOptions(max_unreadable="50%")
+    run = tune(config(sets, reading=reading))
+    line = "warning: no {} image of class cat: the figures say nothing about it"
+    assert line.format("validation") in capsys.readouterr().err
+    evaluate(EvaluateConfig(bundle=run, reading=reading, device="cpu"))
+    assert line.format("test") in capsys.readouterr().err
 
 
 def test_the_test_set_is_not_even_decoded_if_asked(sets: Path) -> None:

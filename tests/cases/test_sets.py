@@ -73,7 +73,10 @@ def test_test_alone_is_there_to_be_evaluated(tmp_path: Path) -> None:
 
 def test_validation_and_test_without_train(tmp_path: Path) -> None:
     sets(tmp_path, "val", "test")
-    assert refusal(tmp_path) == f"{tmp_path} has validation and test and no train: add train/<class>/<file>"
+    assert refusal(tmp_path) == (
+        f"{tmp_path} has validation and test and no train: add train/<class>/<file> to tune on, or name a single set"
+        " `test` to evaluate a tuned task on it"
+    )
 
 
 def test_unlabelled_test_images_of_a_competition(tmp_path: Path) -> None:
@@ -123,3 +126,18 @@ def test_a_set_that_lacks_a_class_is_named(tmp_path: Path) -> None:
         f"{tmp_path}/Test has other classes than {tmp_path}/Train ('elm' is in one of them alone): make them the same"
     )
     assert refusal(tmp_path) == said
+
+
+def test_sets_of_two_kinds_are_not_guessed_between(tmp_path: Path) -> None:
+    names = [f"{part}_{kind}/{label}/0.jpg" for part in ("train", "test") for kind in "ab" for label in ("ash", "oak")]
+    assert refusal(write_images(tmp_path, *names)) == (
+        f"{tmp_path} holds sets of several kinds, such as 'test_a' and 'test_b': keep one kind"
+    )
+
+
+@pytest.mark.parametrize("group", [None, "folder"])
+def test_sets_inside_classes_are_never_mixed(tmp_path: Path, group: str | None) -> None:
+    names = [f"{label}/{part}/{i}.jpg" for part in ("train", "val", "test") for label in ("ash", "oak") for i in "012"]
+    assert refusal(write_images(tmp_path, *names), group=group) == (
+        f"{tmp_path} holds 'ash/test/0.jpg', a set inside a class: put the classes into the sets, as in 'test/ash'"
+    )

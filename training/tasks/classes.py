@@ -7,6 +7,7 @@ from unicodedata import normalize
 
 from mosa_deploy.bundles.image_files import Parts
 from mosa_deploy.errors import DataError
+from mosa_deploy.utils.set_names import set_of
 from training.tasks.archives import TABLES
 from training.tasks.base import Example
 from training.tasks.sets import beside_sets, set_folders, set_source
@@ -51,6 +52,11 @@ def read_classes(source: Source, grouping: Grouping | None = None) -> tuple[tupl
         raise DataError(f"{source.name} holds {len(classes)} class folder(s): a task needs at least two{hint}")
     check_names(classes, source.name)
     deep = sorted(parts for parts in source.images if len(parts) > 2)
+    if deep and all(set_of(parts[1]) for parts in deep):
+        raise DataError(
+            f"{source.name} holds {shown(deep[0])!r}, a set inside a class: put the classes into the sets, as in"
+            f" {shown((deep[0][1], deep[0][0]))!r}"
+        )
     if deep and grouping is None:
         raise DataError(f"{source.name} holds {shown(deep[0])!r}, {_too_deep(source, deep)}")
     counts = Counter(parts[0] for parts in source.images if len(parts) > 1)

@@ -48,7 +48,11 @@ def beside_sets(source: Source, folders: Mapping[str, str]) -> str | None:
 
 
 def _named(source: Source) -> dict[str, str]:
-    """Top folder -> set."""
+    """Top folder -> set.
+
+    Raises:
+        DataError: there are several kinds of sets, such as `a_train` with `a_test` and `b_train` with `b_test`.
+    """
     tops = source.tops()
     if tops and all(map(set_of, tops)):
         return {top: name for top in tops if (name := set_of(top))}
@@ -61,7 +65,13 @@ def _named(source: Source) -> dict[str, str]:
             alike[spoken.rest][top] = spoken.name
     # `seg_train` and `seg_test` are sets, `steam train` and `crash test` are not: sets differ in one word.
     plain = alike.pop("", {})
-    return plain or next((named for named in alike.values() if len(set(named.values())) > 1), {})
+    if plain:
+        return plain
+    several = [named for named in alike.values() if len(set(named.values())) > 1]
+    if len(several) > 1:
+        first, second, *_ = (next(iter(named)) for named in several)
+        raise DataError(f"{source.name} holds sets of several kinds, such as {first!r} and {second!r}: keep one kind")
+    return several[0] if several else {}
 
 
 def _check_alone(source: Source, top: str) -> None:
