@@ -24,8 +24,9 @@ Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_erro
 async def may_ask(request: Request, bearer: Bearer, header: Header) -> None:
     """Raises RequestError 401 if API keys are set and the request has neither one of them nor an admin's key."""
     settings: Settings = request.app.state.settings
-    if settings.api_keys and not _known(_keys(bearer, header), (*settings.api_keys, *settings.admin_keys)):
-        raise RequestError(401, "send one of the service's API keys as `Authorization: Bearer ...`")
+    keys = _keys(bearer, header)
+    if settings.api_keys and not _known(keys, (*settings.api_keys, *settings.admin_keys)):
+        raise _unauthorised(keys, "API keys")
 
 
 async def may_change(request: Request, bearer: Bearer, header: Header) -> None:
@@ -38,12 +39,17 @@ async def may_change(request: Request, bearer: Bearer, header: Header) -> None:
     if not may_change and may_ask:
         raise RequestError(403, "this key may ask, but not change tasks: send one of the service's admin keys")
     if not may_change:
-        raise RequestError(401, "send one of the service's admin keys as `Authorization: Bearer ...`")
+        raise _unauthorised(keys, "admin keys")
 
 
 def _keys(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> tuple[str, str]:
     """What both headers hold: a proxy that asks who the user is may need `Authorization` for itself."""
     return bearer.credentials.strip() if bearer else "", (header or "").strip()
+
+
+def _unauthorised(given: Sequence[str], needed: str) -> RequestError:
+    said = "the service does not know this key: " if any(given) else ""
+    return RequestError(401, f"{said}send one of the service's {needed} as `Authorization: Bearer ...`")
 
 
 def _known(given: Sequence[str], keys: Sequence[str]) -> bool:

@@ -99,7 +99,8 @@ class RequestLog:
     def write(self) -> None:
         """Count and log. A status of 0 means that the sender disconnected."""
         seconds = time.monotonic() - self.start
-        route = getattr(self.scope.get("route"), "path", "none")
+        # Before a route is found there is none, or that of the server around the app, whose path is empty.
+        route = getattr(self.scope.get("route"), "path", "") or "none"
         method = self.scope["method"] if self.scope["method"] in {"GET", "POST", "PUT", "DELETE"} else "other"
         metrics.requests.labels(route, method, str(self.status)).inc()
         metrics.latency.labels(route).observe(seconds)

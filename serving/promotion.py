@@ -66,7 +66,9 @@ class PromotionGate:
         known = tuple(image for image in images if last is None or image.label in last.classes)
         compared = known or images
         if not options.force:
-            require_images(len(compared), margin, " of classes that both versions have" if known != images else "")
+            which = "" if archive.gate else " that the service keeps from an earlier upload"
+            which += " of classes that both versions have" if known != images else ""
+            require_images(len(compared), margin, which)
         return Comparison(compared, self._before(entry, compared) if known else None, margin, options.force)
 
     def judge(self, comparison: Comparison, loaded: LoadedTask) -> Gate:

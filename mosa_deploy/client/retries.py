@@ -2,6 +2,7 @@
 
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -131,4 +132,8 @@ def unreachable(request: ApiRequest[Any], fault: httpx.TransportError) -> Servic
         return ServiceError(
             0, f"no answer arrived ({reason}), but the service may have done it: look before you ask again"
         )
-    return ServiceError(0, f"the service does not answer ({reason}): is it running at that address?")
+    address = "that address"
+    with suppress(RuntimeError):  # httpx's word for a fault that names no request
+        url = fault.request.url
+        address = f"{url.scheme}://{url.netloc.decode()}"
+    return ServiceError(0, f"the service does not answer ({reason}): is it running at {address}?")

@@ -101,6 +101,9 @@ def test_the_images_are_kept_for_the_next_upload_also_after_a_restart(
     with changing(copied, promotion_margin=0.35) as again:
         assert sent(again, newer).status_code == 409
         assert top(again, "birds", maker.images[0])[0] == "class-0"
+    with changing(copied) as finer:
+        kept = "16 labelled images that the service keeps from an earlier upload cannot tell a difference of 0.02"
+        assert sent(finer, newer).json()["detail"].startswith(kept)
 
 
 def test_kept_images_that_do_not_fit_new_classes_are_not_ignored(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from tests.support.app import running, scores
 from tests.support.tasks import TaskMaker, picture
@@ -126,3 +128,11 @@ def test_a_page_may_add_the_headers_of_its_tracing(maker: TaskMaker) -> None:
         preflight = client.options("/classify", headers={"origin": "https://app.example", **asked})
         assert preflight.status_code == 200
         assert "traceparent" in preflight.headers["access-control-allow-headers"]
+
+
+def test_a_request_that_is_refused_before_its_route_is_counted_as_none(maker: TaskMaker) -> None:
+    """Around the app lies another server, whose one route has an empty path."""
+    with running(maker.root, prefetch=0, max_upload=1000) as client:
+        outer = TestClient(Starlette(routes=[Mount("/", client.app)]))
+        assert outer.post("/classify", content=bytes(2000)).status_code == 413
+        assert 'route=""' not in client.get("/metrics").text

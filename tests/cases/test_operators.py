@@ -34,7 +34,11 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ \[\S+\] .+")
     ("key", "status", "reason"),
     [
         ("a-key", 403, "this key may ask, but not change tasks: send one of the service's admin keys"),
-        ("wrong", 401, "send one of the service's admin keys as `Authorization: Bearer ...`"),
+        (
+            "wrong",
+            401,
+            "the service does not know this key: send one of the service's admin keys as `Authorization: Bearer ...`",
+        ),
         (None, 401, "send one of the service's admin keys as `Authorization: Bearer ...`"),
         ("root-key", 204, None),
     ],
