@@ -93,15 +93,28 @@ def fingerprint(content: bytes, pixels: Pixels) -> Fingerprint:
 
 
 def find_duplicates(sets: Mapping[str, Sequence[Mark]]) -> Duplicates:
-    """The images of each set that repeat one of the sets before it."""
+    """The images of each set that repeat one of the sets before it, or one of their own set under another label."""
     pairs: list[Pair] = []
     earlier: list[tuple[str, Mark]] = []
     for name, marks in sets.items():
-        if earlier and marks:
-            for kind, mark, first, other in _repeats(marks, earlier):
-                pairs.append(Pair(kind, name, mark.file, mark.label, first, other.file, other.label))
+        found = _repeats(marks, earlier) if earlier and marks else []
+        repeating = {mark.file for _, mark, _, _ in found}
+        found += [(*pair[:2], name, pair[2]) for pair in _contradictions(marks) if pair[1].file not in repeating]
+        for kind, mark, first, other in found:
+            pairs.append(Pair(kind, name, mark.file, mark.label, first, other.file, other.label))
         earlier += [(name, mark) for mark in marks]
     return Duplicates(pairs, {name: len(marks) for name, marks in sets.items()})
+
+
+def _contradictions(marks: Sequence[Mark]) -> list[tuple[str, Mark, Mark]]:
+    """The images of a set whose file is there before under another label."""
+    first: dict[bytes, Mark] = {}
+    found = []
+    for mark in marks:
+        other = first.setdefault(mark.print.content, mark)
+        if other.label != mark.label:
+            found.append((KINDS[0], mark, other))
+    return found
 
 
 def _repeats(marks: Sequence[Mark], earlier: Sequence[tuple[str, Mark]]) -> list[tuple[str, Mark, str, Mark]]:

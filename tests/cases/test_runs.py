@@ -151,6 +151,18 @@ def test_images_that_sets_share_are_counted_listed_and_reported(sets: Path, caps
     assert "- **Warning:** 1 of 8 validation images repeat" in (run / "report.md").read_text()
 
 
+def test_one_image_in_the_folders_of_two_classes_is_told_also_within_a_set(
+    sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(sets / "train" / "cat" / "cat_1.jpg", sets / "train" / "dog" / "cat_1.jpg")
+    shutil.copy(sets / "train" / "cat" / "cat_2.jpg", sets / "train" / "cat" / "again.jpg")
+    run = tune(config(sets))
+    line = "1 of 22 train images repeat an image of train (1 the same file), 1 of them under another label"
+    assert f"warning: {line}; see duplicates.csv" in capsys.readouterr().err
+    (row,) = rows(run / "duplicates.csv")
+    assert (row["file"], row["first_file"]) == ("dog/cat_1.jpg", "cat/cat_1.jpg")
+
+
 def test_sets_that_share_nothing_need_no_word(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tune(config(sets))
     assert "repeat" not in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_report_names_what_was_tuned(run: Path) -> None:
     for line in (
         "| task | ports, 4 classes of folder |",
         "| backbone | vit_toy, random, sha256 0123456789ab |",
-        "| adapter | bottleneck 2, experts 4, share down, scale 0.1, dropout 0.1, style parallel |",
+        "| adapter | bottleneck 2, experts 4, share down, scale 0.1, dropout 0.1, style parallel, activate per-pass |",
         "| parameters | 1,234 |",
         "| kept | epoch 1, the best of 2 |",
         "| seed | 7 |",
