@@ -271,6 +271,13 @@ def test_a_table_that_contradicts_the_folders_is_taken_and_told(tmp_path: Path) 
     )
 
 
+def test_a_column_of_patients_is_offered_as_groups(images: Path, tmp_path: Path) -> None:
+    rows = [(*row, f"p{i // 2}") for i, row in enumerate(ROWS)]
+    table = write_table(tmp_path / "labels.csv", "file,label,Patient_ID", rows)
+    hint = "; --group Patient_ID would keep the images of one Patient_ID in one set"
+    assert listed(images, table).remarks[0].endswith(f"not used: 'Patient_ID'{hint}")
+
+
 def test_images_without_a_group_are_no_group(images: Path, tmp_path: Path) -> None:
     rows = [(*row, "p1" if i < 4 else ("", "nan", "N/A")[i % 3]) for i, row in enumerate(ROWS)]
     found = listed(images, write_table(tmp_path / "labels.csv", "file,label,patient", rows), group="patient")

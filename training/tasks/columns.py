@@ -24,6 +24,13 @@ SPLIT = ("split", "set", "subset", "partition", "dataset", "datasplit", "splits"
 GROUP = ("group", "groupid", "groups")
 """Names of columns, in lower case and without anything between words; earlier ones come first."""
 
+SERIES = tuple(
+    f"{of}{suffix}"
+    for of in ("patient", "subject", "person", "video", "series", "sequence", "scene", "session", "lesion", "animal")
+    for suffix in ("", "id", "name")
+)
+"""Columns that probably say which images belong together; it is the user who decides."""
+
 NO_LABEL = {"", "index", "width", "height", "text", "caption", "description", "url", "md5", "sha256", "bbox", "objects"}
 """Columns that are never taken for the label only because no other is there."""
 
@@ -72,7 +79,9 @@ class Columns:
         taken = {name: column for name, column in vars(self).items() if column is not None}
         unused = [column for column in columns if column and column not in taken.values()]
         text = ", ".join(f"{name} from {column!r}" for name, column in taken.items())
-        return text + (f"; not used: {', '.join(map(repr, unused[:MANY_CLASSES]))}" if unused else "")
+        text += f"; not used: {', '.join(map(repr, unused[:MANY_CLASSES]))}" if unused else ""
+        known = None if self.group else next((column for column in unused if _plain(column) in SERIES), None)
+        return text + (f"; --group {known} would keep the images of one {known} in one set" if known else "")
 
 
 def find_columns(table: Table, group: str | None) -> tuple[Table, Columns]:
