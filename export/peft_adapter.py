@@ -146,6 +146,11 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
     head = {name for name in tensors if own[name] in HEAD}
     odd = {f"{module}.{part}" for module, found in parts.items() if not _is_whole(module, found) for part in found}
     odd |= tensors.keys() - used - whole - head
+    if odd and all(name.startswith(("head.", "classifier.")) for name in odd):
+        raise BundleError(
+            f"--from peft {folder} has a head of several layers ({', '.join(sorted(odd)[:NAMED])}): a bundle's head is"
+            " one linear layer; merge these layers into one, or tune a head again"
+        )
     if odd:
         names = ", ".join(sorted(odd)[:NAMED]) + (f" and {len(odd) - NAMED} more" if len(odd) > NAMED else "")
         raise BundleError(

@@ -258,3 +258,10 @@ def test_a_norm_around_the_backbone_is_not_left_out(tmp_path: Path) -> None:
     model = Around(load_backbone(NAME, Weights("random")), nn.Sequential(nn.LayerNorm(64), nn.Linear(64, CLASSES)))
     adapted(model, tmp_path / "peft", target_modules=["qkv"], modules_to_save=["fc"])
     assert "holds backbone.blocks.0.attn.qkv" in refusal(tmp_path / "peft")
+
+
+def test_a_head_of_several_layers_is_refused(tmp_path: Path) -> None:
+    model: Any = load_backbone(NAME, Weights("random"), CLASSES)
+    model.head = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+    adapted(model, tmp_path / "peft", target_modules=["qkv"], modules_to_save=["head"])
+    assert "has a head of several layers (head.0.bias, head.0.weight, " in refusal(tmp_path / "peft")

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import timm
+import timm.data
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from export.convert import convert
 from export.options import ConvertConfig
-from mosa_deploy.adapters.restore import restore
-from mosa_deploy.backbones.load import Weights, randomise
+from mosa_deploy.backbones.load import randomise
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import BackboneError, ConfigError, DataError
 from tests.support.peft_models import CLASSES, NAME, of_transformers, vit
@@ -27,7 +28,10 @@ PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 160
 
 @pytest.fixture(scope="module")
 def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """peft/ with an adapter, vit/ with its base model, timm/ with a checkpoint; tests must not change it."""
+    """peft/ with an adapter, vit/ with its base model, timm/ with a checkpoint, images/ in folders by its answers.
+
+    Tests must not change it.
+    """
     root = tmp_path_factory.mktemp("brought")
     of_transformers(root / "peft", root / "vit", target_modules=["q_proj"])
     torch.manual_seed(0)
@@ -35,6 +39,16 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
     randomise(model)
     (root / "timm").mkdir()
     save_file(model.state_dict(), root / "timm" / "w.safetensors")
+    model.train(False)
+    read = Preprocess.from_timm(timm.data.resolve_model_data_config(model))
+    for i in range(24):
+        noise = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        image = Image.fromarray(noise.numpy()).resize((170, 170))
+        with torch.inference_mode():
+            answer = int(model(torch.from_numpy(read.normalise(read.pixels(image)[None]))).argmax())
+        folder = root / "images" / NAMES[answer]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{i}.bmp")
     return root
 
 
@@ -185,27 +199,10 @@ def test_a_sigmoids_loss_and_resampled_positions_are_said(here: Path, capsys: py
     assert "has image_size 160, images are 96 x 96: the position embeddings are resampled" in capsys.readouterr().out
 
 
-def class_folders(here: Path, record: Record, folders: list[str]) -> Path:
-    """Images in folders by the class that the task answers, if `folders` name the outputs in their order."""
-    loaded = Bundle.load(here / "run")
-    model, read = restore(loaded, Weights("random")), record.preprocess
-    for i in range(24):
-        noise = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
-        image = Image.fromarray(noise.numpy()).resize((170, 170))
-        with torch.inference_mode():
-            answer = int(model(torch.from_numpy(read.normalise(read.pixels(image)[None]))).argmax())
-        folder = here / "images" / folders[answer]
-        folder.mkdir(parents=True, exist_ok=True)
-        image.save(folder / f"{i}.png")
-    return here / "images"
-
-
 def test_the_accuracy_on_class_folders_is_said_with_what_it_cannot_find(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = class_folders(here, of_timm(here, classes=",".join(NAMES)), NAMES)
-    shutil.rmtree(here / "run")
-    of_timm(here, classes=",".join(NAMES), images=images)
+    of_timm(here, classes=",".join(NAMES), images=here / "images")
     said = capsys.readouterr().out
     assert "accuracy 1.000 on 24 images of --images" in said
     assert "compare some probabilities with your own library" in said
@@ -213,26 +210,21 @@ def test_the_accuracy_on_class_folders_is_said_with_what_it_cannot_find(
 
 @pytest.mark.parametrize("classes", ["elk,ant,bee,cat,dog", "elk,dog,cat,bee,ant"])
 def test_a_wrong_order_of_classes_is_refused_by_the_accuracy(here: Path, classes: str) -> None:
-    images = class_folders(here, of_timm(here, classes=",".join(NAMES)), NAMES)
-    shutil.rmtree(here / "run")
     with pytest.raises(ConfigError, match=r"^accuracy 0\.\d+ on 24 images .*below --min-accuracy 0\.6, so the class"):
-        of_timm(here, classes=classes, images=images)
+        of_timm(here, classes=classes, images=here / "images")
     assert not (here / "run").exists()
-    assert of_timm(here, classes=classes, images=images, min_accuracy=0).classes[1] != "bee"
+    assert of_timm(here, classes=classes, images=here / "images", min_accuracy=0).classes[1] != "bee"
 
 
 def test_folders_of_other_names_are_refused(here: Path) -> None:
-    for name in ("ant", "wasp"):
-        (here / "images" / name).mkdir(parents=True)
-        Image.new("RGB", (170, 170)).save(here / "images" / name / "a.png")
+    (here / "images" / "wasp").mkdir()
+    Image.new("RGB", (170, 170)).save(here / "images" / "wasp" / "a.png")
     with pytest.raises(ConfigError, match=r"images has folders wasp, the task's classes are ant, bee, cat, dog, elk"):
         of_timm(here, classes=",".join(NAMES), images=here / "images")
 
 
 def test_without_other_names_the_folders_name_the_classes(here: Path) -> None:
-    images = class_folders(here, of_timm(here), NAMES)
     for name in NAMES:
-        (images / name).mkdir(exist_ok=True)
-        Image.new("RGB", (170, 170)).save(images / name / "extra.png")
-    shutil.rmtree(here / "run")
-    assert of_timm(here, images=images, min_accuracy=0).classes == tuple(NAMES)
+        (here / "images" / name).mkdir(exist_ok=True)
+        Image.new("RGB", (170, 170)).save(here / "images" / name / "extra.png")
+    assert of_timm(here, images=here / "images", min_accuracy=0).classes == tuple(NAMES)

@@ -154,7 +154,13 @@ def test_a_tuned_model_of_transformers(tmp_path: Path, files: list[Path], name: 
     assert_equal(given, of_library(model, transformers_reads(read), files))
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
+REPEATED = ("CLIP, Pillow", "ConvNext, another share", "ViT")
+"""Processors whose steps other tests take too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in REPEATED else []) for name in PROCESSORS]
+)
 def test_every_processor(tmp_path: Path, files: list[Path], name: str) -> None:
     model, read = family("ViT"), processor(name)
     model.save_pretrained(tmp_path)

@@ -100,7 +100,6 @@ def test_qkv_without_a_bias_has_zeros(tmp_path: Path) -> None:
     [
         {"hyper_parameters": {"global_pool": "avg", "fc_norm": False}},
         {"hyper_parameters": {"model": {"kwargs": {"global_pool": "avg", "fc_norm": False}}, "lr": 0.1}},
-        {"config": {"global_pool": "avg", "fc_norm": False, "img_size": 160}},
         {"args": argparse.Namespace(model="vit_mine", global_pool=True, fc_norm=False)},
     ],
     ids=str,
@@ -169,7 +168,6 @@ def test_what_changes_no_answer_needs_no_word(
     "more",
     [
         {"class_to_idx": {name: i for i, name in enumerate(NAMES)}},
-        {"classes": NAMES},
         {"hyper_parameters": {"class_names": tuple(NAMES)}},
         {"idx_to_class": dict(enumerate(NAMES))},
     ],
