@@ -191,7 +191,9 @@ def _read_hub_config(facts: Facts, config: ConvertConfig, found: dict[str, Any],
     if isinstance(names, list) and names:
         facts.names.append(Fact(tuple(map(str, names)), f"label_names in {where}"))
     if isinstance(cfg, dict) and config.preprocess is None:
-        read = timm_files.preprocess({}, cfg, where)
+        side = (found.get("model_args") or {}).get("img_size")
+        sides = side if isinstance(side, list) else [side, side]
+        read = timm_files.preprocess({} if side is None else {"input_size": (3, *sides)}, cfg, where)
         if found.get("model_type") == WRAPPER:
             read = read.model_copy(update={"decode": TRANSFORMERS})
         facts.preprocess.append(Fact(read, where))

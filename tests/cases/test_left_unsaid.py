@@ -89,6 +89,15 @@ def test_another_image_size_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "w.pth has image_size 96, images are 160 x 160: the position embeddings are" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("size", [96, [96, 96]], ids=str)
+def test_the_image_size_of_a_model_of_timms_hub_is_that_it_was_made_with(tmp_path: Path, size: Any) -> None:
+    model = tuned(img_size=96)
+    timm.models.save_for_hf(model, str(tmp_path), model_args={"img_size": size}, safe_serialization=True)
+    bundle = from_path(tmp_path / "model.safetensors", tmp_path / "run")
+    assert bundle.record.preprocess.size == (96, 96)
+    assert_as(bundle, model)
+
+
 def test_qkv_without_a_bias_has_zeros(tmp_path: Path) -> None:
     model = vit(qkv_bias=False)
     model.save_pretrained(tmp_path / "vit")
