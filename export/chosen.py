@@ -77,12 +77,12 @@ def choose_model_args(facts: Sequence[Fact[ModelArgs]], flags: ModelArgs) -> Fac
     """
     chosen: dict[str, Fact[Any]] = {}
     for fact in (Fact(flags, "the flags"), *facts):
-        for name, value in fact.value.model_dump(exclude_none=True).items():
+        for name, value in fact.value.given().items():
             known = chosen.setdefault(name, Fact(value, fact.where))
             if known.value != value and known.where != "the flags":
                 way_out = f"give {FLAGS[name]}" if name in FLAGS else "repair one of them"
                 raise ConfigError(f"{name} is {known.value} in {known.where}, but {value} in {fact.where}: {way_out}")
-    args = ModelArgs.model_validate({name: fact.value for name, fact in chosen.items()})
+    args = ModelArgs(**{name: fact.value for name, fact in chosen.items()})
     return Fact(args, ", ".join(dict.fromkeys(fact.where for fact in chosen.values())))
 
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from mosa_deploy.bundles.decode import TIMM
-from mosa_deploy.bundles.model_args import ModelArgs
+from mosa_deploy.bundles.model_args import CHECKS, ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import BackboneError, DataError
 from mosa_deploy.utils.text import decode_text
@@ -54,16 +54,15 @@ def model_args(settings: Settings, where: str) -> ModelArgs:
         BackboneError: there are others, or a value is of no use.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    taken = {name: value for name, value in given.items() if name in ModelArgs.model_fields}
+    taken = {name: value for name, value in given.items() if name in CHECKS}
     odd = sorted(given.keys() - taken.keys() - SHOWN_BY_TENSORS - WITHOUT_EFFECT)
     if odd:
         said = ", ".join(f"{name} {given[name]}" for name in odd)
         raise BackboneError(f"{where}: {said} cannot be kept: bring a model without that")
     try:
-        return ModelArgs.model_validate(taken)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise BackboneError(f"{where}: {fault['loc'][0]} {fault['input']}: {fault['msg']}") from None
+        return ModelArgs.read(taken)
+    except (TypeError, ValueError) as error:
+        raise BackboneError(f"{where}: {error}") from None
 
 
 def preprocess(settings: Settings, pretrained_cfg: Settings, where: str) -> Preprocess:

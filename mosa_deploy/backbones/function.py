@@ -29,7 +29,7 @@ IN_PLACE = ("num_heads", "act_layer", "norm_eps")
 
 def created_with(args: ModelArgs) -> dict[str, Any]:
     """The arguments for `timm.create_model`; the eps is set by `set_function`."""
-    return args.model_dump(exclude_none=True, exclude={"norm_eps"})
+    return {name: value for name, value in args.given().items() if name != "norm_eps"}
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def pinned(name: str, args: ModelArgs) -> ModelArgs:
     open_ = {key: value for key, value in timms.items() if key in IN_PLACE and getattr(args, key) is None}
     if open_.get("act_layer") not in get_args(Activation):
         open_.pop("act_layer", None)
-    return args.model_copy(update=open_)
+    return args.changed(open_)
 
 
 def departures(name: str, model: Transformer) -> ModelArgs:
@@ -84,7 +84,7 @@ def departures(name: str, model: Transformer) -> ModelArgs:
     odd = [f"{key} {other[key]!r}" for key, values in known.items() if key in other and other[key] not in values]
     if odd:
         raise BackboneError(f"{name} with {', '.join(odd)} cannot be kept: tune a model without that")
-    return ModelArgs.model_validate(other)
+    return ModelArgs(**other)
 
 
 def arguments(model: VisionTransformer) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def load_backbone(
     check_name(name)
     args = model_args or ModelArgs()
     if args.reg_tokens is None:
-        args = args.model_copy(update=tokens_beside(weights.file).model_dump(exclude_none=True))
+        args = args.changed(tokens_beside(weights.file).given())
     kwargs |= created_with(args)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -181,7 +181,7 @@ def fingerprint(state: dict[str, Tensor], model_args: ModelArgs | None = None) -
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     if model_args is not None and model_args != ModelArgs():
-        digest.update(model_args.model_dump_json(exclude_none=True).encode())
+        digest.update(model_args.to_json().encode())
     return digest.hexdigest()
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy.backbones.foldable import feed_forward
@@ -76,10 +75,9 @@ def model_args(config: dict[str, Any], family: str = "") -> ModelArgs:
         "norm_eps": config.get("layer_norm_eps", default_eps),
     }
     try:
-        return ModelArgs.model_validate(given)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise BackboneError(f"{fault['loc'][0]} {fault['input']}: {fault['msg']}") from None
+        return ModelArgs.read(given)
+    except (TypeError, ValueError) as error:
+        raise BackboneError(str(error)) from None
 
 
 def tokens_beside(weights: Path | None) -> ModelArgs:

@@ -40,6 +40,7 @@ TASK: Example = {
     "added": "2026-11-26T08:30:00Z",
     "served_since": "2026-11-26T08:30:00Z",
     "preprocess": {"size": [32, 32], "resize": "center", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    "gate": None,
 }
 VERSION: Example = {
     "bundle": "3f0c8b5a9d21",

@@ -172,7 +172,7 @@ def test_a_damaged_file_is_named(here: Path, name: str, content: str) -> None:
         ({"interpolation": "random"}, r"interpolation random: Input should be 'bicubic'"),
         ({"input_size": [1, 160, 160]}, r"images of 1 channels: give --preprocess"),
         ({"model": "vit_small_patch16_224"}, r"args\.yaml is of vit_small_patch16_224, --backbone says test_vit"),
-        ({"model_kwargs": {"act_layer": "mish"}}, r"args\.yaml: act_layer mish: Input should be 'gelu'"),
+        ({"model_kwargs": {"act_layer": "mish"}}, r"args\.yaml: act_layer 'mish': give one of gelu"),
     ],
 )
 def test_what_timms_training_script_did_and_we_cannot_is_refused(

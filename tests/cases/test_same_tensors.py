@@ -161,7 +161,7 @@ def test_a_model_of_the_users_own_loop_is_restored_with_its_function(tmp_path: P
             {"architecture": NAME, "model_args": {"norm_layer": "rmsnorm"}},
             r"config\.json: norm_layer rmsnorm cannot be kept: bring a model without that",
         ),
-        ({"architecture": NAME, "global_pool": "map"}, r"config\.json: global_pool map: Input should be 'token'"),
+        ({"architecture": NAME, "global_pool": "map"}, r"config\.json: global_pool 'map': give one of token"),
         ({"model_type": "vit", "hidden_act": "mish"}, r"config\.json: hidden_act mish, known are gelu"),
     ],
 )

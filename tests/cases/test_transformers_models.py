@@ -115,8 +115,8 @@ def images() -> Tensor:
 @torch.inference_mode()
 def answer(folder: Path, name: str) -> Tensor:
     """The logits of the classifier in a folder, computed by timm's ViT, as a conversion sets it up."""
-    args = source_args(folder, "--from timm").model_dump(exclude_none=True)
-    args |= model_args(read_config(folder)).model_dump(exclude_none=True)
+    args = source_args(folder, "--from timm").given()
+    args |= model_args(read_config(folder)).given()
     shape = {key: value for key, value in TIMM.items() if key != "num_heads"}
     model = load_backbone(name, Weights("file", folder), model_args=ModelArgs(**args), **shape)
     head = read_head(folder, model.state_dict(), "--from timm")

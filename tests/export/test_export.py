@@ -160,7 +160,7 @@ def test_a_second_export_replaces_the_task_and_leaves_the_backbone(copied: Path,
     bundle = make_run(tmp_path / "run")
     moved = Bundle(bundle.record.model_copy(update={"classes": ("a", "b", "c")}), bundle.tensors, bundle.canary)
     moved.save(tmp_path / "run")
-    assert export(ExportConfig(bundle=tmp_path / "run", out=copied)) == task
+    assert export(ExportConfig(bundle=tmp_path / "run", out=copied, new_classes=True)) == task
     assert (plain.stat().st_mtime_ns, plain.stat().st_ino) == (traced.st_mtime_ns, traced.st_ino)
     assert Bundle.load(task).record.classes == ("a", "b", "c")
     assert set(files_of(task)) == TASK_FILES
@@ -252,4 +252,5 @@ def test_exporting_a_merged_bundle_in_place_gives_the_same_bundle(copied: Path) 
     before = files_of(merged)
     assert not split_layers(restore(Bundle.load(merged)))
     export(ExportConfig(bundle=merged, out=copied))
-    assert {name for name in TASK_FILES if files_of(merged)[name] != before[name]} <= {"folded.onnx", "parity.json"}
+    changed = {name for name in TASK_FILES if files_of(merged)[name] != before[name]}
+    assert changed <= {"folded.onnx", "parity.json", "export.json"}

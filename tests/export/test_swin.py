@@ -169,6 +169,7 @@ def test_low_rank_is_refused_before_any_image_is_decoded(tmp_path: Path, capsys:
 
 
 def test_a_checkpoint_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    torch.save(swin.swin_for_tests().state_dict(), tmp_path / "x.pth")
     config = ConvertConfig(
         source="timm", path=tmp_path / "x.pth", name="x", backbone=swin.NAME, random_weights=True, out=tmp_path / "run"
     )

@@ -41,7 +41,7 @@ def timms(**arguments: Any) -> Any:
 def test_a_model_is_made_again_from_its_departures(arguments: dict[str, Any]) -> None:
     model = timms(**arguments)
     args = departures(NAME, model)
-    assert args.model_dump(exclude_none=True).items() >= arguments.items()
+    assert args.given().items() >= arguments.items()
     again = load_backbone(NAME, Weights("random"), model_args=args)
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(answers(again), answers(model))

@@ -105,7 +105,7 @@ def test_what_no_tensor_shows_is_read_from_its_config(tmp_path: Path, change: di
     [
         ({"num_attention_heads": 3}, r"num_heads 3 does not divide the backbone's width 64"),
         ({"hidden_act": "mish"}, r"hidden_act mish, known are gelu, gelu_python, .*"),
-        ({"layer_norm_eps": 0}, r"norm_eps 0: Input should be greater than 0"),
+        ({"layer_norm_eps": 0}, r"norm_eps 0.0: give a number between 0 and 1"),
     ],
 )
 def test_what_timm_cannot_compute_is_refused(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
