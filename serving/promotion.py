@@ -54,10 +54,13 @@ class PromotionGate:
     def compare(self, entry: Entry, archive: Archive, record: Record, options: PutOptions) -> Comparison | None:
         """Ask the served version about the labelled images that the upload brings, or that are kept.
 
+        None if there are none, or if the served version itself is uploaded again, in another lane perhaps.
+
         Raises:
             RequestError: 409 if the kept ones have other classes, 422 if there are too few or one cannot be used.
         """
-        images = self._images(entry.name, archive, record, options.force)
+        again = archive.key == entry.decision.current and not archive.gate
+        images = () if again else self._images(entry.name, archive, record, options.force)
         if not images:
             return None
         margin = self.settings.promotion_margin if options.margin is None else options.margin

@@ -106,6 +106,6 @@ class UnknownPath(BaseRoute):
         stripped = {**scope, "path": scope["path"].rstrip("/")}
         here = any(route.matches(stripped)[0] is not Match.NONE for route in routes)
         beside = nearest(path, [*BESIDE, *(route.path for route in routes if not route.include_in_schema)], NEAR)
-        known = [route.path for route in routes if route.include_in_schema]
+        known = {route.path for route in routes if route.include_in_schema}
         near = [path.rstrip("/")] if here else beside or known
         raise RequestError(404, f"{unknown_name('path', path, near)}; {IMAGES}")

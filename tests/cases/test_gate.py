@@ -96,21 +96,22 @@ def test_the_first_version_of_a_task_has_nothing_to_be_compared_with(admin: Test
 def test_the_images_are_kept_for_the_next_upload_also_after_a_restart(
     copied: Path, maker: TaskMaker, equal: Archive, newer: Archive
 ) -> None:
-    with changing(copied, promotion_margin=0.35) as client:
+    with changing(copied, promotion_margin=0.35, prefetch=0) as client:
         assert sent(client, equal, gate_of(maker)).status_code == 200
-    with changing(copied, promotion_margin=0.35) as again:
+    with changing(copied, promotion_margin=0.35, prefetch=0) as again:
         assert sent(again, newer).status_code == 409
         assert top(again, "birds", maker.images[0])[0] == "class-0"
-    with changing(copied) as finer:
+    with changing(copied, prefetch=0) as finer:
         kept = "16 labelled images that the service keeps from an earlier upload cannot tell a difference of 0.02"
         assert sent(finer, newer).json()["detail"].startswith(kept)
+        assert sent(finer, equal, lane="folded").json()["lane"] == "folded"
 
 
 def test_kept_images_that_do_not_fit_new_classes_are_not_ignored(
     copied: Path, maker: TaskMaker, equal: Archive
 ) -> None:
     fewer = maker.make("birds", 0, classes=8)
-    with changing(copied, promotion_margin=0.35) as client:
+    with changing(copied, promotion_margin=0.35, prefetch=0) as client:
         sent(client, equal, gate_of(maker))
         answer = sent(client, fewer, new_classes="true")
         assert answer.status_code == 409

@@ -113,6 +113,11 @@ def test_a_path_beside_one_is_told(client: TestClient, path: str, hint: str) -> 
     assert detail.startswith(f"unknown path '{path}'; {hint}")
 
 
+def test_known_paths_are_listed_once(client: TestClient) -> None:
+    _, detail = refusal(client.get("/xyz.php"))
+    assert detail.count("/v1/tasks/{name},") == 1
+
+
 def test_a_key_may_come_beside_a_proxy_s_own_authorization(maker: TaskMaker) -> None:
     with running(maker.root, api_keys="one", admin_keys="root", prefetch=0) as client:
         proxy = {"authorization": "Bearer token-of-the-proxy"}

@@ -70,7 +70,7 @@ def test_a_page_is_there_for_those_who_only_look(client: TestClient) -> None:
 
 
 def test_pages_need_no_key_but_tasks_do(maker: TaskMaker) -> None:
-    with running(maker.root, api_keys="one") as client:
+    with running(maker.root, api_keys="one", prefetch=0) as client:
         assert client.get("/").status_code == client.get("/docs").status_code == 200
         assert client.get("/v1/tasks").status_code == 401
 
@@ -97,7 +97,7 @@ def test_a_browser_shows_tasks_and_api_below_a_prefix(client: TestClient, tmp_pa
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_asks_for_the_key_that_the_service_wants(maker: TaskMaker, tmp_path: Path) -> None:
-    with running(maker.root, api_keys="one") as client, behind_prefix(client) as address:
+    with running(maker.root, api_keys="one", prefetch=0) as client, behind_prefix(client) as address:
         page = shown(f"{address}/", tmp_path)
     assert '<form id="key-form">' in page
     assert "This service asks for a key." in page

@@ -57,7 +57,7 @@ def test_a_version_is_served_again_by_the_start_of_its_digest(
     assert kept(admin) == [(digest(third), False), (digest(newer), False), (digest(first), True)]
     assert admin.post(f"/v1/tasks/birds/rollback?digest={digest(newer)}").status_code == 200
     assert top(admin, "birds", maker.images[0])[0] == "class-9"
-    with running(copied) as again:
+    with running(copied, prefetch=0) as again:
         assert top(again, "birds", maker.images[0])[0] == "class-9"
         assert kept(again) == kept(admin)
 
@@ -148,11 +148,11 @@ def test_an_export_does_not_take_the_place_of_an_upload_at_the_next_start(
     put(admin, "birds", newer)
     third = maker.make("birds", 11)
     maker_on(copied, maker).store(third)
-    with changing(copied) as again:
+    with changing(copied, prefetch=0) as again:
         assert top(again, "birds", maker.images[0]) == ("class-9", newer.bundle().digest)
         assert f"a newer export is not served: an uploaded version is served; roll back to {digest(third)}" in said.text
         assert again.post("/v1/tasks/birds/rollback", json={"digest": digest(third)}).status_code == 200
-    with running(copied) as later:
+    with running(copied, prefetch=0) as later:
         assert top(later, "birds", maker.images[0])[0] == "class-11"
 
 
@@ -161,7 +161,7 @@ def test_nor_does_an_export_with_other_classes_take_the_place_of_an_export(
 ) -> None:
     put(admin, "birds", archives["birds"])
     maker_on(copied, maker).store(renamed_classes)
-    with changing(copied) as again:
+    with changing(copied, prefetch=0) as again:
         assert top(again, "birds", maker.images[0]) == ("class-0", archives["birds"].bundle().digest)
         again.post("/v1/tasks/birds/rollback", params={"digest": digest(renamed_classes)})
         assert top(again, "birds", maker.images[0])[0] == "class-0"
@@ -174,7 +174,7 @@ def test_an_export_that_may_replace_the_upload_does(
 ) -> None:
     put(admin, "birds", newer)
     maker_on(copied, maker).store(renamed_classes, replaces=newer.key)
-    with running(copied) as again:
+    with running(copied, prefetch=0) as again:
         assert top(again, "birds", maker.images[0])[1] == renamed_classes.bundle().digest
 
 
@@ -183,7 +183,7 @@ def test_an_upload_that_came_after_the_export_stays(
 ) -> None:
     maker_on(copied, maker).store(maker.make("birds", 11), replaces=archives["birds"].key)
     put(admin, "birds", newer)
-    with running(copied) as again:
+    with running(copied, prefetch=0) as again:
         assert top(again, "birds", maker.images[0])[1] == newer.bundle().digest
 
 
@@ -195,7 +195,7 @@ def test_an_export_that_was_replaced_comes_back_by_a_rollback(
     replaced.keep()
     replaced.write_note(store.task("birds"), newer.key)
     maker_on(copied, maker).store(newer)
-    with changing(copied) as client:
+    with changing(copied, prefetch=0) as client:
         assert top(client, "birds", maker.images[0])[0] == "class-9"
         assert client.post("/v1/tasks/birds/rollback").json()["bundle"] == archives["birds"].bundle().digest
         assert top(client, "birds", maker.images[0])[0] == "class-0"
