@@ -28,8 +28,8 @@ from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, probabilities
-from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError, command
 from mosa_deploy.utils.files import replacing_folder
 from mosa_deploy.utils.versions import git_commit, library_versions
@@ -76,21 +76,8 @@ def convert(config: ConvertConfig) -> Path:
     preprocess = processor or timms_own(config.backbone, model, task.library)
     facts.notes += resampled(facts.image_size or trained, preprocess.value, task.of_transformers)
     facts.notes += untold(config, facts, model)
-    record = Record(
-        task=config.name,
-        dataset=DATASET,
-        backbone=describe_backbone(config.backbone, weights.source, model),
-        method=task.method,
-        form="merged",
-        adapter=task.adapter,
-        classes=names.value,
-        preprocess=preprocess.value,
-        temperature=1.0,
-        metrics={},
-        seed=0,
-        versions=library_versions(),
-        git_commit=git_commit(),
-    )
+    backbone = describe_backbone(config.backbone, weights.source, model)
+    record = describe(config.name, task, backbone, names.value, preprocess.value)
     for line in (*facts.notes, *taken(record, preprocess, names, args.where or "the source")):
         print(line)
     tensors = padded(record, task.tensors)
@@ -100,6 +87,25 @@ def convert(config: ConvertConfig) -> Path:
     if drawn is None:
         print("its canary is smooth noise: give --images FOLDER to use the task's images, which int8 needs")
     return out
+
+
+def describe(name: str, task: Task, backbone: Backbone, classes: tuple[str, ...], preprocess: Preprocess) -> Record:
+    """The record of a converted task: it was tuned elsewhere, so it has no metrics, seed or temperature of ours."""
+    return Record(
+        task=name,
+        dataset=DATASET,
+        backbone=backbone,
+        method=task.method,
+        form="merged",
+        adapter=task.adapter,
+        classes=classes,
+        preprocess=preprocess,
+        temperature=1.0,
+        metrics={},
+        seed=0,
+        versions=library_versions(),
+        git_commit=git_commit(),
+    )
 
 
 def check_finite(config: ConvertConfig, task: Task) -> None:

@@ -146,17 +146,7 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
     head = {name for name in tensors if own[name] in HEAD}
     odd = {f"{module}.{part}" for module, found in parts.items() if not _is_whole(module, found) for part in found}
     odd |= tensors.keys() - used - whole - head
-    if odd and all(name.startswith(("head.", "classifier.")) for name in odd):
-        raise BundleError(
-            f"--from peft {folder} has a head of several layers ({', '.join(sorted(odd)[:NAMED])}): a bundle's head is"
-            " one linear layer; merge these layers into one, or tune a head again"
-        )
-    if odd:
-        names = ", ".join(sorted(odd)[:NAMED]) + (f" and {len(odd) - NAMED} more" if len(odd) > NAMED else "")
-        raise BundleError(
-            f"--from peft {folder} holds {names}: only linear layers of a ViT's blocks (q, k, v, qkv,"
-            f" proj, fc1, fc2), its patch embedding, norms, biases and the head can be mapped; {way_out(folder)}"
-        )
+    _check_mapped(odd, folder)
     if not parts and not whole:
         raise BundleError(f"--from peft {folder} holds no update of a block: convert a head alone with --from timm")
     _check_saved(settings, parts, tensors, folder)
@@ -184,6 +174,21 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
         model=next((first for name in tensors if (first := name.partition(".")[0]) in MODELS), None),
         notes=tuple(notes),
     )
+
+
+def _check_mapped(odd: set[str], folder: Path) -> None:
+    """Raises BundleError if there are tensors that cannot be mapped."""
+    if odd and all(name.startswith(("head.", "classifier.")) for name in odd):
+        raise BundleError(
+            f"--from peft {folder} has a head of several layers ({', '.join(sorted(odd)[:NAMED])}): a bundle's head is"
+            " one linear layer; merge these layers into one, or tune a head again"
+        )
+    if odd:
+        names = ", ".join(sorted(odd)[:NAMED]) + (f" and {len(odd) - NAMED} more" if len(odd) > NAMED else "")
+        raise BundleError(
+            f"--from peft {folder} holds {names}: only linear layers of a ViT's blocks (q, k, v, qkv,"
+            f" proj, fc1, fc2), its patch embedding, norms, biases and the head can be mapped; {way_out(folder)}"
+        )
 
 
 def _is_unread(name: str, tensors: Mapping[str, Tensor]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mosa_deploy.bundles.image_files import find_images
+from mosa_deploy.bundles.image_files import find_images, image_suffixes
 from mosa_deploy.client.predictor import Predictor
 from mosa_deploy.client.schema import Answer
 from mosa_deploy.errors import ConfigError, DataError, unknown_name
@@ -37,6 +37,8 @@ class PredictConfig:
         """Raises ConfigError with every fault at once."""
         numbers = {"--top-k": self.top_k, "--batch": self.batch}
         faults = [f"{option} {value}: at least 1" for option, value in numbers.items() if value < 1]
+        if self.out.suffix.lower() in image_suffixes():
+            faults.append(f"--out {self.out}: the CSV to write, not an image")
         if self.runner not in RUNNERS:
             faults.append(unknown_name("runner", self.runner, RUNNERS))
         if faults:

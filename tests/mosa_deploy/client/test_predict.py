@@ -73,6 +73,13 @@ def test_impossible_numbers_are_named_at_once(store: Path, images: Path) -> None
         run(store, images, "--top-k", "0", "--batch", "-1")
 
 
+def test_an_image_is_never_overwritten_by_the_csv(store: Path, images: Path) -> None:
+    before = (images / "a.png").read_bytes()
+    with pytest.raises(ConfigError, match=r"a\.png: the CSV to write, not an image$"):
+        run(store, images, "--out", str(images / "a.png"))
+    assert (images / "a.png").read_bytes() == before
+
+
 def test_an_unknown_runner_is_named(store: Path, images: Path) -> None:
     with pytest.raises(ConfigError, match="unknown runner 'onnx'; did you mean"):
         run(store, images, "--runner", "onnx")
