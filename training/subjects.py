@@ -39,7 +39,7 @@ class Subject:
     """
 
     name: str
-    """Of the task, or of the backbone."""
+    """The name of the task, or of the backbone."""
     dataset: str
     preprocess: Preprocess
     temperature: float
