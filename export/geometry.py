@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from export.facts import Fact
 from export.options import ConvertConfig
-from mosa_deploy.backbones.checkpoints import find_source
+from mosa_deploy.backbones.checkpoints import check_patches, find_source
 from mosa_deploy.backbones.function import without_init
 from mosa_deploy.backbones.load import check_name
 from mosa_deploy.backbones.parts import ANCHOR, Found
@@ -24,9 +24,8 @@ from mosa_deploy.errors import BackboneError
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sides of a model's patches and of its images, in pixels."""
+    """The side of a model's images, in pixels."""
 
-    patch: tuple[int, ...]
     side: int | None
     """None if the position embeddings are of no square."""
     where: Path
@@ -48,7 +47,7 @@ def find_geometry(config: ConvertConfig) -> Geometry | None:
         with contextlib.suppress(BackboneError):
             found = None if path is None else find_source(path, "")
             if path is not None and found is not None and ANCHOR in found.state:
-                geometry = Geometry(tuple(found.state[ANCHOR].shape[2:]), _side(found), path)
+                geometry = Geometry(_side(found), path)
                 break
     else:
         return None
@@ -57,13 +56,7 @@ def find_geometry(config: ConvertConfig) -> Geometry | None:
         outline = timm.create_model(config.backbone, num_classes=0, **without_init(config.backbone))
     if not isinstance(outline, VisionTransformer):
         return None  # It is refused where it is loaded.
-    patch = tuple(outline.get_parameter(ANCHOR).shape[2:])
-    if geometry.patch != patch:
-        given, expected = (" x ".join(map(str, sides)) for sides in (geometry.patch, patch))
-        raise BackboneError(
-            f"{geometry.where} has patches of {given} pixels, --backbone {config.backbone} has {expected}: give the"
-            " timm ViT that was tuned"
-        )
+    check_patches(outline, f"--backbone {config.backbone}", found, str(geometry.where))
     return geometry
 
 

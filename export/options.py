@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from mosa_deploy.bundles.model_args import Activation, ModelArgs, Pool
-from mosa_deploy.bundles.record import TASK_NAME
+from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE
 from mosa_deploy.errors import ConfigError, unknown_name
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER, GRAPH_RUNNERS, PRECISIONS, Precision
 from mosa_deploy.runtimes.tensorrt_library import Library
@@ -161,7 +161,7 @@ class ConvertConfig:
         """Raises ConfigError with every fault at once."""
         faults = []
         if not re.fullmatch(TASK_NAME, self.name):
-            faults.append(f"--name {self.name}: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most")
+            faults.append(f"--name {self.name}: {TASK_NAME_RULE}")
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.image_size is not None and self.preprocess is not None:

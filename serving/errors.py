@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mosa_deploy.bundles.record import TASK_NAME_RULE
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 
 TAKEN = "something listens there already: stop it, or choose another --port"
@@ -53,6 +54,8 @@ def first_faults(faults: Sequence[Any], skip: int = 0) -> str:
         reason = str(fault["msg"]).removeprefix("Value error, ")
         if fault["type"] == "model_attributes_type":
             reason = "must be a JSON object, with Content-Type: application/json"
+        if fault["type"] == "string_pattern_mismatch" and place == "name":
+            reason = f"{shown(str(fault['input']))} is no task: {TASK_NAME_RULE}"
         found.append(f"{place}: {reason}" if place else reason)
     more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return "; ".join(found[:NAMED]) + more

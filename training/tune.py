@@ -17,7 +17,7 @@ from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import SPLIT_METHODS
 from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.preprocess import Preprocess
-from mosa_deploy.bundles.record import TASK_NAME, Record
+from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE, Record
 from mosa_deploy.errors import ConfigError, DataError, command
 from mosa_deploy.runtimes import cuda
 from mosa_deploy.utils.seeds import derive
@@ -45,7 +45,7 @@ def tune(config: TuneConfig) -> Path:
     task = find(config.task, config.labels, config.group)
     name = config.task if config.name is None else config.name
     if not re.fullmatch(TASK_NAME, name):
-        raise ConfigError(f"--name {name}: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most")
+        raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
     method = config.checked_method()
     recipe = config.recipe(task.recipe)
     device = choose_device(config.device)

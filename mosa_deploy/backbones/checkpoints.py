@@ -51,7 +51,7 @@ OPTION = "--backbone-weights"
 
 @torch.no_grad()
 def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION) -> Found:
-    """Load the weights in a file or a folder into a headless model; timm resamples them to its patch and image size.
+    """Load the weights in a file or a folder into a headless model; timm resamples them to its image size.
 
     `option` is the command-line option by which the user gave them. Returns what was found in it.
 
@@ -65,6 +65,7 @@ def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION
         found, faults = Found("", {}, None), _load_npz(model, file, option)
     else:
         found = find_backbone(read_tensors(file, option), f"{option} {file}")
+        check_patches(model, name, found, f"{option} {file}")
         faults = _load_state(model, found)
         if not faults and found.family is not None and isinstance(model, VisionTransformer):
             fit_to_config(model, file.parent, found.family.name)
@@ -73,6 +74,20 @@ def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION
         hint = "; its norm stands behind the pooling: give --pool avg" if pooled else ""
         raise BackboneError(f"{option} {file} does not fit {name}: {_shortened(faults)}{hint}")
     return found
+
+
+def check_patches(model: Transformer, name: str, found: Found, where: str) -> None:
+    """Check the patches of a ViT's weights: timm would resample them without a word, to a model that answers otherwise.
+
+    Raises:
+        BackboneError: the model has patches of another size.
+    """
+    if not isinstance(model, VisionTransformer) or ANCHOR not in found.state:
+        return
+    sizes = (tuple(found.state[ANCHOR].shape[2:]), tuple(model.get_parameter(ANCHOR).shape[2:]))
+    if len(sizes[0]) == 2 and sizes[0] != sizes[1]:
+        given, expected = (" x ".join(map(str, sides)) for sides in sizes)
+        raise BackboneError(f"{where} has patches of {given} pixels, {name} has {expected}: name the ViT of that size")
 
 
 def _shortened(faults: str) -> str:

@@ -27,6 +27,8 @@ def _decoded_as_ever(fields: Fields) -> Fields:
 RECORD_FORMAT = FileFormat(RECORD, BundleError, remedy="copy the bundle again", migrations=(_decoded_as_ever,))
 
 TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
+TASK_NAME_RULE = "lower-case letters, digits, '.', '_', '-', a letter first, 64 at most"
+"""The same in words."""
 
 
 class Backbone(BaseModel):

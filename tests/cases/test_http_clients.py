@@ -141,3 +141,9 @@ def test_a_request_that_is_refused_before_its_route_is_counted_as_none(maker: Ta
         outer = TestClient(Starlette(routes=[Mount("/", client.app)]))
         assert outer.post("/classify", content=bytes(2000)).status_code == 413
         assert 'route=""' not in client.get("/metrics").text
+
+
+def test_a_name_that_no_task_can_have_is_told_the_rule(admin: TestClient) -> None:
+    status, reason = refusal(admin.put("/v1/tasks/Birds!", content=b"x"))
+    assert status == 422
+    assert reason == "name: Birds! is no task: lower-case letters, digits, '.', '_', '-', a letter first, 64 at most"

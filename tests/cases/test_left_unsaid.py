@@ -67,7 +67,7 @@ def assert_as(bundle: Bundle, model: Any) -> None:
 
 
 def test_patches_of_another_size_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match=r"has patches of 8 x 8 pixels, --backbone test_vit has 16 x 16: give the"):
+    with pytest.raises(BackboneError, match=r"has patches of 8 x 8 pixels, --backbone test_vit has 16 x 16: name the"):
         converted(tmp_path, tuned(patch_size=8, img_size=80).state_dict())
 
 

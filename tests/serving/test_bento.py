@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.support.app import Reference, named, scores
 from tests.support.installs import copy_sources, new_environment, run
@@ -29,9 +30,9 @@ class Installed:
     service: str
 
     def packages(self) -> dict[str, str]:
-        """Version by name."""
+        """Version by normalised name, since a package may call itself `fastapi_offline`."""
         listed = run([self.python, "-m", "pip", "list", "--format", "json"])
-        return {each["name"]: each["version"] for each in json.loads(listed)}
+        return {canonicalize_name(each["name"]): each["version"] for each in json.loads(listed)}
 
     def size(self) -> int:
         """Bytes of all that is installed."""
@@ -82,7 +83,8 @@ def test_it_serves_from_a_new_environment(installed: Installed, reference: Refer
 def test_it_has_no_torch_and_the_pinned_versions_of_the_rest(installed: Installed) -> None:
     packages = installed.packages()
     assert not packages.keys() & {"torch", "torchvision", "timm"}
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    lines = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    pins: dict[str, str] = {canonicalize_name(name): version for name, version in lines}
     ours = {"pip", "setuptools", "mosa-deploy"}
     assert {name: version for name, version in packages.items() if name not in ours and pins.get(name) != version} == {}
 

@@ -9,6 +9,7 @@ import timm
 import timm.data
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -216,3 +217,10 @@ def test_fingerprint_changes_with_any_value_name_or_shape() -> None:
 def test_fingerprint_does_not_depend_on_the_order() -> None:
     state: dict[str, Tensor] = {"b": torch.ones(2), "a": torch.zeros(3)}
     assert fingerprint(state) == fingerprint(dict(sorted(state.items())))
+
+
+def test_weights_with_patches_of_another_size_are_refused_and_not_resampled(tmp_path: Path) -> None:
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), tmp_path / "w.safetensors")
+    said = r"w\.safetensors has patches of 16 x 16 pixels, vit_small_patch32_224 has 32 x 32: name the ViT"
+    with pytest.raises(BackboneError, match=said):
+        load_backbone("vit_small_patch32_224", tmp_path / "w.safetensors")
