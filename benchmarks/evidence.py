@@ -31,8 +31,7 @@ from training.evaluate import evaluate
 from training.options import EvaluateConfig
 from training.tune import tune
 
-PLANS = Path(__file__).parent / "evidence"
-RESULTS = Path(__file__).parent / "results" / "evidence"
+FOLDER = Path(__file__).parent
 
 FACTOR = "_x"
 """The end of an option's name that multiplies what the task says, e.g. `lr_x`."""
@@ -54,6 +53,10 @@ class Config:
     """Stop after this many runs."""
     work: Path = Path("runs/evidence")
     """Folder of the runs under way."""
+    plans: Path = FOLDER / "evidence"
+    """Folder of the plans."""
+    results: Path = FOLDER / "results" / "evidence"
+    """Folder of the CSVs."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,10 @@ def read_plan(config: Config) -> list[Job]:
     Raises:
         ConfigError: there is no such plan, or an option in it is unknown.
     """
-    known = sorted(path.stem for path in PLANS.glob("*.toml"))
+    known = sorted(path.stem for path in config.plans.glob("*.toml"))
     if config.plan not in known:
         raise ConfigError(unknown_name("plan", config.plan, known))
-    plan = tomllib.loads((PLANS / f"{config.plan}.toml").read_text())
+    plan = tomllib.loads((config.plans / f"{config.plan}.toml").read_text())
     tries = max(len(method["settings"]) for method in plan["methods"].values())
     return [
         _job(config, plan, task, method, method_options["settings"][i], seed)
@@ -205,11 +208,13 @@ def results(jobs: list[Job], config: Config) -> Iterator[Row]:
     yield from tqdm(made, total=len(jobs), unit=" runs")
 
 
-@command
-def main() -> None:
-    """The command line."""
-    config = tyro.cli(Config, description=__doc__)
-    path = RESULTS / f"{config.plan}.csv"
+def grid(config: Config) -> None:
+    """Carry out what the CSV lacks, one line per finished run.
+
+    Raises:
+        MosaError: there is no such plan, or a run of it cannot be carried out.
+    """
+    path = config.results / f"{config.plan}.csv"
     rows = read_rows(path)
     done = {row.key for row in rows}
     planned = read_plan(config)
@@ -220,6 +225,12 @@ def main() -> None:
         rows.append(row)
         write_csv(path, columns, map(dataclasses.astuple, rows))
         tqdm.write(f"{row.task} {row.method} {row.setting} seed {row.seed}: validation {row.validation_accuracy:.4f}")
+
+
+@command
+def main() -> None:
+    """The command line."""
+    grid(tyro.cli(Config, description=__doc__))
 
 
 if __name__ == "__main__":

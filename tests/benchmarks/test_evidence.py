@@ -1,0 +1,53 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.evidence import Config, grid
+from mosa_deploy.errors import ConfigError
+
+PLAN = """
+test = false
+seeds = [0, 1]
+[defaults]
+backbone = "vit_tinyd6_patch4_32.cifar10"
+shots = 3
+lr = 1e-2
+[tasks.digits]
+task = "digits"
+backbone = "vit_tinyd6_patch4_32.cifar10"
+[methods.linear]
+options = { method = "linear" }
+settings = [{}]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A plan of two runs."""
+    (tmp_path / "small.toml").write_text(PLAN)
+    return Config("small", work=tmp_path / "work", plans=tmp_path, results=tmp_path / "results")
+
+
+def test_a_grid_goes_on_from_its_csv_alone(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(replace(config, limit=1))
+    path = config.results / "small.csv"
+    first = path.read_text()
+    grid(config)
+    assert path.read_text().startswith(first)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [(row["task"], row["method"], row["seed"]) for row in rows] == [("digits", "linear", str(i)) for i in (0, 1)]
+    assert rows[0]["validation_accuracy"] != rows[1]["validation_accuracy"]
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    grid(config)
+    assert "small.csv, line 3 is damaged" in capsys.readouterr().out
+    again = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["validation_nll"] for row in again] == [row["validation_nll"] for row in rows]
+    assert not list(config.work.glob("*/"))
+
+
+def test_an_unknown_plan_is_told_the_known_ones(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"unknown plan 'smal'; did you mean small"):
+        grid(replace(config, plan="smal"))
