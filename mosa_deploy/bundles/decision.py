@@ -8,7 +8,7 @@ version, need consent.
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +21,8 @@ ChosenLane = Literal["shared", "folded"]
 """The lanes between which an upload may choose; what cannot be folded is served unfolded."""
 
 Source = Literal["export", "upload"]
+
+File = TypeVar("File", bound=BaseModel)
 
 NAMED = 5
 """The largest number of class names that a difference lists."""
@@ -127,10 +129,7 @@ def parse_note(content: bytes, where: str) -> ExportNote:
     Raises:
         StoreError: it is damaged, or was written by a newer release.
     """
-    try:
-        return ExportNote.model_validate(NOTE_FORMAT.upgrade(json.loads(content), where))
-    except (ValueError, AttributeError, RecursionError):
-        raise StoreError(f"{where} is damaged: {NOTE_FORMAT.remedy}") from None
+    return _parse(ExportNote, NOTE_FORMAT, content, where)
 
 
 def parse_decision(content: bytes, where: str) -> Decision:
@@ -139,10 +138,14 @@ def parse_decision(content: bytes, where: str) -> Decision:
     Raises:
         StoreError: it is damaged, or was written by a newer release.
     """
+    return _parse(Decision, DECISION_FORMAT, content, where)
+
+
+def _parse(kind: type[File], form: FileFormat, content: bytes, where: str) -> File:
     try:
-        return Decision.model_validate(DECISION_FORMAT.upgrade(json.loads(content), where))
+        return kind.model_validate(form.upgrade(json.loads(content), where))
     except (ValueError, AttributeError, RecursionError):
-        raise StoreError(f"{where} is damaged: {DECISION_FORMAT.remedy}") from None
+        raise StoreError(f"{where} is damaged: {form.remedy}") from None
 
 
 def now() -> datetime:

@@ -265,7 +265,7 @@ def test_a_class_of_a_module_that_is_not_installed_is_not_needed(
 ) -> None:
     module = types.ModuleType("omegaconf_of_theirs")
     foreign = type("DictConfig", (), {"__module__": module.__name__})
-    module.DictConfig = foreign  # type: ignore[attr-defined]
+    module.DictConfig = foreign  # type: ignore[attr-defined] # a module made by hand
     monkeypatch.setitem(sys.modules, module.__name__, module)
     torch.save({"state_dict": state, "hyper_parameters": foreign()}, tmp_path / "w.ckpt")
     monkeypatch.delitem(sys.modules, module.__name__)

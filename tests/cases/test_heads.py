@@ -180,7 +180,7 @@ def test_the_command_for_a_pickle_of_scikit_learn_mends_it(tmp_path: Path, monke
 
 def test_names_that_were_saved_as_objects_are_refused_with_the_way_to_save_text(tmp_path: Path) -> None:
     arrays = {**attributes(fitted(3)), "classes_": np.array(["soil", "weed", "wheat"], dtype=object)}
-    np.savez(tmp_path / "w.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "w.npz", **arrays)  # type: ignore[arg-type] # numpy has an option of that type
     assert refusal(tmp_path / "w.npz").endswith(
         "w.npz holds pickled objects: save text with classes_=model.classes_.astype(str)"
     )

@@ -21,7 +21,7 @@ PROBABILITIES = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3]], dtype
 @pytest.fixture
 def images() -> Images:
     examples = [
-        Example(f"{i}.png", lambda i=i: encode(np.full((8, 40, 3), 60 * i, dtype=np.uint8)), label)  # type: ignore[misc]
+        Example(f"{i}.png", lambda i=i: encode(np.full((8, 40, 3), 60 * i, dtype=np.uint8)), label)  # type: ignore[misc] # i is bound
         for i, label in enumerate((0, 1, 0, 1))
     ]
     return Images(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), examples)

@@ -17,13 +17,13 @@ class Grouped(Protocol):
     """A labelled image that may belong to a group."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...  # noqa: D102 - see Example
 
     @property
-    def label(self) -> int: ...  # noqa: D102
+    def label(self) -> int: ...  # noqa: D102 - see Example
 
     @property
-    def group(self) -> str | None: ...  # noqa: D102
+    def group(self) -> str | None: ...  # noqa: D102 - see Example
 
 
 G = TypeVar("G", bound=Grouped)
