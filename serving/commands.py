@@ -1,6 +1,5 @@
 """The command `mosa serve`."""
 
-import errno
 import os
 import socket
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.folders import require_home, require_temporary
-from serving.errors import TAKEN
+from serving.ports import port_error
 
 SERVICE = "serving.service:Classifier"
 
@@ -59,5 +58,4 @@ def check_port(host: str, port: int) -> str:
             trial.bind(address)
         return str(address[0])
     except OSError as error:
-        reason = TAKEN if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
-        raise ConfigError(f"{host}:{port}: {reason}") from None
+        raise port_error(f"{host}:{port}", error) from None

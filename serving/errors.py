@@ -6,9 +6,6 @@ from typing import Any
 from mosa_deploy.bundles.record import TASK_NAME_RULE
 from mosa_deploy.errors import BundleError, MosaError, ParityError
 
-TAKEN = "something listens there already: stop it, or choose another --port"
-"""Why a port cannot be had."""
-
 
 class RequestError(MosaError):
     """A fault with its HTTP status. After `retry_after` seconds the request is worth another try."""

@@ -4,7 +4,6 @@ They are: how it stops, that it forgets answered requests, and that a start that
 """
 
 import atexit
-import errno
 import logging
 import os
 import signal
@@ -18,8 +17,8 @@ import uvicorn
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from bentoml._internal.utils.circus import Arbiter
 
-from mosa_deploy.errors import USAGE_EXIT, ConfigError
-from serving.errors import TAKEN
+from mosa_deploy.errors import USAGE_EXIT
+from serving.ports import port_error
 
 SUPERVISOR = "MOSADEPLOY_SUPERVISOR"
 """The variable that tells a worker which process started it, and waits for its SIGUSR1."""
@@ -59,8 +58,7 @@ def supervise() -> None:
             initialize(arbiter)
         except OSError as error:
             place = ", ".join(f"{each.host}:{each.port}" for each in arbiter.sockets.values())
-            reason = TAKEN if error.errno == errno.EADDRINUSE else f"{error.strerror}: choose another --host or --port"
-            stop(ConfigError(f"{place}: {reason}"))
+            stop(port_error(place, error))
         finally:
             logging.disable(logging.NOTSET)
 
