@@ -22,6 +22,7 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.files import write_bytes
 from mosa_deploy.utils.seeds import derive
+from training.attention import unfused
 from training.average import WeightAverage
 from training.config import Recipe
 from training.data import Images, normalise
@@ -70,6 +71,7 @@ class Trainer:
     ) -> None:
         self.model = model.to(device)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+        self.unfused = device == "cpu" and precision == "bf16"
         self.train, self.validation = train, validation
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
         self.state = State()
@@ -166,7 +168,7 @@ class Trainer:
         """Make one update, with all passes in one batch; returns (cross entropy, consistency loss) on the CPU."""
         inputs = normalise(pixels, self.preprocess)
         passes = self.recipe.passes
-        with self.autocast:
+        with self.autocast, unfused(self.model, self.unfused):
             logits = self.model(inputs.repeat(passes, 1, 1, 1))
         cross_entropy, consistency = pass_losses(logits, labels, passes)
         self.optimizer.zero_grad()
