@@ -18,6 +18,7 @@ from export.options import ConvertConfig
 from mosa_deploy.backbones.checkpoints import check_patches, find_source
 from mosa_deploy.backbones.function import without_init
 from mosa_deploy.backbones.load import check_name
+from mosa_deploy.backbones.names import as_timm
 from mosa_deploy.backbones.parts import ANCHOR, Found
 from mosa_deploy.errors import BackboneError
 
@@ -53,7 +54,7 @@ def find_geometry(config: ConvertConfig) -> Geometry | None:
         return None
     check_name(config.backbone)
     with torch.device("meta"):
-        outline = timm.create_model(config.backbone, num_classes=0, **without_init(config.backbone))
+        outline = timm.create_model(as_timm(config.backbone), num_classes=0, **without_init(config.backbone))
     if not isinstance(outline, VisionTransformer):
         return None  # It is refused where it is loaded.
     check_patches(outline, f"--backbone {config.backbone}", found, str(geometry.where))

@@ -9,6 +9,7 @@ import timm.data
 import yaml
 from pydantic import ValidationError
 
+from mosa_deploy.backbones.names import as_timm
 from mosa_deploy.bundles.decode import TIMM
 from mosa_deploy.bundles.model_args import CHECKS, ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
@@ -88,5 +89,5 @@ def preprocess(settings: Settings, pretrained_cfg: Settings, where: str) -> Prep
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
     """The config that timm itself has of a model."""
-    found = timm.get_pretrained_cfg(name)
+    found = timm.get_pretrained_cfg(as_timm(name))
     return {} if found is None else found.to_dict()

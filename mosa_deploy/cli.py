@@ -18,7 +18,10 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS
 
 GROUP = "mosa.commands"
 
-ORDER = ("tune", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve", "deploy")
+ORDER = (
+    *("tune", "backbone", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve"),
+    "deploy",
+)
 """Commands in the order in which a user meets them; others follow by name."""
 
 ADDRESS = "http://localhost:3000"

@@ -26,7 +26,7 @@ LISTED = 20
 """The largest number of names that an error lists."""
 
 FOLDER_VARIABLES = (
-    *("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "MPLCONFIGDIR", "BENTOML_HOME"),
+    *("MOSA_HOME", "HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "MPLCONFIGDIR", "BENTOML_HOME"),
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR", "HOME"),
 )
 """Variables that name the folders to which libraries write, the most particular first."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.runtimes.names import RuntimeSetting
-from mosa_deploy.utils.variables import CLIENT, PREFIX, unread
+from mosa_deploy.utils.variables import OTHERS, PREFIX, unread
 
 SECRET = ("api_keys", "admin_keys")
 
@@ -131,9 +131,9 @@ def variable(name: str) -> str:
 
 
 def unread_variables() -> list[str]:
-    """A line for each variable `MOSA_...` that is set, and that neither the service nor the client reads."""
+    """A line for each variable `MOSA_...` that is set, and that nothing reads."""
     files = [f"{variable(name)}_FILE" for name in SECRET]
-    return unread([*map(variable, Settings.model_fields), *files, *CLIENT])
+    return unread([*map(variable, Settings.model_fields), *files, *OTHERS])
 
 
 def _fault(name: str, reason: str, given: dict[str, str]) -> str:

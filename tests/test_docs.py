@@ -13,6 +13,7 @@ import torch
 
 from docs.hooks import LINK, in_site, type_in_words, values
 from mosa_deploy.cli import commands
+from mosa_deploy.utils.variables import OTHERS
 from serving.app import create_app
 from serving.settings import Settings, variable
 from tests.support.documents import blocks, command_lines
@@ -21,9 +22,6 @@ from tests.support.tasks import picture
 from tests.support.walker import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-
-CLIENT = {"MOSA_ADDRESS", "MOSA_KEY"}
-"""Variables that the service does not read."""
 
 
 def mosa_lines() -> Iterator[tuple[str, str]]:
@@ -112,7 +110,7 @@ def test_every_route_is_described_with_its_statuses(site: Path) -> None:
 
 
 def test_the_docs_name_only_variables_that_are_read() -> None:
-    known = {variable(name) for name in Settings.model_fields} | CLIENT
+    known = {variable(name) for name in Settings.model_fields} | {*OTHERS}
     named = {name for page in PAGES for name in re.findall(r"MOSA_[A-Z_]+", page.read_text())}
     assert {name.removesuffix("_FILE") for name in named} <= known
 

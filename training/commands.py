@@ -16,6 +16,13 @@ def tune(arguments: Sequence[str], prog: str) -> None:
     tune(config)
 
 
+def backbone(arguments: Sequence[str], prog: str) -> None:
+    """List the backbones that are here, or get one without a model hub."""
+    from training.backbone import backbone
+
+    backbone(arguments, prog)
+
+
 def evaluate(arguments: Sequence[str], prog: str) -> None:
     """Measure a task on its test set: accuracy, negative log likelihood and calibration error."""
     from training.arguments import evaluate_config

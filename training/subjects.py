@@ -12,6 +12,7 @@ from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, check_name
+from mosa_deploy.backbones.names import as_timm
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import RECORD, Record, read_record
@@ -75,7 +76,7 @@ def of_backbone(config: EvaluateConfig, name: str) -> Subject:
         ConfigError: the tag is not the name of a task.
     """
     check_name(name)
-    known = timm.get_pretrained_cfg(name)
+    known = timm.get_pretrained_cfg(as_timm(name))
     if known is None or known.tag not in TASKS:
         raise ConfigError(f"--backbone {name}: its tag is no task; {embedded.NAME} has a head of its own")
     device = choose_device(config.device)

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.names import as_timm
 from mosa_deploy.bundles.model_args import Activation, ModelArgs, Pool
 from mosa_deploy.errors import BackboneError
 
@@ -122,5 +123,5 @@ def without_init(name: str) -> dict[str, Any]:
 def _timms(name: str) -> dict[str, Any]:
     """The arguments of timm's own model; none for a Swin."""
     with torch.device("meta"):
-        model = timm.create_model(name, num_classes=0, **without_init(name))
+        model = timm.create_model(as_timm(name), num_classes=0, **without_init(name))
     return arguments(model) if isinstance(model, VisionTransformer) else {}

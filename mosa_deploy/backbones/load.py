@@ -18,6 +18,7 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
 from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
 from mosa_deploy.backbones.function import created_with, set_function, without_init
+from mosa_deploy.backbones.names import DINOV2_S, FROM_INDEX, as_timm
 from mosa_deploy.backbones.transformers import tokens_beside
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError, unknown_name
@@ -26,9 +27,6 @@ from mosa_deploy.utils.network import why_unreachable
 from mosa_deploy.utils.seeds import derive
 
 Source = Literal["pretrained", "file", "random"]
-
-OTHER_WEIGHTS = f"give --backbone-weights FILE, or --backbone {embedded.NAME}, which is in the package"
-"""The way out where timm's weights cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,11 @@ def load_backbone(
         _check_size(outline, *kwargs["img_size"])
     if weights.source == "pretrained":
         _check_reachable(name)
-    model = _create(name, pretrained=weights.source == "pretrained", **kwargs)
-    if weights.source == "file":
+    fetched = FROM_INDEX.get(name) if weights.source == "pretrained" else None
+    model = _create(name, pretrained=weights.source == "pretrained" and fetched is None, **kwargs)
+    if fetched is not None:
+        load_weights(model, name, fetched.weights, name)
+    elif weights.source == "file":
         assert weights.file is not None
         load_weights(model, name, weights.file)
     elif weights.source == "random":
@@ -106,21 +107,24 @@ def load_backbone(
 
 def check_name(name: str) -> None:
     """Raises BackboneError, with the nearest names, if timm knows no such model."""
+    if name in FROM_INDEX:
+        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         modules = ("vision_transformer", "deit", "swin_transformer", embedded.__name__.rpartition(".")[2])
         plain = [known for module in modules for known in timm.list_models(module=module)]
         raise BackboneError(unknown_name("backbone", architecture, plain))
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    known_names = [*timm.list_pretrained(f"{architecture}.*"), *FROM_INDEX]
+    tags = [known.partition(".")[2] for known in known_names if known.startswith(f"{architecture}.")]
     if tag and tag not in tags:
         raise BackboneError(unknown_name(f"weights of {architecture}:", tag, tags))
 
 
 def _create(name: str, pretrained: bool = False, **kwargs: Any) -> Transformer:
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        model = timm.create_model(as_timm(name), pretrained=pretrained, num_classes=0, **kwargs)
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        advice = f"; {OTHER_WEIGHTS}" if pretrained else ""
+        advice = f"; {other_weights()}" if pretrained else ""
         raise BackboneError(f"timm cannot make {name}: {_headline(error)}{advice}") from error
     return check_class(model, name)
 
@@ -133,11 +137,25 @@ def _check_size(model: Transformer, height: int, width: int) -> None:
         raise BackboneError(f"images of {height} x {width}: give multiples of the patch size, {patch[0]} x {patch[1]}")
 
 
+def other_weights() -> str:
+    """The ways on where timm's weights cannot be had."""
+    fetch = "" if DINOV2_S.is_here() else f"run `{DINOV2_S.command}` and "
+    return (
+        f"give --backbone-weights FILE, or {fetch}give --backbone {DINOV2_S.name} ({DINOV2_S.about}), or --backbone"
+        f" {embedded.NAME}, the toy in the package"
+    )
+
+
 def _check_reachable(name: str) -> None:
-    """Raises BackboneError if the weights are neither in the package nor in the cache and the hub does not answer."""
+    """Raises BackboneError if the weights are neither here nor in the cache, and the hub does not answer."""
+    if name in FROM_INDEX:
+        if not FROM_INDEX[name].is_here():
+            folder = FROM_INDEX[name].weights.parent
+            raise BackboneError(f"no weights for {name} in {folder}: `{FROM_INDEX[name].command}` fetches them")
+        return
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.file or config.hf_hub_id or config.url):
-        raise BackboneError(f"timm has no weights for {name}: {OTHER_WEIGHTS}, or use --random-weights")
+        raise BackboneError(f"timm has no weights for {name}: {other_weights()}, or use --random-weights")
     if config.file or not config.hf_hub_id:
         return
     repository = config.hf_hub_id if config.hf_hub_id != "timm/" else f"timm/{name}"
@@ -148,7 +166,7 @@ def _check_reachable(name: str) -> None:
     if fault or constants.HF_HUB_OFFLINE:
         tried = f"{constants.HF_HUB_CACHE} and {constants.ENDPOINT}"
         raise BackboneError(
-            f"no weights for {name}: tried {tried} ({fault or 'HF_HUB_OFFLINE is set'}); {OTHER_WEIGHTS}"
+            f"no weights for {name}: tried {tried} ({fault or 'HF_HUB_OFFLINE is set'}); {other_weights()}"
         )
 
 

@@ -10,6 +10,12 @@ PREFIX = "MOSA_"
 CLIENT = ("MOSA_ADDRESS", "MOSA_KEY")
 """The variables of the client."""
 
+CACHE = "MOSA_HOME"
+"""The folder for what is fetched once."""
+
+OTHERS = (*CLIENT, CACHE)
+"""The variables that the service does not read."""
+
 
 def unread(known: Collection[str]) -> list[str]:
     """A line for each variable that is set and not known, with the nearest name that is."""

@@ -184,7 +184,7 @@ def test_empty_class_is_named(folder: Path) -> None:
 def test_without_data_and_network_what_was_tried_and_the_ways_on_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eurosat, "CACHE", tmp_path)
+    monkeypatch.setenv("MOSA_HOME", str(tmp_path))
     monkeypatch.setattr(eurosat, "HOST", "http://127.0.0.1:9")
     with pytest.raises(DataError) as caught:
         EuroSat().splits(None, None)
@@ -195,7 +195,7 @@ def test_without_data_and_network_what_was_tried_and_the_ways_on_are_said(
 
 
 def test_cached_images_need_no_network(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eurosat, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("MOSA_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(eurosat, "HOST", "http://127.0.0.1:9")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "eurosat").symlink_to(folder)

