@@ -14,7 +14,9 @@ from mosa_deploy.errors import ConfigError, command, unknown_name
 from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import provenance
-from training.compare import Cell, carry_out, names, preset, validation
+from training.compare import Cell, carry_out, validation
+from training.compared import compared_tasks, preset
+from training.config import TuneConfig
 from training.options import CompareConfig
 from training.trials import Setting, label
 
@@ -51,9 +53,9 @@ class Config:
     out: Path = Path("benchmarks/results/ablation")
 
 
-def variants(task: str, changes: tuple[str, ...], longer: tuple[int, ...]) -> list[tuple[str, str, Setting]]:
+def variants(base: TuneConfig, changes: tuple[str, ...], longer: tuple[int, ...]) -> list[tuple[str, str, Setting]]:
     """(method, description of the change, setting) of every variant."""
-    epochs = preset(task).epochs
+    epochs = preset(base).epochs
     found: list[tuple[str, str, Setting]] = [("adapter", "as preset", ())]
     for words in changes:
         if words not in MOSA:
@@ -72,12 +74,13 @@ def variants(task: str, changes: tuple[str, ...], longer: tuple[int, ...]) -> li
 def main() -> None:
     """Write `ablation.md` and `ablation.csv`."""
     config = tyro.cli(Config, prog="python -m benchmarks.ablation")
-    grid = CompareConfig(data_dir=config.data_dir, precision=config.precision, jobs=config.jobs, out=config.work)
-    tasks = names(config.tasks)
+    grid = CompareConfig(
+        tasks=config.tasks, data_dir=config.data_dir, precision=config.precision, jobs=config.jobs, out=config.work
+    )
     cells = {
-        (task, method, words): [Cell(task, method, setting, seed) for seed in range(config.seeds)]
-        for task in tasks
-        for method, words, setting in variants(task, config.changes, config.longer)
+        (base.name, method, words): [Cell(base, method, setting, seed) for seed in range(config.seeds)]
+        for base in compared_tasks(grid)
+        for method, words, setting in variants(base, config.changes, config.longer)
     }
     carry_out(grid, [cell for runs in cells.values() for cell in runs], "ablation")
     found = {key: [validation(cell.folder(config.work))[0] for cell in runs] for key, runs in cells.items()}

@@ -28,8 +28,7 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
             f"--task {config.task} brings its own images and split: leave out --data-dir and --split, or tune on a"
             " folder with --task folder"
         )
-    if config.backbone_weights is not None and not config.backbone_weights.is_file():
-        raise BackboneError(f"--backbone-weights {config.backbone_weights}: no such file")
+    _check_weights(config.backbone_weights)
     return config
 
 
@@ -57,6 +56,9 @@ def compare_config(arguments: Sequence[str] | None = None, prog: str = "python -
     config = parse(CompareConfig, prog, arguments)
     if config.beside is not None and not config.beside.is_file():
         raise ConfigError(f"--beside {config.beside}: no such file; give the compare.csv of an earlier comparison")
+    if config.tasks_file is not None and not config.tasks_file.is_file():
+        raise ConfigError(f"--tasks-file {config.tasks_file}: no such file")
+    _check_weights(config.backbone_weights)
     return config
 
 
@@ -81,6 +83,11 @@ def _shown(value: object) -> str:
     if value is None:  # --adapt-blocks
         return "all"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_weights(file: Path | None) -> None:
+    if file is not None and not file.is_file():
+        raise BackboneError(f"--backbone-weights {file}: no such file")
 
 
 def _check_data_dir(folder: Path | None) -> None:

@@ -10,23 +10,25 @@ where it stopped. `adapter` is the dense adapter with the same activation, numbe
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from mosa_deploy.errors import ConfigError, DataError, command, unknown_name
+from mosa_deploy.errors import command
 from mosa_deploy.utils.files import write_text
-from training import result_table, run
+from training import run
 from training.arguments import compare_config
-from training.config import Recipe, TuneConfig
+from training.compared import check, compared_tasks, is_drawn, preset
+from training.config import TuneConfig
 from training.evaluate import evaluate
-from training.options import CompareConfig, EvaluateConfig
-from training.result_table import Result
-from training.tasks import TASKS, find
-from training.trials import Setting, flags, label, settings
+from training.options import CompareConfig, EvaluateConfig, names
+from training.result_rows import Result, add_earlier, read_results
+from training.result_table import tables, write_comparison
+from training.trials import Setting, centre, flags, label, settings
 from training.tune import tune
 
 TEST = "test.json"
@@ -36,14 +38,40 @@ TEST = "test.json"
 class Cell:
     """One run of the grid."""
 
-    task: str
+    base: TuneConfig
+    """The options of its task."""
     method: str
     setting: Setting
     seed: int
 
+    @property
+    def group(self) -> tuple[TuneConfig, str]:
+        """The trials of one group try settings of one method on the same images."""
+        return self.base, self.method
+
+    @property
+    def task(self) -> str:
+        """The name of its task."""
+        return self.base.name or self.base.task
+
     def folder(self, out: Path) -> Path:
         """The folder of this run below `out`."""
-        return out / self.task / self.method / label(self.setting) / f"seed-{self.seed}"
+        shots = () if self.base.shots is None else (f"shots-{self.base.shots}",)
+        return out.joinpath(self.task, *shots, self.method, label(self.setting), f"seed-{self.seed}")
+
+    def config(self, out: Path) -> TuneConfig:
+        """The options of this run."""
+        config = replace(self.base, method=self.method)
+        changed = {} if self.method == "linear" else flags(self.setting, centre(config, preset(config)))
+        folder = self.folder(out)
+        return replace(
+            config,
+            **changed,
+            seed=self.seed,
+            draw=self.seed if is_drawn(config) else 0,
+            out=folder,
+            resume=(folder / run.CONFIG).exists(),
+        )
 
 
 def compare(config: CompareConfig) -> list[Result]:
@@ -52,116 +80,52 @@ def compare(config: CompareConfig) -> list[Result]:
     Returns one result per run; those of `--beside` come first.
 
     Raises:
-        ConfigError: an unknown task or method, or fewer than one seed, trial or job.
+        MosaError: an option, a task or a method cannot be used; found out before anything runs.
     """
-    tasks, methods = names(config.tasks), names(config.methods)
-    check(config, tasks, methods)
-    earlier = [] if config.beside is None else result_table.read_results(config.beside)
-    pairs = [(task, method) for task in tasks for method in methods]
+    bases, methods = compared_tasks(config), names(config.methods)
+    check(bases, methods)
+    earlier = [] if config.beside is None else read_results(config.beside)
     first = [
-        Cell(task, method, setting, 0)
-        for task, method in pairs
-        for setting in settings(method, config.trials, preset(task))
+        Cell(base, method, setting, 0)
+        for base in bases
+        for method in methods
+        for setting in settings(method, config.trials, centre(replace(base, method=method), preset(base)))
     ]
     carry_out(config, first, "trials")
-    chosen = [choose(config.out, [cell for cell in first if (cell.task, cell.method) == pair]) for pair in pairs]
-    # The probe has no randomness: one run stands for all seeds.
-    cells = [
-        Cell(best.task, best.method, best.setting, seed)
-        for best in chosen
-        for seed in range(1 if best.method == "linear" else config.seeds)
-    ]
+    chosen = [choose(config.out, trials) for _, trials in groupby(first, key=lambda cell: cell.group)]
+    cells = [replace(best, seed=seed) for best in chosen for seed in seeds(config, best)]
     carry_out(config, [cell for cell in cells if cell not in first], "seeds")
     results = [result(config, cell, test=cell in cells) for cell in dict.fromkeys([*first, *cells])]
-    results = result_table.add_earlier(results, earlier)
-    result_table.write_comparison(config.out, results)
+    results = add_earlier(results, earlier)
+    write_comparison(config.out, results)
     return results
 
 
-def names(text: str) -> list[str]:
-    """`a,b` -> a and b, each once."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def check(config: CompareConfig, tasks: list[str], methods: list[str]) -> None:
-    """Check all options and data first, so that a long comparison does not stop halfway.
-
-    Raises:
-        ConfigError: an unknown task or method, or fewer than one seed, trial or job.
-        DataError: a task's images are missing or cannot be split.
-    """
-    for name in ("seeds", "trials", "jobs"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name} {getattr(config, name)}: at least 1")
-    if not tasks or not methods:
-        raise ConfigError("--tasks and --methods need a name each")
-    for method in methods:
-        TuneConfig(task="", method=method).checked_method()
-    for task in tasks:
-        dataset, data_dir = source(config, task)
-        splits = find(dataset).splits(data_dir, None)
-        if not splits.train or not splits.test:
-            raise DataError(f"task {task} has no {'test' if splits.train else 'training'} set: a comparison needs both")
-
-
-def source(config: CompareConfig, task: str) -> tuple[str, Path | None]:
-    """(name in `training.tasks`, path of the images) of a task.
-
-    A task that is not built in is a folder or archive in --data-dir, and is tuned as `folder`.
-
-    Raises:
-        ConfigError: the task is neither built in nor in --data-dir.
-        DataError: --data-dir is no folder.
-    """
-    found = None
-    if config.data_dir is not None:
-        if not config.data_dir.is_dir():
-            raise DataError(f"--data-dir {config.data_dir}: no such folder; give the one that holds the tasks' images")
-        archives = [path for kind in ("t*", "zip") for path in sorted(config.data_dir.glob(f"{task}.{kind}"))]
-        candidates = [config.data_dir / task, *archives]
-        found = next((path for path in candidates if path.exists()), None)
-    if task in TASKS:
-        return task, found
-    if found is None:
-        raise ConfigError(unknown_name("task", task, TASKS) + "; or give --data-dir that holds its folder or archive")
-    return "folder", found
+def seeds(config: CompareConfig, cell: Cell) -> range:
+    """The seeds of the chosen setting. A probe on all images has no randomness: one run stands for all seeds."""
+    return range(1 if cell.method == "linear" and not is_drawn(cell.base) else config.seeds)
 
 
 def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
     """Tune every cell that is not finished; the output of each run goes to `<run>.log`."""
     threads = max(1, torch.get_num_threads() // config.jobs)
-    work = (delayed(tune_cell)(config, cell, threads) for cell in cells)
+    work = (delayed(tune_cell)(config.out, cell, threads) for cell in cells)
     runs = Parallel(n_jobs=config.jobs, return_as="generator_unordered")(work)
     for finished in tqdm(runs, total=len(cells), desc=what, unit=" runs", disable=None):
         tqdm.write(finished)
 
 
-def tune_cell(config: CompareConfig, cell: Cell, threads: int) -> str:
+def tune_cell(out: Path, cell: Cell, threads: int) -> str:
     """Tune one cell unless it is finished; returns a line about it."""
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    folder = cell.folder(config.out)
+    folder = cell.folder(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    dataset, data_dir = source(config, cell.task)
-    tuning = TuneConfig(
-        **{"epochs": config.epochs, **flags(cell.setting, preset(cell.task))},
-        task=dataset,
-        name=cell.task,
-        method=cell.method,
-        seed=cell.seed,
-        precision=config.precision,
-        data_dir=data_dir,
-        out=folder,
-        resume=(folder / run.CONFIG).exists(),
-    )
     with folder.with_suffix(".log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        tune(tuning)
-    return f"{cell.task} {cell.method} {label(cell.setting)} seed {cell.seed}: validation {validation(folder)[0]:.4f}"
-
-
-def preset(task: str) -> Recipe:
-    """The preset of a built-in task, or of the task `folder`."""
-    return find(task if task in TASKS else "folder").recipe
+        tune(cell.config(out))
+    shots = "" if cell.base.shots is None else f", {cell.base.shots} per class"
+    what = f"{cell.task}{shots} {cell.method} {label(cell.setting)} seed {cell.seed}"
+    return f"{what}: validation {validation(folder)[0]:.4f}"
 
 
 def validation(folder: Path) -> tuple[float, float]:
@@ -181,9 +145,11 @@ def result(config: CompareConfig, cell: Cell, test: bool) -> Result:
     metrics = json.loads((folder / run.METRICS).read_text())
     record = folder / TEST
     if test and not record.is_file():
-        write_text(record, json.dumps(evaluate(EvaluateConfig(bundle=folder)), indent=2) + "\n")
+        given = EvaluateConfig(bundle=folder, backbone_weights=cell.base.backbone_weights)
+        write_text(record, json.dumps(evaluate(given), indent=2) + "\n")
     return Result(
         task=cell.task,
+        shots=cell.base.shots,
         method=cell.method,
         setting=label(cell.setting),
         seed=cell.seed,
@@ -195,8 +161,8 @@ def result(config: CompareConfig, cell: Cell, test: bool) -> Result:
 
 def print_comparison(config: CompareConfig) -> None:
     """Run the comparison, print its tables, and say where the files are."""
-    print(result_table.tables(compare(config)))
-    print(f"written to {config.out}/compare.md, compare.csv and compare.png")
+    print(tables(compare(config)))
+    print(f"written to {config.out}/compare.md, with compare.csv and plots beside it")
 
 
 @command

@@ -78,16 +78,32 @@ class EvaluateConfig:
 class CompareConfig:
     """Tune every task with every method and several seeds, and compare the methods with the dense adapter."""
 
-    tasks: str = "digits,sprites-location"
-    """Comma-separated tasks: built-in ones, or names of folders and archives in --data-dir."""
+    tasks: str = ""
+    """Comma-separated tasks: built-in ones, or names of folders and archives in --data-dir. Default: all of
+    --tasks-file, or without one digits,sprites-location."""
+    tasks_file: Path | None = None
+    """TOML file with options of `mosa tune` for all tasks, in [defaults], and for each of them, in [tasks.NAME]. What
+    this command line says goes before the file."""
     methods: str = "linear,adapter,mosa"
     """Comma-separated methods: linear, adapter, mosa, lora, mosl."""
     seeds: int = 5
     """Number of runs of each task and method, one per seed, with the chosen setting."""
     trials: int = 1
-    """Number of settings that each method tries with seed 0, except linear. 1 tries the preset only."""
+    """Number of settings that each method tries with seed 0, except linear. 1 tries the first only: the preset's, with
+    the learning rate and the scale that suit the backbone."""
     epochs: int | None = None
     """Number of epochs of every run. Default: that of each task's preset."""
+    backbone: str | None = None
+    """Name of a plain timm ViT or Swin. Default: that of each task's preset."""
+    backbone_weights: Path | None = None
+    """File of the backbone's weights, as in `mosa tune`."""
+    image_size: int | None = None
+    """Height and width of the input in pixels. Default: the backbone's own."""
+    adapt_blocks: int | None = None
+    """Number of last blocks that have adapters. Default: all."""
+    shots: str = ""
+    """Comma-separated numbers of training images per class, e.g. 5,20; each is compared and drawn into a plot. Every
+    seed draws its own images. Default: all images."""
     data_dir: Path | None = None
     """Folder of the tasks' images: it holds `<task>/`, `<task>.tar*` or `<task>.zip` for each task that needs
     images."""
@@ -98,4 +114,29 @@ class CompareConfig:
     beside: Path | None = None
     """The compare.csv of an earlier comparison. Its methods that are not run now are added to the tables."""
     out: Path = Path("runs/compare")
-    """Folder of the runs and of compare.csv, compare.md and compare.png."""
+    """Folder of the runs and of compare.csv, compare.md and the plots."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = [
+            f"--{name} {getattr(self, name)}: at least 1"
+            for name in ("seeds", "trials", "jobs")
+            if getattr(self, name) < 1
+        ]
+        faults += [f"--shots {each}: a whole number, at least 1" for each in names(self.shots) if not positive(each)]
+        if not names(self.methods):
+            faults.append("--methods needs a name")
+        if self.tasks and not names(self.tasks):
+            faults.append("--tasks needs a name")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+
+def names(text: str) -> list[str]:
+    """`a,b` -> a and b, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def positive(text: str) -> bool:
+    """Whether a text is a whole number above 0."""
+    return text.isascii() and text.isdigit() and int(text) > 0

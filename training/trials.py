@@ -1,14 +1,22 @@
-"""The settings that `training.compare` tries: the same number for every method, around each task's preset."""
+"""The settings that `training.compare` tries: the same number for every method, around what suits the backbone.
 
+The learning rate and the scale of the first trial are those that the user or the file of tasks gives, else those of the
+task's preset if it is for this backbone, else `ELSEWHERE`. On other backbones than the embedded one a low-rank method,
+whose scale is 1, starts at `LOW_RANK_LR` times that learning rate. Further trials multiply both.
+"""
+
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from training.config import Recipe
+from mosa_deploy.backbones.names import EMBEDDED
+from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS
+from training.config import LOW_RANK_SETTINGS, Recipe, TuneConfig
 
 Setting = tuple[tuple[str, Any], ...]
-"""Changes to a preset, sorted by name: factors for `lr` and `scale`, values for everything else. () is the preset."""
+"""Changes to the centre, sorted by name: factors for `lr` and `scale`, values for everything else. () is the centre."""
 
 FACTORS: dict[str, Sequence[float]] = {"lr": (1.0, 0.5, 2.0), "scale": (1.0, 0.25, 4.0)}
 OWN: dict[str, dict[str, Sequence[float]]] = {
@@ -19,9 +27,29 @@ OWN: dict[str, dict[str, Sequence[float]]] = {
 }
 """Method -> one option that only this method tries, with the preset's value first."""
 
+LOW_RANK_LR = 0.3
+"""A LoRA of scale 1 moves a pre-trained transformer as far as an adapter of scale 0.1 at about three times the rate."""
 
-def settings(method: str, trials: int, preset: Recipe) -> list[Setting]:
-    """Up to `trials` settings: the preset, the preset with the method's own option changed, then random ones.
+ELSEWHERE: Mapping[str, float] = {"lr": Recipe.lr, "scale": Recipe.scale}
+"""The centre on backbones for which the task has no preset."""
+
+ON_EMBEDDED: Mapping[str, float] = {"lr": 1e-2, "scale": 1.0}
+"""The centre on the embedded backbone, where the task's preset is for another."""
+
+
+def centre(config: TuneConfig, preset: Recipe) -> Recipe:
+    """The settings around which a method is tried: the task's preset, with lr and scale for the run's backbone."""
+    backbone = config.backbone or preset.backbone
+    usual = ON_EMBEDDED if backbone == EMBEDDED else ELSEWHERE
+    lr, scale = (preset.lr, preset.scale) if backbone == preset.backbone else (usual["lr"], usual["scale"])
+    lr, scale = config.lr or lr, config.scale or scale
+    if config.method in LOW_RANK_METHODS:
+        lr, scale = lr * (1.0 if backbone == EMBEDDED else LOW_RANK_LR), LOW_RANK_SETTINGS["scale"]
+    return dataclasses.replace(preset, backbone=backbone, lr=lr, scale=scale)
+
+
+def settings(method: str, trials: int, centre: Recipe) -> list[Setting]:
+    """Up to `trials` settings: the centre, the centre with the method's own option changed, then random ones.
 
     Every method draws the same lr and scale. The linear probe has one setting: it tries its values of C by itself.
     """
@@ -30,16 +58,16 @@ def settings(method: str, trials: int, preset: Recipe) -> list[Setting]:
     space = FACTORS | OWN[method]
     drawn = ParameterSampler(space, min(trials, len(ParameterGrid(space))), random_state=0)
     points = [*ParameterGrid(dict.fromkeys(FACTORS, (1.0,)) | OWN[method]), *drawn]
-    found = dict.fromkeys([(), *(changes(point, preset) for point in points)])
+    found = dict.fromkeys([(), *(changes(point, centre) for point in points)])
     return list(found)[:trials]
 
 
-def changes(point: Mapping[str, float], preset: Recipe) -> Setting:
-    """The settings in which a point of the search space differs from the preset."""
+def changes(point: Mapping[str, float], centre: Recipe) -> Setting:
+    """The settings in which a point of the search space differs from the centre."""
     return tuple(
         (name, value)
         for name, value in sorted(point.items())
-        if value != (1.0 if name in FACTORS else getattr(preset, name))
+        if value != (1.0 if name in FACTORS else getattr(centre, name))
     )
 
 
@@ -49,6 +77,8 @@ def label(setting: Setting) -> str:
     return "-".join(f"{name}-{'x' if name in FACTORS else ''}{value}" for name, value in words) or "preset"
 
 
-def flags(setting: Setting, preset: Recipe) -> dict[str, Any]:
-    """The setting as fields of `TuneConfig`."""
-    return {name: value * getattr(preset, name) if name in FACTORS else value for name, value in setting}
+def flags(setting: Setting, centre: Recipe) -> dict[str, Any]:
+    """The lr and scale of a trial, and what else its setting changes, as fields of `TuneConfig`."""
+    own = {name: value for name, value in setting if name not in FACTORS}
+    factors = {name: value for name, value in setting if name in FACTORS}
+    return own | {name: getattr(centre, name) * factors.get(name, 1.0) for name in FACTORS}

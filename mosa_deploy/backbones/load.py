@@ -71,19 +71,14 @@ def load_backbone(
     """
     if not isinstance(weights, Weights):
         weights = Weights() if weights is None else Weights("file", Path(weights))
-    check_name(name)
     args = model_args or ModelArgs()
     if args.reg_tokens is None:
         args = args.changed(tokens_beside(weights.file).given())
     kwargs |= created_with(args)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size
-    # Built without memory for weights first: a model that cannot be used is refused before its weights are fetched.
-    with torch.device("meta"):
-        outline = _create(name, **without_init(name), **kwargs)
-    check_foldable(outline, name)
-    if img_size is not None:
-        _check_size(outline, *kwargs["img_size"])
+    # A model that cannot be used is refused before its weights are fetched.
+    outline_of(name, **kwargs)
     if weights.source == "pretrained":
         _check_reachable(name)
     fetched = FROM_INDEX.get(name) if weights.source == "pretrained" else None
@@ -103,6 +98,24 @@ def load_backbone(
         model.reset_classifier(classes)
     model.eval()
     return model
+
+
+def outline_of(name: str, img_size: tuple[int, int] | None = None, **kwargs: Any) -> Transformer:
+    """A backbone without memory for its weights, which tells whether it can be used and how many blocks it has.
+
+    Raises:
+        BackboneError: timm does not know the name, the model is not a plain ViT or Swin, or whole patches do not fill
+            the images.
+    """
+    check_name(name)
+    if img_size is not None:
+        kwargs["img_size"] = img_size
+    with torch.device("meta"):
+        outline = _create(name, **without_init(name), **kwargs)
+    check_foldable(outline, name)
+    if img_size is not None:
+        _check_size(outline, *img_size)
+    return outline
 
 
 def check_name(name: str) -> None:

@@ -11,12 +11,14 @@ from PIL import Image
 
 from mosa_deploy.errors import DataError
 from tests.support.runs import Few
-from training import result_table, tasks
-from training.compare import compare, main, source, validation
+from training import tasks
+from training.compare import compare, main, validation
+from training.compared import source
 from training.config import Recipe, TuneConfig
 from training.evaluate import evaluate
 from training.options import CompareConfig, EvaluateConfig
-from training.result_table import Result, accuracies, differences, tables
+from training.result_rows import Result, Subject, accuracies, add_earlier, read_results
+from training.result_table import differences, tables, write_comparison
 from training.run import METRICS
 from training.trials import FACTORS, flags, label, settings
 
@@ -69,30 +71,51 @@ def test_a_setting_changes_the_preset_by_factors_and_values() -> None:
 
 
 def test_an_earlier_comparison_lends_the_methods_that_were_not_run_again(tmp_path: Path) -> None:
-    result_table.write_comparison(tmp_path, results())
-    earlier = result_table.read_results(tmp_path / "compare.csv")
+    write_comparison(tmp_path, results())
+    earlier = read_results(tmp_path / "compare.csv")
     assert earlier == results()
     own = [Result("a", "mosa", "experts-2", seed, 1000, 0.5, value) for seed, value in enumerate((0.7, 0.8, 0.9))]
-    both = result_table.add_earlier(own, earlier)
-    assert accuracies(both, "a", "mosa") == [0.7, 0.8, 0.9]
-    np.testing.assert_allclose(differences(both, "a", "mosa"), [0.1, 0.1, 0.1])
+    both = add_earlier(own, earlier)
+    assert accuracies(both, Subject("a", None), "mosa") == [0.7, 0.8, 0.9]
+    np.testing.assert_allclose(differences(both, Subject("a", None), "mosa"), [0.1, 0.1, 0.1])
     assert {result.task for result in both} == {"a"}
 
 
-@pytest.mark.parametrize("content", [None, "task,method\na,mosa\n", "task,method,setting,seed\na,b,c,d\n"])
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, r"cannot be read \(FileNotFoundError\): give a compare\.csv$"),
+        ("task,method\na,mosa\n", r"has no column 'test': give a compare\.csv$"),
+    ],
+)
 def test_an_earlier_comparison_that_is_none_is_refused_before_anything_runs(
-    tmp_path: Path, content: str | None
+    tmp_path: Path, content: str | None, text: str
 ) -> None:
     file = tmp_path / "compare.csv"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(DataError, match=r"^--beside .*compare\.csv cannot be read \(\w+\): give a compare\.csv$"):
+    with pytest.raises(DataError, match=rf"^--beside .*compare\.csv {text}"):
         compare(CompareConfig(tasks="digits", methods="linear", beside=file, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("kept", "line"), [(-10, 16), (-1, 16), (60, 2)])
+def test_a_line_of_an_earlier_comparison_that_was_cut_short_is_named(tmp_path: Path, kept: int, line: int) -> None:
+    file = tmp_path / "compare.csv"
+    write_comparison(tmp_path, results())
+    file.write_text(file.read_text()[:kept])
+    with pytest.raises(DataError, match=rf"^--beside .*compare\.csv: line {line} is cut short or damaged: delete"):
+        read_results(file)
+
+
+def test_an_earlier_comparison_of_a_release_without_shots_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "compare.csv"
+    file.write_text("task,method,setting,seed,parameters,validation,test\na,mosa,preset,0,1000,0.5,0.6\n")
+    assert read_results(file) == [Result("a", "mosa", "preset", 0, 1000, 0.5, 0.6)]
+
+
 def test_the_probes_one_run_stands_against_every_seed() -> None:
-    np.testing.assert_allclose(differences(results(), "a", "linear"), [-0.1, -0.2, -0.3])
+    np.testing.assert_allclose(differences(results(), Subject("a", None), "linear"), [-0.1, -0.2, -0.3])
 
 
 def test_table_has_means_spreads_and_differences_in_points() -> None:
@@ -180,13 +203,25 @@ def test_a_comparison_leaves_a_table_a_picture_and_the_figures_of_every_run(comp
     assert all((bundle.parent / METRICS).is_file() for bundle in out.rglob("adapter.safetensors"))
 
 
+def test_with_shots_every_seed_draws_its_own_images_for_the_probe_too(
+    few: str, tmp_path: Path, grid: Callable[..., CompareConfig]
+) -> None:
+    found = compare(grid(methods="linear", shots="2,6"))
+    assert {(each.shots, each.seed) for each in found} == {(2, 0), (2, 1), (6, 0), (6, 1)}
+    drawn = [(tmp_path / f"grid/few/shots-2/linear/preset/seed-{seed}/split.csv").read_text() for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+    with Image.open(tmp_path / "grid/compare_shots.png") as image:
+        assert min(image.size) > 200
+    assert "| few, 2 per class | linear |" in (tmp_path / "grid/compare.md").read_text()
+
+
 def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path, grid: Callable[..., CompareConfig]) -> None:
     (tmp_path / "roses").mkdir()
     (tmp_path / "tulips.tar.gz").touch()
     config = grid(data_dir=tmp_path)
-    assert source(config, "roses") == ("folder", tmp_path / "roses")
-    assert source(config, "tulips") == ("folder", tmp_path / "tulips.tar.gz")
-    assert source(config, Few.name) == (Few.name, None)
+    assert source(config, "roses", {}) == ("folder", tmp_path / "roses")
+    assert source(config, "tulips", {}) == ("folder", tmp_path / "tulips.tar.gz")
+    assert source(config, Few.name, {}) == (Few.name, None)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +230,7 @@ def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path, grid: Ca
         (["--tasks", "digit"], "unknown task 'digit'; did you mean digits?; or give --data-dir that holds"),
         (["--methods", "moza"], "unknown method 'moza'; did you mean mosa or "),
         (["--seeds", "0"], "--seeds 0: at least 1"),
-        (["--tasks", ","], "--tasks and --methods need a name each"),
+        (["--tasks", ","], "--tasks needs a name"),
         (["--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
     ],
 )
