@@ -24,7 +24,7 @@ def backbone(arguments: Sequence[str], prog: str) -> None:
 
 
 def evaluate(arguments: Sequence[str], prog: str) -> None:
-    """Measure a task on its test set: accuracy, negative log likelihood and calibration error."""
+    """Measure a task on its test set: accuracy, also balanced, macro-F1, likelihood and calibration error."""
     from training.arguments import evaluate_config
 
     config = evaluate_config(arguments, prog)

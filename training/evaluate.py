@@ -45,7 +45,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracy, negative log likelihood and expected calibration error."""
+        """The metrics of `training.scores.classification_metrics`."""
         return classification_metrics(self.probabilities, self.test.labels)
 
     def doubts(self) -> list[str]:
@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """Accuracy, negative log likelihood and expected calibration error on the test set.
+    """Accuracy, balanced accuracy, macro-F1, negative log likelihood and calibration error on the test set.
 
     Raises:
         ConfigError: not exactly one of a bundle, a graph and a backbone is given.
@@ -205,7 +205,7 @@ def print_evaluation(config: EvaluateConfig) -> None:
     mistakes = write_mistakes(out, found.test, found.probabilities, subject.classes, subject.preprocess.decode)
     print(
         f"test of {config.onnx or config.bundle or config.backbone}: "
-        + ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+        + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.metrics.items())
     )
     print(f"every answer is in {out / PREDICTIONS}" + (f", the worst mistakes in {out / MISTAKES}" if mistakes else ""))
     for doubt in found.doubts():

@@ -38,7 +38,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure accuracy, negative log likelihood and calibration error on a task's test set.
+    """Measure accuracy, also balanced, macro-F1, likelihood and calibration error on a task's test set.
 
     Give one of --bundle, --onnx and --backbone. A shared graph serves many tasks: name one with --bundle as well.
     """

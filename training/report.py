@@ -132,8 +132,14 @@ def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:
 
 
 def metrics_table(before: Mapping[str, float], after: Mapping[str, float], temperature: float) -> str:
-    """Accuracy, loss and calibration error before and after temperature scaling."""
-    names = {"accuracy": "accuracy", "nll": "negative log likelihood (nats)", "ece": "expected calibration error"}
+    """The metrics of validation before and after temperature scaling."""
+    names = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy (mean over the classes)",
+        "macro_f1": "macro-F1 (mean over the classes)",
+        "nll": "negative log likelihood (nats)",
+        "ece": "expected calibration error",
+    }
     rows = [(text, f"{before[name]:.4f}", f"{after[name]:.4f}") for name, text in names.items()]
     return table(("", "before the temperature", f"at temperature {temperature:.3f}"), rows, align="lrr")
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,20 +31,30 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def classification_metrics(probabilities: NDArray[np.float32], labels: Tensor) -> dict[str, float]:
-    """Accuracy, negative log likelihood and expected calibration error (15 bins, arXiv 1706.04599).
+    """Accuracy, balanced accuracy, macro-F1, negative log likelihood (nats) and expected calibration error.
 
-    `probabilities` are (N, K), `labels` (N,).
+    `probabilities` are (N, K), `labels` (N,). The balanced accuracy is the mean recall of the classes that occur in
+    `labels`; macro-F1 is the mean F1 of those that occur in `labels` or are predicted. The calibration error has 15
+    bins (arXiv 1706.04599).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchmetrics.functional.classification import multiclass_calibration_error
     given = torch.from_numpy(probabilities)
     ece = multiclass_calibration_error(given, labels, num_classes=given.shape[1], n_bins=ECE_BINS)
+    true, predicted = labels.numpy(), probabilities.argmax(1)
     return {
-        "accuracy": float((given.argmax(1) == labels).float().mean()),
+        "accuracy": float(accuracy_score(true, predicted)),
+        "balanced_accuracy": balanced_accuracy(true, predicted),
+        "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0.0)),
         "nll": float(F.nll_loss(given.clamp_min(1e-12).log(), labels)),
         "ece": float(ece),
     }
+
+
+def balanced_accuracy(true: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """The mean recall of the classes that occur in `true`; both are (N,)."""
+    return float(recall_score(true, predicted, labels=np.unique(true), average="macro"))
 
 
 def reliability(

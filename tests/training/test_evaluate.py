@@ -87,7 +87,7 @@ def test_accuracy_is_that_of_the_predictions_on_the_test_set(few: str, few_run: 
         logits = restore(bundle)(torch.from_numpy(bundle.record.preprocess.normalise(test.pixels.numpy())))
     measured = evaluate(EvaluateConfig(bundle=few_run, device="cpu"))
     assert measured["accuracy"] == pytest.approx(accuracy_score(test.labels.numpy(), logits.argmax(1).numpy()))
-    assert measured.keys() == {"accuracy", "nll", "ece"}
+    assert measured.keys() == {"accuracy", "balanced_accuracy", "macro_f1", "nll", "ece"}
 
 
 def test_backbone_is_evaluated_by_the_head_in_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,8 @@ def test_run_remembers_its_images_and_their_split(
     with torch.enable_grad():  # the command line turns gradients off for its process
         main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith(f"test of {listed_run}: accuracy 1.0000, nll 0.")
+    measured = "accuracy 1.0000, balanced accuracy 1.0000, macro f1 1.0000, nll 0."
+    assert lines[1].startswith(f"test of {listed_run}: {measured}")
     assert lines[2] == f"every answer is in {listed_run / 'evaluation' / 'predictions.csv'}"
 
 

@@ -85,15 +85,21 @@ def test_report_names_what_was_tuned(run: Path) -> None:
     assert "bottleneck" not in recipe
 
 
+MEANS = ("balanced_accuracy", "macro_f1")
+
+
 def test_figures_before_and_after_the_temperature_are_those_of_the_formula(run: Path) -> None:
     table = section((run / "report.md").read_text(), "Validation")
     before, after = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (LOGITS.double().numpy() / t for t in (1, 2)))
     errors = [classification_metrics(given.astype(np.float32), LABELS)["ece"] for given in (before, after)]
     losses = [log_loss(LABELS.numpy(), given, labels=range(4)) for given in (before, after)]
-    assert table[:5] == [
+    means = [f"{classification_metrics(before.astype(np.float32), LABELS)[name]:.4f}" for name in MEANS]
+    assert table[:7] == [
         "|  | before the temperature | at temperature 2.000 |",
         "| --- | ---: | ---: |",
         "| accuracy | 0.5000 | 0.5000 |",
+        f"| balanced accuracy (mean over the classes) | {means[0]} | {means[0]} |",
+        f"| macro-F1 (mean over the classes) | {means[1]} | {means[1]} |",
         f"| negative log likelihood (nats) | {losses[0]:.4f} | {losses[1]:.4f} |",
         f"| expected calibration error | {errors[0]:.4f} | {errors[1]:.4f} |",
     ]

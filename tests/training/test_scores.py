@@ -45,6 +45,14 @@ def test_accuracy_and_nll_are_those_of_scikit_learn() -> None:
     assert measured["nll"] == pytest.approx(log_loss(labels.numpy(), exact), rel=1e-5)
 
 
+def test_means_over_the_classes_are_those_worked_out_by_hand() -> None:
+    # Class 0: 2 of 3 right; class 1: 1 of 1; class 2 never occurs and is predicted once.
+    given = np.eye(4, dtype=np.float32)[[0, 0, 2, 1]]
+    measured = classification_metrics(given, torch.tensor([0, 0, 0, 1]))
+    assert measured["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert measured["macro_f1"] == pytest.approx((2 * 2 / (2 * 2 + 1) + 1 + 0) / 3)
+
+
 def test_probability_of_zero_for_the_truth_keeps_the_nll_finite() -> None:
     given = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     assert classification_metrics(given, torch.tensor([1, 1]))["nll"] == pytest.approx(-np.log(1e-12) / 2)
