@@ -22,8 +22,8 @@ from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_lay
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.fold import fold
 from mosa_deploy.adapters.merge import merge
+from mosa_deploy.adapters.probe import Probe, TunedModel
 from mosa_deploy.adapters.restore import load_recorded, restore
-from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
@@ -90,12 +90,13 @@ def export(config: ExportConfig) -> Path:
 
 
 def write_folded(
-    chain: Chain, model: Transformer, folder: Path, backbone: Path, weights: Weights | None
+    chain: Chain, model: TunedModel, folder: Path, backbone: Path, weights: Weights | None
 ) -> list[ExportTarget]:
     """Fold the task into the plain graph's weights; add that, and the shared graph, to the chain."""
     bundle = chain.bundle
-    chain.add_model("folded", fold(model))
-    chain.require()
+    if not isinstance(model, Probe):
+        chain.add_model("folded", fold(model))
+        chain.require()
     graph = plain_graph(backbone, bundle.record, weights)
     onnx.save(fold_bundle(graph, bundle), folder / FOLDED)
     targets = [ExportTarget("folded", folder / FOLDED)]
@@ -116,10 +117,11 @@ def add_runners(chain: Chain, target: ExportTarget, names: Sequence[str]) -> Non
             chain.branch(target.stage, f"{target.name} by {name}", logits, tolerance)
 
 
-def write_unfolded(chain: Chain, model: Transformer, folder: Path) -> list[ExportTarget]:
+def write_unfolded(chain: Chain, model: TunedModel, folder: Path) -> list[ExportTarget]:
     """Trace the task with its adapters as nodes of their own, and add that to the chain."""
     adapter = chain.bundle.record.adapter
     assert adapter is not None
+    assert not isinstance(model, Probe)
     print(f"{adapter.style} adapters cannot fold: tracing the task with nodes of its own", flush=True)
     write_onnx(model, folder / UNFOLDED)
     target = ExportTarget("unfolded", folder / UNFOLDED)
@@ -127,7 +129,7 @@ def write_unfolded(chain: Chain, model: Transformer, folder: Path) -> list[Expor
     return [target]
 
 
-def merged_bundle(bundle: Bundle, model: Transformer) -> Bundle:
+def merged_bundle(bundle: Bundle, model: TunedModel) -> Bundle:
     """The bundle with the tensors of the merged model; a fully tuned one stays as it is."""
     if bundle.record.method == "full":
         return bundle

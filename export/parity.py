@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from export.targets import ExportTarget
-from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import Labels
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
@@ -152,7 +152,7 @@ class Chain:
         return link
 
     @torch.inference_mode()
-    def add_model(self, stage: str, model: Transformer) -> None:
+    def add_model(self, stage: str, model: nn.Module) -> None:
         """A torch model as the next stage."""
         self.add(stage, self.answers(stage, lambda images: model(torch.from_numpy(images)).numpy()))
 

@@ -18,6 +18,7 @@ from mosa_deploy.bundles.adapter_config import (
     Target,
 )
 from mosa_deploy.bundles.decode import WHITE_16
+from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training.options import ReadOptions
 
@@ -86,6 +87,9 @@ LOW_RANK_SETTINGS: dict[str, Any] = {
 }
 """The values that a low-rank method uses instead of those of the task's preset."""
 
+ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "passes": 1, "consistency": 0.0}
+"""The values that the attentive probe uses instead: it has no dropout, so a second pass would say the same."""
+
 MERGE_SCALES = ("expectation", "learned")
 
 
@@ -108,8 +112,11 @@ class TuneConfig:
     random_weights: bool = False
     """Use random weights instead of pre-trained ones: for a trial run that downloads nothing."""
     method: str = "mosa"
-    """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, or linear (logistic regression on frozen
-    features)."""
+    """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, linear (logistic regression on frozen
+    features), or attentive (a linear head on the patches, weighed by a learned query)."""
+    features: LinearFeatures = "cls"
+    """What a linear head reads: cls (the class token, or the backbone's pooled feature), cls+mean (with the mean of the
+    patches), or blocks (the class tokens of the last four blocks and the mean of the patches)."""
     bottleneck: int | None = None
     """r, the inner width of the adapter; for lora and mosl, the rank."""
     experts: int | None = None
@@ -204,6 +211,8 @@ class TuneConfig:
         faults = [
             f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused
         ]
+        if self.features != "cls" and self.method != "linear":
+            faults.append(f"--features {self.features} is an option of --method linear: drop it")
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.white_level is not None and not 1 <= self.white_level <= WHITE_16:
@@ -214,6 +223,8 @@ class TuneConfig:
         usual: dict[str, Any] = {"scale": 1.0} if self.style in SEQUENTIAL_STYLES else {}
         if self.method in LOW_RANK_METHODS:
             usual = LOW_RANK_SETTINGS
+        if self.method == "attentive":
+            usual = ATTENTIVE_SETTINGS
         settings = usual | {name: value for name, value in given.items() if name not in refused}
         recipe = dataclasses.replace(preset, **settings | ({} if self.method in SPLIT_METHODS else SPLIT_ONLY))
         faults += recipe_faults(recipe)

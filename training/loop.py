@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -48,7 +48,7 @@ def progress(batches: Sequence[Tensor], what: str) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def predict(model: Transformer, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
+def predict(model: nn.Module, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
     """Logits (N, K) on the CPU, in fp32. The model is in evaluation mode, where split adapters act as merged ones."""
     model.eval()
     batches = progress(images.pixels.split(batch), "predicting")

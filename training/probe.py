@@ -1,4 +1,7 @@
-"""The linear probe: scikit-learn's logistic regression on the frozen features, with C chosen on validation."""
+"""The linear probe: scikit-learn's logistic regression on the frozen features, with C chosen on validation.
+
+`mosa_deploy.bundles.probe_features` says what the features may be.
+"""
 
 import warnings
 
@@ -7,9 +10,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 from tqdm import tqdm
 
-from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import Images
 from training.loop import Row, predict
@@ -21,12 +25,13 @@ floating-point sums differ in their order."""
 
 
 @torch.no_grad()
-def fit_probe(model: Transformer, train: Images, validation: Images, preprocess: Preprocess, device: str) -> list[Row]:
+def fit_probe(model: TunedModel, train: Images, validation: Images, preprocess: Preprocess, device: str) -> list[Row]:
     """Fit one probe per C, put the best one into the head of `model`, and return one row per C.
 
     The features are standardised for the fit. The head absorbs the scaling: W / sd and b - W mean / sd.
     """
     head = model.get_classifier()
+    assert isinstance(head, nn.Linear)
     classes = head.out_features
     model.to(device).reset_classifier(0)
     features, held_out = (predict(model, images, preprocess, device).numpy() for images in (train, validation))

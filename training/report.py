@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import probabilities
+from mosa_deploy.bundles.probe_features import Features
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
@@ -26,6 +27,16 @@ PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "cali
 
 WARNING = "warning: "
 """How a remark begins that casts doubt on the result."""
+
+FEATURES: dict[Features, str] = {
+    "cls": "the frozen features",
+    "cls+mean": "the class token and the mean of the patches",
+    "blocks": "the class tokens of the last blocks and the mean of the patches",
+}
+"""The features of a linear probe in words."""
+
+ATTENTIVE_FIELDS = ("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs")
+"""The settings of a recipe that the attentive probe uses."""
 
 WORST = 10
 """The largest number of confusions that the report lists."""
@@ -107,6 +118,8 @@ def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str
     adapter = fields(record.adapter) if record.adapter else {}
     schedule = fields(recipe) if recipe else {}
     schedule = {name: value for name, value in schedule.items() if name not in {*adapter, "backbone"}}
+    if record.method == "attentive":
+        schedule = {name: schedule[name] for name in ATTENTIVE_FIELDS}
     x, best = next(iter(rows[0])), rows[kept(rows)]
     return {
         "task": f"{record.task}, {len(record.classes)} classes of {record.dataset}",
@@ -115,7 +128,7 @@ def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str
         "input": f"{record.preprocess.size[0]} x {record.preprocess.size[1]} pixels",
         "adapter": listing(adapter) or "none",
         "parameters": f"{record.metrics['parameters']:,.0f}",
-        "recipe": listing(schedule) or "logistic regression on the frozen features",
+        "recipe": listing(schedule) or f"logistic regression on {FEATURES[record.features]}",
         "kept": f"{plots.axis_name(x)} {best[x]:g}, the best of {len(rows)}",
         "seed": f"{record.seed}",
         "versions": listing(record.versions),

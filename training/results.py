@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mosa_deploy.adapters.attach import task_state
-from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
@@ -29,7 +29,7 @@ def write_results(
     out: Path,
     record: Record,
     recipe: Recipe,
-    model: Transformer,
+    model: TunedModel,
     data: Dataset,
     rows: list[Row],
     device: str,
@@ -67,7 +67,7 @@ def write_results(
     ]
     remarks = [*doubts, *data.remarks]
     write_report(
-        out, record, None if record.adapter is None else recipe, logits, validation.labels, rows, tested, remarks
+        out, record, None if record.method == "linear" else recipe, logits, validation.labels, rows, tested, remarks
     )
     tensors = {name: value.numpy() for name, value in task_state(model).items()}
     bundle = Bundle(record, tensors, canary).save(out)

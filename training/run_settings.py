@@ -22,11 +22,16 @@ def add_images(fields: Fields) -> Fields:
     return images | draws | {"adapt_blocks": None, "ema": 0.0} | fields
 
 
+def add_features(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 4, which says which features a probe reads."""
+    return {"features": "cls"} | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images),
+    migrations=(state_version, add_images, add_features),
     unstated=1,
 )
 
@@ -38,6 +43,7 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
         "task": config.task,
         "name": config.name,
         "method": config.method,
+        "features": config.features,
         "seed": config.seed,
         "split": config.split,
         "precision": precision,

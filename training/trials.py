@@ -24,6 +24,7 @@ OWN: dict[str, dict[str, Sequence[float]]] = {
     "lora": {"consistency": (1.0, 0.3)},
     "mosa": {"experts": (2, 4)},
     "mosl": {"experts": (2, 4)},
+    "attentive": {},
 }
 """Method -> one option that only this method tries, with the preset's value first."""
 
@@ -55,7 +56,8 @@ def settings(method: str, trials: int, centre: Recipe) -> list[Setting]:
     """
     if method == "linear":
         return [()]
-    space = FACTORS | OWN[method]
+    factors = {"lr": FACTORS["lr"]} if method == "attentive" else FACTORS
+    space = factors | OWN[method]
     drawn = ParameterSampler(space, min(trials, len(ParameterGrid(space))), random_state=0)
     points = [*ParameterGrid(dict.fromkeys(FACTORS, (1.0,)) | OWN[method]), *drawn]
     found = dict.fromkeys([(), *(changes(point, centre) for point in points)])

@@ -11,12 +11,14 @@ import timm.data
 import torch
 
 from mosa_deploy.adapters.attach import attach, freeze
+from mosa_deploy.adapters.probe import Probe, check_features, with_features
 from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import SPLIT_METHODS
+from mosa_deploy.bundles.adapter_config import PROBES, SPLIT_METHODS, AdapterConfig
 from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.probe_features import Features
 from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE, Record
 from mosa_deploy.errors import ConfigError, DataError, command
 from mosa_deploy.runtimes import cuda
@@ -24,6 +26,7 @@ from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.arguments import tune_config
+from training.attentive import fit_attentive
 from training.config import TuneConfig, adapter_config
 from training.dataset import read_dataset
 from training.events import write_events
@@ -60,7 +63,9 @@ def tune(config: TuneConfig) -> Path:
         )
     splits = Subset(config.shots, config.fraction, config.draw).of(splits)
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
-    if method != "linear":
+    features: Features = "attended" if method == "attentive" else config.features
+    check_features(model, features)
+    if method not in PROBES:
         check_style(model, recipe.style)
     backbone = describe_backbone(recipe.backbone, weights.source, model)
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
@@ -82,10 +87,13 @@ def tune(config: TuneConfig) -> Path:
         print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
 
     torch.manual_seed(derive(config.seed, "head"))
-    model.reset_classifier(len(splits.classes))
-    if method == "linear":
-        adapter, rows = None, fit_probe(model, train, validation, preprocess, device)
-        freeze(model)
+    tuned = with_features(model, features, len(splits.classes))
+    adapter: AdapterConfig | None = None
+    if isinstance(tuned, Probe) and method == "attentive":
+        rows = fit_attentive(tuned, train, validation, preprocess, recipe, config.seed, device)
+    elif method == "linear":
+        rows = fit_probe(tuned, train, validation, preprocess, device)
+        freeze(tuned)
     else:
         adapter = adapter_config(recipe)
         attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
@@ -100,6 +108,7 @@ def tune(config: TuneConfig) -> Path:
         method=method,
         form="split" if method in SPLIT_METHODS else "merged",
         adapter=adapter,
+        features=features,
         classes=splits.classes,
         preprocess=preprocess,
         temperature=1.0,
@@ -108,7 +117,7 @@ def tune(config: TuneConfig) -> Path:
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    write_results(out, record, recipe, model, data, rows, device, tested=bool(splits.test))
+    write_results(out, record, recipe, tuned, data, rows, device, tested=bool(splits.test))
     return out
 
 

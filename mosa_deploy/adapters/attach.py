@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mosa_deploy.adapters.bottleneck import Bottleneck
 from mosa_deploy.adapters.low_rank import LowRankAdapter, LowRankLinear
 from mosa_deploy.adapters.parallel import ParallelAdapter
+from mosa_deploy.adapters.probe import FROZEN, Probe, TunedModel
 from mosa_deploy.adapters.sequential import HoulsbyAdapter, PfeifferAdapter
 from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.backbones.foldable import (
@@ -163,9 +164,11 @@ def reseed(model: nn.Module, seed: int, epoch: int) -> None:
         layer.generator.manual_seed(derive(seed, "expert", epoch, i))
 
 
-def freeze(model: Transformer) -> None:
+def freeze(model: TunedModel) -> None:
     """Freeze the backbone, so that only the adapters and the head are tuned."""
     model.requires_grad_(False)
+    if isinstance(model, Probe) and model.query is not None:
+        model.query.requires_grad_(True)
     for adapter in adapters(model):
         adapter.unfreeze()
     model.get_classifier().requires_grad_(True)
@@ -180,13 +183,16 @@ def backbone_state(model: Transformer) -> dict[str, Tensor]:
     return state
 
 
-def task_state(model: Transformer) -> dict[str, Tensor]:
-    """The tensors that a task owns: adapters, `*.adapter.*`, and head, `head.*` or `head.fc.*`; sorted by name."""
-    state, head = model.state_dict(), f"{topology_of(model).head}."
+def task_state(model: TunedModel) -> dict[str, Tensor]:
+    """The tensors that a task owns, sorted by name: adapters `*.adapter.*`, head `head.*` or `head.fc.*`, `query`."""
+    state = model.state_dict()
+    if isinstance(model, Probe):
+        return {name: state[name] for name in sorted(state) if not name.startswith(FROZEN)}
+    head = f"{topology_of(model).head}."
     return {name: state[name] for name in sorted(state) if ".adapter." in name or name.startswith(head)}
 
 
-def load_task_state(model: Transformer, state: dict[str, Tensor]) -> None:
+def load_task_state(model: TunedModel, state: dict[str, Tensor]) -> None:
     """Load the tensors of `task_state` into a model with adapters and a head of the same shapes.
 
     Raises:

@@ -3,6 +3,7 @@
 import torch
 
 from mosa_deploy.adapters.attach import attach, backbone_state, load_task_state
+from mosa_deploy.adapters.probe import TunedModel, with_features
 from mosa_deploy.backbones.foldable import Transformer, topology_of
 from mosa_deploy.backbones.function import departures, pinned
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
@@ -12,7 +13,7 @@ from mosa_deploy.errors import BackboneError
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
 
-def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
+def restore(bundle: Bundle, weights: Weights | None = None) -> TunedModel:
     """The tuned model of a bundle, in evaluation mode: images (B, 3, H, W) -> logits (B, K).
 
     Its adapters are split or merged, as the bundle has them. `weights` are those that the task was tuned on; None means
@@ -32,8 +33,8 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
             f"'{record.task}' was tuned on {record.backbone.folder}, these weights of {record.backbone.name} have"
             f" sha256 {found[:8]}: give the same weights with --backbone-weights, or tune the task again"
         )
-    model.reset_classifier(len(record.classes))
     state = {name: torch.tensor(value) for name, value in bundle.tensors.items()}
+    tuned = with_features(model, record.features, len(record.classes))
     if record.method == "full":
         faults = shape_faults(shapes_of(model.state_dict()), shapes_of(state))
         if faults:
@@ -42,8 +43,8 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> Transformer:
         return model.eval()
     if record.adapter is not None:
         attach(model, record.adapter, split=record.form == "split")
-    load_task_state(model, state)
-    return model.eval()
+    load_task_state(tuned, state)
+    return tuned.eval()
 
 
 def load_recorded(record: Record, weights: Weights, classes: int = 0) -> Transformer:

@@ -13,8 +13,11 @@ Share = Literal["down", "up", "none"]
 Activation = Literal["per-pass", "balanced"]
 Style = Literal["parallel", "low-rank", "pfeiffer", "houlsby"]
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2"]
-Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "full"]
+Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "attentive", "full"]
 """With `full` every parameter was tuned; such tasks come from `mosa convert`."""
+
+PROBES: tuple[Method, ...] = ("linear", "attentive")
+"""Methods that leave the backbone as it is: one pass of an image serves all tasks that were tuned by them."""
 
 SPLIT_METHODS: tuple[Method, ...] = ("mosa", "mosl")
 """Methods with experts."""

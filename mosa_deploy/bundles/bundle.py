@@ -16,12 +16,16 @@ from safetensors.numpy import load, save
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.canary import PREFIX, Canary
 from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.probe_features import features_width
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, read_record
 from mosa_deploy.errors import BundleError
 from mosa_deploy.utils.files import FilePath, replacing
 from mosa_deploy.utils.shapes import Shapes, shape_faults, shapes_of
 
 Tensors = dict[str, NDArray[np.generic]]
+
+QUERY = "query"
+"""The tensor by which an attentive probe weighs the patches."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Bundle:
 
     @property
     def head(self) -> tuple[Array, Array]:
-        """Weight (K, C) and bias (K,) of the classifier, fp32."""
+        """Weight (K, F) and bias (K,) of the classifier, fp32; F is C in all but probes."""
         weight, bias = (self.tensors[f"{self.record.backbone.topology.head}.{part}"] for part in ("weight", "bias"))
         return weight.astype(np.float32), bias.astype(np.float32)
 
@@ -102,9 +106,11 @@ def expected_shapes(record: Record) -> Shapes:
     """Name and shape of every tensor that a bundle of this record holds, without the canary."""
     topology, adapter = record.backbone.topology, record.adapter
     shapes: Shapes = {
-        f"{topology.head}.weight": (len(record.classes), topology.features),
+        f"{topology.head}.weight": (len(record.classes), features_width(record.features, topology)),
         f"{topology.head}.bias": (len(record.classes),),
     }
+    if record.features == "attended":
+        shapes[QUERY] = (topology.features,)
     if adapter is None:
         return shapes
     for block, width in adapter.adapted(topology.blocks).items():

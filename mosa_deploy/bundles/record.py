@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -10,6 +10,7 @@ from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES, SWIN_ADVICE, A
 from mosa_deploy.bundles.format_version import Fields, FileFormat
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.probe_features import Features, LinearFeatures
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError, ConfigError
 
@@ -24,7 +25,14 @@ def _decoded_as_ever(fields: Fields) -> Fields:
     return fields
 
 
-RECORD_FORMAT = FileFormat(RECORD, BundleError, remedy="copy the bundle again", migrations=(_decoded_as_ever,))
+def _reads_timms_features(fields: Fields) -> Fields:
+    """Version 3 says which features the head reads. Before it there was one way, which is the default."""
+    return fields
+
+
+RECORD_FORMAT = FileFormat(
+    RECORD, BundleError, remedy="copy the bundle again", migrations=(_decoded_as_ever, _reads_timms_features)
+)
 
 TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
 TASK_NAME_RULE = "lower-case letters, digits, '.', '_', '-', a letter first, 64 at most"
@@ -82,7 +90,9 @@ class Record(BaseModel):
     form: Literal["split", "merged"]
     """`split`: the experts are still apart, as tuning leaves them; `merged`: one complete adapter."""
     adapter: AdapterConfig | None
-    """None for `linear`, which has only a head, and for `full`, which has every parameter of the backbone."""
+    """None for probes, which have only a head, and for `full`, which has every parameter of the backbone."""
+    features: Features = "cls"
+    """What the head reads; all but the default only in probes."""
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -98,6 +108,13 @@ class Record(BaseModel):
         beside = self.adapter is None or self.adapter.style == "parallel"
         if self.backbone.stages and not (beside and self.method != "full"):
             raise ValueError(f"{self.method} on {self.backbone.name}: {SWIN_ADVICE}")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_what_its_method_can(self) -> Self:
+        only = {"linear": get_args(LinearFeatures), "attentive": ("attended",)}.get(self.method, ("cls",))
+        if self.features not in only or (self.backbone.stages and self.features != "cls"):
+            raise ValueError(f"a head on the features {self.features}: {self.method} on {self.backbone.name} has none")
         return self
 
     def module_shape(self, module: str) -> tuple[int, int]:

@@ -85,6 +85,8 @@ def layout_of(record: Record) -> Layout:
             f"'{record.task}' has {adapter.style} adapters, which can neither be folded nor go into a bank: export it"
             " unfolded, as a graph of its own"
         )
+    if record.features != "cls":
+        raise BundleError(f"'{record.task}' reads the features {record.features}, which no exported graph has yet")
     if record.method == "full":
         raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
     if adapter is None or adapter.style == "parallel":

@@ -12,6 +12,7 @@ from export.export import export
 from export.options import ConvertConfig, ExportConfig, FileOptions
 from export.trace import node_types, trace_plain
 from export.windows import gathered
+from mosa_deploy.adapters.probe import plain_backbone
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
@@ -85,7 +86,7 @@ def reference(model: Transformer, images: Array, features: bool = False) -> Arra
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_the_folded_graph_answers_as_the_tuned_model_does(runs: Path, root: Path, task: str, batch: int) -> None:
     images = noise(batch)
-    wanted = reference(restore(Bundle.load(runs / task)), images)
+    wanted = reference(plain_backbone(restore(Bundle.load(runs / task))), images)
     given = OnnxRunner(root / "tasks" / task / "folded.onnx").run(images)
     np.testing.assert_allclose(given, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
@@ -111,7 +112,7 @@ def test_a_mixed_batch_of_the_shared_graph_answers_each_sample_by_its_own_task(r
     images, order = noise(5), [1, 0, 2, 0, 1]
     runner = SharedRunner(open_runner(backbone(root) / "shared.onnx"), bank)
     given = runner.run(images, np.array([slots[k] for k in order]))
-    wanted = [reference(restore(bundle), images, features=True) for bundle in bundles]
+    wanted = [reference(plain_backbone(restore(bundle)), images, features=True) for bundle in bundles]
     for i, k in enumerate(order):
         np.testing.assert_allclose(given[i], wanted[k][i], rtol=0, atol=1e-5 * np.abs(wanted[k][i]).max())
     assert np.abs(wanted[0] - wanted[1]).max() > 1e-2
@@ -155,7 +156,7 @@ def test_fewer_bits_stay_near_the_tuned_model(
     runs: Path, root: Path, precision: str, tolerance: float, batch: int
 ) -> None:
     images = noise(batch)
-    wanted = reference(restore(Bundle.load(runs / "swin-mosa")), images)
+    wanted = reference(plain_backbone(restore(Bundle.load(runs / "swin-mosa"))), images)
     given = OnnxRunner(root / "tasks" / "swin-mosa" / f"folded.{precision}.onnx").run(images)
     assert 0 < np.abs(given - wanted).max() <= tolerance * np.abs(wanted).max()
 

@@ -1,4 +1,6 @@
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,19 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import VisionTransformer
 
+from mosa_deploy.adapters.probe import Probe
+from mosa_deploy.adapters.restore import restore
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.preprocess import probabilities
+from mosa_deploy.bundles.probe_features import Features
+from mosa_deploy.errors import ConfigError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy
+from training.config import Recipe, TuneConfig
 from training.data import Images
 from training.loop import predict
 from training.probe import GRID, fit_probe
+from training.tune import tune
 
 TRAIN, HELD_OUT = 60, 30
 
@@ -24,6 +34,30 @@ TRAIN, HELD_OUT = 60, 30
 def features(model: VisionTransformer, images: Images) -> NDArray[np.float32]:
     inputs = torch.from_numpy(PREPROCESS.normalise(images.pixels.numpy()))
     return np.asarray(model.forward_head(model.forward_features(inputs), pre_logits=True).numpy())
+
+
+@torch.no_grad()
+def wide_features(model: VisionTransformer, images: Images) -> NDArray[np.float32]:
+    """The class tokens of both blocks and the mean of the patches, after the norm."""
+    inputs = torch.from_numpy(PREPROCESS.normalise(images.pixels.numpy()))
+    outputs: list[torch.Tensor] = []
+    for block in model.blocks.children():
+        block.register_forward_hook(lambda _module, _given, out: outputs.append(model.norm(out)))
+    model(inputs)
+    return np.concatenate([outputs[0][:, 0], outputs[1][:, 0], outputs[1][:, 1:].mean(1)], axis=1)
+
+
+def test_head_on_the_features_of_blocks_says_what_scikit_learn_says(toy: Toy) -> None:
+    train, held_out = random_images(TRAIN, 3), random_images(HELD_OUT, 3, seed=1)
+    probe = Probe(toy(), "blocks", 3)
+    rows = fit_probe(probe, train, held_out, PREPROCESS, "cpu")
+    best = max(rows, key=lambda row: row["validation_accuracy"])["c"]
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=best, max_iter=2000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        pipeline.fit(wide_features(toy(), train), train.labels.numpy())
+    given = softmax(predict(probe, held_out, PREPROCESS, "cpu").numpy(), axis=1)
+    np.testing.assert_allclose(given, pipeline.predict_proba(wide_features(toy(), held_out)), atol=2e-3)
 
 
 def reference(model: VisionTransformer, train: Images, c: float) -> Pipeline:
@@ -66,3 +100,25 @@ def test_probe_leaves_the_backbone_as_it_was(toy: Toy) -> None:
     plain = toy(num_classes=3).state_dict()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, plain[name])}
     assert changed == {"head.weight", "head.bias"}
+
+
+PROBES: dict[str, dict[str, Any]] = {
+    "blocks": {"method": "linear", "features": "blocks"},
+    "attended": {"method": "attentive", "epochs": 2},
+}
+
+
+@pytest.mark.parametrize("features", PROBES)
+def test_a_run_leaves_a_bundle_that_answers_its_canary_as_it_did(few: str, tmp_path: Path, features: Features) -> None:
+    out = tune(TuneConfig(task=few, device="cpu", out=tmp_path / "run", **PROBES[features]))
+    bundle = Bundle.load(out)
+    assert bundle.record.features == features
+    with torch.no_grad():
+        logits = restore(bundle)(torch.from_numpy(bundle.canary.inputs(bundle.record.preprocess)))
+    assert bundle.canary.error(probabilities(logits.numpy(), bundle.record.temperature)) < 1e-5
+    assert bundle.record.metrics["parameters"] == sum(tensor.size for tensor in bundle.tensors.values())
+
+
+def test_features_are_an_option_of_the_linear_probe_alone() -> None:
+    with pytest.raises(ConfigError, match=r"--features blocks is an option of --method linear: drop it"):
+        TuneConfig(task="digits", method="mosa", features="blocks").recipe(Recipe(backbone="toy"))
