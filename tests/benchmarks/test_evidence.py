@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import Config, grid
+from benchmarks.evidence import Config, grid, read_plan
 from mosa_deploy.errors import ConfigError
 
 PLAN = """
@@ -51,3 +51,12 @@ def test_a_grid_goes_on_from_its_csv_alone(config: Config, capsys: pytest.Captur
 def test_an_unknown_plan_is_told_the_known_ones(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"unknown plan 'smal'; did you mean small"):
         grid(replace(config, plan="smal"))
+
+
+def test_every_method_of_the_development_plan_has_three_settings() -> None:
+    jobs = read_plan(Config("develop"))
+    settings = {(job.task, job.method): 0 for job in jobs}
+    for job in jobs:
+        settings[job.task, job.method] += 1
+    assert {*settings.values()} == {3}
+    assert len({job.key for job in jobs}) == len(jobs)
