@@ -8,7 +8,8 @@ from pathlib import Path
 from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import BackboneError, ConfigError, DataError
 from mosa_deploy.utils.command_line import parse
-from training.config import GROUPS, Recipe, TuneConfig
+from training.config import Recipe, TuneConfig
+from training.method_settings import GROUPS
 from training.options import CompareConfig, EvaluateConfig
 from training.tasks import OWN_IMAGES, TASKS, find
 
@@ -21,7 +22,7 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
     """
     config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
     config.checked_method()
-    config.recipe(find(config.task, config.labels, config.group).recipe)
+    config.resolve(find(config.task, config.labels, config.group).recipe)
     _check_data_dir(config.data_dir)
     if config.task in OWN_IMAGES and (config.data_dir is not None or config.split is not None):
         raise ConfigError(

@@ -134,7 +134,7 @@ def sketch(backbone: str, size: int | None) -> Transformer:
 
 def fit(config: TuneConfig, outline: Transformer) -> None:
     """Raises MosaError if the options are out of range, or the method does not fit the backbone."""
-    recipe = config.recipe(preset(config))
+    recipe = config.resolve(preset(config))
     if config.method != "linear":
         adapter = adapter_config(recipe)
         check_style(outline, adapter.style)

@@ -20,7 +20,10 @@ from mosa_deploy.bundles.adapter_config import (
 from mosa_deploy.bundles.decode import WHITE_16
 from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
+from training import recipes
+from training.method_settings import ATTENTIVE_SETTINGS, LOW_RANK_SETTINGS, METHODS_OF, SPLIT_ONLY
 from training.options import ReadOptions
+from training.recipes import RecipeName
 
 
 @dataclass(frozen=True)
@@ -55,40 +58,9 @@ class Recipe:
     """The number of last blocks that have adapters; None is all of them."""
     ema: float = 0.0
     """Decay of the moving average of the weights, which is what is selected and saved; 0 keeps none."""
+    recipe: RecipeName = "ours"
+    """Where settings that no option gives came from, and the conventions of `training.recipes`."""
 
-
-SPLIT_ONLY: dict[str, Any] = {
-    "experts": 1,
-    "share": AdapterConfig.share,
-    "merge_scale": "expectation",
-    "dense_epochs": 0,
-    "activate": AdapterConfig.activate,
-}
-"""The settings that only methods with experts take, and the value that other methods use."""
-
-METHODS_OF: dict[str, tuple[Method, ...]] = {
-    **dict.fromkeys(SPLIT_ONLY, SPLIT_METHODS),
-    "targets": LOW_RANK_METHODS,
-    "style": ("adapter", "mosa"),
-}
-"""Setting -> the methods that take it, for settings that not every method takes."""
-
-GROUPS = {
-    " and ".join(methods): [name for name, taken in METHODS_OF.items() if taken == methods]
-    for methods in dict.fromkeys(METHODS_OF.values())
-}
-"""Heading in the help -> the settings below it, for settings that only some methods take."""
-
-LOW_RANK_SETTINGS: dict[str, Any] = {
-    "bottleneck": AdapterConfig.bottleneck,
-    "scale": 1.0,
-    "style": "low-rank",
-    "targets": ("q", "v"),
-}
-"""The values that a low-rank method uses instead of those of the task's preset."""
-
-ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "passes": 1, "consistency": 0.0}
-"""The values that the attentive probe uses instead: it has no dropout, so a second pass would say the same."""
 
 MERGE_SCALES = ("expectation", "learned")
 
@@ -97,7 +69,7 @@ MERGE_SCALES = ("expectation", "learned")
 class TuneConfig:
     """Tune one task's adapter and head on a frozen timm vision transformer.
 
-    Options that you leave out take the value of the task's preset.
+    Options that you leave out take the value of the task's preset, or of another --recipe.
     """
 
     task: str
@@ -151,6 +123,9 @@ class TuneConfig:
     """Number of last blocks to adapt, instead of all."""
     ema: float | None = None
     """Decay per step of a moving average of the weights, e.g. 0.99. The average is what is selected and saved."""
+    recipe: str = "ours"
+    """ours (the task's preset), paper (the MoSA paper's recipe for VTAB: direct resize, no augmentation, r = 16, lr
+    5e-3, 100 epochs), or reference (paper, with the habits of the paper's code). Options that you give win."""
     precision: str = "auto"
     """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA, else fp32). Validation is always in fp32."""
     image_size: int | None = None
@@ -199,14 +174,21 @@ class TuneConfig:
             raise ConfigError(unknown_name("method", self.method, known))
         return cast(Method, self.method)
 
-    def recipe(self, preset: Recipe) -> Recipe:
-        """The preset, changed as the command line says. `adapter` and `lora` always have one expert.
+    def given(self) -> dict[str, Any]:
+        """The settings that the command line gives."""
+        fields = {field.name for field in dataclasses.fields(Recipe)}
+        return {name: value for name, value in vars(self).items() if name in fields and value is not None}
+
+    def resolve(self, preset: Recipe) -> Recipe:
+        """The preset or another recipe, changed as the command line says. `adapter` and `lora` have one expert.
 
         Raises:
             ConfigError: an option is out of range or does not fit the method; lists every fault at once.
         """
-        fields = {field.name for field in dataclasses.fields(Recipe)}
-        given = {name: value for name, value in vars(self).items() if name in fields and value is not None}
+        if self.recipe not in recipes.SETTINGS:
+            raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
+        preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
+        given = self.given()
         refused = [name for name, methods in METHODS_OF.items() if name in given and self.method not in methods]
         faults = [
             f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused

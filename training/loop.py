@@ -13,6 +13,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from mosa_deploy.adapters.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
@@ -26,6 +27,8 @@ from training.attention import unfused
 from training.average import WeightAverage
 from training.config import Recipe
 from training.data import Images, normalise
+from training.recipes import CONVENTIONS
+from training.reference import expert_adamw, set_backbone_dropout
 
 Row = dict[str, float]
 
@@ -78,15 +81,22 @@ class Trainer:
         self.steps = math.ceil(len(train) / recipe.batch_size)
         freeze(self.model)
         set_passes(self.model, recipe.passes)
-        self.optimizer = create_optimizer_v2(
-            model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=1e-6
-        )
+        conventions = CONVENTIONS[recipe.recipe]
+        set_backbone_dropout(model, conventions.backbone_dropout)
+        if conventions.steps_per_expert:
+            self.optimizer: Optimizer = expert_adamw(model, recipe.lr, recipe.weight_decay)
+        else:
+            self.optimizer = create_optimizer_v2(
+                model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=1e-6
+            )
         self.average = WeightAverage(model, recipe.ema)
+        self.rates = 1 if conventions.lr_per_epoch else self.steps
+        warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
         self.schedule = CosineLRScheduler(
             self.optimizer,
-            t_initial=recipe.epochs * self.steps,
-            warmup_t=int(min(recipe.warmup_epochs, recipe.epochs / 4) * self.steps),
-            warmup_lr_init=recipe.lr * 1e-2,
+            t_initial=recipe.epochs * self.rates,
+            warmup_t=math.ceil(warmup) if conventions.lr_per_epoch else int(warmup * self.steps),
+            warmup_lr_init=0.0 if conventions.lr_per_epoch else recipe.lr * 1e-2,
             t_in_epochs=False,
         )
 
@@ -142,7 +152,7 @@ class Trainer:
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
         bar = progress(order.split(self.recipe.batch_size), f"epoch {epoch + 1}/{self.recipe.epochs}{left}")
         for step, index in enumerate(bar):
-            self.schedule.step_update(epoch * self.steps + step)
+            self.schedule.step_update(epoch * self.rates + step * self.rates // self.steps)
             losses = self.step(self.train.pixels[index].to(self.device), self.train.labels[index].to(self.device))
             if not torch.isfinite(losses).all():
                 raise TrainingError(

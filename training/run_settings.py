@@ -22,16 +22,16 @@ def add_images(fields: Fields) -> Fields:
     return images | draws | {"adapt_blocks": None, "ema": 0.0} | fields
 
 
-def add_features(fields: Fields) -> Fields:
-    """Upgrade `config.json` to version 4, which says which features a probe reads."""
-    return {"features": "cls"} | fields
+def add_recipe(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 4, which names the recipe and the features that a probe reads."""
+    return {"features": "cls", "recipe": "ours"} | fields
 
 
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images, add_features),
+    migrations=(state_version, add_images, add_recipe),
     unstated=1,
 )
 

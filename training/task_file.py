@@ -25,7 +25,8 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from mosa_deploy.errors import ConfigError, unknown_name
-from training.config import METHODS_OF, TuneConfig
+from training.config import TuneConfig
+from training.method_settings import METHODS_OF
 from training.tasks import TASKS
 
 Options = dict[str, Any]

@@ -13,7 +13,8 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS
-from training.config import LOW_RANK_SETTINGS, Recipe, TuneConfig
+from training.config import Recipe, TuneConfig
+from training.method_settings import LOW_RANK_SETTINGS
 
 Setting = tuple[tuple[str, Any], ...]
 """Changes to the centre, sorted by name: factors for `lr` and `scale`, values for everything else. () is the centre."""

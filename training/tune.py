@@ -33,6 +33,9 @@ from training.events import write_events
 from training.loop import Row, Trainer
 from training.merge_scale import fit_merge_scale
 from training.probe import fit_probe
+from training.recipes import CONVENTIONS
+from training.recipes import remarks as recipe_remarks
+from training.reference import start_head
 from training.results import write_results
 from training.run_settings import describe
 from training.tasks import find
@@ -50,7 +53,7 @@ def tune(config: TuneConfig) -> Path:
     if not re.fullmatch(TASK_NAME, name):
         raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
     method = config.checked_method()
-    recipe = config.recipe(task.recipe)
+    recipe = config.resolve(task.recipe)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
@@ -62,13 +65,15 @@ def tune(config: TuneConfig) -> Path:
             " tuned task on it"
         )
     splits = Subset(config.shots, config.fraction, config.draw).of(splits)
+    splits = replace(splits, remarks=(*splits.remarks, *recipe_remarks(recipe.recipe, config.given())))
+    conventions = CONVENTIONS[recipe.recipe]
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
     features: Features = "attended" if method == "attentive" else config.features
     check_features(model, features)
     if method not in PROBES:
         check_style(model, recipe.style)
     backbone = describe_backbone(recipe.backbone, weights.source, model)
-    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), task.squash)
+    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model) | conventions.images, task.squash)
     if config.white_level is not None:
         preprocess = preprocess.model_copy(update={"decode": Decode(white=config.white_level)})
     out = config.out or Path("runs") / name
@@ -95,6 +100,8 @@ def tune(config: TuneConfig) -> Path:
         rows = fit_probe(tuned, train, validation, preprocess, device)
         freeze(tuned)
     else:
+        if conventions.head_bias is not None:
+            start_head(model, conventions.head_bias)
         adapter = adapter_config(recipe)
         attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
         trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device, precision)

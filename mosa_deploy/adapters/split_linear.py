@@ -70,6 +70,7 @@ class SplitLinear(nn.Module):
         self.activate = activate
         self.passes = 1
         self.dense = False
+        self.drawn: Sequence[int] = ()
         self.generator = generator
         self.weight = nn.Parameter(torch.zeros_like(base))
         # As in nn.Linear, a layer without a bias has None here, whatever the annotation says.
@@ -99,7 +100,8 @@ class SplitLinear(nn.Module):
         """(..., in) -> (..., out); in training the first dimension is a multiple of `passes`."""
         if self.dense or not self.training:
             return F.linear(x, *self.merged())
-        return self.by_experts(x, self.draw())
+        self.drawn = self.draw()
+        return self.by_experts(x, self.drawn)
 
     def draw(self) -> list[int]:
         """The experts of a training batch, one per group: `passes` of them, or `passes` times all in random orders."""

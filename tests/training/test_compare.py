@@ -65,7 +65,7 @@ def test_more_trials_than_settings_try_each_once() -> None:
 def test_a_setting_changes_the_preset_by_factors_and_values() -> None:
     setting = (("experts", 2), ("lr", 0.5), ("scale", 4.0))
     assert label(setting) == "experts-2-lr-x0.5-scale-x4"
-    recipe = TuneConfig(task="digits", **flags(setting, PRESET)).recipe(PRESET)
+    recipe = TuneConfig(task="digits", **flags(setting, PRESET)).resolve(PRESET)
     assert (recipe.experts, recipe.lr, recipe.scale) == (2, 5e-3, 2.0)
     assert label(()) == "preset"
 

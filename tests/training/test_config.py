@@ -30,7 +30,7 @@ def test_every_fault_is_named_at_once_in_one_line() -> None:
         image_size=-8,
     )
     with pytest.raises(ConfigError) as caught:
-        config.recipe(PRESET)
+        config.resolve(PRESET)
     text = str(caught.value)
     assert "\n" not in text
     for words in ("--epochs 0", "--batch-size 0", "--lr -1.0", "--bottleneck 0", "--experts 300", "'sideways'"):
@@ -51,13 +51,13 @@ def test_every_fault_is_named_at_once_in_one_line() -> None:
 )
 def test_merge_scale_that_cannot_be_is_named(given: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        TuneConfig(task="digits", merge_scale=given).recipe(PRESET)
+        TuneConfig(task="digits", merge_scale=given).resolve(PRESET)
     assert str(caught.value) == text
 
 
 @pytest.mark.parametrize(("given", "value"), [("expectation", None), ("learned", None), ("0.5", 0.5)])
 def test_merge_scale_shapes_the_adapter(given: str, value: float | None) -> None:
-    recipe = TuneConfig(task="digits", merge_scale=given).recipe(PRESET)
+    recipe = TuneConfig(task="digits", merge_scale=given).resolve(PRESET)
     assert adapter_config(recipe).merge_scale == value
 
 
@@ -69,14 +69,14 @@ def test_unknown_method_offers_the_nearest_names() -> None:
 @pytest.mark.parametrize("passes", [None, 1])
 def test_adapter_is_one_expert_and_else_as_preset_and_flags(passes: int | None) -> None:
     preset = dataclasses.replace(PRESET, share="none", dense_epochs=3, merge_scale="learned")
-    recipe = TuneConfig(task="digits", method="adapter", passes=passes).recipe(preset)
+    recipe = TuneConfig(task="digits", method="adapter", passes=passes).resolve(preset)
     assert recipe == dataclasses.replace(PRESET, experts=1, passes=passes or 2)
 
 
 @pytest.mark.parametrize("method", ["adapter", "linear"])
 def test_options_of_mosa_are_refused_elsewhere(method: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        TuneConfig(task="digits", method=method, experts=8, dense_epochs=1).recipe(PRESET)
+        TuneConfig(task="digits", method=method, experts=8, dense_epochs=1).resolve(PRESET)
     refused = "--{} is an option of --method mosa and mosl: drop it"
     assert str(caught.value) == f"{refused.format('experts')}; {refused.format('dense-epochs')}"
 
@@ -84,27 +84,27 @@ def test_options_of_mosa_are_refused_elsewhere(method: str) -> None:
 @pytest.mark.parametrize("method", ["mosa", "adapter", "linear"])
 def test_targets_are_refused_where_nothing_is_low_rank(method: str) -> None:
     with pytest.raises(ConfigError, match=r"^--targets is an option of --method lora and mosl: drop it$"):
-        TuneConfig(task="digits", method=method, targets=("q",)).recipe(PRESET)
+        TuneConfig(task="digits", method=method, targets=("q",)).resolve(PRESET)
 
 
 @pytest.mark.parametrize(("method", "experts"), [("mosl", 4), ("lora", 1)])
 def test_low_rank_methods_start_from_rank_16_scale_1_on_q_and_v(method: str, experts: int) -> None:
     preset = dataclasses.replace(PRESET, bottleneck=64, scale=0.1)
-    recipe = TuneConfig(task="digits", method=method).recipe(preset)
+    recipe = TuneConfig(task="digits", method=method).resolve(preset)
     low_rank = Recipe(backbone="vit_toy", bottleneck=16, scale=1.0, style="low-rank", targets=("q", "v"), lr=1e-3)
     assert recipe == dataclasses.replace(low_rank, experts=experts)
     adapter = adapter_config(recipe)
     assert (adapter.style, adapter.targets, adapter.experts) == ("low-rank", ("q", "v"), experts)
-    given = TuneConfig(task="digits", method=method, scale=2.0, targets=("proj",)).recipe(preset)
+    given = TuneConfig(task="digits", method=method, scale=2.0, targets=("proj",)).resolve(preset)
     assert (given.scale, given.targets) == (2.0, ("proj",))
 
 
 @pytest.mark.parametrize("style", ["pfeiffer", "houlsby"])
 def test_sequential_styles_have_no_scale(style: str) -> None:
-    recipe = TuneConfig(task="digits", style=style).recipe(PRESET)
+    recipe = TuneConfig(task="digits", style=style).resolve(PRESET)
     assert (adapter_config(recipe).style, adapter_config(recipe).scale) == (style, 1.0)
     with pytest.raises(ConfigError, match=rf"^--scale 0.5: {style} adapters have none, leave it out$"):
-        TuneConfig(task="digits", style=style, scale=0.5).recipe(PRESET)
+        TuneConfig(task="digits", style=style, scale=0.5).resolve(PRESET)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_sequential_styles_have_no_scale(style: str) -> None:
 )
 def test_styles_that_cannot_be_are_refused(method: str, style: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        TuneConfig(task="digits", method=method, style=style).recipe(PRESET)
+        TuneConfig(task="digits", method=method, style=style).resolve(PRESET)
     assert str(caught.value) == text
 
 
@@ -129,7 +129,7 @@ def test_every_parameter_is_not_tuned_here() -> None:
 
 
 def test_flags_replace_the_preset_and_the_rest_stays() -> None:
-    recipe = TuneConfig(task="digits", scale=0.0, epochs=3, backbone="vit_other").recipe(PRESET)
+    recipe = TuneConfig(task="digits", scale=0.0, epochs=3, backbone="vit_other").resolve(PRESET)
     assert recipe == dataclasses.replace(PRESET, scale=0.0, epochs=3, backbone="vit_other")
 
 
@@ -147,7 +147,7 @@ def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
 def test_differences_name_the_changed_settings_only() -> None:
     old = TuneConfig(task="digits", seed=1)
     new = TuneConfig(task="digits", seed=2, lr=0.1)
-    before, after = (parse_settings(describe(each, each.recipe(PRESET), "fp32"), "config.json") for each in (old, new))
+    before, after = (parse_settings(describe(each, each.resolve(PRESET), "fp32"), "config.json") for each in (old, new))
     assert differences(before, after) == ["lr was 0.001, is 0.1", "seed was 1, is 2"]
 
 

@@ -121,4 +121,4 @@ def test_a_run_leaves_a_bundle_that_answers_its_canary_as_it_did(few: str, tmp_p
 
 def test_features_are_an_option_of_the_linear_probe_alone() -> None:
     with pytest.raises(ConfigError, match=r"--features blocks is an option of --method linear: drop it"):
-        TuneConfig(task="digits", method="mosa", features="blocks").recipe(Recipe(backbone="toy"))
+        TuneConfig(task="digits", method="mosa", features="blocks").resolve(Recipe(backbone="toy"))

@@ -1,0 +1,38 @@
+"""Which settings which methods take, and what methods use instead of the preset's values."""
+
+from typing import Any
+
+from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, SPLIT_METHODS, AdapterConfig, Method
+
+SPLIT_ONLY: dict[str, Any] = {
+    "experts": 1,
+    "share": AdapterConfig.share,
+    "merge_scale": "expectation",
+    "dense_epochs": 0,
+    "activate": AdapterConfig.activate,
+}
+"""The settings that only methods with experts take, and the value that other methods use."""
+
+METHODS_OF: dict[str, tuple[Method, ...]] = {
+    **dict.fromkeys(SPLIT_ONLY, SPLIT_METHODS),
+    "targets": LOW_RANK_METHODS,
+    "style": ("adapter", "mosa"),
+}
+"""Setting -> the methods that take it, for settings that not every method takes."""
+
+GROUPS = {
+    " and ".join(methods): [name for name, taken in METHODS_OF.items() if taken == methods]
+    for methods in dict.fromkeys(METHODS_OF.values())
+}
+"""Heading in the help -> the settings below it, for settings that only some methods take."""
+
+LOW_RANK_SETTINGS: dict[str, Any] = {
+    "bottleneck": AdapterConfig.bottleneck,
+    "scale": 1.0,
+    "style": "low-rank",
+    "targets": ("q", "v"),
+}
+"""The values that a low-rank method uses instead of those of the task's preset."""
+
+ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "passes": 1, "consistency": 0.0}
+"""The values that the attentive probe uses instead: it has no dropout, so a second pass would say the same."""
