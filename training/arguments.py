@@ -11,6 +11,7 @@ from mosa_deploy.utils.command_line import parse
 from training.config import Recipe, TuneConfig
 from training.method_settings import GROUPS
 from training.options import CompareConfig, EvaluateConfig
+from training.presets import preset
 from training.tasks import OWN_IMAGES, TASKS, find
 
 
@@ -22,7 +23,7 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
     """
     config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
     config.checked_method()
-    config.resolve(find(config.task, config.labels, config.group).recipe)
+    config.resolve(preset(find(config.task, config.labels, config.group), config.backbone))
     _check_data_dir(config.data_dir)
     if config.task in OWN_IMAGES and (config.data_dir is not None or config.split is not None):
         raise ConfigError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_style
 from mosa_deploy.backbones.load import outline_of
 from mosa_deploy.errors import ConfigError, DataError, MosaError, unknown_name
+from training import presets
 from training.config import Recipe, TuneConfig, adapter_config
 from training.options import CompareConfig, names
 from training.task_file import Options, read_task_file
@@ -68,8 +69,8 @@ def source(config: CompareConfig, name: str, options: Options) -> tuple[str, Pat
 
 
 def preset(base: TuneConfig) -> Recipe:
-    """The preset of the task that reads the images."""
-    return find(base.task, base.labels, base.group).recipe
+    """The preset of the task that reads the images, with the backbone that is named."""
+    return presets.preset(find(base.task, base.labels, base.group), base.backbone)
 
 
 def is_drawn(base: TuneConfig) -> bool:

@@ -77,7 +77,7 @@ class TuneConfig:
     name: str | None = None
     """Name of the tuned task in its run and in the service. Default: the value of --task."""
     backbone: str | None = None
-    """Name of a plain timm ViT or Swin, e.g. vit_base_patch16_224.augreg_in21k."""
+    """Name of a plain timm ViT or Swin, or of one that `mosa backbone list` shows."""
     backbone_weights: Path | None = None
     """Load the backbone's weights from this .safetensors, .npz or torch (.pth, .pt, .bin, .tar) file instead of timm's
     hub."""
@@ -129,7 +129,8 @@ class TuneConfig:
     precision: str = "auto"
     """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA, else fp32). Validation is always in fp32."""
     image_size: int | None = None
-    """Height and width of the input in pixels. Default: the backbone's own."""
+    """Height and width of the input in pixels. Default: the backbone's own; for DINOv2, 224 with a GPU and 98 on a
+    CPU."""
     seed: int = 0
     """Seed of all randomness in the run."""
     data_dir: Path | None = None

@@ -98,7 +98,7 @@ class CompareConfig:
     backbone_weights: Path | None = None
     """File of the backbone's weights, as in `mosa tune`."""
     image_size: int | None = None
-    """Height and width of the input in pixels. Default: the backbone's own."""
+    """Height and width of the input in pixels, as in `mosa tune`."""
     adapt_blocks: int | None = None
     """Number of last blocks that have adapters. Default: all."""
     shots: str = ""

@@ -1,8 +1,8 @@
 """The settings that `training.compare` tries: the same number for every method, around what suits the backbone.
 
 The learning rate and the scale of the first trial are those that the user or the file of tasks gives, else those of the
-task's preset if it is for this backbone, else `ELSEWHERE`. On other backbones than the embedded one a low-rank method,
-whose scale is 1, starts at `LOW_RANK_LR` times that learning rate. Further trials multiply both.
+preset. On other backbones than the embedded one a low-rank method, whose scale is 1, starts at `LOW_RANK_LR` times that
+learning rate. Further trials multiply both.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ from typing import Any
 
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS
 from training.config import Recipe, TuneConfig
 from training.method_settings import LOW_RANK_SETTINGS
+from training.presets import is_embedded
 
 Setting = tuple[tuple[str, Any], ...]
 """Changes to the centre, sorted by name: factors for `lr` and `scale`, values for everything else. () is the centre."""
@@ -32,21 +32,13 @@ OWN: dict[str, dict[str, Sequence[float]]] = {
 LOW_RANK_LR = 0.3
 """A LoRA of scale 1 moves a pre-trained transformer as far as an adapter of scale 0.1 at about three times the rate."""
 
-ELSEWHERE: Mapping[str, float] = {"lr": Recipe.lr, "scale": Recipe.scale}
-"""The centre on backbones for which the task has no preset."""
-
-ON_EMBEDDED: Mapping[str, float] = {"lr": 1e-2, "scale": 1.0}
-"""The centre on the embedded backbone, where the task's preset is for another."""
-
 
 def centre(config: TuneConfig, preset: Recipe) -> Recipe:
-    """The settings around which a method is tried: the task's preset, with lr and scale for the run's backbone."""
+    """The settings around which a method is tried: those of the preset, with lr and scale for the method."""
     backbone = config.backbone or preset.backbone
-    usual = ON_EMBEDDED if backbone == EMBEDDED else ELSEWHERE
-    lr, scale = (preset.lr, preset.scale) if backbone == preset.backbone else (usual["lr"], usual["scale"])
-    lr, scale = config.lr or lr, config.scale or scale
+    lr, scale = config.lr or preset.lr, config.scale or preset.scale
     if config.method in LOW_RANK_METHODS:
-        lr, scale = lr * (1.0 if backbone == EMBEDDED else LOW_RANK_LR), LOW_RANK_SETTINGS["scale"]
+        lr, scale = lr * (1.0 if is_embedded(backbone) else LOW_RANK_LR), LOW_RANK_SETTINGS["scale"]
     return dataclasses.replace(preset, backbone=backbone, lr=lr, scale=scale)
 
 

@@ -32,6 +32,7 @@ from training.dataset import read_dataset
 from training.events import write_events
 from training.loop import Row, Trainer
 from training.merge_scale import fit_merge_scale
+from training.presets import backbone_remarks, choose_image_size, preset
 from training.probe import fit_probe
 from training.recipes import CONVENTIONS
 from training.recipes import remarks as recipe_remarks
@@ -53,8 +54,11 @@ def tune(config: TuneConfig) -> Path:
     if not re.fullmatch(TASK_NAME, name):
         raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
     method = config.checked_method()
-    recipe = config.resolve(task.recipe)
+    recipe = config.resolve(preset(task, config.backbone))
     device = choose_device(config.device)
+    size = choose_image_size(config, recipe.backbone, device)
+    known = backbone_remarks(config, recipe, size, device)
+    config = replace(config, image_size=size)
     precision = choose_precision(config.precision, device)
     weights = Weights.choose(config.backbone_weights, config.random_weights)
     # Data before weights, which may have to be downloaded.
@@ -65,7 +69,8 @@ def tune(config: TuneConfig) -> Path:
             " tuned task on it"
         )
     splits = Subset(config.shots, config.fraction, config.draw).of(splits)
-    splits = replace(splits, remarks=(*splits.remarks, *recipe_remarks(recipe.recipe, config.given())))
+    own = recipe_remarks(recipe.recipe, config.given())
+    splits = replace(splits, remarks=(*known, *splits.remarks, *own))
     conventions = CONVENTIONS[recipe.recipe]
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
     features: Features = "attended" if method == "attentive" else config.features

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.errors import DataError
 from tests.support.images import write_jpegs
 from training.config import TuneConfig
@@ -27,7 +28,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jpegs(root / "photos", dict.fromkeys(CLASSES, 20), size=32)
     return tune(
         TuneConfig(
-            task="folder", name="pets", method="linear", data_dir=root / "photos", out=root / "pets", device="cpu"
+            task="folder",
+            name="pets",
+            backbone=EMBEDDED,
+            method="linear",
+            data_dir=root / "photos",
+            out=root / "pets",
+            device="cpu",
         )
     )
 

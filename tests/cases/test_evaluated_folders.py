@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.errors import ConfigError, DataError
 from tests.support.images import write_jpegs
 from tests.support.runs import Once
@@ -26,7 +27,16 @@ def run(once: Once) -> Path:
     def make(out: Path) -> None:
         write_jpegs(out / "images" / "Training", COUNTS, size=32)
         write_jpegs(out / "images" / "dev", COUNTS, size=32)
-        tune(TuneConfig(task="folder", method="linear", data_dir=out / "images", out=out / "run", device="cpu"))
+        tune(
+            TuneConfig(
+                task="folder",
+                backbone=EMBEDDED,
+                method="linear",
+                data_dir=out / "images",
+                out=out / "run",
+                device="cpu",
+            )
+        )
 
     return once("evaluated-folders", make) / "run"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, DataError
 from tests.support.images import write_jpegs
@@ -25,7 +26,14 @@ def photos(tmp_path: Path) -> Path:
 
 
 def config(photos: Path, **options: object) -> TuneConfig:
-    given = {"method": "linear", "data_dir": photos, "out": photos.parent / "run", "device": "cpu", **options}
+    given = {
+        "backbone": EMBEDDED,
+        "method": "linear",
+        "data_dir": photos,
+        "out": photos.parent / "run",
+        "device": "cpu",
+        **options,
+    }
     return TuneConfig(task="folder", **given)  # type: ignore[arg-type] # the options of one test each
 
 

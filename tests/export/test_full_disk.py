@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mosa_deploy.backbones.names import EMBEDDED
 from tests.support.files import files_of
 from tests.support.images import write_jpegs
 from tests.support.walker import ROOT
@@ -49,7 +50,8 @@ def test_an_export_that_runs_out_of_room_leaves_the_earlier_task_as_it_was(
 
 def test_a_run_that_finds_no_room_for_a_checkpoint_ends_in_one_line(tmp_path: Path) -> None:
     images = write_jpegs(tmp_path / "images", {"dark": 20, "light": 20}, size=32)
-    arguments = ("--task", "folder", "--name", "greys", "--data-dir", str(images), "--epochs", "1", "--device", "cpu")
+    task = ("--task", "folder", "--name", "greys", "--backbone", EMBEDDED, "--data-dir", str(images))
+    arguments = (*task, "--epochs", "1", "--device", "cpu")
     text = limited(50_000, "training.tune", *arguments, "--out", str(tmp_path / "run"))
     assert "/run/checkpoint.pt cannot be written: " in text
     before_training = {"config.json", "split.csv", "images.sha256"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mosa_deploy.backbones.names import EMBEDDED
 from tests.support.service import Server
 
 JOBS = {"tune", "evaluate", "compare", "export", "latency", "predict", "pack", "convert"}
@@ -24,6 +25,16 @@ LESS = {
     "latency": "--seconds 1 --sessions 3",
 }
 """Flags that are appended to a command so that it does less work. `make demo` tunes in full."""
+
+
+OWN_IMAGES = {"tune": "--task folder", "compare": "--tasks flowers"}
+"""Command -> what it has if it is about images of the reader's own, whose backbone is on timm's hub."""
+
+
+def less(line: str) -> str:
+    """The flags that are appended to a command line: less work, and the backbone in the package instead of a hub's."""
+    own = OWN_IMAGES.get(verb(line), "none") in line and "--backbone " not in line
+    return f"{LESS.get(verb(line), '')}{f' --backbone {EMBEDDED}' if own else ''}"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -46,7 +57,7 @@ def verb(line: str) -> str:
 def shell(line: str, folder: Path, **environment: str) -> str:
     """Run a command line and return its output."""
     done = subprocess.run(
-        ["bash", "-c", f"{line} {LESS.get(verb(line), '')}"],
+        ["bash", "-c", f"{line} {less(line)}"],
         cwd=folder,
         env={**_environment(), **environment},
         capture_output=True,

@@ -211,7 +211,7 @@ def test_command_line_without_data_and_weights_asks_for_the_data_once_and_speaks
 
 def test_command_line_with_data_asks_for_the_weights_once_and_speaks_of_them(asked: list[str], folder: Path) -> None:
     said = refused("--data-dir", str(folder))
-    assert said.startswith("error: no weights for vit_base_patch16_224.augreg_in21k")
+    assert said.startswith("error: no weights for vit_small_patch14_dinov2.lvd142m")
     assert "--backbone-weights FILE" in said
     assert said.count("\n") == 1
     assert asked.count("huggingface.co:443") == 1

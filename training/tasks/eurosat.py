@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.folders import cache_folder
 from mosa_deploy.utils.network import why_unreachable
@@ -31,9 +32,7 @@ class EuroSat:
     """10 classes of land use and land cover."""
 
     name = "eurosat"
-    recipe = Recipe(
-        backbone="vit_base_patch16_224.augreg_in21k", bottleneck=16, epochs=100, warmup_epochs=10.0, batch_size=64
-    )
+    recipe = Recipe(backbone=DEFAULT, epochs=100, warmup_epochs=10.0)
     squash = True
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:

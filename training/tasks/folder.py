@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mosa_deploy.backbones.names import EMBEDDED
+from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import ConfigError, DataError
 from training.config import Recipe
 from training.tasks.archives import WANTED
@@ -33,7 +33,7 @@ class Folder:
     """
 
     name = "folder"
-    recipe = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
+    recipe = Recipe(backbone=DEFAULT, batch_size=16)
     squash = False
 
     labels: tuple[Path, ...] = ()
