@@ -1,6 +1,7 @@
 """The preset that goes with a task and its backbone, the size of the images, and what a run says of both."""
 
 from mosa_deploy.backbones.names import DEFAULT, EMBEDDED
+from mosa_deploy.bundles.adapter_config import PROBES
 from training.config import Recipe, TuneConfig
 from training.tasks.base import Task
 
@@ -67,7 +68,7 @@ def backbone_remarks(config: TuneConfig, recipe: Recipe, size: int | None, devic
     if size != config.image_size:
         more, why = SIZE_REASONS[device]
         chosen[f"--image-size{more}"] = f"images of {size} x {size} pixels"
-        if config.adapt_blocks is None and config.method != "linear":
+        if config.adapt_blocks is None and config.method not in PROBES:
             chosen["--adapt-blocks"] = "adapters in all blocks"
     said = f"chosen for you: {', '.join(chosen.values())}{why}; {', '.join(chosen)} choose otherwise"
     return (said,) if chosen else ()
