@@ -21,7 +21,7 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.seeds import derive
 from training.config import Recipe
-from training.data import Images, normalise
+from training.data import ImageSet, normalise
 from training.loop import Row, progress
 
 KEPT_BYTES = 2 << 30
@@ -35,19 +35,19 @@ class Patches:
     """The frozen patches of a set of images, (n, N, C) for any n of them."""
 
     probe: Probe
-    images: Images
+    images: ImageSet
     preprocess: Preprocess
     device: str
     kept: Tensor | None = None
 
     @classmethod
-    def of(cls, probe: Probe, images: Images, preprocess: Preprocess, device: str) -> "Patches":
+    def of(cls, probe: Probe, images: ImageSet, preprocess: Preprocess, device: str) -> "Patches":
         """Compute and keep them, if they need no more than `KEPT_BYTES`."""
         found = cls(probe, images, preprocess, device)
-        one = found.compute(images.pixels[:1])
+        one = found.compute(images.take([0]))
         if len(images) * one[0].numel() * one.element_size() > KEPT_BYTES:
             return found
-        batches = progress(images.pixels.split(BATCH), "patches")
+        batches = progress(images.split(BATCH), "patches")
         return cls(probe, images, preprocess, device, torch.cat([found.compute(pixels) for pixels in batches]))
 
     @torch.no_grad()
@@ -58,14 +58,14 @@ class Patches:
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Patches in fp32 and labels of the images in this order, `size` at a time."""
         for index in order.split(size):
-            patches = self.compute(self.images.pixels[index]) if self.kept is None else self.kept[index]
+            patches = self.compute(self.images.take(index)) if self.kept is None else self.kept[index]
             yield patches.float(), self.images.labels[index].to(self.device)
 
 
 def fit_attentive(
     probe: Probe,
-    train: Images,
-    validation: Images,
+    train: ImageSet,
+    validation: ImageSet,
     preprocess: Preprocess,
     recipe: Recipe,
     seed: int,

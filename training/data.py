@@ -1,8 +1,9 @@
-"""A set in memory: every image as uint8 pixels at the backbone's input size."""
+"""A set of images as uint8 pixels at the backbone's input size: in memory, or as `training.stream` reads them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,10 +12,53 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
 from training.tasks.base import Example
 
+Batch = tuple[Tensor, Tensor]
+"""Pixels (B, H, W, 3) uint8 and labels (B,) int64."""
+
+
+class ImageSet(Protocol):
+    """A set whose images have all been decoded, in memory or in a cache on disk."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+        ...
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """What the images were decoded from."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Sequence[int] | Tensor) -> Tensor:
+        """The pixels of these images, (B, H, W, 3) uint8."""
+        ...
+
+    def split(self, size: int) -> Sequence[Tensor]:
+        """The pixels of all images in their order, `size` images at a time."""
+        ...
+
+
+class ImageSource(Protocol):
+    """What a set is trained on or validated by: its images may be decoded only when they are needed."""
+
+    def __len__(self) -> int:
+        """The number of images; those that cannot be read may be among them."""
+        ...
+
+    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+        """The images in this order, `size` at a time."""
+        ...
+
+    def settled(self) -> ImageSet:
+        """The images that can be read, after all have been decoded."""
+        ...
+
 
 @dataclass(frozen=True)
 class Images:
-    """A decoded split: pixels (N, H, W, 3) uint8, labels (N,) int64, and the examples they were decoded from."""
+    """A set in memory: pixels (N, H, W, 3) uint8, labels (N,) int64, and the examples they were decoded from."""
 
     pixels: Tensor
     labels: Tensor
@@ -23,8 +67,24 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, index: Sequence[int] | Tensor) -> Tensor:
+        """See `ImageSet.take`."""
+        return self.pixels[index]
 
-def check_classes(images: Images, classes: Sequence[str], what: str) -> None:
+    def split(self, size: int) -> Sequence[Tensor]:
+        """See `ImageSet.split`."""
+        return [*torch.split(self.pixels, size)]
+
+    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+        """See `ImageSource.batches`."""
+        return ((self.pixels[index], self.labels[index]) for index in order.split(size))
+
+    def settled(self) -> ImageSet:
+        """See `ImageSource.settled`."""
+        return self
+
+
+def check_classes(images: ImageSet, classes: Sequence[str], what: str) -> None:
     """Check that there are at least two classes, and that each has an image in this split.
 
     Raises:
@@ -38,7 +98,7 @@ def check_classes(images: Images, classes: Sequence[str], what: str) -> None:
         raise DataError(f"no {what} image of class {', '.join(empty)}: add images or remove the class")
 
 
-def absent_remarks(images: Images, classes: Sequence[str], what: str) -> list[str]:
+def absent_remarks(images: ImageSet, classes: Sequence[str], what: str) -> list[str]:
     """A line if a set has no image of some class, because none can be read, else none."""
     counts = Counter(images.labels.tolist())
     absent = [name for label, name in enumerate(classes) if not counts[label]]

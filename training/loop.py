@@ -4,9 +4,10 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -26,7 +27,7 @@ from mosa_deploy.utils.seeds import derive
 from training.attention import unfused
 from training.average import WeightAverage
 from training.config import Recipe
-from training.data import Images, normalise
+from training.data import ImageSet, ImageSource, normalise
 from training.recipes import CONVENTIONS
 from training.reference import expert_adamw, set_backbone_dropout
 
@@ -45,16 +46,19 @@ class State:
     history: list[Row] = field(default_factory=list)
 
 
-def progress(batches: Sequence[Tensor], what: str) -> Iterator[Tensor]:
-    """The batches, with a bar on a terminal that tells the time left."""
-    return iter(tqdm(batches, desc=what, unit=" batches", leave=False, disable=None))
+Item = TypeVar("Item")
+
+
+def progress(batches: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """The batches, with a bar on a terminal that tells their rate and the time left."""
+    return iter(tqdm(batches, desc=what, total=total, unit=" batches", leave=False, disable=None))
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Images, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
+def predict(model: nn.Module, images: ImageSet, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
     """Logits (N, K) on the CPU, in fp32. The model is in evaluation mode, where split adapters act as merged ones."""
     model.eval()
-    batches = progress(images.pixels.split(batch), "predicting")
+    batches = progress(images.split(batch), "predicting")
     return torch.cat([model(normalise(pixels.to(device), preprocess)).cpu() for pixels in batches])
 
 
@@ -64,8 +68,8 @@ class Trainer:
     def __init__(
         self,
         model: Transformer,
-        train: Images,
-        validation: Images,
+        train: ImageSource,
+        validation: ImageSource,
         preprocess: Preprocess,
         recipe: Recipe,
         seed: int,
@@ -131,10 +135,11 @@ class Trainer:
 
     def validate(self) -> Row:
         """Loss and accuracy on the validation set."""
-        logits = predict(self.model, self.validation, self.preprocess, self.device)
+        validation = self.validation.settled()
+        logits = predict(self.model, validation, self.preprocess, self.device)
         return {
-            "validation_loss": float(F.cross_entropy(logits, self.validation.labels)),
-            "validation_accuracy": float((logits.argmax(1) == self.validation.labels).float().mean()),
+            "validation_loss": float(F.cross_entropy(logits, validation.labels)),
+            "validation_accuracy": float((logits.argmax(1) == validation.labels).float().mean()),
         }
 
     def run_epoch(self, epoch: int) -> Row:
@@ -148,25 +153,27 @@ class Trainer:
         set_dense(self.model, epoch >= self.recipe.epochs - self.recipe.dense_epochs)
         order = torch.randperm(len(self.train))
         self.model.train()
-        sums, start = torch.zeros(2), time.perf_counter()
+        sums, seen, start = torch.zeros(2), 0, time.perf_counter()
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
-        bar = progress(order.split(self.recipe.batch_size), f"epoch {epoch + 1}/{self.recipe.epochs}{left}")
-        for step, index in enumerate(bar):
+        batches = self.train.batches(order, self.recipe.batch_size)
+        bar = progress(batches, f"epoch {epoch + 1}/{self.recipe.epochs}{left}", self.steps)
+        for step, (pixels, labels) in enumerate(bar):
             self.schedule.step_update(epoch * self.rates + step * self.rates // self.steps)
-            losses = self.step(self.train.pixels[index].to(self.device), self.train.labels[index].to(self.device))
+            losses = self.step(pixels.to(self.device), labels.to(self.device))
             if not torch.isfinite(losses).all():
                 raise TrainingError(
                     f"the loss is {float(losses.sum())} at epoch {epoch + 1}, step {step + 1}: lower --lr"
                     f" (now {self.recipe.lr:g}); the epochs before are kept"
                 )
-            sums += losses * len(index)
-        means = sums / len(self.train)
+            sums += losses * len(labels)
+            seen += len(labels)
+        means = sums / seen
         return {
             "epoch": epoch + 1,
             "cross_entropy": float(means[0]),
             "consistency": float(means[1]),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": len(self.train) / (time.perf_counter() - start),
+            "images_per_second": seen / (time.perf_counter() - start),
         }
 
     def time_left(self) -> str:

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from mosa_deploy.adapters.attach import set_merge_scale, split_layers
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.preprocess import Preprocess
-from training.data import Images
+from training.data import ImageSet
 from training.loop import predict
 
 TOLERANCE = 0.02
 """Absolute tolerance of log m, at which the search stops."""
 
 
-def fit_merge_scale(model: Transformer, validation: Images, preprocess: Preprocess, device: str) -> float:
+def fit_merge_scale(model: Transformer, validation: ImageSet, preprocess: Preprocess, device: str) -> float:
     """Find the m between 1 / (2 E) and 2 with the lowest cross entropy on validation, and set it in `model`."""
     experts = split_layers(model)[0].experts
 

@@ -8,7 +8,7 @@ import numpy as np
 from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.utils.files import write_csv
-from training.data import Images
+from training.data import ImageSet
 from training.plots import Tile, draw_tiles
 
 PREDICTIONS, MISTAKES = "predictions.csv", "mistakes.png"
@@ -17,7 +17,7 @@ MOST = 24
 """The largest number of mistakes in the picture."""
 
 
-def write_predictions(out: Path, images: Images, probabilities: Array, classes: Sequence[str]) -> None:
+def write_predictions(out: Path, images: ImageSet, probabilities: Array, classes: Sequence[str]) -> None:
     """Write `predictions.csv`: the file, its label, the answer and the answer's probability, one line per image."""
     answers = probabilities.argmax(1)
     write_csv(
@@ -32,7 +32,7 @@ def write_predictions(out: Path, images: Images, probabilities: Array, classes: 
     )
 
 
-def write_mistakes(out: Path, images: Images, probabilities: Array, classes: Sequence[str], decode: Decode) -> int:
+def write_mistakes(out: Path, images: ImageSet, probabilities: Array, classes: Sequence[str], decode: Decode) -> int:
     """Draw `mistakes.png`, the wrong answers with the highest scores first; returns how many there are in all."""
     labels, answers, scores = images.labels.numpy(), probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(answers != labels)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.preprocess import Preprocess
-from training.data import Images
+from training.data import ImageSet
 from training.loop import Row, predict
 
 GRID = tuple(10.0**power for power in range(-3, 4))
@@ -25,7 +25,9 @@ floating-point sums differ in their order."""
 
 
 @torch.no_grad()
-def fit_probe(model: TunedModel, train: Images, validation: Images, preprocess: Preprocess, device: str) -> list[Row]:
+def fit_probe(
+    model: TunedModel, train: ImageSet, validation: ImageSet, preprocess: Preprocess, device: str
+) -> list[Row]:
     """Fit one probe per C, put the best one into the head of `model`, and return one row per C.
 
     The features are standardised for the fit. The head absorbs the scaling: W / sd and b - W mean / sd.

@@ -18,7 +18,7 @@ from mosa_deploy.utils.seeds import derive
 from training import run
 from training.chance import chance_remarks, temperature_remarks
 from training.config import Recipe
-from training.data import Images
+from training.data import ImageSet
 from training.dataset import Dataset
 from training.loop import Row, predict
 from training.report import write_report
@@ -80,15 +80,15 @@ def write_results(
         print(doubt, file=sys.stderr)
 
 
-def write_calibration(out: Path, train: Images, validation: Images, seed: int) -> None:
+def write_calibration(out: Path, train: ImageSet, validation: ImageSet, seed: int) -> None:
     """Write `calibration.npz`: up to 256 training images, and up to 256 validation images with their labels."""
 
-    def some(images: Images, use: str) -> list[int]:
+    def some(images: ImageSet, use: str) -> list[int]:
         generator = torch.Generator().manual_seed(derive(seed, use))
         return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
 
     calibrating, compared = some(train, "calibration"), some(validation, "parity")
     samples = Samples(
-        train.pixels[calibrating].numpy(), validation.pixels[compared].numpy(), validation.labels[compared].numpy()
+        train.take(calibrating).numpy(), validation.take(compared).numpy(), validation.labels[compared].numpy()
     )
     write_samples(out, samples)

@@ -20,7 +20,7 @@ from mosa_deploy.errors import ConfigError
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import SharedTask
-from training.data import Images
+from training.data import ImageSet
 from training.loop import predict, progress
 from training.options import EvaluateConfig
 from training.tasks import TASKS, find
@@ -29,7 +29,7 @@ from training.tune import choose_device
 
 BATCH = 256
 
-Logits = Callable[[Images], Array]
+Logits = Callable[[ImageSet], Array]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def of_backbone(config: EvaluateConfig, name: str) -> Subject:
     assert isinstance(model, Transformer)
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model), find(known.tag).squash)
 
-    def logits(images: Images) -> Array:
+    def logits(images: ImageSet) -> Array:
         return np.asarray(predict(model, images, preprocess, device))
 
     classes = CIFAR10 if name == embedded.NAME else tuple(f"class{i}" for i in range(model.num_classes))
@@ -95,13 +95,13 @@ def of_task(config: EvaluateConfig, record: Record) -> Subject:
     """A task's bundle or its graph, which is loaded only when its logits are computed."""
     device = choose_device(config.device)
 
-    def of_graph(images: Images) -> Array:
+    def of_graph(images: ImageSet) -> Array:
         assert config.onnx is not None
         answer, most = open_graph(config.onnx, config.bundle)
-        batches = progress(images.pixels.split(most), "predicting")
+        batches = progress(images.split(most), "predicting")
         return np.concatenate([answer(record.preprocess.normalise(pixels.numpy())) for pixels in batches])
 
-    def of_bundle(images: Images) -> Array:
+    def of_bundle(images: ImageSet) -> Array:
         assert config.bundle is not None
         weights = Weights("file", config.backbone_weights) if config.backbone_weights else None
         model = restore(Bundle.load(config.bundle), weights).to(device)

@@ -204,7 +204,9 @@ def test_fit_leaves_the_epoch_that_validation_chose(toy: Toy) -> None:
 def test_equal_accuracy_is_decided_by_the_loss(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(toy)
     sharpness = iter((1.0, 3.0, 2.0))
-    monkeypatch.setattr("training.loop.predict", lambda *_: next(sharpness) * torch.eye(3)[trainer.validation.labels])
+    monkeypatch.setattr(
+        "training.loop.predict", lambda *_: next(sharpness) * torch.eye(3)[trainer.validation.settled().labels]
+    )
     trainer.fit(lambda trainer: None)
     losses = [row["validation_loss"] for row in trainer.state.history]
     assert [row["validation_accuracy"] for row in trainer.state.history] == [1, 1, 1]
