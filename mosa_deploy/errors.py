@@ -20,7 +20,7 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 LISTED = 20
 """The largest number of names that an error lists."""
@@ -83,6 +83,11 @@ class ServiceError(MosaError):
         self.status, self.detail = status, detail
 
 
+def listed(names: Sequence[str]) -> str:
+    """`a, b and 3 more`: the first names of many."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     """Up to three known names that are similar, in capitals or not; the most similar first."""
     # In small letters, or `DIGITS` would look like nothing that is known.
@@ -95,9 +100,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for an unknown name, with similar known names, or all of them if none is similar."""
     names = sorted(known)
-    listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
     near = nearest(name, names)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {listed}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {listed(names)}"
     return f"unknown {kind} '{name}'; {hint}"
 
 

@@ -199,7 +199,8 @@ def test_a_run_of_version_1_is_resumed_by_the_same_flags(copied: Path, capsys: p
 
 def test_a_run_of_version_1_is_evaluated_as_it_was() -> None:
     figures = evaluate(EvaluateConfig(bundle=V1 / "run", device="cpu"))
-    assert figures == pytest.approx(json.loads((V1 / "evaluated.json").read_text()), abs=1e-4)
+    expected = json.loads((V1 / "evaluated.json").read_text())
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-4)
 
 
 def test_calibration_images_of_version_1_are_read() -> None:

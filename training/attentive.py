@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -20,9 +20,11 @@ from mosa_deploy.adapters.probe import Probe, attend
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.seeds import derive
+from training.balance import class_weights, epoch_order
 from training.config import Recipe
 from training.data import ImageSet, normalise
 from training.loop import Row, progress
+from training.scores import rank, validation_row
 
 KEPT_BYTES = 2 << 30
 """The most memory for the patches of one set; those of larger sets are computed again in every epoch."""
@@ -89,13 +91,17 @@ def fit_attentive(
         t_in_epochs=False,
     )
     rows: list[Row] = []
-    best, state = (-1.0, 0.0), task_state(probe)
+    best, state = (-math.inf, 0.0), task_state(probe)
+    head = probe.get_classifier()
+    assert isinstance(head, nn.Linear)
+    classes = head.out_features
+    weight = class_weights(train.labels, classes).to(device) if recipe.balance == "loss" else None
     for epoch in tqdm(range(recipe.epochs), desc="fitting", unit=" epochs", leave=False, disable=None):
         torch.manual_seed(derive(seed, "epoch", epoch))
-        order, total = torch.randperm(len(train)), 0.0
+        order, total = epoch_order(train.labels, classes, recipe.balance), 0.0
         for step, (patches, labels) in enumerate(own.batches(order, recipe.batch_size)):
             schedule.step_update(epoch * steps + step)
-            loss = F.cross_entropy(answer(probe, patches), labels)
+            loss = F.cross_entropy(answer(probe, patches), labels, weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -103,7 +109,7 @@ def fit_attentive(
         if not math.isfinite(total):
             raise TrainingError(f"the loss is {total} at epoch {epoch + 1}: lower --lr (now {recipe.lr:g})")
         rows.append({"epoch": epoch + 1, "cross_entropy": total / len(train), **validate(probe, held_out)})
-        found = (rows[-1]["validation_accuracy"], -rows[-1]["validation_loss"])
+        found = rank(rows[-1], recipe.select)
         if found > best:
             best, state = found, copy.deepcopy(task_state(probe))
     load_task_state(probe, state)
@@ -119,11 +125,7 @@ def answer(probe: Probe, patches: Tensor) -> Tensor:
 
 @torch.no_grad()
 def validate(probe: Probe, held_out: Patches) -> Row:
-    """Loss and accuracy on the validation set."""
+    """Loss and accuracies on the validation set."""
     order = torch.arange(len(held_out.images))
     logits = torch.cat([answer(probe, patches).cpu() for patches, _ in held_out.batches(order, BATCH)])
-    labels = held_out.images.labels
-    return {
-        "validation_loss": float(F.cross_entropy(logits, labels)),
-        "validation_accuracy": float((logits.argmax(1) == labels).float().mean()),
-    }
+    return validation_row(logits, held_out.images.labels)

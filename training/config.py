@@ -22,7 +22,7 @@ from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
 from training.method_settings import ATTENTIVE_SETTINGS, LOW_RANK_SETTINGS, METHODS_OF, SPLIT_ONLY
-from training.options import ReadOptions
+from training.options import Balance, ReadOptions, Select
 from training.recipes import RecipeName
 
 
@@ -60,6 +60,10 @@ class Recipe:
     """Decay of the moving average of the weights, which is what is selected and saved; 0 keeps none."""
     recipe: RecipeName = "ours"
     """Where settings that no option gives came from, and the conventions of `training.recipes`."""
+    balance: Balance = "none"
+    """Whether all classes weigh the same, in the loss or by how often they are drawn."""
+    select: Select = "accuracy"
+    """What chooses the best epoch on validation."""
 
 
 MERGE_SCALES = ("expectation", "learned")
@@ -126,6 +130,11 @@ class TuneConfig:
     recipe: str = "ours"
     """ours (the task's preset), paper (the MoSA paper's recipe for VTAB: direct resize, no augmentation, r = 16, lr
     5e-3, 100 epochs), or reference (paper, with the habits of the paper's code). Options that you give win."""
+    balance: Balance | None = None
+    """Give all classes the same weight, however many images they have: in the loss, by the sampler (images of small
+    classes are drawn more often), or none."""
+    select: Select | None = None
+    """What chooses the best epoch on validation: accuracy, balanced (the mean accuracy of the classes) or loss."""
     precision: str = "auto"
     """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA, else fp32). Validation is always in fp32."""
     image_size: int | None = None
@@ -196,6 +205,8 @@ class TuneConfig:
         ]
         if self.features != "cls" and self.method != "linear":
             faults.append(f"--features {self.features} is an option of --method linear: drop it")
+        if self.balance == "sampler" and self.method == "linear":
+            faults.append("--balance sampler is for methods with epochs: --method linear takes --balance loss")
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.white_level is not None and not 1 <= self.white_level <= WHITE_16:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_csv
 from training import run
+from training.balance import small_class_remarks
 from training.config import TuneConfig
 from training.data import Images, absent_remarks, check_classes
 from training.duplicates import Mark, Pair, find_duplicates
@@ -56,6 +57,8 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
     if given:
         run.keep_seen(out, ((each.sha256, each.file) for each in reader.digests if each.set != "test"))
     found = [*reader.remarks(), *absent_remarks(validation, splits.classes, "validation")]
+    if config.shots is None:
+        found += small_class_remarks(train.labels, splits.classes, config.balance or "none")
     if compared:
         found += repeated(marks, splits.classes, out / run.DUPLICATES)
     for remark in found:

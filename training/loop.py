@@ -13,7 +13,6 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -26,10 +25,12 @@ from mosa_deploy.utils.files import write_bytes
 from mosa_deploy.utils.seeds import derive
 from training.attention import unfused
 from training.average import WeightAverage
+from training.balance import class_weights, epoch_order
 from training.config import Recipe
 from training.data import ImageSet, ImageSource, normalise
 from training.recipes import CONVENTIONS
 from training.reference import expert_adamw, set_backbone_dropout
+from training.scores import rank, validation_row
 
 Row = dict[str, float]
 
@@ -40,8 +41,8 @@ class State:
 
     epoch: int = 0
     """Number of finished epochs."""
-    best: tuple[float, float] = (-1.0, 0.0)
-    """(validation accuracy, minus validation loss) of the best epoch."""
+    best: tuple[float, float] = (-math.inf, 0.0)
+    """The rank of the best epoch, see `training.scores.rank`."""
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
 
@@ -82,6 +83,9 @@ class Trainer:
         self.train, self.validation = train, validation
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
         self.state = State()
+        self.classes = model.get_classifier().out_features
+        weighted = recipe.balance == "loss"
+        self.class_weights = class_weights(train.labels, self.classes).to(device) if weighted else None
         self.steps = math.ceil(len(train) / recipe.batch_size)
         freeze(self.model)
         set_passes(self.model, recipe.passes)
@@ -128,19 +132,16 @@ class Trainer:
         """Add an epoch to the history, and keep the model's state if it is the best one on validation."""
         self.state.history.append(row)
         self.state.epoch += 1
-        best = (row["validation_accuracy"], -row["validation_loss"])
+        best = rank(row, self.recipe.select)
         if best > self.state.best:
             self.state.best = best
             self.state.best_state = copy.deepcopy(task_state(self.model))
 
     def validate(self) -> Row:
-        """Loss and accuracy on the validation set."""
+        """Loss and accuracies on the validation set."""
         validation = self.validation.settled()
         logits = predict(self.model, validation, self.preprocess, self.device)
-        return {
-            "validation_loss": float(F.cross_entropy(logits, validation.labels)),
-            "validation_accuracy": float((logits.argmax(1) == validation.labels).float().mean()),
-        }
+        return validation_row(logits, validation.labels)
 
     def run_epoch(self, epoch: int) -> Row:
         """Train for one epoch and return its row of the history. Its randomness derives from (seed, epoch) alone.
@@ -151,7 +152,7 @@ class Trainer:
         torch.manual_seed(derive(self.seed, "epoch", epoch))
         reseed(self.model, self.seed, epoch)
         set_dense(self.model, epoch >= self.recipe.epochs - self.recipe.dense_epochs)
-        order = torch.randperm(len(self.train))
+        order = epoch_order(self.train.labels, self.classes, self.recipe.balance)
         self.model.train()
         sums, seen, start = torch.zeros(2), 0, time.perf_counter()
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
@@ -187,7 +188,7 @@ class Trainer:
         passes = self.recipe.passes
         with self.autocast, unfused(self.model, self.unfused):
             logits = self.model(inputs.repeat(passes, 1, 1, 1))
-        cross_entropy, consistency = pass_losses(logits, labels, passes)
+        cross_entropy, consistency = pass_losses(logits, labels, passes, self.class_weights)
         self.optimizer.zero_grad()
         (cross_entropy + self.recipe.consistency * consistency).backward()
         self.optimizer.step()

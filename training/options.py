@@ -3,9 +3,16 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mosa_deploy.bundles.decode import PILLOW_PIXELS
 from mosa_deploy.errors import ConfigError
+
+Balance = Literal["none", "loss", "sampler"]
+"""Whether all classes weigh the same: not, in the loss, or by how often they are drawn."""
+
+Select = Literal["accuracy", "balanced", "loss"]
+"""What chooses the best epoch on validation: accuracy, its mean over the classes, or the loss."""
 
 
 @dataclass(frozen=True)

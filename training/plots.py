@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mosa_deploy.utils.files import replacing
 from training.loop import Row
+from training.options import Select
 from training.scores import ECE_BINS, classification_metrics, kept, reliability
 
 COLUMNS = 6
@@ -65,8 +66,11 @@ def axis_name(column: str) -> str:
     return "C" if column == "c" else column
 
 
-def draw_curves(path: Path, rows: list[Row], title: str) -> None:
-    """Plot losses and validation accuracy over the epochs, or for the linear probe the accuracy over C."""
+def draw_curves(path: Path, rows: list[Row], title: str, select: Select = "accuracy") -> None:
+    """Plot losses and validation accuracy over the epochs, or for the linear probe the accuracy over C.
+
+    `select` is what chose the row that is marked.
+    """
     x, accuracy = next(iter(rows[0])), "validation_accuracy"
     losses = [name for name in ("cross_entropy", "consistency", "validation_loss") if name in rows[0]]
     over = [row[x] for row in rows]
@@ -79,7 +83,7 @@ def draw_curves(path: Path, rows: list[Row], title: str) -> None:
             axes[0].set(ylabel="loss (nats)", ylim=(0, None))
             axes[0].legend(frameon=False)
         axes[-1].plot(over, [100 * row[accuracy] for row in rows], marker="o", markersize=3)
-        best = rows[kept(rows)]
+        best = rows[kept(rows, select)]
         label = f"kept: {100 * best[accuracy]:.1f} % at {axis_name(x)} {best[x]:g}"
         axes[-1].plot(best[x], 100 * best[accuracy], "o", markersize=9, fillstyle="none", color="C3", label=label)
         axes[-1].legend(frameon=False)

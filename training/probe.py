@@ -5,10 +5,13 @@
 
 import warnings
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.metrics import log_loss
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm import tqdm
@@ -17,6 +20,8 @@ from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import ImageSet
 from training.loop import Row, predict
+from training.options import Balance, Select
+from training.scores import balanced_accuracy, kept
 
 GRID = tuple(10.0**power for power in range(-3, 4))
 MAX_ITERATIONS, TOLERANCE = 20_000, 1e-6
@@ -26,7 +31,13 @@ floating-point sums differ in their order."""
 
 @torch.no_grad()
 def fit_probe(
-    model: TunedModel, train: ImageSet, validation: ImageSet, preprocess: Preprocess, device: str
+    model: TunedModel,
+    train: ImageSet,
+    validation: ImageSet,
+    preprocess: Preprocess,
+    device: str,
+    balance: Balance = "none",
+    select: Select = "accuracy",
 ) -> list[Row]:
     """Fit one probe per C, put the best one into the head of `model`, and return one row per C.
 
@@ -38,22 +49,33 @@ def fit_probe(
     model.to(device).reset_classifier(0)
     features, held_out = (predict(model, images, preprocess, device).numpy() for images in (train, validation))
     rows: list[Row] = []
-    best: tuple[float, torch.Tensor, torch.Tensor] | None = None
+    heads: list[tuple[torch.Tensor, torch.Tensor]] = []
+    weights = None if balance == "none" else "balanced"
     for c in tqdm(GRID, desc="fitting", unit=" fits", leave=False, disable=None):
-        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE))
+        regression = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE, class_weight=weights)
+        pipeline = make_pipeline(StandardScaler(), regression)
         with warnings.catch_warnings():
             # A weakly regularised fit may not converge; validation decides whether it is good enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
             pipeline.fit(features, train.labels.numpy())
-        accuracy = float(pipeline.score(held_out, validation.labels.numpy()))
-        rows.append({"c": c, "validation_accuracy": accuracy})
-        if best is None or accuracy > best[0]:
-            best = (accuracy, *head_of(pipeline[0], pipeline[1]))
-    assert best is not None
+        rows.append({"c": c, **measured(pipeline, held_out, validation.labels.numpy(), select)})
+        heads.append(head_of(pipeline[0], regression))
+    weight, bias = heads[kept(rows, select)]
     model.reset_classifier(classes)
-    model.get_classifier().load_state_dict({"weight": best[1], "bias": best[2]})
+    model.get_classifier().load_state_dict({"weight": weight, "bias": bias})
     model.to(device)
     return rows
+
+
+def measured(pipeline: Pipeline, features: NDArray[np.float32], labels: NDArray[np.int64], select: Select) -> Row:
+    """The columns of the history that choose the best C."""
+    row = {
+        "validation_accuracy": float(pipeline.score(features, labels)),
+        "validation_balanced_accuracy": balanced_accuracy(labels, pipeline.predict(features)),
+    }
+    if select == "loss":
+        row["validation_loss"] = float(log_loss(labels, pipeline.predict_proba(features), labels=pipeline.classes_))
+    return row
 
 
 def head_of(scaler: StandardScaler, regression: LogisticRegression) -> tuple[torch.Tensor, torch.Tensor]:

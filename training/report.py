@@ -35,8 +35,11 @@ FEATURES: dict[Features, str] = {
 }
 """The features of a linear probe in words."""
 
-ATTENTIVE_FIELDS = ("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs")
-"""The settings of a recipe that the attentive probe uses."""
+PROBE_FIELDS: dict[str, tuple[str, ...]] = {
+    "linear": ("balance", "select"),
+    "attentive": ("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs", "balance", "select"),
+}
+"""The settings of a recipe that a probe uses. Other methods use all of them."""
 
 WORST = 10
 """The largest number of confusions that the report lists."""
@@ -45,7 +48,7 @@ WORST = 10
 def write_report(
     out: Path,
     record: Record,
-    recipe: Recipe | None,
+    recipe: Recipe,
     logits: Tensor,
     labels: Tensor,
     rows: list[Row],
@@ -55,7 +58,7 @@ def write_report(
     """Write the report and its pictures, and add both to TensorBoard's events.
 
     `logits` (N, K) and `labels` (N,) are those of the validation images, before division by the record's temperature.
-    `rows` is the history: one row per epoch, or per C for the linear probe. `recipe` is None for method `linear`.
+    `rows` is the history: one row per epoch, or per C for the linear probe.
     `tested` says whether the images have a test set. `remarks` are what the user should know about the images and the
     result, one line each.
     """
@@ -63,7 +66,7 @@ def write_report(
     true, predicted = labels.numpy(), logits.argmax(1).numpy()
     matrix = confusion_matrix(true, predicted, labels=range(len(record.classes)))
     title = f"{record.task}, {record.method} on {record.backbone.name}"
-    plots.draw_curves(out / CURVES, rows, title)
+    plots.draw_curves(out / CURVES, rows, title, recipe.select)
     of = f"{record.task}, {len(labels)} validation images"
     plots.draw_confusion(out / CONFUSION, matrix, record.classes, of)
     plots.draw_calibration(out / RELIABILITY, before, after, labels, of)
@@ -91,7 +94,7 @@ new images. {test_section(name, tested)}
 """
     pictures = "\n\n".join(f"![{Path(file).stem}]({file})" for file in PICTURES)
     write_text(out / REPORT, f"{text}\n## Pictures\n\n{pictures}\n")
-    chosen = {"method": record.method, "seed": record.seed, **(fields(recipe) if recipe else {})}
+    chosen = {"method": record.method, "seed": record.seed, **recipe_fields(record, recipe)}
     write_events(out, rows, closing(text, [out / file for file in PICTURES], chosen, measured[1]))
 
 
@@ -113,14 +116,14 @@ def test_section(run: str, tested: bool) -> str:
     )
 
 
-def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str, str]:
+def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
     """The first table: what was tuned, how, and with which versions."""
     adapter = fields(record.adapter) if record.adapter else {}
-    schedule = fields(recipe) if recipe else {}
-    schedule = {name: value for name, value in schedule.items() if name not in {*adapter, "backbone"}}
-    if record.method == "attentive":
-        schedule = {name: schedule[name] for name in ATTENTIVE_FIELDS}
-    x, best = next(iter(rows[0])), rows[kept(rows)]
+    used = recipe_fields(record, recipe)
+    schedule = listing({name: value for name, value in used.items() if name not in {*adapter, "backbone"}})
+    if record.method == "linear":
+        schedule = f"logistic regression on {FEATURES[record.features]}, {schedule}"
+    x, best = next(iter(rows[0])), rows[kept(rows, recipe.select)]
     return {
         "task": f"{record.task}, {len(record.classes)} classes of {record.dataset}",
         "method": record.method,
@@ -128,12 +131,18 @@ def settings(record: Record, recipe: Recipe | None, rows: list[Row]) -> dict[str
         "input": f"{record.preprocess.size[0]} x {record.preprocess.size[1]} pixels",
         "adapter": listing(adapter) or "none",
         "parameters": f"{record.metrics['parameters']:,.0f}",
-        "recipe": listing(schedule) or f"logistic regression on {FEATURES[record.features]}",
+        "recipe": schedule,
         "kept": f"{plots.axis_name(x)} {best[x]:g}, the best of {len(rows)}",
         "seed": f"{record.seed}",
         "versions": listing(record.versions),
         "commit": record.git_commit or "unknown",
     }
+
+
+def recipe_fields(record: Record, recipe: Recipe) -> dict[str, Any]:
+    """Name -> value of each setting of the recipe that the method uses."""
+    given = fields(recipe)
+    return {name: given[name] for name in PROBE_FIELDS.get(record.method, given)}
 
 
 def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def write_results(
         *temperature_remarks(temperature),
     ]
     remarks = [*doubts, *data.remarks]
-    write_report(
-        out, record, None if record.method == "linear" else recipe, logits, validation.labels, rows, tested, remarks
-    )
+    write_report(out, record, recipe, logits, validation.labels, rows, tested, remarks)
     tensors = {name: value.numpy() for name, value in task_state(model).items()}
     bundle = Bundle(record, tensors, canary).save(out)
     (out / run.CHECKPOINT).unlink(missing_ok=True)

@@ -23,8 +23,8 @@ def add_images(fields: Fields) -> Fields:
 
 
 def add_recipe(fields: Fields) -> Fields:
-    """Upgrade `config.json` to version 4, which names the recipe and the features that a probe reads."""
-    return {"features": "cls", "recipe": "ours"} | fields
+    """Upgrade `config.json` to version 4: the recipe, the features that a probe reads, and how classes are weighed."""
+    return {"features": "cls", "recipe": "ours", "balance": "none", "select": "accuracy"} | fields
 
 
 RUN_FORMAT = FileFormat(

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 from torch.nn import functional as F
+
+from training.options import Select
 
 ECE_BINS = 15
 
@@ -79,6 +82,24 @@ def confusions(matrix: NDArray[np.int64], most: int) -> list[tuple[int, int, int
     return sorted(found, key=lambda one: (-one[2], matrix[one[0]].sum()))[:most]
 
 
-def kept(rows: list[dict[str, float]]) -> int:
-    """Index of the row whose state a run keeps: the highest accuracy, then the lowest loss, then the earliest."""
-    return max(range(len(rows)), key=lambda i: (rows[i]["validation_accuracy"], -rows[i].get("validation_loss", 0.0)))
+def validation_row(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The columns of the history that `rank` reads, from logits (N, K) and labels (N,)."""
+    predicted = logits.argmax(1)
+    return {
+        "validation_loss": float(F.cross_entropy(logits, labels)),
+        "validation_accuracy": float((predicted == labels).float().mean()),
+        "validation_balanced_accuracy": balanced_accuracy(labels.numpy(), predicted.numpy()),
+    }
+
+
+def rank(row: Mapping[str, float], select: Select = "accuracy") -> tuple[float, float]:
+    """What is larger the better a row of the history is; between equals the lower loss decides."""
+    accuracy, loss = row["validation_accuracy"], row.get("validation_loss", 0.0)
+    if select == "loss":
+        return -loss, accuracy
+    return (accuracy if select == "accuracy" else row["validation_balanced_accuracy"]), -loss
+
+
+def kept(rows: Sequence[Mapping[str, float]], select: Select = "accuracy") -> int:
+    """Index of the row whose state a run keeps: the one of the highest rank, and of those the earliest."""
+    return max(range(len(rows)), key=lambda i: rank(rows[i], select))

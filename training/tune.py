@@ -102,7 +102,7 @@ def tune(config: TuneConfig) -> Path:
     if isinstance(tuned, Probe) and method == "attentive":
         rows = fit_attentive(tuned, train, validation, preprocess, recipe, config.seed, device)
     elif method == "linear":
-        rows = fit_probe(tuned, train, validation, preprocess, device)
+        rows = fit_probe(tuned, train, validation, preprocess, device, recipe.balance, recipe.select)
         freeze(tuned)
     else:
         if conventions.head_bias is not None:

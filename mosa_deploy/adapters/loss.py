@@ -20,13 +20,14 @@ def two_pass_loss(model: nn.Module, images: Tensor, labels: Tensor, consistency:
     return cross_entropy + consistency * agreement
 
 
-def pass_losses(logits: Tensor, labels: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+def pass_losses(logits: Tensor, labels: Tensor, passes: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross entropy and consistency of `passes` stochastic passes of one batch, logits (passes * B, K).
 
-    The first pass alone meets the labels. One pass has no consistency term.
+    The first pass alone meets the labels. One pass has no consistency term. `weight` (K,) weighs the classes in the
+    cross entropy, as in `torch.nn.functional.cross_entropy`.
     """
     parts = logits.float().chunk(passes)
-    cross_entropy = F.cross_entropy(parts[0], labels)
+    cross_entropy = F.cross_entropy(parts[0], labels, weight)
     if passes == 1:
         return cross_entropy, torch.zeros_like(cross_entropy)
     first, second = (part.log_softmax(dim=1) for part in parts)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
-from mosa_deploy.errors import LISTED, DataError
+from mosa_deploy.errors import DataError, listed
 
 NUMBERED = re.compile(r"(?:class|label)?[ _-]?([0-9]+)", re.IGNORECASE)
 """A name that says no more than a number, such as `class0` of a converted checkpoint or `LABEL_0` of transformers."""
@@ -43,7 +43,7 @@ def match_classes(learned: Sequence[str], given: Sequence[str], where: str) -> C
     pairs = [(name, learned[place]) for name, place in zip(given, known, strict=True)]
     other = [f"{name!a} for {own!a}" for name, own in pairs if name != own]
     if other:
-        notes.append(f"class names of {where} differ by case or Unicode form: {_listed(other)}")
+        notes.append(f"class names of {where} differ by case or Unicode form: {listed(other)}")
     if known != sorted(known):
         notes.append(f"the classes of {where} are in another order than the task's; they are matched by name")
     return ClassMatch(tuple(known), tuple(notes))
@@ -74,7 +74,7 @@ def _by_number(learned: Sequence[str], given: Sequence[str]) -> ClassMatch | Non
         places = tuple(own.index(number) for number in theirs)
     else:
         places = tuple(range(len(given)))
-    pairs = _listed([f"{learned[place]} is {name!r}" for place, name in zip(places, given, strict=True)])
+    pairs = listed([f"{learned[place]} is {name!r}" for place, name in zip(places, given, strict=True)])
     return ClassMatch(
         places, (f"the task knows its classes by number only, so their order cannot be checked; taken: {pairs}",)
     )
@@ -82,12 +82,12 @@ def _by_number(learned: Sequence[str], given: Sequence[str]) -> ClassMatch | Non
 
 def _fault(learned: Sequence[str], given: Sequence[str], found: Sequence[int | None], where: str) -> str:
     if _numbers(learned) is not None and len(learned) != len(given):
-        return f"{where} has {len(given)} classes ({_listed(given)}), the task has {len(learned)} ({_listed(learned)})"
+        return f"{where} has {len(given)} classes ({listed(given)}), the task has {len(learned)} ({listed(learned)})"
     missing = [name for place, name in enumerate(learned) if place not in found]
     extra = [name for name, place in zip(given, found, strict=True) if place is None]
     twice = [name for name, place in zip(given, found, strict=True) if place is not None and found.count(place) > 1]
     faults = [
-        f"{text} {_listed([repr(name) for name in names])}"
+        f"{text} {listed([repr(name) for name in names])}"
         for text, names in (
             ("lacks the task's class", missing),
             ("has a class that the task does not know:", extra),
@@ -99,7 +99,3 @@ def _fault(learned: Sequence[str], given: Sequence[str], found: Sequence[int | N
     same = "give images of the same classes, in folders of their names"
     hint = f"rename {near[0][0]!r} to {near[0][1]!r}" if near else same
     return f"{where} {' and '.join(faults)}; {hint}"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:LISTED]) + (f" and {len(texts) - LISTED} more" if len(texts) > LISTED else "")

@@ -213,6 +213,24 @@ def test_equal_accuracy_is_decided_by_the_loss(toy: Toy, monkeypatch: pytest.Mon
     assert trainer.state.best == (1.0, -min(losses)) == (1.0, -losses[1])
 
 
+def test_the_loss_may_select(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(toy, select="loss")
+    answers = iter((3.0 * torch.eye(3), 0.2 * torch.eye(3), -0.1 * torch.eye(3)))
+    monkeypatch.setattr("training.loop.predict", lambda *_: next(answers)[trainer.validation.labels])
+    trainer.fit(lambda trainer: None)
+    assert trainer.state.best == (-trainer.state.history[0]["validation_loss"], 1.0)
+
+
+def test_a_balanced_loss_weighs_classes_by_their_training_images(toy: Toy) -> None:
+    plain, balanced = (make_trainer(toy, balance=balance) for balance in ("none", "loss"))
+    counts = balanced.train.labels.bincount(minlength=3).numpy()
+    assert balanced.class_weights is not None
+    np.testing.assert_allclose(balanced.class_weights.numpy(), counts.sum() / (3 * counts), rtol=1e-6)
+    few = torch.tensor([0, 0, 0, 2])
+    losses = [trainer.step(trainer.train.pixels[:4], few) for trainer in (plain, balanced)]
+    assert float(losses[0][0]) != pytest.approx(float(losses[1][0]), rel=1e-4)
+
+
 def test_learning_rate_warms_up_and_falls_to_almost_nothing(toy: Toy) -> None:
     trainer = make_trainer(toy, epochs=8, warmup_epochs=2.0, lr=1e-3)
     trainer.fit(lambda trainer: None)

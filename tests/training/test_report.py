@@ -157,7 +157,7 @@ def test_pictures_of_the_report_are_there_and_in_the_events(run: Path) -> None:
 
 
 def test_report_of_a_linear_probe_speaks_of_c(tmp_path: Path) -> None:
-    write_report(tmp_path, record(linear=True), None, LOGITS, LABELS, PROBES)
+    write_report(tmp_path, record(linear=True), RECIPE, LOGITS, LABELS, PROBES)
     text = (tmp_path / "report.md").read_text()
     assert "| kept | C 1, the best of 3 |" in text
     assert "| adapter | none |" in text
@@ -234,7 +234,7 @@ def test_curves_mark_what_was_kept(tmp_path: Path, drawn: list[Figure], rows: li
 
 
 def test_a_run_without_a_test_set_says_so_and_how_to_get_one(tmp_path: Path) -> None:
-    write_report(tmp_path, record(linear=True), None, LOGITS, LABELS, PROBES, tested=False)
+    write_report(tmp_path, record(linear=True), RECIPE, LOGITS, LABELS, PROBES, tested=False)
     text = (tmp_path / "report.md").read_text()
     assert "**There is no test set**" in text
     assert f"mosa evaluate --bundle {tmp_path.name} --data-dir FOLDER" in text

@@ -4,7 +4,15 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from training.scores import classification_metrics, confusions, fit_temperature, kept, reliability
+from training.options import Select
+from training.scores import (
+    classification_metrics,
+    confusions,
+    fit_temperature,
+    kept,
+    reliability,
+    validation_row,
+)
 
 
 def draw(count: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,3 +107,18 @@ def test_row_kept_is_the_most_accurate_then_of_least_loss_then_the_first() -> No
     assert kept(rows((0.5, 0.1), (0.7, 0.9), (0.6, 0.2))) == 1
     assert kept(rows((0.7, 0.9), (0.7, 0.8), (0.7, 0.8))) == 1
     assert kept([{"validation_accuracy": 0.5}, {"validation_accuracy": 0.5}]) == 0
+
+
+@pytest.mark.parametrize(("select", "best"), [("accuracy", 0), ("balanced", 1), ("loss", 2)])
+def test_what_selects_decides_which_epoch_is_kept(select: Select, best: int) -> None:
+    columns = ("validation_accuracy", "validation_balanced_accuracy", "validation_loss")
+    history = [dict(zip(columns, row, strict=True)) for row in ((0.9, 0.5, 0.4), (0.8, 0.7, 0.5), (0.7, 0.6, 0.3))]
+    assert kept(history, select) == best
+
+
+def test_the_columns_that_select_are_those_of_the_logits() -> None:
+    logits = torch.log(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]))
+    row = validation_row(logits, torch.tensor([0, 0, 1]))
+    assert row["validation_accuracy"] == pytest.approx(2 / 3)
+    assert row["validation_balanced_accuracy"] == pytest.approx(1 / 2)
+    assert row["validation_loss"] == pytest.approx(-np.log([0.9, 0.6, 0.3]).mean())
