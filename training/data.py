@@ -43,6 +43,11 @@ class ImageSet(Protocol):
 class ImageSource(Protocol):
     """What a set is trained on or validated by: its images may be decoded only when they are needed."""
 
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, also of images that cannot be read."""
+        ...
+
     def __len__(self) -> int:
         """The number of images; those that cannot be read may be among them."""
         ...

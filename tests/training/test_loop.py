@@ -227,7 +227,7 @@ def test_a_balanced_loss_weighs_classes_by_their_training_images(toy: Toy) -> No
     assert balanced.class_weights is not None
     np.testing.assert_allclose(balanced.class_weights.numpy(), counts.sum() / (3 * counts), rtol=1e-6)
     few = torch.tensor([0, 0, 0, 2])
-    losses = [trainer.step(trainer.train.pixels[:4], few) for trainer in (plain, balanced)]
+    losses = [trainer.step(random_images(4, 3).pixels, few) for trainer in (plain, balanced)]
     assert float(losses[0][0]) != pytest.approx(float(losses[1][0]), rel=1e-4)
 
 
