@@ -13,7 +13,7 @@ from torch import Tensor
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import probabilities
 from mosa_deploy.bundles.probe_features import Features
-from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
 from training import plots
@@ -127,7 +127,7 @@ def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
     return {
         "task": f"{record.task}, {len(record.classes)} classes of {record.dataset}",
         "method": record.method,
-        "backbone": f"{record.backbone.name}, {record.backbone.source}, sha256 {record.backbone.sha256[:12]}",
+        "backbone": backbone_line(record.backbone),
         "input": f"{record.preprocess.size[0]} x {record.preprocess.size[1]} pixels",
         "adapter": listing(adapter) or "none",
         "parameters": f"{record.metrics['parameters']:,.0f}",
@@ -143,6 +143,12 @@ def recipe_fields(record: Record, recipe: Recipe) -> dict[str, Any]:
     """Name -> value of each setting of the recipe that the method uses."""
     given = fields(recipe)
     return {name: given[name] for name in PROBE_FIELDS.get(record.method, given)}
+
+
+def backbone_line(backbone: Backbone) -> str:
+    """What a backbone is, and which weights it had."""
+    about = "" if backbone.about is None else f" ({backbone.about})"
+    return f"{backbone.name}{about}, {backbone.source}, sha256 {backbone.sha256[:12]}"
 
 
 def fields(settings: Recipe | AdapterConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from mosa_deploy.adapters.probe import TunedModel, with_features
 from mosa_deploy.backbones.foldable import Transformer, topology_of
 from mosa_deploy.backbones.function import departures, pinned
 from mosa_deploy.backbones.load import Source, Weights, fingerprint, load_backbone
+from mosa_deploy.backbones.names import FROM_INDEX
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import BackboneError
@@ -74,4 +75,5 @@ def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone
         stages=topology.stages,
         hidden=hidden,
         model_args=args,
+        about=FROM_INDEX[name].about if name in FROM_INDEX and source == "pretrained" else None,
     )

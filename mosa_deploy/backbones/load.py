@@ -85,6 +85,7 @@ def load_backbone(
     model = _create(name, pretrained=weights.source == "pretrained" and fetched is None, **kwargs)
     if fetched is not None:
         load_weights(model, name, fetched.weights, name)
+        cast(dict[str, Any], model.pretrained_cfg)["tag"] = name.partition(".")[2]
     elif weights.source == "file":
         assert weights.file is not None
         load_weights(model, name, weights.file)

