@@ -27,7 +27,8 @@ from training.attention import unfused
 from training.average import WeightAverage
 from training.balance import class_weights, epoch_order
 from training.config import Recipe
-from training.data import ImageSet, ImageSource, normalise
+from training.data import ImageSet, ImageSource
+from training.entry import Entry, cut
 from training.recipes import CONVENTIONS
 from training.reference import expert_adamw, set_backbone_dropout
 from training.scores import rank, validation_row
@@ -55,12 +56,17 @@ def progress(batches: Iterable[Item], what: str, total: int | None = None) -> It
     return iter(tqdm(batches, desc=what, total=total, unit=" batches", leave=False, disable=None))
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, images: ImageSet, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
     """Logits (N, K) on the CPU, in fp32. The model is in evaluation mode, where split adapters act as merged ones."""
+    return logits_of(model, Entry.whole(model, preprocess), images, device, batch)
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, entry: Entry, images: ImageSet, device: str, batch: int = 256) -> Tensor:
+    """The same of images that enter the model as `entry` says."""
     model.eval()
     batches = progress(images.split(batch), "predicting")
-    return torch.cat([model(normalise(pixels.to(device), preprocess)).cpu() for pixels in batches])
+    return torch.cat([entry.forward(entry.prepare(inputs.to(device))).cpu() for inputs in batches])
 
 
 class Trainer:
@@ -80,6 +86,10 @@ class Trainer:
         self.model = model.to(device)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
         self.unfused = device == "cpu" and precision == "bf16"
+        conventions = CONVENTIONS[recipe.recipe]
+        self.entry = Entry.whole(model, preprocess)
+        if recipe.adapt_blocks is not None and not conventions.backbone_dropout:
+            self.entry, train, validation = cut(model, train, validation, preprocess, device, self.autocast)
         self.train, self.validation = train, validation
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
         self.state = State()
@@ -89,7 +99,6 @@ class Trainer:
         self.steps = math.ceil(len(train) / recipe.batch_size)
         freeze(self.model)
         set_passes(self.model, recipe.passes)
-        conventions = CONVENTIONS[recipe.recipe]
         set_backbone_dropout(model, conventions.backbone_dropout)
         if conventions.steps_per_expert:
             self.optimizer: Optimizer = expert_adamw(model, recipe.lr, recipe.weight_decay)
@@ -140,7 +149,7 @@ class Trainer:
     def validate(self) -> Row:
         """Loss and accuracies on the validation set."""
         validation = self.validation.settled()
-        logits = predict(self.model, validation, self.preprocess, self.device)
+        logits = logits_of(self.model, self.entry, validation, self.device)
         return validation_row(logits, validation.labels)
 
     def run_epoch(self, epoch: int) -> Row:
@@ -158,9 +167,9 @@ class Trainer:
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
         batches = self.train.batches(order, self.recipe.batch_size)
         bar = progress(batches, f"epoch {epoch + 1}/{self.recipe.epochs}{left}", self.steps)
-        for step, (pixels, labels) in enumerate(bar):
+        for step, (inputs, labels) in enumerate(bar):
             self.schedule.step_update(epoch * self.rates + step * self.rates // self.steps)
-            losses = self.step(pixels.to(self.device), labels.to(self.device))
+            losses = self.step(inputs.to(self.device), labels.to(self.device))
             if not torch.isfinite(losses).all():
                 raise TrainingError(
                     f"the loss is {float(losses.sum())} at epoch {epoch + 1}, step {step + 1}: lower --lr"
@@ -182,12 +191,12 @@ class Trainer:
         images = (self.recipe.epochs - self.state.epoch) * len(self.train)
         return str(tqdm.format_interval(images / self.state.history[-1]["images_per_second"]))
 
-    def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Make one update, with all passes in one batch; returns (cross entropy, consistency loss) on the CPU."""
-        inputs = normalise(pixels, self.preprocess)
         passes = self.recipe.passes
         with self.autocast, unfused(self.model, self.unfused):
-            logits = self.model(inputs.repeat(passes, 1, 1, 1))
+            prepared = self.entry.prepare(inputs)
+            logits = self.entry.forward(prepared.repeat(passes, *[1] * (prepared.ndim - 1)))
         cross_entropy, consistency = pass_losses(logits, labels, passes, self.class_weights)
         self.optimizer.zero_grad()
         (cross_entropy + self.recipe.consistency * consistency).backward()

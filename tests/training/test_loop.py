@@ -205,7 +205,7 @@ def test_equal_accuracy_is_decided_by_the_loss(toy: Toy, monkeypatch: pytest.Mon
     trainer = make_trainer(toy)
     sharpness = iter((1.0, 3.0, 2.0))
     monkeypatch.setattr(
-        "training.loop.predict", lambda *_: next(sharpness) * torch.eye(3)[trainer.validation.settled().labels]
+        "training.loop.logits_of", lambda *_: next(sharpness) * torch.eye(3)[trainer.validation.settled().labels]
     )
     trainer.fit(lambda trainer: None)
     losses = [row["validation_loss"] for row in trainer.state.history]
@@ -216,7 +216,7 @@ def test_equal_accuracy_is_decided_by_the_loss(toy: Toy, monkeypatch: pytest.Mon
 def test_the_loss_may_select(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(toy, select="loss")
     answers = iter((3.0 * torch.eye(3), 0.2 * torch.eye(3), -0.1 * torch.eye(3)))
-    monkeypatch.setattr("training.loop.predict", lambda *_: next(answers)[trainer.validation.labels])
+    monkeypatch.setattr("training.loop.logits_of", lambda *_: next(answers)[trainer.validation.labels])
     trainer.fit(lambda trainer: None)
     assert trainer.state.best == (-trainer.state.history[0]["validation_loss"], 1.0)
 
