@@ -87,7 +87,7 @@ def validation_row(logits: Tensor, labels: Tensor) -> dict[str, float]:
     predicted = logits.argmax(1)
     return {
         "validation_loss": float(F.cross_entropy(logits, labels)),
-        "validation_accuracy": float((predicted == labels).float().mean()),
+        "validation_accuracy": float((predicted == labels).double().mean()),
         "validation_balanced_accuracy": balanced_accuracy(labels.numpy(), predicted.numpy()),
     }
 
