@@ -31,7 +31,7 @@ from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.record import RECORD, Record
 from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
-from mosa_deploy.graphs.adapter_weights import Layout, layout_of
+from mosa_deploy.graphs.adapter_weights import Layout, choose_layout
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER
@@ -101,8 +101,9 @@ def write_folded(
     onnx.save(fold_bundle(graph, bundle), folder / FOLDED)
     targets = [ExportTarget("folded", folder / FOLDED)]
     if bundle.record.method != "full":
-        shared = graph_file(backbone, graph.index, layout_of(bundle.record).file)
-        targets.append(ExportTarget("shared", shared, SharedTask.alone(bundle)))
+        layout = choose_layout(bundle.record, graph.index.files)
+        shared = graph_file(backbone, graph.index, layout.file)
+        targets.append(ExportTarget("shared", shared, SharedTask.alone(bundle, layout)))
     for target in targets:
         chain.add_target(target)
     print(f"the plain graph has {len(graph.model.graph.node)} nodes")
@@ -143,9 +144,9 @@ def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainG
     Raises:
         StoreError: it was altered since.
     """
-    # A fully tuned task has no adapter weights, but the folder is for the others too.
-    wanted = Layout(record.backbone.topology) if record.method == "full" else layout_of(record)
     known = read_index(folder).files if (folder / GRAPH).is_file() else {}
+    # A fully tuned task has no adapter weights, but the folder is for the others too.
+    wanted = Layout(record.backbone.topology) if record.method == "full" else choose_layout(record, known)
     if wanted.file not in known:
         print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)
         used = weights or Weights(record.backbone.source)

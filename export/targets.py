@@ -47,7 +47,8 @@ class ExportTarget:
         """Every input of the graph by name."""
         if self.task is None:
             return {IMAGES: images}
-        return {IMAGES: images, SLOTS: self.task.slots(len(images)), **self.task.bank.tensors}
+        slots = {SLOTS: self.task.slots(len(images))} if self.task.bank.layout.by_slot else {}
+        return {IMAGES: images, **slots, **self.task.bank.tensors}
 
     def feeds(self, images: Array) -> Iterator[Feed]:
         """The inputs for a few images at a time."""

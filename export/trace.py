@@ -20,9 +20,10 @@ from mosa_deploy.backbones.load import randomise
 from mosa_deploy.bundles.graph_index import GraphIndex, ParameterRef
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BackboneError
-from mosa_deploy.graphs.adapter_weights import Layout
+from mosa_deploy.graphs.adapter_weights import Layout, ProbeLayout, SharedLayout
 from mosa_deploy.graphs.backbone_graph import PlainGraph, add_graph, save_graphs
 from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.graphs.probe import FEATURES, shared_probe_graph
 from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS
 from mosa_deploy.utils.files import replacing
 
@@ -32,7 +33,7 @@ OPSET = 20
 STAND_IN_CLASSES = 10
 """A backbone that comes without a head gets one of this width, so that plain and folded graphs have the same nodes."""
 
-INPUT, OUTPUT, FEATURES = "images", "logits", "features"
+INPUT, OUTPUT = "images", "logits"
 
 
 def write_onnx(model: Transformer, path: Path) -> None:
@@ -70,18 +71,23 @@ def write_graph(
         onnx.checker.check_model(aside, full_check=True)
 
 
-def trace_backbone(model: Transformer, sha256: str, folder: Path, layout: Layout) -> None:
+def trace_backbone(model: Transformer, sha256: str, folder: Path, layout: SharedLayout) -> None:
     """Write the plain graph of a backbone and the shared graph of a layout into `folder`, with their index.
 
     `model` has a stand-in head; `sha256` is that of the state dict without a head.
     """
     plain = trace_plain(model, sha256)
-    save_graphs(folder, plain.index, {PLAIN: plain.model, layout.file: trace_shared(model, layout)})
+    save_graphs(folder, plain.index, {PLAIN: plain.model, layout.file: shared_graph(model, plain, layout)})
 
 
-def trace_layout(model: Transformer, folder: Path, layout: Layout) -> None:
+def trace_layout(model: Transformer, folder: Path, layout: SharedLayout) -> None:
     """Add the shared graph of another layout to a backbone's folder."""
-    add_graph(folder, layout.file, trace_shared(model, layout))
+    add_graph(folder, layout.file, shared_graph(model, PlainGraph.load(folder), layout))
+
+
+def shared_graph(model: Transformer, plain: PlainGraph, layout: SharedLayout) -> onnx.ModelProto:
+    """The shared graph of a layout: that of probes is made from the plain graph, the others are traced."""
+    return shared_probe_graph(plain) if isinstance(layout, ProbeLayout) else trace_shared(model, layout)
 
 
 def trace_plain(model: Transformer, sha256: str) -> PlainGraph:

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.graph_index import graph_file, read_index
+from mosa_deploy.bundles.graph_index import GraphIndex, graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import ENGINES, UNFOLDED
 from mosa_deploy.bundles.task_graph import check_proved
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, ConfigError, MosaError, StoreError
-from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout, layout_of
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout, choose_layout
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.names import ON_GPU, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import Runner, open_runner
@@ -68,7 +68,7 @@ class ExecutionPlan:
 
 
 class SharedLane:
-    """A backbone's shared graph with its bank. One slot stays empty, for linear tasks: they use the plain backbone."""
+    """A backbone's shared graph with its bank. One slot stays empty, for tasks that put nothing into the bank."""
 
     kind: LaneName = "shared"
 
@@ -92,8 +92,12 @@ class SharedLane:
         return self.plan.padding
 
     def write(self, weights: AdapterWeights) -> int:
-        """Put a task into a slot and return the slot; linear tasks share the empty one."""
+        """Put a task into a slot and return the slot; tasks without weights share the empty one."""
         return self.bank.write(weights) if weights else self.empty
+
+    def pass_of(self, slot: int) -> int:
+        """A key of the pass that answers for a task in this slot: all probes share one."""
+        return slot if self.bank.layout.by_slot else self.empty
 
     def clear(self, slot: int) -> None:
         """Free a slot, unless it is the empty one."""
@@ -105,7 +109,7 @@ class SharedLane:
         return self.runner.runner.device_lost()
 
     def run(self, items: Sequence[Item], size: int) -> Array:
-        """Run n items as a batch of `size` -> features (n, C)."""
+        """Run n items as a batch of `size` -> features (n, C), or all those of probes."""
         slots = np.full(size, self.empty, dtype=np.int64)
         slots[: len(items)] = [item.slot for item in items]
         return self.runner.run(inputs(items, size), slots)[: len(items)]
@@ -195,15 +199,17 @@ class Lanes:
             StoreError: the graph or the engine is damaged.
             ProviderError: the engine does not fit this machine.
         """
-        wanted = layout_of(record)
+        index = read_index(folder)
+        wanted = choose_layout(record, index.files)
         path = engine or folder / wanted.file
         with self._lock:
             if path not in self._shared:
                 limits = read_records(folder)[path.name].bank if engine else None
                 if engine is None:
-                    _check_graph(folder, wanted)
+                    _check_graph(folder, index, wanted)
                 bottleneck = max((weights[name].shape[0] for name in weights if name.endswith(".up")), default=1)
-                bank = Bank(wanted, bottleneck, self.capacity, limits)
+                # A pass answers for every slot of a bank of queries, so it has few.
+                bank = Bank(wanted, bottleneck, self.capacity if wanted.by_slot else 1, limits)
                 lane = SharedLane(path, bank, self._runner(engine), self.threads, self.batcher.max_batch)
                 self._warm(lane, record.preprocess, lane.empty)
                 self._shared[path] = lane
@@ -265,12 +271,11 @@ class Lanes:
                 raise StoreError(f"the graph does not take images of {preprocess.size}: {reason}") from fault
 
 
-def _check_graph(folder: Path, wanted: Layout) -> None:
+def _check_graph(folder: Path, index: GraphIndex, wanted: SharedLayout) -> None:
     """Raises BundleError if there is no graph for a layout, StoreError if it was altered since it was traced."""
-    index = read_index(folder)
     if wanted.file not in index.files:
         raise BundleError(
-            f"{folder.name} has no {wanted.file} in the store: export a task of this kind there, or choose the"
-            " folded lane"
+            f"{folder.name} has no {wanted.file} in the store: `mosa export --bundle RUN --out STORE` of a task of this"
+            " kind writes it; or choose the folded lane"
         )
     graph_file(folder, index, wanted.file)

@@ -104,7 +104,7 @@ class LocalBackend:
             self.registry.release(lease.handle)
 
     async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """See `Backend`. Tasks without adapters share one pass of an image."""
+        """See `Backend`. Probes share one pass of an image."""
         deadline = time.monotonic() + seconds
         items = [lease.handle.item(pixels, deadline) for lease, pixels in asked]
         once: dict[tuple[object, ...], Item] = {}
@@ -221,8 +221,9 @@ def _version(decision: Decision, kept: KeptVersion) -> TaskVersion:
 
 def _identity(item: Item) -> tuple[object, ...]:
     """A key for items whose output is the same, so that one of them is enough."""
-    shared = isinstance(item.lane, SharedLane)
-    return id(item.lane), item.slot, id(item.pixels) if shared else id(item), item.preprocess
+    if not isinstance(item.lane, SharedLane):
+        return (id(item),)
+    return id(item.lane), item.lane.pass_of(item.slot), id(item.pixels), item.preprocess
 
 
 async def _until(awaited: "asyncio.Future[None]", end: float, deadline: float) -> None:

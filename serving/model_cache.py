@@ -4,18 +4,19 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import CANARY_PIXELS
+from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
 from mosa_deploy.bundles.store_layout import ENGINES, FOLDED, UNFOLDED, backbone_folder, task_folder
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError
-from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
+from mosa_deploy.graphs.adapter_weights import adapter_weights, choose_layout
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE
 from mosa_deploy.runtimes.shared import Head, apply_head
 from mosa_deploy.runtimes.tensorrt_record import AGAIN
@@ -41,6 +42,8 @@ class LoadedTask:
     slot: int
     head: Head | None
     """None if the graph has a head of its own."""
+    columns: slice = field(default_factory=lambda: slice(None))
+    """The features that the head reads."""
     users: int = 0
     retired: bool = False
     pinned: bool = False
@@ -53,7 +56,7 @@ class LoadedTask:
         """The lane's output, (n, C) or (n, K) -> calibrated probabilities (n, K)."""
         # Values that are not finite are looked for afterwards.
         with np.errstate(over="ignore", invalid="ignore"):
-            logits = rows if self.head is None else apply_head(rows, self.head)
+            logits = rows if self.head is None else apply_head(rows[:, self.columns], self.head)
             return probabilities(logits, self.version.record.temperature)
 
 
@@ -169,7 +172,7 @@ class ModelCache:
         if self.lanes.runtimes.capability is None:
             return []
         if lane == "shared":
-            folder, graph = backbone_folder(record.backbone), layout_of(record).file
+            folder, graph = backbone_folder(record.backbone), None
         elif version.key == self.store.exported(record.task):
             folder, graph = task_folder(record.task), FOLDED if lane == "folded" else UNFOLDED
         else:
@@ -177,7 +180,8 @@ class ModelCache:
             return []
         if ENGINES not in self.store.files.names(folder):
             return []
-        return self.lanes.engines(self.store.files.local(folder), graph)
+        local = self.store.files.local(folder)
+        return self.lanes.engines(local, graph or choose_layout(record, read_index(local).files).file)
 
     def _place(self, version: Version, bundle: Bundle, lane: LaneName, engine: Path | None) -> LoadedTask:
         if lane != "shared" and engine:
@@ -191,7 +195,8 @@ class ModelCache:
         weights = adapter_weights(bundle)
         shared = self.lanes.shared(folder, version.record, weights, engine)
         slot = self.batcher.call(lambda: shared.write(weights)).result()
-        return LoadedTask(version, shared, slot, bundle.head)
+        columns = shared.bank.layout.columns(version.record.features, slot)
+        return LoadedTask(version, shared, slot, bundle.head, columns)
 
     def _exported_folder(self, version: Version) -> Path:
         """The folder of a task that is served by its exported graph.

@@ -17,6 +17,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import RECORD, Record, read_record
 from mosa_deploy.errors import ConfigError
+from mosa_deploy.graphs.adapter_weights import choose_layout
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import SharedTask
@@ -121,9 +122,25 @@ def open_graph(path: Path, task: Path | None) -> tuple[Callable[[Array], Array],
 
     If the graph is shared, `task` is the folder of the task's bundle; otherwise it is None.
     """
+    shared = None if task is None else shared_task(path, task)
     runner = open_runner(path, "tensorrt" if path.suffix == ".engine" else DEFAULT_RUNNER)
-    answer = runner.run if task is None else SharedTask.alone(Bundle.load(task)).answer_by(runner)
-    return answer, largest_batch(runner)
+    return runner.run if shared is None else shared.answer_by(runner), largest_batch(runner)
+
+
+def shared_task(graph: Path, task: Path) -> SharedTask:
+    """The task whose bundle is in the folder `task`, for a shared graph in any precision.
+
+    Raises:
+        ConfigError: the graph serves tasks of another kind.
+    """
+    bundle = Bundle.load(task)
+    file = f"{graph.name.split('.')[0]}.onnx"
+    layout = choose_layout(bundle.record, (file,))
+    if layout.file != file:
+        raise ConfigError(
+            f"--onnx {graph} serves tasks of another kind than '{bundle.record.task}': give {layout.file}"
+        )
+    return SharedTask.alone(bundle, layout)
 
 
 def largest_batch(runner: Runner) -> int:

@@ -7,6 +7,7 @@ import timm.data
 import torch
 
 from mosa_deploy.adapters.attach import split_layers, task_state
+from mosa_deploy.adapters.probe import Probe, TunedModel, plain_backbone
 from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Source
@@ -14,6 +15,7 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig, Method
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.probe_features import Features
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.files import Content, FilePath, read_content
@@ -21,7 +23,7 @@ from mosa_deploy.utils.versions import git_commit, library_versions
 
 
 def save_bundle(
-    model: Transformer,
+    model: TunedModel,
     config: AdapterConfig | None,
     folder: FilePath,
     *,
@@ -33,7 +35,7 @@ def save_bundle(
     backbone: str | None = None,
     source: Source = "pretrained",
 ) -> Bundle:
-    """Write the adapters and the head of a tuned model as a bundle, which `mosa export` and the service take.
+    """Write the adapters and the head of a tuned model, or a probe, as a bundle for `mosa export` and the service.
 
     `config` is what was attached, None for a head alone. `classes` are the names of the head's outputs, in their order.
     The first eight of `images`, encoded or as paths, become the canary: the service and every export prove with them
@@ -45,14 +47,15 @@ def save_bundle(
         DataError: an image cannot be read.
         BundleError: a tensor is not finite.
     """
-    head = model.get_classifier()
+    head, plain = model.get_classifier(), plain_backbone(model)
     outputs = getattr(head, "out_features", 0)
     if len(classes) != outputs:
         raise ConfigError(f"{len(classes)} classes for a head of {outputs} outputs: name each output once")
     if not images:
         raise ConfigError(f"'{task}' needs images: give some of validation, the first {SIZE} become its canary")
     if preprocess is None:
-        preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model))
+        preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(plain))
+    features: Features = model.features if isinstance(model, Probe) else "cls"
     training, device = model.training, next(model.parameters()).device
     model.eval()
 
@@ -63,8 +66,9 @@ def save_bundle(
     record = Record(
         task=task,
         dataset="folder",
-        backbone=describe_backbone(backbone or _timm_name(model), source, model),
-        method=_method(config),
+        backbone=describe_backbone(backbone or _timm_name(plain), source, plain),
+        method="attentive" if features == "attended" else _method(config),
+        features=features,
         form="split" if split_layers(model) else "merged",
         adapter=config,
         classes=tuple(classes),

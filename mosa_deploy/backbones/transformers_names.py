@@ -199,8 +199,8 @@ def check_head_input(model: VisionTransformer, family: Family, inputs: int, wher
     if family.head == "token and mean" and inputs == 2 * model.num_features:
         raise BackboneError(
             f"{where} is of transformers' {family.name}, whose classifier reads the class token and the mean of the"
-            " patches together, a bundle's head only one of them: use it as --backbone-weights, and tune a head with"
-            " mosa tune --method linear"
+            " patches together, which is not converted: use it as --backbone-weights, and tune a head on both with mosa"
+            " tune --method linear --features cls+mean"
         )
     normed, pool = isinstance(model.norm, nn.LayerNorm), model.global_pool
     match family.head:

@@ -22,7 +22,7 @@ from mosa_deploy.bundles.store_layout import TASKS, StoreLayout
 from mosa_deploy.bundles.task_graph import check_proved, own_graph
 from mosa_deploy.client.schema import Answer, Prediction
 from mosa_deploy.errors import DataError, ParityError, StoreError
-from mosa_deploy.graphs.adapter_weights import layout_of
+from mosa_deploy.graphs.adapter_weights import choose_layout
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedTask
@@ -157,6 +157,7 @@ def _open(
         raise StoreError(
             f"{folder} needs its backbone, but {backbone} is missing: copy it there, or export the task again"
         )
-    shared = graph_file(backbone, read_index(backbone), layout_of(bundle.record).file)
-    opened = open_runner(shared, runner, threads)
-    return SharedTask.alone(bundle).answer_by(opened), opened.precision
+    index = read_index(backbone)
+    layout = choose_layout(bundle.record, index.files)
+    opened = open_runner(graph_file(backbone, index, layout.file), runner, threads)
+    return SharedTask.alone(bundle, layout).answer_by(opened), opened.precision

@@ -10,20 +10,22 @@ the adapter's norm:
     low-rank    <block>.<module>.down  (in, R)   A^T of every target in the module, side by side
                 <block>.<module>.up    (R, out)  [ s B ]^T, each in the outputs of its target, zeros elsewhere
 
-R is r times the largest number of targets in one module. Modules with fewer targets leave the rest of R zero.
+R is r times the largest number of targets in one module. Modules with fewer targets leave the rest of R zero. A probe
+has no adapter; an attentive one has its query instead, divided by sqrt(C) as the graphs take it.
 Everything is computed in float64 and rounded to float32 at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
+from mosa_deploy.bundles.adapter_config import PROBES, TARGET_SLICES, AdapterConfig
+from mosa_deploy.bundles.probe_features import Features, columns
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError
 from mosa_deploy.utils.affine import absorb_norm
@@ -50,6 +52,8 @@ class Layout:
     topology: BlockTopology
     modules: tuple[tuple[str, int, int], ...] = ()
     """The layers that low-rank tasks update: name within the block, inputs, outputs; empty for parallel adapters."""
+    by_slot: ClassVar[bool] = True
+    """Whether an image runs for the task in one slot, which is an input, or for all tasks at once."""
 
     @property
     def file(self) -> str:
@@ -68,13 +72,52 @@ class Layout:
             shapes |= {f"{block}.{name}": shape for name, shape in own.items()}
         return shapes
 
+    def columns(self, features: Features, slot: int) -> slice:
+        """The columns that a task's head reads in what the graph gives for its slot: all of them."""
+        return slice(None)
+
     def __str__(self) -> str:
         updates = f" with updates of {', '.join(name for name, _, _ in self.modules)}" if self.modules else ""
         return f"{self.topology}{updates}"
 
 
-def layout_of(record: Record) -> Layout:
-    """The layout of a task's adapter weights; a linear task has none and fits the parallel one.
+@dataclass(frozen=True)
+class ProbeLayout:
+    """The shared graph of probes: one pass of an image serves all of them, whatever their heads read."""
+
+    topology: BlockTopology
+    by_slot: ClassVar[bool] = False
+    file: ClassVar[str] = "shared-probes.onnx"
+
+    def shapes(self, bottleneck: int) -> dict[str, tuple[int, ...]]:
+        """The query of an attentive probe; others have none."""
+        return {"query": (self.topology.features,)}
+
+    def columns(self, features: Features, slot: int) -> slice:
+        """The columns that a task's head reads."""
+        return columns(features, self.topology, slot)
+
+    def __str__(self) -> str:
+        return f"{self.topology} for probes"
+
+
+SharedLayout = Layout | ProbeLayout
+
+
+def choose_layout(record: Record, files: Collection[str]) -> SharedLayout:
+    """The layout by which a task is served or exported, where a backbone has the shared graphs `files`.
+
+    A linear task on timm's own features runs with all other probes where their graph is, as `layout_of` says elsewhere.
+
+    Raises:
+        BundleError: no shared graph can serve the task.
+    """
+    probes = ProbeLayout(record.backbone.topology)
+    return probes if record.method in PROBES and probes.file in files else layout_of(record)
+
+
+def layout_of(record: Record) -> SharedLayout:
+    """The layout of a task's adapter weights; a linear task on timm's own features has none and fits the parallel one.
 
     Raises:
         BundleError: no shared graph can serve the task: all of its backbone was tuned, or its adapters are sequential.
@@ -85,10 +128,10 @@ def layout_of(record: Record) -> Layout:
             f"'{record.task}' has {adapter.style} adapters, which can neither be folded nor go into a bank: export it"
             " unfolded, as a graph of its own"
         )
-    if record.features != "cls":
-        raise BundleError(f"'{record.task}' reads the features {record.features}, which no exported graph has yet")
     if record.method == "full":
         raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
+    if record.features != "cls":
+        return ProbeLayout(backbone.topology)
     if adapter is None or adapter.style == "parallel":
         return Layout(backbone.topology)
     wanted = {TARGET_SLICES[target].module for target in adapter.targets}
@@ -98,13 +141,16 @@ def layout_of(record: Record) -> Layout:
 
 
 def adapter_weights(bundle: Bundle) -> dict[str, Array]:
-    """The adapter weights of a task, float32, its experts merged; a linear task has none.
+    """The adapter weights of a task, float32, its experts merged; a probe has none but its query.
 
     Raises:
         BundleError: no shared graph can serve the task, see `layout_of`.
     """
     record, names = bundle.record, layout_of(bundle.record)
-    if record.adapter is None:
+    if record.features == "attended":
+        query = bundle.tensors["query"].astype(np.float64)
+        return {"query": (query / np.sqrt(len(query))).astype(np.float32)}
+    if record.adapter is None or isinstance(names, ProbeLayout):
         return {}
     tensors = merge_experts(bundle.tensors, record.adapter)
     of_block = _low_rank if names.modules else _parallel

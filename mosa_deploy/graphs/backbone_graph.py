@@ -1,7 +1,7 @@
 """A traced backbone: an ONNX graph in which every parameter of the timm model can be found and replaced.
 
     plain.onnx     the backbone with a stand-in head; its weights bear the names of timm's parameters
-    shared*.onnx   the backbone with banks as inputs, one for each layout that tasks have
+    shared*.onnx   the backbone with banks as inputs, one for each layout that tasks have, and one for all probes
 
 `mosa_deploy.bundles.graph_index` says where the parameters are. Only numpy and onnx: folding needs no torch.
 """

@@ -12,7 +12,7 @@ import numpy as np
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.graphs.adapter_weights import AdapterWeights, Layout
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout
 from mosa_deploy.utils.shapes import shapes_of
 
 
@@ -25,7 +25,7 @@ class Bank:
     """
 
     def __init__(
-        self, layout: Layout, bottleneck: int = 16, capacity: int = 1, limits: tuple[int, int] | None = None
+        self, layout: SharedLayout, bottleneck: int = 16, capacity: int = 1, limits: tuple[int, int] | None = None
     ) -> None:
         self.layout, self.limits = layout, limits
         slots, widest = limits or (capacity, bottleneck)

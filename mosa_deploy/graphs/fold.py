@@ -11,6 +11,7 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BundleError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, adapter_weights
 from mosa_deploy.graphs.backbone_graph import PlainGraph
+from mosa_deploy.graphs.probe import probe_graph
 from mosa_deploy.utils.affine import absorb_norm
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
@@ -20,10 +21,26 @@ Parameters = dict[str, Array]
 def fold_bundle(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
     """The graph of one task: images (B, 3, H, W) -> logits (B, K), node for node the backbone's graph.
 
+    A probe that reads more than timm's head has nodes of its own after the blocks.
+
     Raises:
         BundleError: see `fold_parameters`.
     """
+    if bundle.record.features != "cls":
+        check_backbone(graph, bundle)
+        return probe_graph(graph, bundle)
     return graph.replaced(fold_parameters(graph, bundle))
+
+
+def check_backbone(graph: PlainGraph, bundle: Bundle) -> None:
+    """Raises BundleError unless the task was tuned on the graph's backbone."""
+    record = bundle.record
+    if record.backbone.sha256 != graph.index.backbone:
+        raise BundleError(
+            f"'{record.task}' was tuned on {record.backbone.folder}, but the graph's backbone is"
+            f" {graph.index.backbone[:8]}:"
+            " export the task with its own backbone"
+        )
 
 
 def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
@@ -33,14 +50,8 @@ def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
         BundleError: the task was tuned on another backbone, is fully tuned but lacks some of the graph's parameters, or
             has sequential adapters.
     """
-    record = bundle.record
-    if record.backbone.sha256 != graph.index.backbone:
-        raise BundleError(
-            f"'{record.task}' was tuned on {record.backbone.folder}, but the graph's backbone is"
-            f" {graph.index.backbone[:8]}:"
-            " export the task with its own backbone"
-        )
-    if record.method == "full":
+    check_backbone(graph, bundle)
+    if bundle.record.method == "full":
         own = {name: value.astype(np.float32) for name, value in bundle.tensors.items()}
         check_complete(graph, own)
         return own

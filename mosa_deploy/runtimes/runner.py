@@ -44,6 +44,7 @@ class Runner(Protocol):
 
         A task's own graph: images (B, 3, H, W) -> logits (B, K).
         A shared graph: images, slots (B,) int64 -> features (B, C).
+        The shared graph of probes: images -> features (B, F).
         """
         ...
 

@@ -1,7 +1,7 @@
 """The shared graph: a bank of tasks is bound to it, and each task's head is applied to the features that it gives."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.graphs.adapter_weights import AdapterWeights, adapter_weights, layout_of
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout, adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.runner import Runner
 
 Head = tuple[Array, Array]
-"""A classifier's weight (K, C) and bias (K,)."""
+"""A classifier's weight (K, F) and bias (K,)."""
 
 
 def apply_head(features: Array, head: Head) -> Array:
-    """Features (..., C) -> logits (..., K)."""
+    """Features (..., F) -> logits (..., K)."""
     weight, bias = head
     return np.asarray(features @ weight.T + bias, dtype=np.float32)
 
@@ -42,12 +42,12 @@ class SharedRunner:
         self.runner.refresh(self.bank.tensors, slots)
 
     def run(self, images: Array, slots: NDArray[np.int64]) -> Array:
-        """Images (B, 3, H, W) and the slot of each (B,) -> features (B, C)."""
+        """Images (B, 3, H, W) and the slot of each (B,) -> features (B, C); for probes all of them."""
         if self.growths != self.bank.growths:
             self._bind()
         elif self.changes != self.bank.changes:
             self._refresh()
-        return self.runner.run(images, slots)
+        return self.runner.run(images, slots) if self.bank.layout.by_slot else self.runner.run(images)
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class SharedTask:
     bank: Bank
     slot: int
     head: Head
+    columns: slice = field(default_factory=lambda: slice(None))
+    """The features that its head reads."""
 
     @classmethod
     def write(cls, bank: Bank, weights: AdapterWeights, head: Head) -> Self:
@@ -64,13 +66,15 @@ class SharedTask:
         return cls(bank, bank.write(weights), head)
 
     @classmethod
-    def alone(cls, bundle: Bundle) -> Self:
-        """Put a bundle's task into a bank of its own.
+    def alone(cls, bundle: Bundle, layout: SharedLayout | None = None) -> Self:
+        """Put a bundle's task into a bank of its own, for the graph of a layout; None is the task's own.
 
         Raises:
             BundleError: no shared graph can serve the task.
         """
-        return cls.write(Bank(layout_of(bundle.record)), adapter_weights(bundle), bundle.head)
+        bank = Bank(layout or layout_of(bundle.record))
+        slot = bank.write(adapter_weights(bundle))
+        return cls(bank, slot, bundle.head, bank.layout.columns(bundle.record.features, slot))
 
     def slots(self, count: int) -> NDArray[np.int64]:
         """The task's slot for each of `count` images."""
@@ -79,4 +83,8 @@ class SharedTask:
     def answer_by(self, runner: Runner) -> Callable[[Array], Array]:
         """Bind the bank to a runner of the shared graph: images (B, 3, H, W) -> the task's logits (B, K)."""
         shared = SharedRunner(runner, self.bank)
-        return lambda images: apply_head(shared.run(images, self.slots(len(images))), self.head)
+
+        def answer(images: Array) -> Array:
+            return apply_head(shared.run(images, self.slots(len(images)))[:, self.columns], self.head)
+
+        return answer

@@ -198,8 +198,8 @@ def test_a_classifier_on_two_tokens_is_refused_with_the_reason(tmp_path: Path, m
         check_head_input(backbone, DINOV2, model.classifier.in_features, "--from timm w")
     assert str(caught.value) == (
         "--from timm w is of transformers' DINOv2, whose classifier reads the class token and the mean of the patches"
-        " together, a bundle's head only one of them: use it as --backbone-weights, and tune a head with mosa tune"
-        " --method linear"
+        " together, which is not converted: use it as --backbone-weights, and tune a head on both with mosa tune"
+        " --method linear --features cls+mean"
     )
 
 

@@ -26,6 +26,7 @@ from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.decision import ExportNote, now
 from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.probe_features import Features, features_width
 from mosa_deploy.bundles.record import RECORD, TENSORS, Backbone, Record
 from mosa_deploy.bundles.store_layout import EXPORT_NOTE, StoreLayout
 from mosa_deploy.graphs.adapter_weights import Layout, layout_of
@@ -71,11 +72,19 @@ class TaskMaker:
         self.graph = PlainGraph.load(folder)
 
     def make(
-        self, name: str, seed: int = 0, bottleneck: int = 4, method: str = "mosa", classes: int = CLASSES, turn: int = 0
+        self,
+        name: str,
+        seed: int = 0,
+        bottleneck: int = 4,
+        method: str = "mosa",
+        classes: int = CLASSES,
+        turn: int = 0,
+        features: Features = "cls",
     ) -> Archive:
-        """A merged bundle; `linear` tasks have no adapter. `turn` renames the classes cyclically."""
+        """A merged bundle; probes have no adapter. `turn` renames the classes cyclically."""
         adapter = {
             "linear": None,
+            "attentive": None,
             "mosa": AdapterConfig(bottleneck=bottleneck, experts=2),
             "lora": AdapterConfig(bottleneck=bottleneck, experts=1, style="low-rank", targets=("q", "v")),
         }[method]
@@ -88,6 +97,7 @@ class TaskMaker:
                 "method": method,
                 "form": "merged",
                 "adapter": adapter,
+                "features": features,
                 "classes": (*labels[turn:], *labels[:turn]),
                 "preprocess": self.preprocess,
                 "temperature": 1.5,
@@ -106,18 +116,18 @@ class TaskMaker:
             tensor: (0.5 * generator.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
             for tensor, shape in shapes.items()
         }
-        features = self.features(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))))
+        read = self.features(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))))
         wanted = np.zeros((len(self.images), classes))
         wanted[np.arange(len(self.images)), (np.arange(len(self.images)) + seed) % classes] = SHARPNESS
-        weight = (np.linalg.pinv(features.astype(np.float64)) @ wanted).T.astype(np.float32)
+        weight = (np.linalg.pinv(read.astype(np.float64)) @ wanted).T.astype(np.float32)
         tensors |= head_parameters(self.graph, weight, np.zeros(classes, dtype=np.float32))
-        logits = features @ weight.T
+        logits = read @ weight.T
         canary = Canary(tuple(self.images[:CANARIES]), probabilities(logits, record.temperature)[:CANARIES])
         return packed(Bundle(record, tensors, canary))
 
     def features(self, bundle: Bundle) -> Array:
         """The features (n, C) of the probe images in the folded graph, before the head."""
-        width = self.backbone.topology.features
+        width = features_width(bundle.record.features, self.backbone.topology)
         eye = head_parameters(self.graph, np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32))
         return self.run(Bundle(bundle.record, {**bundle.tensors, **eye}, bundle.canary), self.images)
 
