@@ -62,7 +62,7 @@ class Cell:
     def config(self, out: Path) -> TuneConfig:
         """The options of this run."""
         config = replace(self.base, method=self.method)
-        changed = {} if self.method == "linear" else flags(self.setting, centre(config, preset(config)))
+        changed = flags(self.method, self.setting, centre(config, preset(config)))
         folder = self.folder(out)
         return replace(
             config,
@@ -70,7 +70,7 @@ class Cell:
             seed=self.seed,
             draw=self.seed if is_drawn(config) else 0,
             out=folder,
-            resume=(folder / run.CONFIG).exists(),
+            resume=any((folder / name).exists() for name in (run.CONFIG, run.SEARCH)),
         )
 
 

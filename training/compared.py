@@ -1,14 +1,12 @@
 """The tasks of a comparison: from the command line, from a file of tasks, or both; checked before anything runs."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_style
-from mosa_deploy.backbones.load import outline_of
 from mosa_deploy.errors import ConfigError, DataError, MosaError, unknown_name
 from training import presets
-from training.config import Recipe, TuneConfig, adapter_config
+from training.config import Recipe, TuneConfig
+from training.fitting import check_fit
 from training.options import CompareConfig, names
 from training.task_file import Options, read_task_file
 from training.tasks import TASKS, find
@@ -106,13 +104,9 @@ def faults(base: TuneConfig, methods: list[str]) -> list[MosaError]:
         check_images(base)
     except MosaError as error:
         found.append(error)
-    try:
-        outline = sketch(base.backbone or preset(base).backbone, base.image_size)
-    except MosaError as error:
-        return [*found, error]
     for method in methods:
         try:
-            fit(replace(base, method=method), outline)
+            check_fit(replace(base, method=method), preset(base))
         except MosaError as error:
             found.append(error)
     return found
@@ -125,18 +119,3 @@ def check_images(base: TuneConfig) -> None:
         lacking = "test" if splits.train else "training"
         raise DataError(f"task {base.name} has no {lacking} set: a comparison needs both")
     Subset(base.shots, base.fraction).of(splits)
-
-
-@cache
-def sketch(backbone: str, size: int | None) -> Transformer:
-    """The outline of a backbone, made once."""
-    return outline_of(backbone, None if size is None else (size, size))
-
-
-def fit(config: TuneConfig, outline: Transformer) -> None:
-    """Raises MosaError if the options are out of range, or the method does not fit the backbone."""
-    recipe = config.resolve(preset(config))
-    if config.method != "linear":
-        adapter = adapter_config(recipe)
-        check_style(outline, adapter.style)
-        adapter.adapted(blocks_of(outline))

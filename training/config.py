@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from mosa_deploy.bundles.adapter_config import (
     LOW_RANK_METHODS,
@@ -21,7 +21,7 @@ from mosa_deploy.bundles.decode import WHITE_16
 from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
-from training.method_settings import ATTENTIVE_SETTINGS, LOW_RANK_SETTINGS, METHODS_OF, SPLIT_ONLY
+from training.method_settings import ATTENTIVE_SETTINGS, AUTO, LOW_RANK_SETTINGS, METHODS_OF, SPLIT_ONLY
 from training.options import Balance, ReadOptions, Select
 from training.recipes import RecipeName
 
@@ -89,7 +89,8 @@ class TuneConfig:
     """Use random weights instead of pre-trained ones: for a trial run that downloads nothing."""
     method: str = "mosa"
     """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, linear (logistic regression on frozen
-    features), or attentive (a linear head on the patches, weighed by a learned query)."""
+    features), attentive (a linear head on the patches, weighed by a learned query), or auto (tries the probes, adapter,
+    lora and mosa, and keeps the best)."""
     features: LinearFeatures = "cls"
     """What a linear head reads: cls (the class token, or the backbone's pooled feature), cls+mean (with the mean of the
     patches), or blocks (the class tokens of the last four blocks and the mean of the patches)."""
@@ -168,21 +169,27 @@ class TuneConfig:
     """Do not look for images that two sets have in common."""
     out: Path | None = None
     """Folder of the run. Default: runs/<name>."""
+    trials: int | None = None
+    """Number of trials, all methods together. The probes are one; adapter, lora and mosa get at least one each, so it
+    takes 4 or more (3 on a Swin, which has no lora)."""
+    worth: float | None = None
+    """Points of validation accuracy by which an adapter must beat the best probe to be chosen: it needs a backbone pass
+    of its own, and all probes share one."""
     resume: bool = False
     """Continue the run in --out after its last finished epoch."""
     device: str = "auto"
     """Where to train: cpu, cuda, or auto (CUDA if it is available)."""
 
-    def checked_method(self) -> Method:
+    def checked_method(self) -> Method | Literal["auto"]:
         """The method, checked.
 
         Raises:
             ConfigError: there is no such method; names the nearest ones.
         """
-        known = [method for method in get_args(Method) if method != "full"]
+        known = [*(method for method in get_args(Method) if method != "full"), AUTO]
         if self.method not in known:
             raise ConfigError(unknown_name("method", self.method, known))
-        return cast(Method, self.method)
+        return cast(Method | Literal["auto"], self.method)
 
     def given(self) -> dict[str, Any]:
         """The settings that the command line gives."""
@@ -199,7 +206,11 @@ class TuneConfig:
             raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
         preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
         given = self.given()
-        refused = [name for name, methods in METHODS_OF.items() if name in given and self.method not in methods]
+        refused = [
+            name
+            for name, methods in METHODS_OF.items()
+            if getattr(self, name) is not None and self.method not in methods
+        ]
         faults = [
             f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused
         ]
@@ -207,6 +218,10 @@ class TuneConfig:
             faults.append(f"--features {self.features} is an option of --method linear: drop it")
         if self.balance == "sampler" and self.method == "linear":
             faults.append("--balance sampler is for methods with epochs: --method linear takes --balance loss")
+        if self.trials is not None and self.trials < 1:
+            faults.append(f"--trials {self.trials}: at least 1")
+        if self.worth is not None and not 0 <= self.worth <= 100:
+            faults.append(f"--worth {self.worth:g}: 0 to 100 points")
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.white_level is not None and not 1 <= self.white_level <= WHITE_16:

@@ -1,7 +1,7 @@
 """The images that a task is tuned on, and everything that is worth knowing about them before tuning begins."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,10 @@ class Dataset:
     validation: Images
     remarks: Sequence[str]
     """What the user should know about the images, one line each."""
+
+
+Read = Callable[[Splits, Preprocess, TuneConfig, Path], Dataset]
+"""Reads the images of a run: `read_dataset`, or what several runs share."""
 
 
 def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out: Path) -> Dataset:

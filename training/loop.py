@@ -4,7 +4,7 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +34,9 @@ from training.reference import expert_adamw, set_backbone_dropout
 from training.scores import rank, validation_row
 
 Row = dict[str, float]
+
+Watch = Callable[[Sequence[Row]], None]
+"""Is shown the history after each epoch; what it raises ends the run, which can be resumed."""
 
 
 @dataclass

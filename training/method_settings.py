@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, SPLIT_METHODS, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, SPLIT_METHODS, AdapterConfig
 
 SPLIT_ONLY: dict[str, Any] = {
     "experts": 1,
@@ -13,10 +13,14 @@ SPLIT_ONLY: dict[str, Any] = {
 }
 """The settings that only methods with experts take, and the value that other methods use."""
 
-METHODS_OF: dict[str, tuple[Method, ...]] = {
+AUTO = "auto"
+"""The value of --method that tries methods and keeps the best; see `training.auto`."""
+
+METHODS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SPLIT_ONLY, SPLIT_METHODS),
     "targets": LOW_RANK_METHODS,
     "style": ("adapter", "mosa"),
+    **dict.fromkeys(("trials", "worth"), (AUTO,)),
 }
 """Setting -> the methods that take it, for settings that not every method takes."""
 

@@ -41,6 +41,9 @@ PROBE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 """The settings of a recipe that a probe uses. Other methods use all of them."""
 
+VALIDATION = "## Validation\n"
+"""The heading of the part with the metrics."""
+
 WORST = 10
 """The largest number of confusions that the report lists."""
 
@@ -72,17 +75,15 @@ def write_report(
     plots.draw_calibration(out / RELIABILITY, before, after, labels, of)
     measured = classification_metrics(before, labels), classification_metrics(after, labels)
     axis = plots.axis_name(next(iter(rows[0])))
-    name = out.name if out.is_absolute() else out.as_posix()
     text = f"""# {title}
 
 {table(("what", "how"), settings(record, recipe, rows).items())}
 {remarks_section(remarks)}
-## Validation
-
+{VALIDATION}
 {metrics_table(*measured, record.temperature)}
 
 Measured on the {len(labels)} images that also chose the {axis} and the temperature: expect slightly worse results on
-new images. {test_section(name, tested)}
+new images. {test_section(out, tested)}
 
 ## Largest confusions
 
@@ -104,12 +105,17 @@ def remarks_section(remarks: Sequence[str]) -> str:
     return "\n".join(["", "## Worth knowing", "", *lines, ""]) if lines else ""
 
 
-def test_section(run: str, tested: bool) -> str:
+def evaluate_command(out: Path) -> str:
+    """The command that measures the run in a folder on its test set."""
+    return f"mosa evaluate --bundle {out.name if out.is_absolute() else out.as_posix()}"
+
+
+def test_section(out: Path, tested: bool) -> str:
     """How to measure the run on its test set, or that there is none."""
     if tested:
         so_far = "Nothing was chosen on the test set, and no model has answered it; this command does:"
-        return f"{so_far}\n\n```sh\nmosa evaluate --bundle {run}\n```"
-    command = f"mosa evaluate --bundle {run} --data-dir FOLDER"
+        return f"{so_far}\n\n```sh\n{evaluate_command(out)}\n```"
+    command = f"{evaluate_command(out)} --data-dir FOLDER"
     return (
         "**There is no test set**, so nothing says how well the task does on images that chose nothing. Keep some"
         f" images of each class apart, in test/<class>/<file>, and run:\n\n```sh\n{command}\n```"

@@ -1,6 +1,7 @@
 """A run's folder: its files, and which run may write into it.
 
 config.json         the settings that decide the result
+search.json         those of a search with --method auto, whose trials are runs in trials/ until it is finished
 split.csv           the set, the file and the label of every image
 images.sha256       the SHA-256 of every image of train and validation, if they came from the user
 unreadable.csv duplicates.csv   the images that cannot be read, or that two sets have in common; only if there are any
@@ -27,14 +28,15 @@ from training.run_settings import RUN_FORMAT, differences, parse_settings
 from training.tasks.base import Splits
 
 CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "history.csv", "metrics.json"
+SEARCH = "search.json"
 SPLIT, SEEN, UNREADABLE, DUPLICATES = "split.csv", "images.sha256", "unreadable.csv", "duplicates.csv"
 
-BEFORE_TRAINING = (CONFIG, SPLIT, SEEN, UNREADABLE, DUPLICATES)
+BEFORE_TRAINING = (CONFIG, SEARCH, SPLIT, SEEN, UNREADABLE, DUPLICATES)
 """What a run writes before its first epoch."""
 
 
-def open_run(out: Path, description: str, resume: bool) -> bool:
-    """Claim `out` for the run whose `config.json` is `description`; returns whether that run is already finished.
+def open_run(out: Path, description: str, resume: bool, name: str = CONFIG) -> bool:
+    """Claim `out` for the run whose settings, the file `name`, are `description`; returns whether it is finished.
 
     A folder that holds only `config.json` and what was found in the images belongs to a run that never finished an
     epoch, and may be claimed again.
@@ -42,11 +44,11 @@ def open_run(out: Path, description: str, resume: bool) -> bool:
     Raises:
         ConfigError: `out` holds another run, or `resume` is set and `out` holds none.
     """
-    config = out / CONFIG
+    config = out / name
     if resume:
         if not config.is_file():
             raise ConfigError(f"--out {out} holds no run to resume: drop --resume")
-        changed = differences(read_settings(out), parse_settings(description, CONFIG))
+        changed = differences(read_settings(out, name), parse_settings(description, name))
         if changed:
             raise ConfigError(
                 f"--out {out} holds another run ({'; '.join(changed)}): repeat its flags, or choose --out"
@@ -58,13 +60,13 @@ def open_run(out: Path, description: str, resume: bool) -> bool:
     return False
 
 
-def read_settings(folder: Path) -> Fields:
-    """The settings in the `config.json` of a run; empty if there is no such file.
+def read_settings(folder: Path, name: str = CONFIG) -> Fields:
+    """The settings in the `config.json` of a run, or in the file `name`; empty if there is no such file.
 
     Raises:
         ConfigError: it is damaged, or was written by a newer release.
     """
-    path = folder / CONFIG
+    path = folder / name
     return parse_settings(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
@@ -125,3 +127,12 @@ def write_history(out: Path, rows: list[Row]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / HISTORY, buffer.getvalue())
+
+
+def read_history(folder: Path) -> list[Row]:
+    """The rows of a run's `history.csv`; none if it has none yet."""
+    path = folder / HISTORY
+    if not path.is_file():
+        return []
+    with path.open(newline="") as handle:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(handle)]

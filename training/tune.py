@@ -27,10 +27,11 @@ from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.arguments import tune_config
 from training.attentive import fit_attentive
+from training.auto import tune_auto
 from training.config import TuneConfig, adapter_config
-from training.dataset import read_dataset
+from training.dataset import Read, read_dataset
 from training.events import write_events
-from training.loop import Row, Trainer
+from training.loop import Row, Trainer, Watch
 from training.merge_scale import fit_merge_scale
 from training.presets import backbone_remarks, choose_image_size, preset
 from training.probe import fit_probe
@@ -43,17 +44,22 @@ from training.tasks import find
 from training.tasks.subset import Subset
 
 
-def tune(config: TuneConfig) -> Path:
+def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = None) -> Path:
     """Tune a task and return the folder of the run.
+
+    `read` reads the images, and `watch` is shown the history after each epoch: a search shares the one between its
+    runs, and stops a run by the other.
 
     Raises:
         MosaError: an option, the data or the backbone cannot be used, or training cannot continue.
     """
+    method = config.checked_method()
+    if method == "auto":
+        return tune_auto(config, tune)
     task = find(config.task, config.labels, config.group)
     name = config.task if config.name is None else config.name
     if not re.fullmatch(TASK_NAME, name):
         raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
-    method = config.checked_method()
     recipe = config.resolve(preset(task, config.backbone))
     device = choose_device(config.device)
     size = choose_image_size(config, recipe.backbone, device)
@@ -91,7 +97,7 @@ def tune(config: TuneConfig) -> Path:
     for remark in splits.remarks:
         print(remark)
     run.keep_split(out, splits, config.resume)
-    data = read_dataset(splits, preprocess, config, out)
+    data = read(splits, preprocess, config, out)
     train, validation = data.train, data.validation
     if len(train) < recipe.batch_size and method != "linear":
         print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
@@ -110,7 +116,7 @@ def tune(config: TuneConfig) -> Path:
         adapter = adapter_config(recipe)
         attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
         trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device, precision)
-        rows = fit(trainer, out, config.resume)
+        rows = fit(trainer, out, config.resume, watch)
         if recipe.merge_scale == "learned":
             adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation, preprocess, device))
     record = Record(
@@ -176,7 +182,7 @@ def choose_precision(name: str, device: str) -> str:
     return name if name != "auto" else "bf16" if device == "cuda" else "fp32"
 
 
-def fit(trainer: Trainer, out: Path, resume: bool) -> list[Row]:
+def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[Row]:
     """Run the remaining epochs, with a checkpoint after each; returns the rows of the history."""
     checkpoint = out / run.CHECKPOINT
     if resume and checkpoint.is_file():
@@ -195,6 +201,8 @@ def fit(trainer: Trainer, out: Path, resume: bool) -> list[Row]:
             + (f", {trainer.time_left()} left" if row["epoch"] < trainer.recipe.epochs else ""),
             flush=True,
         )
+        if watch is not None:
+            watch(trainer.state.history)
 
     trainer.fit(finished)
     return trainer.state.history

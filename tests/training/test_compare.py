@@ -57,6 +57,14 @@ def test_two_trials_are_the_preset_and_the_methods_own_option() -> None:
     assert settings("mosa", 2, PRESET) == [(), (("experts", 2),)]
 
 
+def test_the_probes_try_what_they_have() -> None:
+    assert settings("linear", 9, PRESET) == [(), (("features", "cls+mean"),), (("features", "blocks"),)]
+    assert settings("attentive", 9, PRESET) == [(), (("lr", 0.5),), (("lr", 2.0),)]
+    assert settings("auto", 9, PRESET) == [()]
+    assert flags("attentive", (("lr", 0.5),), PRESET) == {"lr": 5e-3}
+    assert flags("linear", (("features", "blocks"),), PRESET) == {"features": "blocks"}
+
+
 def test_more_trials_than_settings_try_each_once() -> None:
     found = settings("mosa", 1000, PRESET)
     assert len(found) == len(set(found)) == 18
@@ -65,7 +73,7 @@ def test_more_trials_than_settings_try_each_once() -> None:
 def test_a_setting_changes_the_preset_by_factors_and_values() -> None:
     setting = (("experts", 2), ("lr", 0.5), ("scale", 4.0))
     assert label(setting) == "experts-2-lr-x0.5-scale-x4"
-    recipe = TuneConfig(task="digits", **flags(setting, PRESET)).resolve(PRESET)
+    recipe = TuneConfig(task="digits", **flags("mosa", setting, PRESET)).resolve(PRESET)
     assert (recipe.experts, recipe.lr, recipe.scale) == (2, 5e-3, 2.0)
     assert label(()) == "preset"
 
@@ -168,8 +176,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
         yield Compared(config, compare(config), evaluated)
 
 
-def test_the_probe_is_run_once(compared: Compared) -> None:
-    assert [(result.seed, result.test is None) for result in compared.of("linear")] == [(0, False)]
+def test_each_setting_of_the_probe_is_run_once(compared: Compared) -> None:
+    assert [result.seed for result in compared.of("linear")] == [0, 0]
+    assert sum(result.test is not None for result in compared.of("linear")) == 1
 
 
 @pytest.mark.parametrize("method", ["adapter", "mosa"])

@@ -123,7 +123,7 @@ def test_styles_that_cannot_be_are_refused(method: str, style: str, text: str) -
 
 def test_every_parameter_is_not_tuned_here() -> None:
     with pytest.raises(
-        ConfigError, match=r"^unknown method 'full'; known: adapter, attentive, linear, lora, mosa, mosl$"
+        ConfigError, match=r"^unknown method 'full'; known: adapter, attentive, auto, linear, lora, mosa, mosl$"
     ):
         TuneConfig(task="digits", method="full").checked_method()
 

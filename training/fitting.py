@@ -1,0 +1,35 @@
+"""Whether a method fits a backbone: found out before weights are fetched and images are read."""
+
+from functools import cache
+
+from mosa_deploy.adapters.probe import check_features
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_style
+from mosa_deploy.backbones.load import outline_of
+from mosa_deploy.bundles.adapter_config import PROBES
+from training.config import Recipe, TuneConfig, adapter_config
+from training.method_settings import AUTO
+
+
+@cache
+def outline(backbone: str, size: int | None) -> Transformer:
+    """The outline of a backbone, made once; see `outline_of`."""
+    return outline_of(backbone, None if size is None else (size, size))
+
+
+def check_fit(config: TuneConfig, preset: Recipe) -> None:
+    """Check that a run can be made of these options.
+
+    Raises:
+        ConfigError: an option is out of range, or the backbone has fewer blocks than --adapt-blocks.
+        BackboneError: the backbone cannot be used, or the method does not fit it.
+    """
+    recipe = config.resolve(preset)
+    model = outline(recipe.backbone, config.image_size)
+    if config.method in PROBES:
+        check_features(model, "attended" if config.method == "attentive" else config.features)
+        return
+    if config.method == AUTO:
+        return
+    adapter = adapter_config(recipe)
+    check_style(model, adapter.style)
+    adapter.adapted(blocks_of(model))

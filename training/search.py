@@ -1,0 +1,106 @@
+"""Which adapters `--method auto` tries, and which of them it stops early: Optuna's TPE and successive halving.
+
+Every method begins at what suits the backbone (`training.trials.centre`). Further trials are drawn at random, and after
+`RANDOM` of them by TPE (J. Bergstra et al., NeurIPS 2011): a method, its learning rate and scale within a factor of
+`REACH`, for MoSA the number of experts and how they are drawn. After a third of the epochs, and after two thirds, a
+trial goes on only if it is in the better half of those that came as far (asynchronous successive halving, L. Li et al.,
+arXiv 1810.05934). The study lives in memory: since everything is drawn from the run's seed, a search that goes on
+repeats the draws and reads the trials that are finished.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import TrialState
+
+from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, SPLIT_METHODS
+from mosa_deploy.utils.seeds import derive
+from training.choice import Options, Outcome
+from training.config import Recipe
+from training.loop import Row
+
+ADAPTERS = ("adapter", "lora", "mosa")
+"""The methods that are tried, in this order."""
+
+RANDOM = 10
+REACH = 3.0
+HALVES = 2
+"""Of so many trials one goes on."""
+
+EXPERTS = (2, 4)
+ACTIVATE = ("balanced", "per-pass")
+
+STATES: dict[Outcome, TrialState] = {
+    "finished": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+@dataclass
+class Proposal:
+    """A setting to try, and how its trial goes."""
+
+    trial: optuna.Trial
+    method: str
+    options: Options
+    epochs: int
+    """The epochs of a trial that is not stopped."""
+    reported: int = 0
+    """The epochs whose accuracy was told."""
+    best: float = 0.0
+    """The best validation accuracy so far."""
+
+    def watch(self, history: Sequence[Row]) -> None:
+        """Tell the validation accuracy of the epochs that are new in the history.
+
+        Raises:
+            optuna.TrialPruned: the trial is to be stopped.
+        """
+        for row in history[self.reported :]:
+            self.reported += 1
+            self.best = max(self.best, row["validation_accuracy"])
+            self.trial.report(self.best, self.reported)
+            if self.reported < self.epochs and self.trial.should_prune():
+                raise optuna.TrialPruned
+
+
+class Search:
+    """Proposes settings of adapters, and learns how they did.
+
+    `centres` are the recipes at which the methods begin, `epochs` those of a trial that is not stopped.
+    """
+
+    def __init__(self, centres: Mapping[str, Recipe], epochs: int, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.centres, self.epochs = centres, epochs
+        self.study = optuna.create_study(
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM, seed=derive(seed, "search") % 2**32),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(math.ceil(epochs / 3), HALVES),
+        )
+        for method, centre in centres.items():
+            start = {"method": method, f"{method} lr": centre.lr, f"{method} scale": centre.scale}
+            self.study.enqueue_trial(start | {f"{method} experts": EXPERTS[0], f"{method} activate": ACTIVATE[0]})
+
+    def propose(self) -> Proposal:
+        """The next setting: first the centre of every method, then what the sampler draws."""
+        trial = self.study.ask()
+        method = trial.suggest_categorical("method", tuple(self.centres))
+        centre, options = self.centres[method], Options()
+        scaled = ("lr",) if method in LOW_RANK_METHODS else ("lr", "scale")
+        for name in scaled:
+            middle = getattr(centre, name)
+            drawn = trial.suggest_float(f"{method} {name}", middle / REACH, middle * REACH, log=True)
+            options[name] = float(f"{drawn:.3g}")
+        if method in SPLIT_METHODS:
+            options["experts"] = trial.suggest_categorical(f"{method} experts", EXPERTS)
+            options["activate"] = trial.suggest_categorical(f"{method} activate", ACTIVATE)
+        return Proposal(trial, method, options, self.epochs)
+
+    def learn(self, proposal: Proposal, outcome: Outcome) -> None:
+        """Tell how a trial ended."""
+        state = STATES[outcome]
+        self.study.tell(proposal.trial, proposal.best if state is TrialState.COMPLETE else None, state)
