@@ -1,7 +1,6 @@
 """The runs that `--method auto` tries, each in a folder of its own; one that is finished is read and not made again."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import shutil
@@ -31,10 +30,11 @@ TRIALS = "trials"
 SECONDS = "seconds.json"
 """How long a run took, in all of its beginnings together."""
 
+OF_ALL = ("backbone", "balance", "select", "recipe")
+"""The settings of a recipe that probes share with adapters."""
+
 OF_ADAPTERS = tuple(
-    each.name
-    for each in dataclasses.fields(TuneConfig)
-    if each.name in Recipe.__dataclass_fields__ and each.name != "backbone" and each.default is None
+    name for name in Recipe.__dataclass_fields__ if name in TuneConfig.__dataclass_fields__ and name not in OF_ALL
 )
 """The options that decide how adapters are tuned."""
 
@@ -54,6 +54,8 @@ class Attempts:
     config: TuneConfig
     out: Path
     tune: Tune
+    measure: str
+    """The metric on validation that decides."""
     tried: list[Tried] = field(default_factory=list)
     dataset: Dataset | None = None
 
@@ -98,7 +100,7 @@ class Attempts:
         )
         if outcome == "finished":
             metrics = json.loads((folder / run.METRICS).read_text())
-            tried = replace(tried, accuracy=metrics["validation_accuracy"], nll=metrics["validation_nll"])
+            tried = replace(tried, accuracy=metrics[self.measure], nll=metrics["validation_nll"])
         self.tried.append(tried)
         return tried
 

@@ -70,7 +70,8 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
         shutil.rmtree(out / TRIALS, ignore_errors=True)
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
-    attempts = Attempts(config, out, tune)
+    measure = "validation_balanced_accuracy" if recipe.select == "balanced" else "validation_accuracy"
+    attempts = Attempts(config, out, tune, measure)
     try:
         for method, options in probes:
             print(told(attempts.probe(method, options), f"trial 1/{trials}"), flush=True)
@@ -78,7 +79,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
         attempts.forget()
         raise
     centres = {method: centre(replace(config, method=method), preset) for method in methods}
-    search = Search(centres, recipe.epochs, config.seed)
+    search = Search(centres, recipe.epochs, measure, config.seed)
     for number in range(2, trials + 1):
         proposal = search.propose()
         tried = attempts.adapter(proposal)
@@ -86,7 +87,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
         print(told(tried, f"trial {number}/{trials}"), flush=True)
     choice = choose(attempts.tried, worth)
     images = len((run.read_split(choice.winner.folder) or {})["validation"])
-    keep(choice.winner.folder, out, section(attempts.tried, choice, recipe.epochs, images))
+    keep(choice.winner.folder, out, section(attempts.tried, choice, measure, recipe.epochs, images))
     print(why(choice))
     return out
 

@@ -89,10 +89,11 @@ def _rank(tried: Tried) -> tuple[float, float]:
     return tried.accuracy, -tried.nll
 
 
-def section(tried: Sequence[Tried], choice: Choice, epochs: int, images: int) -> str:
+def section(tried: Sequence[Tried], choice: Choice, measure: str, epochs: int, images: int) -> str:
     """The part of the report that says what was tried, and why the winner won.
 
-    `epochs` are those of a trial that is not stopped, `images` the number of validation images.
+    `measure` is the metric that decided, `epochs` are those of a trial that is not stopped, and `images` is the number
+    of validation images.
     """
     rows = [
         (
@@ -105,7 +106,7 @@ def section(tried: Sequence[Tried], choice: Choice, epochs: int, images: int) ->
         )
         for each in tried
     ]
-    head = ("method", "setting", "epochs", "validation accuracy", "seconds", "")
+    head = ("method", "setting", "epochs", measure.replace("_", " "), "seconds", "")
     return f"""## How the method was chosen
 
 {why(choice)}

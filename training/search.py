@@ -48,20 +48,22 @@ class Proposal:
     options: Options
     epochs: int
     """The epochs of a trial that is not stopped."""
+    measure: str
+    """The metric on validation that decides."""
     reported: int = 0
     """The epochs whose accuracy was told."""
     best: float = 0.0
-    """The best validation accuracy so far."""
+    """The best value of the metric so far."""
 
     def watch(self, history: Sequence[Row]) -> None:
-        """Tell the validation accuracy of the epochs that are new in the history.
+        """Tell the metric of the epochs that are new in the history.
 
         Raises:
             optuna.TrialPruned: the trial is to be stopped.
         """
         for row in history[self.reported :]:
             self.reported += 1
-            self.best = max(self.best, row["validation_accuracy"])
+            self.best = max(self.best, row[self.measure])
             self.trial.report(self.best, self.reported)
             if self.reported < self.epochs and self.trial.should_prune():
                 raise optuna.TrialPruned
@@ -70,12 +72,13 @@ class Proposal:
 class Search:
     """Proposes settings of adapters, and learns how they did.
 
-    `centres` are the recipes at which the methods begin, `epochs` those of a trial that is not stopped.
+    `centres` are the recipes at which the methods begin, `epochs` those of a trial that is not stopped,
+    and `measure` is the metric on validation that decides.
     """
 
-    def __init__(self, centres: Mapping[str, Recipe], epochs: int, seed: int) -> None:
+    def __init__(self, centres: Mapping[str, Recipe], epochs: int, measure: str, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.centres, self.epochs = centres, epochs
+        self.centres, self.epochs, self.measure = centres, epochs, measure
         self.study = optuna.create_study(
             direction="maximize",
             sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM, seed=derive(seed, "search") % 2**32),
@@ -98,7 +101,7 @@ class Search:
         if method in SPLIT_METHODS:
             options["experts"] = trial.suggest_categorical(f"{method} experts", EXPERTS)
             options["activate"] = trial.suggest_categorical(f"{method} activate", ACTIVATE)
-        return Proposal(trial, method, options, self.epochs)
+        return Proposal(trial, method, options, self.epochs, self.measure)
 
     def learn(self, proposal: Proposal, outcome: Outcome) -> None:
         """Tell how a trial ended."""

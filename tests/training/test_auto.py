@@ -140,7 +140,7 @@ CENTRES = {method: Recipe(backbone="vit_toy", lr=1e-2, scale=0.1) for method in 
 
 
 def test_every_method_begins_at_its_centre_and_goes_on_around_it() -> None:
-    search = Search(CENTRES, 10, seed=0)
+    search = Search(CENTRES, 10, "validation_accuracy", seed=0)
     proposals = [search.propose() for _ in range(8)]
     assert [each.method for each in proposals[:3]] == list(ADAPTERS)
     assert all(each.options["lr"] == 1e-2 for each in proposals[:3])
@@ -148,12 +148,12 @@ def test_every_method_begins_at_its_centre_and_goes_on_around_it() -> None:
     assert "scale" not in proposals[1].options
     assert proposals[2].options["activate"] == "balanced"
     assert all(1e-2 / 3 <= each.options["lr"] <= 3e-2 for each in proposals)
-    again = Search(CENTRES, 10, seed=0)
+    again = Search(CENTRES, 10, "validation_accuracy", seed=0)
     assert [again.propose().options for _ in range(8)] == [each.options for each in proposals]
 
 
 def test_a_trial_that_is_behind_is_stopped_after_a_third_of_the_epochs() -> None:
-    search = Search(CENTRES, 9, seed=0)
+    search = Search(CENTRES, 9, "validation_accuracy", seed=0)
     good, bad = search.propose(), search.propose()
     good.watch([{"validation_accuracy": 0.8}] * 9)
     search.learn(good, "finished")
