@@ -19,10 +19,11 @@ from mosa_deploy.utils.files import write_text
 from training import run
 from training.choice import Options, Outcome, Tried
 from training.config import Recipe, TuneConfig
-from training.dataset import Dataset, Read, read_dataset
+from training.dataset import Data, Read, read_dataset
 from training.loop import Watch
 from training.search import Proposal
 from training.tasks.base import Splits
+from training.workers import Workers
 
 TRIALS = "trials"
 """The folder of the runs, in that of the whole."""
@@ -56,8 +57,10 @@ class Attempts:
     tune: Tune
     measure: str
     """The metric on validation that decides."""
+    workers: Workers
+    """Decode the images if there are many."""
     tried: list[Tried] = field(default_factory=list)
-    dataset: Dataset | None = None
+    dataset: Data | None = None
 
     def probe(self, method: str, options: Options) -> Tried:
         """Fit a probe. What the command line says of epochs, rates and the like is for adapters."""
@@ -128,10 +131,13 @@ class Attempts:
         ):
             yield
 
-    def read(self, splits: Splits, preprocess: Preprocess, config: TuneConfig, out: Path) -> Dataset:
-        """The images, read at the first call; the lists about them go into the folder of the whole, not `out`."""
+    def read(self, splits: Splits, preprocess: Preprocess, config: TuneConfig, out: Path, workers: Workers) -> Data:
+        """The images, read at the first call; the lists about them go into the folder of the whole, not `out`.
+
+        The workers of the whole decode them, for those of a run end with it.
+        """
         if self.dataset is None:
-            self.dataset = read_dataset(splits, preprocess, config, self.out)
+            self.dataset = read_dataset(splits, preprocess, config, self.out, self.workers)
         return self.dataset
 
     def forget(self) -> None:

@@ -49,7 +49,7 @@ class Patches:
         one = found.compute(images.take([0]))
         if len(images) * one[0].numel() * one.element_size() > KEPT_BYTES:
             return found
-        batches = progress(images.split(BATCH), "patches")
+        batches = progress(images.split(BATCH), "patches", math.ceil(len(images) / BATCH))
         return cls(probe, images, preprocess, device, torch.cat([found.compute(pixels) for pixels in batches]))
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from training.run_settings import describe
 from training.search import ADAPTERS, Search
 from training.tasks import find
 from training.trials import centre
+from training.workers import Workers
 
 DEFAULT_TRIALS, DEFAULT_WORTH = 7, 1.0
 
@@ -71,20 +72,21 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
     measure = "validation_balanced_accuracy" if recipe.select == "balanced" else "validation_accuracy"
-    attempts = Attempts(config, out, tune, measure)
-    try:
-        for method, options in probes:
-            print(told(attempts.probe(method, options), f"trial 1/{trials}"), flush=True)
-    except MosaError:
-        attempts.forget()
-        raise
-    centres = {method: centre(replace(config, method=method), preset) for method in methods}
-    search = Search(centres, recipe.epochs, measure, config.seed)
-    for number in range(2, trials + 1):
-        proposal = search.propose()
-        tried = attempts.adapter(proposal)
-        search.learn(proposal, tried.outcome)
-        print(told(tried, f"trial {number}/{trials}"), flush=True)
+    with Workers(config.streaming.processes) as workers:
+        attempts = Attempts(config, out, tune, measure, workers)
+        try:
+            for method, options in probes:
+                print(told(attempts.probe(method, options), f"trial 1/{trials}"), flush=True)
+        except MosaError:
+            attempts.forget()
+            raise
+        centres = {method: centre(replace(config, method=method), preset) for method in methods}
+        search = Search(centres, recipe.epochs, measure, config.seed)
+        for number in range(2, trials + 1):
+            proposal = search.propose()
+            tried = attempts.adapter(proposal)
+            search.learn(proposal, tried.outcome)
+            print(told(tried, f"trial {number}/{trials}"), flush=True)
     choice = choose(attempts.tried, worth)
     images = len((run.read_split(choice.winner.folder) or {})["validation"])
     keep(choice.winner.folder, out, section(attempts.tried, choice, measure, recipe.epochs, images))

@@ -22,7 +22,7 @@ from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
 from training.method_settings import ATTENTIVE_SETTINGS, AUTO, LOW_RANK_SETTINGS, METHODS_OF, SPLIT_ONLY
-from training.options import Balance, ReadOptions, Select
+from training.options import Balance, ReadOptions, Select, StreamOptions
 from training.recipes import RecipeName
 
 
@@ -165,6 +165,8 @@ class TuneConfig:
     """The value of 16-bit grey that is white, 1 to 65535: 4095 for a camera of 12 bits. The bundle keeps it."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     """Which images are left out."""
+    streaming: StreamOptions = field(default_factory=StreamOptions)
+    """How sets are read that are too large for memory."""
     skip_duplicates: bool = False
     """Do not look for images that two sets have in common."""
     out: Path | None = None

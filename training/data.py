@@ -16,48 +16,41 @@ Batch = tuple[Tensor, Tensor]
 """Pixels (B, H, W, 3) uint8 and labels (B,) int64."""
 
 
-class ImageSet(Protocol):
-    """A set whose images have all been decoded, in memory or in a cache on disk."""
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,) int64."""
-        ...
-
-    @property
-    def examples(self) -> Sequence[Example]:
-        """What the images were decoded from."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def take(self, index: Sequence[int] | Tensor) -> Tensor:
-        """The pixels of these images, (B, H, W, 3) uint8."""
-        ...
-
-    def split(self, size: int) -> Sequence[Tensor]:
-        """The pixels of all images in their order, `size` images at a time."""
-        ...
-
-
 class ImageSource(Protocol):
-    """What a set is trained on or validated by: its images may be decoded only when they are needed."""
+    """What a model is trained on or validated by: its images may be decoded only when they are needed."""
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64, also of images that cannot be read."""
+        """(N,) int64, also those of images that cannot be read, unless that is known."""
         ...
 
     def __len__(self) -> int:
-        """The number of images; those that cannot be read may be among them."""
+        """The number of labels."""
         ...
 
     def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
         """The images in this order, `size` at a time."""
         ...
 
-    def settled(self) -> ImageSet:
+    def settled(self) -> "ImageSet":
         """The images that can be read, after all have been decoded."""
+        ...
+
+
+class ImageSet(ImageSource, Protocol):
+    """A set whose images have all been decoded, in memory or in a cache on disk."""
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """What the images were decoded from."""
+        ...
+
+    def take(self, index: Sequence[int] | Tensor) -> Tensor:
+        """The pixels of these images, (B, H, W, 3) uint8."""
+        ...
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """The pixels of all images in their order, `size` images at a time."""
         ...
 
 
@@ -76,9 +69,9 @@ class Images:
         """See `ImageSet.take`."""
         return self.pixels[index]
 
-    def split(self, size: int) -> Sequence[Tensor]:
+    def split(self, size: int) -> Iterator[Tensor]:
         """See `ImageSet.split`."""
-        return [*torch.split(self.pixels, size)]
+        yield from torch.split(self.pixels, size)
 
     def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
         """See `ImageSource.batches`."""

@@ -50,6 +50,12 @@ class Headers:
             except Exception:
                 return
 
+    def add(self, other: "Headers") -> None:
+        """Add what is known of further images."""
+        self.grey += other.grey
+        self.colour += other.colour
+        self.frames += other.frames
+
     def _depth(self, image: Image.Image) -> None:
         if image.mode.startswith("I"):
             values = np.asarray(image)

@@ -68,7 +68,7 @@ def predict(model: nn.Module, images: ImageSet, preprocess: Preprocess, device: 
 def logits_of(model: nn.Module, entry: Entry, images: ImageSet, device: str, batch: int = 256) -> Tensor:
     """The same of images that enter the model as `entry` says."""
     model.eval()
-    batches = progress(images.split(batch), "predicting")
+    batches = progress(images.split(batch), "predicting", math.ceil(len(images) / batch))
     return torch.cat([entry.forward(entry.prepare(inputs.to(device))).cpu() for inputs in batches])
 
 

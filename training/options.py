@@ -1,5 +1,6 @@
 """The options of `mosa evaluate` and `mosa compare`. Those of `mosa tune` are in `training.config`."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,34 @@ class ReadOptions:
         text = self.max_unreadable.strip()
         # In floating point 29 % of 100 is slightly below 29.
         return int(round(float(text[:-1]) * total / 100, 6)) if text.endswith("%") else int(text)
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How sets are read that are too large for memory."""
+
+    cache: Path | None = None
+    """Decode images into a cache in this folder while they are used, instead of into memory. Default: sets of more than
+    1 GB of pixels, in ~/.cache/mosa-deploy/images."""
+    cache_size: float = 50.0
+    """The most that the cache may hold, in GB."""
+    workers: int | None = None
+    """Processes that decode images into the cache. Default: one per core, at most 8."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = []
+        if not self.cache_size > 0:
+            faults.append(f"--cache-size {self.cache_size:g}: above 0, in GB")
+        if self.workers is not None and self.workers < 1:
+            faults.append(f"--workers {self.workers}: at least 1")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def processes(self) -> int:
+        """The number of worker processes."""
+        return self.workers or min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

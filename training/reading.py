@@ -1,11 +1,10 @@
 """Read the images of all sets of a data set once, and list every one that cannot be read before anything stops."""
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +14,10 @@ from mosa_deploy.bundles.decode import allow_pixels
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import LISTED, DataError
 from mosa_deploy.utils.files import write_csv
-from training.data import Images
-from training.duplicates import Mark, fingerprint
+from training.data import Images, ImageSet
+from training.duplicates import Mark
 from training.headers import Headers
+from training.inspection import Finding, Inspection, inspect
 from training.options import ReadOptions
 from training.tasks.base import Example
 
@@ -63,11 +63,9 @@ class Reader:
     def images(self, examples: Sequence[Example], what: str, marks: list[Mark] | None = None) -> Images:
         """Decode a set, and add a mark of each image to `marks`. `what` names the set in messages."""
         pixels, kept = [], []
-        for example, content, array in self._decoded(examples, what):
+        for example, array in self._decoded(examples, what, marks):
             pixels.append(array)
             kept.append(example)
-            if marks is not None:
-                marks.append(Mark(example.name, example.label, fingerprint(content, array)))
         height, width = self.preprocess.size
         stacked = np.stack(pixels) if pixels else np.empty((0, height, width, 3), dtype=np.uint8)
         labels = torch.tensor([example.label for example in kept], dtype=torch.int64)
@@ -75,25 +73,36 @@ class Reader:
 
     def marks(self, examples: Sequence[Example], what: str) -> list[Mark]:
         """Decode a set for its marks alone; the pixels are not kept."""
-        return [
-            Mark(example.name, example.label, fingerprint(content, array))
-            for example, content, array in self._decoded(examples, what)
-        ]
+        marks: list[Mark] = []
+        for _ in self._decoded(examples, what, marks):
+            pass
+        return marks
 
-    def _decoded(self, examples: Sequence[Example], what: str) -> Iterator[tuple[Example, bytes, Pixels]]:
-        self.total += len(examples)
+    def inspection(self, compared: bool) -> Inspection:
+        """How this reader reads images; `compared` says whether it takes marks of them."""
+        return Inspection(self.preprocess, self.options.max_pixels, compared)
+
+    def note(self, example: Example, finding: Finding, what: str, marks: list[Mark] | None = None) -> bool:
+        """Remember what was found in an image, and add a mark of it to `marks`; returns whether it can be read."""
+        self.total += 1
+        self.headers.add(finding.headers)
+        if finding.reason is not None:
+            self.unreadable.append(Unreadable(what, example.name, finding.reason))
+            return False
+        self.digests.append(Digest(what, example.name, finding.sha256.hex()))
+        self.brightest = max(self.brightest, finding.brightest)
+        if marks is not None and finding.mark is not None:
+            marks.append(Mark(example.name, example.label, finding.mark))
+        return True
+
+    def _decoded(
+        self, examples: Sequence[Example], what: str, marks: list[Mark] | None
+    ) -> Iterator[tuple[Example, Pixels]]:
+        how = self.inspection(marks is not None)
         for example in tqdm(examples, desc=f"decoding {what}", unit=" images", leave=False, disable=None):
-            try:
-                content = example.read()
-                self.headers.look(content, example.name, self.preprocess, self.options.max_pixels)
-                array = self.preprocess.read(content)
-            except (DataError, OSError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                self.unreadable.append(Unreadable(what, example.name, reason))
-            else:
-                self.digests.append(Digest(what, example.name, hashlib.sha256(content).hexdigest()))
-                self.brightest = max(self.brightest, int(array.max()))
-                yield example, content, array
+            finding, array = inspect(example, how)
+            if self.note(example, finding, what, marks) and array is not None:
+                yield example, array
 
     def finish(self, listing: Path | None = None) -> list[str]:
         """List the unreadable images on stderr, and all of them in the file `listing`; returns a line about them.
@@ -148,7 +157,10 @@ def decode_all(examples: Sequence[Example], preprocess: Preprocess, what: str) -
     return some(images, what)
 
 
-def some(images: Images, what: str) -> Images:
+Some = TypeVar("Some", bound=ImageSet)
+
+
+def some(images: Some, what: str) -> Some:
     """The images, of which there is at least one.
 
     Raises:

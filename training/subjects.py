@@ -1,5 +1,6 @@
 """What is evaluated: a bundle, an exported graph, or a backbone with a head of its own."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def of_task(config: EvaluateConfig, record: Record) -> Subject:
     def of_graph(images: ImageSet) -> Array:
         assert config.onnx is not None
         answer, most = open_graph(config.onnx, config.bundle)
-        batches = progress(images.split(most), "predicting")
+        batches = progress(images.split(most), "predicting", math.ceil(len(images) / most))
         return np.concatenate([answer(record.preprocess.normalise(pixels.numpy())) for pixels in batches])
 
     def of_bundle(images: ImageSet) -> Array:

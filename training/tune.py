@@ -15,7 +15,7 @@ from mosa_deploy.adapters.probe import Probe, check_features, with_features
 from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import PROBES, SPLIT_METHODS, AdapterConfig
+from mosa_deploy.bundles.adapter_config import PROBES, SPLIT_METHODS, AdapterConfig, Method
 from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.probe_features import Features
@@ -42,6 +42,7 @@ from training.results import write_results
 from training.run_settings import describe
 from training.tasks import find
 from training.tasks.subset import Subset
+from training.workers import Workers
 
 
 def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = None) -> Path:
@@ -56,6 +57,16 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
     method = config.checked_method()
     if method == "auto":
         return tune_auto(config, tune)
+    with Workers(config.streaming.processes) as workers:
+        return tune_one(config, method, read, watch, workers)
+
+
+def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None, workers: Workers) -> Path:
+    """The same for a method that is named; `workers` decode the images if there are many.
+
+    Raises:
+        MosaError: as `tune`.
+    """
     task = find(config.task, config.labels, config.group)
     name = config.task if config.name is None else config.name
     if not re.fullmatch(TASK_NAME, name):
@@ -97,7 +108,7 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
     for remark in splits.remarks:
         print(remark)
     run.keep_split(out, splits, config.resume)
-    data = read(splits, preprocess, config, out)
+    data = read(splits, preprocess, config, out, workers)
     train, validation = data.train, data.validation
     if len(train) < recipe.batch_size and method != "linear":
         print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
@@ -106,9 +117,12 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
     tuned = with_features(model, features, len(splits.classes))
     adapter: AdapterConfig | None = None
     if isinstance(tuned, Probe) and method == "attentive":
-        rows = fit_attentive(tuned, train, validation, preprocess, recipe, config.seed, device)
+        whole = data.settled()
+        rows = fit_attentive(tuned, whole.train, whole.validation, preprocess, recipe, config.seed, device)
     elif method == "linear":
-        rows = fit_probe(tuned, train, validation, preprocess, device, recipe.balance, recipe.select)
+        rows = fit_probe(
+            tuned, train.settled(), validation.settled(), preprocess, device, recipe.balance, recipe.select
+        )
         freeze(tuned)
     else:
         if conventions.head_bias is not None:
@@ -118,7 +132,7 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
         trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device, precision)
         rows = fit(trainer, out, config.resume, watch)
         if recipe.merge_scale == "learned":
-            adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation, preprocess, device))
+            adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation.settled(), preprocess, device))
     record = Record(
         task=name,
         dataset=config.task,
@@ -135,7 +149,7 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
         versions=library_versions(),
         git_commit=git_commit(),
     )
-    write_results(out, record, recipe, tuned, data, rows, device, tested=bool(splits.test))
+    write_results(out, record, recipe, tuned, data.settled(), rows, device, tested=bool(splits.test))
     return out
 
 

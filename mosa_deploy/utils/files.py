@@ -26,7 +26,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def _with_room(path: Path) -> Iterator[None]:
+def with_room(path: Path) -> Iterator[None]:
     """Raises WriteError if the disk has no room."""
     try:
         yield
@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _with_room(path):
+        with with_room(path):
             yield aside
             with aside.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -69,7 +69,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        with _with_room(folder):
+        with with_room(folder):
             yield aside
             for path in aside.rglob("*"):
                 if path.is_file():

@@ -137,7 +137,7 @@ def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
     described = parse_settings(
         describe(TuneConfig(task="digits", data_dir=Path("images")), PRESET, "bf16"), "config.json"
     )
-    elsewhere = {"out", "resume", "device", "reading", "skip_duplicates", "trials", "worth"}
+    elsewhere = {"out", "resume", "device", "reading", "streaming", "skip_duplicates", "trials", "worth"}
     options = {field.name for field in dataclasses.fields(TuneConfig)} - elsewhere | {"max_pixels"}
     assert described.keys() == options | {field.name for field in dataclasses.fields(Recipe)} | {"format_version"}
     assert described["data_dir"] == "images"

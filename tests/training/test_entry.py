@@ -107,7 +107,7 @@ def test_the_size_of_the_cache_is_said_and_bounded(toy: Toy, capsys: pytest.Capt
     model = adapted(toy(**DEPTH), blocks=1)
     needed = (20 + 9) * 5 * 12 * 4
     _, tokens, _ = cut(model, IMAGES, HELD_OUT, PREPROCESS, "cpu", FP32, limit=needed)
-    assert tokens.settled().split(20)[0].shape == (20, 5, 12)
+    assert next(tokens.settled().split(20)).shape == (20, 5, 12)
     _, train, validation = cut(model, IMAGES, HELD_OUT, PREPROCESS, "cpu", FP32, limit=needed - 1)
     assert train is IMAGES
     assert validation is HELD_OUT

@@ -1,0 +1,109 @@
+"""Processes that decode images into the cache.
+
+They begin without this program's main module, so they load neither torch nor timm, and they end with the process that
+started them, however that ends.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+
+from mosa_deploy.errors import TrainingError
+from training.cache import CachedSet
+from training.inspection import Inspection, inspect
+from training.tasks.base import Example
+
+CHUNK = 8
+"""Images of one job."""
+
+Job = tuple[int, Example]
+"""A row of a cached set, and the image that belongs there."""
+
+
+class Workers:
+    """Up to `count` worker processes. They start with the first job, and end with the `with` block."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, kill_workers=kind is not None)
+
+    def decode(self, cached: CachedSet, how: Inspection, jobs: Sequence[Job], again: bool = False) -> "Future[None]":
+        """Decode images into their rows; with `again` also those that look as if they were there."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.count, initializer=begin, initargs=(os.getpid(),))
+        with _without_interrupts(), _deaths_told():
+            future: Future[None] = self._pool.submit(decode, cached, how, jobs, again)
+        return future
+
+
+def finish(future: "Future[None]") -> None:
+    """Wait for a job.
+
+    Raises:
+        TrainingError: a worker died, or has too little memory.
+        MosaError: the cache cannot be written.
+    """
+    with _deaths_told():
+        future.result()
+
+
+@contextmanager
+def _deaths_told() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenProcessPool, MemoryError) as error:
+        what = "has too little memory" if isinstance(error, MemoryError) else "died, perhaps for want of memory"
+        raise TrainingError(
+            f"a process that decodes images {what}: give fewer --workers, and go on with --resume if an epoch is"
+            " finished"
+        ) from None
+
+
+def decode(cached: CachedSet, how: Inspection, jobs: Sequence[Job], again: bool) -> None:
+    """What a worker does."""
+    with cached.writer() as writer:
+        for row, example in jobs:
+            if again or not writer.is_readable(row):
+                writer.write(row, *inspect(example, how))
+
+
+def begin(parent: int) -> None:
+    """How a worker begins. Ctrl-C reaches all processes of a terminal: the one that started the workers answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach even before `begin`: they inherit which signals wait."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
