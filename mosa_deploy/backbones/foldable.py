@@ -11,6 +11,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.bundles.adapter_config import SWIN_ADVICE, Style
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BackboneError
@@ -74,7 +75,7 @@ def check_class(model: nn.Module, name: str = "this model") -> Transformer:
     Raises:
         BackboneError: it is of another class.
     """
-    kind, taken = type(model).__name__, "choose one of timm's vit_*, deit*_patch* or swin_* models"
+    kind, taken = type(model).__name__, f"choose one of timm's vit_*, deit*_patch* or swin_* models, such as {DEFAULT}"
     if kind in POST_NORM:
         raise BackboneError(
             f"{name} is a {kind}, whose norm2 normalises what the FFN has written: FFN and adapter share no input;"
@@ -101,7 +102,8 @@ def check_foldable(model: nn.Module, name: str = "this model") -> Transformer:
     found = [*_grouped(faults), *_batch_norm_faults(plain)]
     if found:
         raise BackboneError(
-            f"{name} cannot be folded exactly: {'; '.join(found)}; choose a plain pre-norm ViT, or a Swin"
+            f"{name} cannot be folded exactly: {'; '.join(found)}; choose a plain pre-norm ViT, such as {DEFAULT}, or a"
+            " Swin"
         )
     return plain
 

@@ -123,11 +123,14 @@ def check_name(name: str) -> None:
     """Raises BackboneError, with the nearest names, if timm knows no such model."""
     if name in FROM_INDEX:
         return
+    if name == DINOV2_S.short:
+        raise BackboneError(f"--backbone {name}: with the tag of its weights it is {DINOV2_S.name}")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         modules = ("vision_transformer", "deit", "swin_transformer", embedded.__name__.rpartition(".")[2])
         plain = [known for module in modules for known in timm.list_models(module=module)]
-        raise BackboneError(unknown_name("backbone", architecture, plain))
+        said = unknown_name("backbone", architecture, plain)
+        raise BackboneError(f"{said}; `mosa backbone list` shows those that are here")
     known_names = [*timm.list_pretrained(f"{architecture}.*"), *FROM_INDEX]
     tags = [known.partition(".")[2] for known in known_names if known.startswith(f"{architecture}.")]
     if tag and tag not in tags:

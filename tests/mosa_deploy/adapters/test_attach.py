@@ -63,7 +63,8 @@ def test_attaching_twice_is_refused(toy: Toy) -> None:
 def test_blocks_that_cannot_fold_are_refused_by_name(toy: Toy, kwargs: dict[str, object], fault: str) -> None:
     model = toy(**kwargs)
     with pytest.raises(
-        BackboneError, match=f"blocks.0: {fault}; blocks.1: {fault}; choose a plain pre-norm ViT, or a Swin$"
+        BackboneError,
+        match=f"blocks.0: {fault}; blocks.1: {fault}; choose a plain pre-norm ViT, such as .*, or a Swin$",
     ):
         attach(model, CONFIG)
     assert not adapters(model)

