@@ -90,7 +90,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
     choice = choose(attempts.tried, worth)
     images = len((run.read_split(choice.winner.folder) or {})["validation"])
     keep(choice.winner.folder, out, section(attempts.tried, choice, measure, recipe.epochs, images))
-    print(why(choice))
+    print(why(choice).replace("**", "").replace("`", ""))
     return out
 
 

@@ -127,18 +127,18 @@ def why(choice: Choice) -> str:
     found = f"The best probe, {probe.name}, has {probe.accuracy:.4f} on validation"
     if adapter is None:
         return f"{found}, and no adapter was finished: the probe was chosen."
-    worth = f"An adapter must be better by {choice.worth:g} (`--worth`), because {PRICE}"
+    worth = f"An adapter must be better by {choice.worth:.1f} points (`--worth`), because {PRICE}"
     kind = "adapter" if choice.winner is adapter else "probe"
     return (
-        f"{found}; the best adapter, {adapter.name}, has {adapter.accuracy:.4f}, which is"
-        f" {choice.points:+.1f} points. {worth}: **the {kind} was chosen.**"
+        f"{found}; the best adapter, {adapter.name}, has {adapter.accuracy:.4f}, a"
+        f" difference of {choice.points:+.1f}. {worth}: **the {kind} was chosen.**"
     )
 
 
 def doubt(choice: Choice, images: int) -> str:
     """How far validation can be trusted."""
-    accuracy = choice.winner.accuracy
-    error = 100 * math.sqrt(accuracy * (1 - accuracy) / images)
+    share = (choice.winner.accuracy * images + 1) / (images + 2)  # One more of each kind: 1.0 is no certainty.
+    error = 100 * math.sqrt(share * (1 - share) / images)
     return (
         f"Validation has {images} images: one of them is {100 / images:.1f} points, and the standard error of the"
         f" winner's accuracy is {error:.1f}. The best of many trials looks better on validation than it is. The test"
