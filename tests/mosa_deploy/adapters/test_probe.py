@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "two blocks": {"depth": 2},
     "pooled class token": {"depth": 5, "global_pool": "avg"},
     "no class token": {"depth": 5, "class_token": False, "global_pool": "avg"},
+    "registers alone": {"depth": 5, "class_token": False, "global_pool": "avg", "reg_tokens": 2},
 }
 
 
