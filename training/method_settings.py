@@ -38,5 +38,5 @@ LOW_RANK_SETTINGS: dict[str, Any] = {
 }
 """The values that a low-rank method uses instead of those of the task's preset."""
 
-ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "passes": 1, "consistency": 0.0}
+ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "batch_size": 64, "passes": 1, "consistency": 0.0}
 """The values that the attentive probe uses instead: it has no dropout, so a second pass would say the same."""
