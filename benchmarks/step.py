@@ -1,39 +1,44 @@
 """Compare a training step of MoSA with one of the dense adapter: `python -m benchmarks.step`.
 
-Three trainers take the same batch in turn, in one process and in a new random order each round: the dense adapter with
-two passes in one batch, MoSA with two passes in one batch, and MoSA with two forwards of half that batch. Times are
-compared round by round: the table has the median ratio with a 95 % bootstrap interval. Memory is the peak within a
-step, beyond what was allocated before it.
+Four trainers take the same batch in turn, in one process and in a new random order each round: the dense adapter with
+two passes in one batch, MoSA with two passes in one batch, its experts drawn per pass or balanced, and MoSA with two
+forwards of half that batch. Times are compared round by round: the table has the median ratio with a 95 % bootstrap
+interval, and below it stands that of balanced and per-pass steps. Memory is the peak within a step, beyond what was
+allocated before it.
 """
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from mosa_deploy.adapters.attach import attach, set_passes
 from mosa_deploy.adapters.loss import pass_losses
 from mosa_deploy.backbones import embedded
-from mosa_deploy.backbones.foldable import image_size
+from mosa_deploy.backbones.foldable import image_size as size_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.intervals import median_interval
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import machine, provenance
+from training.attention import unfused
 from training.config import Recipe, adapter_config
-from training.data import Images, normalise
+from training.data import Images
 from training.loop import Trainer
 from training.tune import choose_device, choose_precision
 
 REFERENCE = "dense adapter, two passes in one batch"
 MOSA = "MoSA, two passes in one batch"
+BALANCED = "MoSA, the same with balanced experts"
 TWO_FORWARDS = "MoSA, two forwards"
 
 
@@ -42,7 +47,9 @@ class Config:
     """Measure time and memory of a training step."""
 
     backbone: str = embedded.NAME
+    image_size: int | None = None
     batch_size: int = 16
+    experts: int = 4
     bottleneck: int = 16
     rounds: int = 60
     device: str = "auto"
@@ -53,12 +60,12 @@ class Config:
 class TwoForwards(Trainer):
     """The passes go through the backbone one after the other."""
 
-    def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """See `Trainer.step`."""
-        inputs = normalise(pixels, self.preprocess)
         set_passes(self.model, 1)
-        with self.autocast:
-            logits = torch.cat([self.model(inputs) for _ in range(self.recipe.passes)])
+        with self.autocast, unfused(self.model, self.unfused):
+            prepared = self.entry.prepare(inputs)
+            logits = torch.cat([self.entry.forward(prepared) for _ in range(self.recipe.passes)])
         cross_entropy, consistency = pass_losses(logits, labels, self.recipe.passes)
         self.optimizer.zero_grad()
         (cross_entropy + self.recipe.consistency * consistency).backward()
@@ -66,81 +73,122 @@ class TwoForwards(Trainer):
         return torch.stack([cross_entropy, consistency]).detach().cpu()
 
 
-def trainers(config: Config, device: str, batch: Images) -> dict[str, Trainer]:
+def trainers(config: Config, device: str) -> dict[str, Trainer]:
     """Name -> trainer, each on its own backbone."""
-    weights = Weights() if config.backbone == embedded.NAME else Weights("random")
-    backbone = load_backbone(config.backbone, weights, classes=10)
-    preprocess = Preprocess(size=(batch.pixels.shape[1], batch.pixels.shape[2]))
-    mosa = Recipe(backbone=config.backbone, bottleneck=config.bottleneck, batch_size=config.batch_size)
-    dense = replace(mosa, experts=1)
-    precision = choose_precision(config.precision, device)
-    kinds = {REFERENCE: (Trainer, dense, False), MOSA: (Trainer, mosa, True), TWO_FORWARDS: (TwoForwards, mosa, True)}
+    mosa = Recipe(
+        config.backbone, bottleneck=config.bottleneck, experts=config.experts, batch_size=config.batch_size, scale=1.0
+    )
+    dense, balanced = replace(mosa, experts=1), replace(mosa, activate="balanced")
+    kinds = {REFERENCE: (Trainer, dense), MOSA: (Trainer, mosa), BALANCED: (Trainer, balanced)}
+    kinds |= {TWO_FORWARDS: (TwoForwards, mosa)}
+    return make_trainers(kinds, config.image_size, device, config.precision)
+
+
+def make_trainers(
+    kinds: Mapping[str, tuple[type[Trainer], Recipe]], image_size: int | None, device: str, precision: str
+) -> dict[str, Trainer]:
+    """Trainers of the given classes and recipes, each on its own copy of the same backbone, and all on the same images.
+
+    The images are noise. With one expert the adapter is dense.
+    """
+    first = next(recipe for _, recipe in kinds.values())
+    weights = Weights() if first.backbone == embedded.NAME else Weights("random")
+    backbone = load_backbone(first.backbone, weights, classes=10, img_size=image_size)
+    batch = noise(size_of(backbone), first.batch_size)
+    preprocess = Preprocess(size=size_of(backbone))
     found = {}
-    for name, (kind, recipe, split) in kinds.items():
-        model = attach(copy.deepcopy(backbone), adapter_config(recipe), split=split).train()
-        found[name] = kind(model, batch, batch, preprocess, recipe, 0, device, precision)
+    for name, (kind, recipe) in kinds.items():
+        model = attach(copy.deepcopy(backbone), adapter_config(recipe), split=recipe.experts > 1)
+        found[name] = kind(model, batch, batch, preprocess, recipe, 0, device, choose_precision(precision, device))
+        model.train()
     return found
 
 
-def seconds(trainer: Trainer, batch: Images, device: str) -> float:
+def noise(size: tuple[int, int], count: int) -> Images:
+    """Images (H, W) of noise in 10 classes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.randint(0, 10, (count,), generator=generator), [])
+
+
+def seconds(trainer: Trainer, device: str) -> float:
     """Seconds of wall time for one step, including the work that CUDA still has to finish."""
     start = time.perf_counter()
-    trainer.step(batch.pixels.to(device), batch.labels.to(device))
+    take_step(trainer, device)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def peak_bytes(trainer: Trainer, batch: Images, device: str) -> int:
+def take_step(trainer: Trainer, device: str) -> None:
+    """Make a step on all images of a trainer."""
+    images = trainer.train.settled()
+    trainer.step(images.take(range(len(images))).to(device), images.labels.to(device))
+
+
+def measure(found: Mapping[str, Trainer], rounds: int, device: str) -> dict[str, NDArray[np.float64]]:
+    """Name -> seconds of each round; in every round each trainer makes a step, in a new random order."""
+    rng, times = np.random.default_rng(0), dict[str, list[float]]()
+    for trainer in found.values():
+        for _ in range(3):
+            seconds(trainer, device)
+    for _ in range(rounds):
+        for name in rng.permutation(list(found)):
+            times.setdefault(name, []).append(seconds(found[name], device))
+    return {name: np.array(times[name]) for name in found}
+
+
+def peak_bytes(trainer: Trainer, device: str) -> int:
     """The peak memory of a step in bytes, beyond what was allocated before it."""
-    pixels, labels = batch.pixels.to(device), batch.labels.to(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        trainer.step(pixels, labels)
+        take_step(trainer, device)
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer.step(pixels, labels)
+        take_step(trainer, device)
     assert profiler.profiler is not None
     changes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     return int(np.cumsum(changes).max())
 
 
-def steps_table(times: dict[str, list[float]], memory: dict[str, int], batch_size: int) -> str:
+def ratio_text(ratios: NDArray[np.float64]) -> str:
+    """The median of ratios with its 95 % interval."""
+    ratio, low, high = median_interval(ratios)
+    return f"{ratio:.3f} ({low:.3f} - {high:.3f})"
+
+
+def steps_table(times: Mapping[str, NDArray[np.float64]], memory: Mapping[str, int], batch_size: int) -> str:
     """Markdown table of the medians and the ratios to the dense adapter."""
     rows = []
     for name, values in times.items():
-        ratio, low, high = median_interval(np.array(values) / np.array(times[REFERENCE]))
         median, held = float(np.median(values)), memory[name]
-        cells = (f"{1000 * median:.1f}", f"{batch_size / median:.0f}", f"{ratio:.3f} ({low:.3f} - {high:.3f})")
+        cells = (f"{1000 * median:.1f}", f"{batch_size / median:.0f}", ratio_text(values / times[REFERENCE]))
         rows.append((name, *cells, f"{held / 2**20:.1f}", f"{held / memory[REFERENCE]:.3f}"))
     return table(("step", "ms", "images/s", "time ratio (95 %)", "MiB", "memory ratio"), rows)
+
+
+def where(device: str, precision: str) -> str:
+    """The machine and how it computes."""
+    name = torch.cuda.get_device_name() if device == "cuda" else machine()
+    return f"{name}, {choose_precision(precision, device)}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:
     """Measure, print and write the table."""
     config = tyro.cli(Config, prog="python -m benchmarks.step")
     device = choose_device(config.device)
-    size = image_size(load_backbone(config.backbone, Weights("random")))
-    assert size is not None
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (config.batch_size, *size, 3), generator=generator, dtype=torch.uint8)
-    batch = Images(pixels, torch.randint(0, 10, (config.batch_size,), generator=generator), [])
-    found = trainers(config, device, batch)
-    rng = np.random.default_rng(0)
-    for trainer in found.values():
-        for _ in range(3):
-            seconds(trainer, batch, device)
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(config.rounds):
-        for name in rng.permutation(list(found)):
-            times[name].append(seconds(found[name], batch, device))
-    memory = {name: peak_bytes(trainer, batch, device) for name, trainer in found.items()}
-    name = torch.cuda.get_device_name() if device == "cuda" else machine()
-    setting = f"{config.backbone}, batch {config.batch_size}, r = {config.bottleneck}, E = 4, {config.rounds} rounds"
-    precision = choose_precision(config.precision, device)
-    head = provenance("benchmarks.step", f"{name}, {precision}, {torch.get_num_threads()} threads")
+    found = trainers(config, device)
+    times = measure(found, config.rounds, device)
+    memory = {name: peak_bytes(trainer, device) for name, trainer in found.items()}
+    pixels, _ = found[MOSA].preprocess.size
+    setting = (
+        f"{config.backbone} at {pixels} px, batch {config.batch_size}, r = {config.bottleneck}, E = {config.experts},"
+        f" {config.rounds} rounds"
+    )
+    head = provenance("benchmarks.step", where(device, config.precision))
     text = steps_table(times, memory, config.batch_size)
+    text += f"\n\nBalanced / per-pass, time of a step: {ratio_text(times[BALANCED] / times[MOSA])}."
     write_text(config.out, f"# A training step\n\n{head}\n\n{setting}\n\n{text}\n")
     print(text)
 

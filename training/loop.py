@@ -103,12 +103,7 @@ class Trainer:
         freeze(self.model)
         set_passes(self.model, recipe.passes)
         set_backbone_dropout(model, conventions.backbone_dropout)
-        if conventions.steps_per_expert:
-            self.optimizer: Optimizer = expert_adamw(model, recipe.lr, recipe.weight_decay)
-        else:
-            self.optimizer = create_optimizer_v2(
-                model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=1e-6
-            )
+        self.optimizer = self.make_optimizer()
         self.average = WeightAverage(model, recipe.ema)
         self.rates = 1 if conventions.lr_per_epoch else self.steps
         warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
@@ -119,6 +114,13 @@ class Trainer:
             warmup_lr_init=0.0 if conventions.lr_per_epoch else recipe.lr * 1e-2,
             t_in_epochs=False,
         )
+
+    def make_optimizer(self) -> Optimizer:
+        """AdamW as the recipe has it."""
+        recipe = self.recipe
+        if CONVENTIONS[recipe.recipe].steps_per_expert:
+            return expert_adamw(self.model, recipe.lr, recipe.weight_decay)
+        return create_optimizer_v2(self.model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=1e-6)
 
     def fit(self, finished: Callable[["Trainer"], None]) -> None:
         """Run the remaining epochs, call `finished` after each, and load the best epoch into the model.
