@@ -12,6 +12,7 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.probe_features import Features
 from tests.support.app import backend_of, changing, maker_on, named, put, running, scores
+from tests.support.host_gpu import write_engine
 from tests.support.tasks import TaskMaker
 
 PROBES: dict[str, Features] = {"mean": "cls+mean", "last": "blocks", "weighed": "attended", "weighed.b": "attended"}
@@ -125,3 +126,15 @@ def scores_of(client: TestClient, probes: TaskMaker, name: str) -> dict[str, flo
 def wanted(probes: TaskMaker, archive: Archive) -> dict[str, float]:
     (row,) = probes.offline(archive, [probes.images[2]])
     return named(archive, row)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_answers_for_all_queries_too(tmp_path: Path, probes: TaskMaker, made: Mapping[str, Archive]) -> None:
+    root = Path(shutil.copytree(probes.root, tmp_path / "store", ignore=shutil.ignore_patterns(*PROBES)))
+    (graph,) = root.glob("backbones/*/shared-probes.onnx")
+    write_engine(graph)
+    with changing(root) as client:
+        for name, archive in made.items():
+            assert put(client, name, archive).json()["runtime"] == "tensorrt"
+        for name, archive in made.items():
+            assert scores_of(client, probes, name) == pytest.approx(wanted(probes, archive), abs=1e-5)

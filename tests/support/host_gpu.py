@@ -152,6 +152,7 @@ class OnnxContext:
     def __init__(self, engine: OnnxEngine) -> None:
         self.engine = engine
         self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.batch = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> None:
@@ -160,13 +161,17 @@ class OnnxContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
         least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
         assert all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
-        self.batch = self.engine.sizes[self.profile]
+        self.batch, self.shapes[name] = self.engine.sizes[self.profile], shape
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.batch, *self.engine.output.shape[1:]
+        if all(isinstance(size, int) for size in self.engine.output.shape[1:]):
+            return self.batch, *self.engine.output.shape[1:]
+        # The row of all features is as wide as the bank of queries makes it.
+        zeros = {given: np.zeros(shape, dtype=np.float32) for given, shape in self.shapes.items()}
+        return tuple(self.engine.session.run(None, zeros)[0].shape)
 
     def execute_async_v3(self, stream: int) -> bool:
         device = self.engine.gpu.device
