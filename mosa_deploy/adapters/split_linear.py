@@ -118,7 +118,8 @@ class SplitLinear(nn.Module):
         A part of fewer images than groups leaves the last groups empty, so that its images get distinct experts.
         """
         groups = [group for part in x.chunk(self.passes) for group in part.tensor_split(len(drawn) // self.passes)]
-        return torch.cat([F.linear(group, *self.expert(k)) for group, k in zip(groups, drawn, strict=True)])
+        experts = {k: self.expert(k) for k in set(drawn)}
+        return torch.cat([F.linear(group, *experts[k]) for group, k in zip(groups, drawn, strict=True)])
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
