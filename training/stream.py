@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import DataError
-from training.cache import READABLE, UNREADABLE, CachedSet, checksum, finding
+from training.cache import EMPTY, READABLE, CachedSet, checksum, finding
 from training.data import Batch, ImageSet
 from training.inspection import Finding, Inspection
 from training.tasks.base import Example
@@ -130,9 +130,9 @@ class StreamedImages:
             yield example, finding(record, example.name)
 
     def ahead(self, order: Rows) -> None:
-        """Let the workers decode the images that are not there, in this order."""
-        there = self.records["state"] == READABLE
-        self._submit([row for row in order.tolist() if not (self._known[row] or there[row] or row in self._jobs)])
+        """Let the workers decode what is not there, in this order, and try again what could not be read."""
+        there = self._known | (self.records["state"] == READABLE)
+        self._submit([row for row in dict.fromkeys(order.tolist()) if not there[row] and row not in self._jobs])
 
     def _submit(self, rows: Sequence[int], again: bool = False) -> None:
         for start in range(0, len(rows), CHUNK):
@@ -165,8 +165,5 @@ class StreamedImages:
         if job is not None:
             finish(job)
         record = self.records[row]
-        readable = record["state"] == READABLE
-        # An image that an earlier run could not read may be readable now.
-        if not readable and (record["state"] != UNREADABLE or job is None):
-            return False
-        return checksum(record, self.pixels[row] if readable else None) == int(record["check"])
+        pixels = self.pixels[row] if record["state"] == READABLE else None
+        return bool(record["state"] != EMPTY) and checksum(record, pixels) == int(record["check"])
