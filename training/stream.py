@@ -90,6 +90,10 @@ class StreamedImages:
 
     def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
         """See `ImageSource.batches`. The workers go ahead in this order, and one batch is read ahead."""
+        return (batch for batch in self._read(order, size) if len(batch[1]))
+
+    def _read(self, order: Tensor, size: int) -> Iterator[Batch]:
+        """The batches; one whose images all cannot be read is empty."""
         self.ahead(order.numpy())
         reader = ThreadPoolExecutor(1)
         pending: deque[Future[Batch]] = deque()

@@ -128,6 +128,13 @@ def test_unreadable_images_are_left_out_of_their_batches(
         assert torch.equal(batches[1][0], decoded.take([7]))
 
 
+def test_a_batch_without_any_readable_image_is_left_out(
+    spoiled: list[Example], workers: Workers, tmp_path: Path
+) -> None:
+    batches = streamed(tmp_path, spoiled, workers).batches(torch.arange(40), 2)
+    assert [len(labels) for _, labels in batches] == [2, 1, 1, *[2] * 16]
+
+
 def test_after_all_are_decoded_the_set_holds_those_that_can_be_read(
     spoiled: list[Example], decoded: Images, workers: Workers, tmp_path: Path
 ) -> None:
