@@ -180,7 +180,7 @@ def main():
     cached.make()
     started = pathlib.Path(sys.argv[1], "started")
     slow = Example("slow", partial(time.sleep, 600), 0)
-    jobs = [(0, Example("start", started.touch, 0)), (1, slow), (2, slow)]
+    jobs = [(0, slow), (1, Example("start", started.touch, 0)), (2, slow)]
     with Workers(2) as workers:
         for each in jobs:
             last = workers.decode(cached, Inspection(Preprocess(size=(16, 16)), 100, True), [each])
@@ -195,12 +195,16 @@ main()
 def test_a_run_that_is_interrupted_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", SLOW, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
-        wait_for((tmp_path / "started").exists)
-        if number == signal.SIGINT:  # A terminal sends it to all.
-            os.killpg(run.pid, number)
-        else:
-            run.send_signal(number)
-        errors = run.communicate(timeout=60)[1]
+        try:
+            wait_for((tmp_path / "started").exists)
+            if number == signal.SIGINT:  # A terminal sends it to all.
+                os.killpg(run.pid, number)
+            else:
+                run.send_signal(number)
+            errors = run.communicate(timeout=60)[1]
+        except BaseException:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise
     wait_for(lambda: not alive(run.pid))
     if number == signal.SIGINT:
         assert errors == "interrupted; what was finished is kept\n"
