@@ -49,6 +49,10 @@ class Config:
     """Weights of the plan's backbone."""
     jobs: int = 1
     """Runs at a time, each with one thread."""
+    device: str = "cpu"
+    """Where they run: cpu or cuda."""
+    commit: str | None = None
+    """The code's commit, where it does not run from a checkout."""
     limit: int | None = None
     """Stop after this many runs."""
     work: Path = Path("runs/evidence")
@@ -172,7 +176,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def carry_out(job: Job, work: Path) -> Row:
+def carry_out(job: Job, work: Path, device: str, commit: str) -> Row:
     """Tune one job, evaluate it if its plan reads the test sets, and remove its folder."""
     torch.set_num_threads(1)
     out = work / f"{job.task}-{job.method}-{job.seed}-{abs(hash(job.setting)):x}"
@@ -180,11 +184,11 @@ def carry_out(job: Job, work: Path) -> Row:
     work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with out.with_suffix(".log").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        tune(dataclasses.replace(job.config, out=out, device="cpu"))
+        tune(dataclasses.replace(job.config, out=out, device=device))
         seconds = time.monotonic() - start
         tested = None
         if job.test:
-            measured = evaluate(EvaluateConfig(bundle=out, backbone_weights=job.config.backbone_weights))
+            measured = evaluate(EvaluateConfig(bundle=out, backbone_weights=job.config.backbone_weights, device=device))
             tested = measured["accuracy"]
     metrics = json.loads((out / run.METRICS).read_text())
     shutil.rmtree(out)
@@ -195,15 +199,16 @@ def carry_out(job: Job, work: Path) -> Row:
         validation_nll=metrics["validation_nll"],
         test_accuracy=tested,
         seconds=round(seconds, 1),
-        machine=machine(),
-        commit=(git_commit() or "unknown")[:12],
+        machine=torch.cuda.get_device_name() if device == "cuda" else machine(),
+        commit=commit[:12],
     )
 
 
 def results(jobs: list[Job], config: Config) -> Iterator[Row]:
     """The rows of jobs as they finish."""
+    commit = config.commit or git_commit() or "unknown"
     made = Parallel(n_jobs=config.jobs, return_as="generator_unordered")(
-        delayed(carry_out)(job, config.work) for job in jobs
+        delayed(carry_out)(job, config.work, config.device, commit) for job in jobs
     )
     yield from tqdm(made, total=len(jobs), unit=" runs")
 

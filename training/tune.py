@@ -27,7 +27,6 @@ from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.arguments import tune_config
 from training.attentive import fit_attentive
-from training.auto import tune_auto
 from training.config import TuneConfig, adapter_config
 from training.dataset import Read, read_dataset
 from training.events import write_events
@@ -56,6 +55,8 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
     """
     method = config.checked_method()
     if method == "auto":
+        # Optuna is loaded for this method alone.
+        
         return tune_auto(config, tune)
     with Workers(config.streaming.processes) as workers:
         return tune_one(config, method, read, watch, workers)
