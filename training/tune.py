@@ -56,7 +56,8 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
     method = config.checked_method()
     if method == "auto":
         # Optuna is loaded for this method alone.
-        
+        from training.auto import tune_auto
+
         return tune_auto(config, tune)
     with Workers(config.streaming.processes) as workers:
         return tune_one(config, method, read, watch, workers)

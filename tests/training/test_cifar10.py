@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mosa_deploy.errors import DataError
+from mosa_deploy.errors import ConfigError, DataError
 from tests.support.images import DATA, write_jpegs
-from training.tasks.cifar10 import Cifar10
+from training.tasks.cifar10 import DRAWS, Cifar10
 
 
 def made(folder: Path, train: int, test: int = 3) -> Path:
@@ -39,6 +39,17 @@ def test_draw_is_the_same_every_time_and_not_the_first_images(tmp_path: Path) ->
     assert [e.name for e in first.train] == [e.name for e in second.train]
     cats = sorted(path.name for path in (folder / "train" / "cat").iterdir())
     assert {e.name for e in first.train if e.label == 0} != {f"cat/{name}" for name in cats[:20]}
+
+
+def test_the_second_draw_has_other_images(tmp_path: Path) -> None:
+    write_jpegs(tmp_path / "train", {"cat": 80, "ship": 90})
+    write_jpegs(tmp_path / "test", {"cat": 1, "ship": 1})
+    first, second = (Cifar10().splits(tmp_path, split) for split in DRAWS)
+    drawn = [{each.name for each in (*splits.train, *splits.validation)} for splits in (first, second)]
+    assert [len(names) for names in drawn] == [80, 80]
+    assert not drawn[0] & drawn[1]
+    with pytest.raises(ConfigError, match=r"--split third: cifar10 takes first or second"):
+        Cifar10().splits(tmp_path, "third")
 
 
 def test_class_of_fewer_than_40_images_is_named(tmp_path: Path) -> None:
