@@ -6,7 +6,9 @@ by paired differences. Their intervals are Student's, over the seeds, of the mea
 are missing decides nothing, and its report says so.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,13 @@ def as_auto(probe: Choice, adapter: Choice) -> Choice:
     return choose
 
 
+def by_setting(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with the setting in the method's name where a method has several."""
+    settings = {(row.method, row.setting) for row in rows}
+    count = Counter(method for method, _ in settings)
+    return [replace(row, method=f"{row.method} {row.setting}") if count[row.method] > 1 else row for row in rows]
+
+
 def choices(rows: Sequence[Row]) -> dict[str, Choice]:
     """Every method, the best probe and the best adapter by validation, and what `auto` takes."""
     methods = list(dict.fromkeys(row.method for row in rows))
@@ -84,6 +93,8 @@ def choices(rows: Sequence[Row]) -> dict[str, Choice]:
     probe = by_validation(rows, probes)
     adapter = by_validation(rows, [method for method in methods if method not in probes])
     found = {method: by_validation(rows, [method]) for method in methods}
+    if not probes or len(probes) == len(methods):
+        return found
     return found | {"best probe": probe, "best adapter": adapter, "auto": as_auto(probe, adapter)}
 
 
@@ -140,21 +151,15 @@ def report(config: Config) -> str:
     if not jobs[0].test:
         parts += ["Validation accuracy in percent.", settings_table(jobs, rows)]
     elif not missing:
-        methods = [name for name in choices(rows) if name != "adapter"]
-        parts += [
-            "Test accuracy in percent, mean over the seeds.",
-            accuracies_table(rows),
-            "Points, paired by seed, with 95 % intervals.",
-            differences_table(
-                rows,
-                [
-                    *((name, "adapter") for name in methods if name.startswith("mosa") or name == "lora"),
-                    ("best adapter", "best probe"),
-                    ("auto", "best adapter"),
-                    ("auto", "best probe"),
-                ],
-            ),
+        rows = by_setting(rows)
+        known = choices(rows)
+        pairs = [
+            *((name, "adapter") for name in known if name.startswith("mosa") or name == "lora"),
+            *(("best adapter", "best probe"), ("auto", "best adapter"), ("auto", "best probe")),
         ]
+        parts += ["Test accuracy in percent, mean over the seeds.", accuracies_table(rows)]
+        if {name for pair in pairs for name in pair} <= known.keys():
+            parts += ["Points, paired by seed, with 95 % intervals.", differences_table(rows, pairs)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,6 +18,7 @@ from tests.support.app import ADMIN, scores
 from tests.support.load import Ask, closed
 from tests.support.service import PROC, Server, serve
 from tests.support.tasks import TaskMaker, picture
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,8 @@ def test_the_log_says_what_was_set_and_which_task_is_not_served_and_has_a_line_a
     assert "MOSA_MAX_BATCH=32" in text
     assert "root-key" not in text
     assert "not serving fields.b: 'fields.b': the shared graph misses its canary's probabilities" in text
+    # The line is written after the answer was sent.
+    wait_for(lambda: any(line["id"] == name for line in server.lines()))
     (line,) = [line for line in server.lines() if line["id"] == name]
     assert line.keys() >= {"method", "route", "status", "task", "digest", "lane", "decode_ms", "infer_ms", "ms"}
     assert (line["route"], line["status"], line["task"], line["lane"]) == ("/classify", 200, ["birds"], ["shared"])

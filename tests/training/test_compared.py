@@ -135,8 +135,8 @@ def test_every_fault_of_the_options_is_named() -> None:
     [
         (TuneConfig("digits", method="mosa"), (1e-2, 1.0)),
         (TuneConfig("digits", method="lora"), (1e-2, 1.0)),
-        (TuneConfig("digits", method="mosa", backbone=DINO), (5e-3, 0.1)),
-        (TuneConfig("digits", method="lora", backbone=DINO), (1.5e-3, 1.0)),
+        (TuneConfig("digits", method="mosa", backbone=DINO), (5e-3, 0.3)),
+        (TuneConfig("digits", method="lora", backbone=DINO), (2e-3, 1.0)),
         (TuneConfig("eurosat", method="adapter", backbone=EMBEDDED), (1e-2, 1.0)),
         (TuneConfig("digits", method="adapter", backbone=DINO, lr=2e-3, scale=0.5), (2e-3, 0.5)),
     ],

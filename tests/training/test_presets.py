@@ -11,8 +11,9 @@ from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import BackboneError
 from tests.support.images import write_jpegs
 from training.config import TuneConfig
-from training.presets import REAL, TOY, backbone_remarks, choose_image_size, preset
+from training.presets import TOY, backbone_remarks, choose_image_size, preset
 from training.tasks import TASKS
+from training.tasks.base import REAL
 from training.tune import tune
 
 OTHER = "vit_base_patch16_224.augreg_in21k"

@@ -4,8 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +16,9 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, TrainingError
 from tests.support.files import snapshot
 from tests.support.images import write_jpegs
+from tests.support.waiting import wait_for
 from training.config import TuneConfig
 from training.tune import tune
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    """Fails if it does not happen in time."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def kill_within_its_second_epoch(config: TuneConfig) -> str:

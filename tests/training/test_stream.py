@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from mosa_deploy.bundles.decode import PILLOW_PIXELS
 from mosa_deploy.errors import TrainingError
 from tests.support.images import PREPROCESS, write_jpegs
+from tests.support.waiting import wait_for
 from tests.support.walker import ROOT
 from training.cache import FILES, CachedSet, reserve
 from training.data import Batch, Images
@@ -209,13 +209,6 @@ def test_a_run_that_is_interrupted_leaves_no_process_behind(tmp_path: Path, numb
     if number == signal.SIGINT:
         assert errors == "interrupted; what was finished is kept\n"
         assert run.returncode == 130
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def alive(group: int) -> bool:

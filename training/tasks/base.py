@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import DataError
 from training.config import Recipe
 from training.tasks.groups import draw_groups
@@ -17,6 +18,9 @@ SPLIT_SEED = 1
 
 It is not 0 because the test sets of seed 0 were used while the presets were chosen.
 """
+
+REAL = Recipe(backbone=DEFAULT, experts=2, scale=0.3, activate="balanced", epochs=30, batch_size=16)
+"""For images of one's own on a real backbone: what was best on the development tasks of `benchmarks.evidence`."""
 
 PERCENTAGES = "60-20-20"
 """Default shares of train, validation and test."""

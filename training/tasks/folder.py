@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import ConfigError, DataError
-from training.config import Recipe
 from training.tasks.archives import WANTED
-from training.tasks.base import PERCENTAGES, Example, Splits, draw_sets, shares, stratified
+from training.tasks.base import PERCENTAGES, REAL, Example, Splits, draw_sets, shares, stratified
 from training.tasks.classes import WHOLE, Grouping, Labelled, read_labelled_sets
 from training.tasks.groups import RULES, by_folder, by_prefix, check_apart, members
 from training.tasks.manifest import read_manifest
@@ -33,7 +31,7 @@ class Folder:
     """
 
     name = "folder"
-    recipe = Recipe(backbone=DEFAULT, batch_size=16)
+    recipe = REAL
     squash = False
 
     labels: tuple[Path, ...] = ()
