@@ -48,7 +48,7 @@ class Workers:
         """Decode images into their rows; with `again` also those that look as if they were there."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.count, initializer=begin, initargs=(os.getpid(),))
-        with _without_interrupts(), _deaths_told():
+        with without_interrupts(), _deaths_told():
             future: Future[None] = self._pool.submit(decode, cached, how, jobs, again)
         return future
 
@@ -97,13 +97,21 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach even before `begin`: they inherit which signals wait."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+def without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach even before `begin`: they inherit which signals wait.
+
+    Here it waits too, whichever thread it reaches: loky cannot be interrupted while it hands out a job.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    late: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: late.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if late:
+        signal.raise_signal(signal.SIGINT)

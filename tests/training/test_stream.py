@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from training.inspection import Inspection
 from training.reading import decode_all
 from training.stream import StreamedImages
 from training.tasks.base import Example
-from training.workers import Workers
+from training.workers import Workers, without_interrupts
 
 HOW = Inspection(PREPROCESS, PILLOW_PIXELS, compared=True)
 ORDER = torch.tensor([*range(39, -1, -1), *range(0, 40, 3)])
@@ -189,6 +190,23 @@ def main():
 main()
 """
 """Waits for workers that sleep: `started` says that they work."""
+
+
+def hand_out(done: list[bool]) -> None:
+    """Does something that Ctrl-C must not interrupt. Python answers it in the main thread, whichever it reached."""
+    with without_interrupts():
+        thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+        thread.start()
+        thread.join()
+        done.append(True)
+
+
+def test_ctrl_c_waits_until_a_job_is_handed_out() -> None:
+    done: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        hand_out(done)
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
