@@ -55,7 +55,9 @@ def capture(eager: partial[Tensor]) -> Call:
             eager()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # A stream of its own: when a graph goes, torch frees the cuBLAS workspaces of all that were captured on its stream
+    # (pytorch/pytorch#193402).
+    with torch.cuda.graph(graph, stream=side):
         out = eager()
 
     def replay() -> Tensor:
