@@ -51,7 +51,7 @@ RECORD = np.dtype(
         ("state", "u1"),
     ]
 )
-"""Of one image: see `Finding`. -1 is no grey and no colour of 16 bits."""
+"""What is known of one image: see `Finding`. -1 is no grey and no colour of 16 bits."""
 
 ABSENT = -1
 
@@ -186,7 +186,7 @@ def _gb(count: int) -> str:
 
 
 def checksum(record: NDArray[np.void] | np.void, pixels: Pixels | None) -> int:
-    """Of a record without its first field, and of its pixels."""
+    """The checksum of a record without its first field, and of its pixels."""
     return zlib.crc32(b"" if pixels is None else np.ascontiguousarray(pixels).data, zlib.crc32(record.tobytes()[4:]))
 
 

@@ -111,7 +111,7 @@ class Survey:
 
     @cached_property
     def marks(self) -> dict[str, list[Mark]]:
-        """Of each set's images, to find those that two sets have in common; empty if they are not looked for."""
+        """The marks of each set's images, which find those that two sets have in common; empty if nothing looks."""
         return {name: [] for name in self.splits.sets()} if self.given and not self.config.skip_duplicates else {}
 
     def read(self) -> dict[str, Sequence[Example]]:

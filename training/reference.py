@@ -47,7 +47,7 @@ class ExpertAdamW(Optimizer):
             self.layers |= dict.fromkeys(layer.parameters(), layer)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # no closure is called
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:

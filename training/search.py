@@ -27,7 +27,7 @@ ADAPTERS = ("adapter", "lora", "mosa")
 RANDOM = 10
 REACH = 3.0
 HALVES = 2
-"""Of so many trials one goes on."""
+"""One of so many trials goes on."""
 
 EXPERTS = (2, 4)
 ACTIVATE = ("balanced", "per-pass")

@@ -110,12 +110,12 @@ def test_a_search_that_could_not_begin_leaves_nothing_in_the_way(tmp_path: Path)
 @pytest.mark.parametrize("option", [{"trials": 4}, {"worth": 2.0}])
 def test_the_options_of_a_search_go_with_it_alone(option: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"^--(trials|worth) is an option of --method auto: drop it$"):
-        TuneConfig("digits", **option).resolve(Few.recipe)  # type: ignore[arg-type]
+        TuneConfig("digits", **option).resolve(Few.recipe)  # type: ignore[arg-type] # one option of any type
 
 
 def tried(method: str, accuracy: float, nll: float = 0.5, outcome: str = "finished") -> Tried:
     probe = method == "linear"
-    return Tried(method, {}, Path(), probe, outcome, 0, accuracy, nll, 1.0)  # type: ignore[arg-type]
+    return Tried(method, {}, Path(), probe, outcome, 0, accuracy, nll, 1.0)  # type: ignore[arg-type] # any outcome
 
 
 @pytest.mark.parametrize(
