@@ -150,5 +150,5 @@ def test_a_run_has_the_lr_and_scale_of_its_trial(tmp_path: Path) -> None:
     base = TuneConfig("digits", name="digits", backbone=DINO)
     cell = Cell(base, "adapter", (("lr", 2.0), ("scale", 0.25)), 1)
     config = cell.config(tmp_path)
-    assert (config.lr, config.scale, config.seed, config.draw) == (1e-2, 0.025, 1, 0)
+    assert (config.lr, config.scale, config.seed, config.draw) == (1e-2, 0.075, 1, 0)
     assert replace(cell, base=replace(base, shots=4)).config(tmp_path).draw == 1

@@ -166,7 +166,7 @@ def test_a_worker_that_dies_is_one_line(examples: list[Example], tmp_path: Path)
 
 
 SLOW = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 from functools import partial
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import command
@@ -174,6 +174,9 @@ from training.cache import CachedSet
 from training.inspection import Inspection
 from training.tasks.base import Example
 from training.workers import Workers, finish
+
+# A job in the background of a shell ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @command
 def main():
@@ -201,6 +204,15 @@ def hand_out(done: list[bool]) -> None:
         done.append(True)
 
 
+@pytest.fixture
+def in_the_foreground() -> Iterator[None]:
+    """Ctrl-C is answered, as it is not in a job in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 def test_ctrl_c_waits_until_a_job_is_handed_out() -> None:
     done: list[bool] = []
     with pytest.raises(KeyboardInterrupt):
