@@ -28,13 +28,16 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import provenance
-from training.config import Recipe, TuneConfig, adapter_config
+from training.config import TuneConfig
+from training.data import Batch
 from training.dataset import Data, Dataset, read_dataset
 from training.loop import Trainer
-from training.options import StreamOptions
 from training.reading import Reader
+from training.recipe import Recipe, adapter_config
+from training.step import Step
 from training.tasks.base import Splits
 from training.tasks.folder import Folder
+from training.tune_options import StreamOptions
 from training.workers import Workers
 
 KINDS = {"memory": "all in memory", "cold": "streamed, empty cache", "warm": "streamed, full cache"}
@@ -75,16 +78,22 @@ class Measured:
     """Training images."""
 
 
-class Watched(Trainer):
-    """Remembers when its first step was done."""
+class WatchedStep(Step):
+    """Remembers when the first one was done."""
 
     first = 0.0
 
-    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """See `Trainer.step`."""
-        losses = super().step(inputs, labels)
+    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+        """See `Step`."""
+        found = super().__call__(batch)
         self.first = self.first or time.perf_counter()
-        return losses
+        return found
+
+
+class Watched(Trainer):
+    """A trainer by such steps."""
+
+    step_kind = WatchedStep
 
 
 def generate(folder: Path, config: Config) -> None:
@@ -128,7 +137,8 @@ def measure(config: Config, work: Path) -> Measured:
         row = trainer.run_epoch(0)
         data.settled()
         total = time.perf_counter() - start
-    return Measured(trainer.first - start, total, row["images_per_second"], len(data.train))
+    assert isinstance(trainer.step, WatchedStep)
+    return Measured(trainer.step.first - start, total, row["images_per_second"], len(data.train))
 
 
 def anonymous(process: psutil.Process) -> int:

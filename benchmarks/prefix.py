@@ -17,9 +17,9 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import provenance
-from training.config import Recipe
 from training.entry import Entry
 from training.loop import Trainer
+from training.recipe import Recipe
 from training.tune import choose_device
 
 TARGET = 0.9
@@ -45,7 +45,7 @@ def milliseconds_per_image(trainer: Trainer, preprocess: Preprocess, device: str
     entry, images, taken = Entry.before_adapters(trainer.model, preprocess), noise(preprocess.size, 32), []
     for _ in range(5):
         start = time.perf_counter()
-        with trainer.autocast:
+        with trainer.step.autocast:
             entry.prepared(images, device)
         taken.append(time.perf_counter() - start)
     return 1000 * float(np.median(taken)) / len(images)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from mosa_deploy.adapters.attach import attach, set_passes
-from mosa_deploy.adapters.loss import pass_losses
+from mosa_deploy.adapters.attach import attach, set_passes, split_layers
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.foldable import image_size as size_of
 from mosa_deploy.backbones.load import Weights, load_backbone
@@ -30,10 +29,10 @@ from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.intervals import median_interval
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import machine, provenance
-from training.attention import unfused
-from training.config import Recipe, adapter_config
-from training.data import Images
+from training.data import Batch, Images, whole
 from training.loop import Trainer
+from training.recipe import Recipe, adapter_config
+from training.step import Step
 from training.tune import choose_device, choose_precision
 
 REFERENCE = "dense adapter, two passes in one batch"
@@ -57,20 +56,26 @@ class Config:
     out: Path = Path("benchmarks/results/step.md")
 
 
-class TwoForwards(Trainer):
-    """The passes go through the backbone one after the other."""
+class StepOfTwoForwards(Step):
+    """Two passes go through the backbone one after the other, and each draws its experts."""
 
-    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """See `Trainer.step`."""
+    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+        """See `Step`."""
         set_passes(self.model, 1)
-        with self.autocast, unfused(self.model, self.unfused):
-            prepared = self.entry.prepare(inputs)
-            logits = torch.cat([self.entry.forward(prepared) for _ in range(self.recipe.passes)])
-        cross_entropy, consistency = pass_losses(logits, labels, self.recipe.passes)
-        self.optimizer.zero_grad()
-        (cross_entropy + self.recipe.consistency * consistency).backward()
-        self.optimizer.step()
-        return torch.stack([cross_entropy, consistency]).detach().cpu()
+        return super().__call__(batch)
+
+    def logits(self, prepared: Tensor) -> Tensor:
+        """See `Step.logits`."""
+        first = self.entry.forward(prepared)
+        for layer in split_layers(self.model):
+            layer.drawn = layer.draw()
+        return torch.cat([first, self.entry.forward(prepared)])
+
+
+class TwoForwards(Trainer):
+    """A trainer by such steps."""
+
+    step_kind = StepOfTwoForwards
 
 
 def trainers(config: Config, device: str) -> dict[str, Trainer]:
@@ -114,16 +119,15 @@ def noise(size: tuple[int, int], count: int) -> Images:
 def seconds(trainer: Trainer, device: str) -> float:
     """Seconds of wall time for one step, including the work that CUDA still has to finish."""
     start = time.perf_counter()
-    take_step(trainer, device)
+    take_step(trainer)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def take_step(trainer: Trainer, device: str) -> None:
+def take_step(trainer: Trainer) -> None:
     """Make a step on all images of a trainer."""
-    images = trainer.train.settled()
-    trainer.step(images.take(range(len(images))).to(device), images.labels.to(device))
+    trainer.step(whole(trainer.train))
 
 
 def measure(found: Mapping[str, Trainer], rounds: int, device: str) -> dict[str, NDArray[np.float64]]:
@@ -143,10 +147,10 @@ def peak_bytes(trainer: Trainer, device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        take_step(trainer, device)
+        take_step(trainer)
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        take_step(trainer, device)
+        take_step(trainer)
     assert profiler.profiler is not None
     changes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     return int(np.cumsum(changes).max())

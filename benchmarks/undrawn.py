@@ -24,12 +24,12 @@ from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import provenance
-from training.config import adapter_config
 from training.loop import Trainer
-from training.options import ReadOptions
 from training.reading import Reader
+from training.recipe import adapter_config
 from training.reference import ExpertAdamW
 from training.tasks import find
+from training.tune_options import ReadOptions
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import BackboneError, ConfigError, DataError
 from mosa_deploy.utils.command_line import parse
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.method_settings import GROUPS
 from training.options import CompareConfig, EvaluateConfig
 from training.presets import preset
+from training.recipe import Recipe
 from training.tasks import OWN_IMAGES, TASKS, find
 
 

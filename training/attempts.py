@@ -18,9 +18,10 @@ from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.files import write_text
 from training import run
 from training.choice import Options, Outcome, Tried
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.dataset import Data, Read, read_dataset
 from training.loop import Watch
+from training.recipe import Recipe
 from training.search import Proposal
 from training.tasks.base import Splits
 from training.workers import Workers

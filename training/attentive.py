@@ -21,9 +21,9 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.seeds import derive
 from training.balance import class_weights, epoch_order
-from training.config import Recipe
 from training.data import ImageSet, normalise
 from training.loop import Row, progress
+from training.recipe import Recipe
 from training.scores import rank, validation_row
 
 KEPT_BYTES = 2 << 30

@@ -24,8 +24,9 @@ from mosa_deploy.utils.files import replacing, write_text
 from training import presets, run
 from training.attempts import SECONDS, TRIALS, Attempts, Tune
 from training.choice import Options, Tried, choose, section, why
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.fitting import check_fit, outline
+from training.recipe import Recipe
 from training.report import REPORT, VALIDATION, evaluate_command
 from training.run_settings import describe
 from training.search import ADAPTERS, Search

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mosa_deploy.errors import listed
-from training.options import Balance
+from training.tune_options import Balance
 
 FEW = 10
 """A class with fewer images is named."""

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from mosa_deploy.errors import ConfigError, DataError, MosaError, unknown_name
 from training import presets
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.fitting import check_fit
 from training.options import CompareConfig, names
+from training.recipe import Recipe
 from training.task_file import Options, read_task_file
 from training.tasks import TASKS, find
 from training.tasks.subset import Subset

@@ -1,7 +1,6 @@
-"""The settings of a run: the options of `mosa tune`, and the recipe that they and the task's preset give."""
+"""The options of `mosa tune`, and the recipe that they and the task's preset give."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -10,11 +9,7 @@ from mosa_deploy.bundles.adapter_config import (
     LOW_RANK_METHODS,
     SEQUENTIAL_STYLES,
     SPLIT_METHODS,
-    Activation,
-    AdapterConfig,
     Method,
-    Share,
-    Style,
     Target,
 )
 from mosa_deploy.bundles.decode import WHITE_16
@@ -22,51 +17,16 @@ from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
 from training.method_settings import ATTENTIVE_SETTINGS, AUTO, LOW_RANK_SETTINGS, METHODS_OF, SPLIT_ONLY
-from training.options import Balance, ReadOptions, Select, StreamOptions
-from training.recipes import RecipeName
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings that tune a task. Every task comes with one as its preset."""
-
-    backbone: str
-    bottleneck: int = AdapterConfig.bottleneck
-    experts: int = AdapterConfig.experts
-    share: Share = AdapterConfig.share
-    scale: float = AdapterConfig.scale
-    style: Style = AdapterConfig.style
-    targets: tuple[Target, ...] = AdapterConfig.targets
-    """The parts of each block that a low-rank method updates."""
-    dropout: float = AdapterConfig.dropout
-    epochs: int = 20
-    batch_size: int = 64
-    lr: float = 5e-3
-    weight_decay: float = 0.01
-    warmup_epochs: float = 2.0
-    passes: int = 2
-    """Forward passes per batch; with two, the consistency loss keeps their predictions close."""
-    consistency: float = 1.0
-    """Weight of the consistency loss."""
-    merge_scale: str = "expectation"
-    """expectation, learned or a number; see `training.merge_scale`."""
-    dense_epochs: int = 0
-    """The number of final epochs that train all experts at once, as the merged adapter."""
-    activate: Activation = AdapterConfig.activate
-    """How experts are drawn; see `AdapterConfig`."""
-    adapt_blocks: int | None = None
-    """The number of last blocks that have adapters; None is all of them."""
-    ema: float = 0.0
-    """Decay of the moving average of the weights, which is what is selected and saved; 0 keeps none."""
-    recipe: RecipeName = "ours"
-    """Where settings that no option gives came from, and the conventions of `training.recipes`."""
-    balance: Balance = "none"
-    """Whether all classes weigh the same, in the loss or by how often they are drawn."""
-    select: Select = "accuracy"
-    """What chooses the best epoch on validation."""
-
-
-MERGE_SCALES = ("expectation", "learned")
+from training.recipe import Recipe, flag, recipe_faults
+from training.tune_options import (
+    AugmentOptions,
+    Balance,
+    ExecutionOptions,
+    OptimOptions,
+    ReadOptions,
+    Select,
+    StreamOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -167,6 +127,12 @@ class TuneConfig:
     """Which images are left out."""
     streaming: StreamOptions = field(default_factory=StreamOptions)
     """How sets are read that are too large for memory."""
+    augmentation: AugmentOptions = field(default_factory=AugmentOptions)
+    """How training images are changed each time they are seen."""
+    optimisation: OptimOptions = field(default_factory=OptimOptions)
+    """How the weights are updated."""
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
+    """How a step is computed. The result is the same to rounding, so --resume may change these."""
     skip_duplicates: bool = False
     """Do not look for images that two sets have in common."""
     out: Path | None = None
@@ -196,7 +162,8 @@ class TuneConfig:
     def given(self) -> dict[str, Any]:
         """The settings that the command line gives."""
         fields = {field.name for field in dataclasses.fields(Recipe)}
-        return {name: value for name, value in vars(self).items() if name in fields and value is not None}
+        options = vars(self) | vars(self.augmentation) | vars(self.optimisation)
+        return {name: value for name, value in options.items() if name in fields and value is not None}
 
     def resolve(self, preset: Recipe) -> Recipe:
         """The preset or another recipe, changed as the command line says. `adapter` and `lora` have one expert.
@@ -242,59 +209,3 @@ class TuneConfig:
         if faults:
             raise ConfigError("; ".join(faults))
         return recipe
-
-
-def recipe_faults(recipe: Recipe) -> list[str]:
-    """One text for each fault of a recipe; empty if it has none."""
-    checks = {
-        "epochs": (recipe.epochs >= 1, "at least 1"),
-        "batch_size": (recipe.batch_size >= 1, "at least 1"),
-        "lr": (0 < recipe.lr < math.inf, "above 0"),
-        "passes": (recipe.passes in (1, 2), "1 or 2"),
-        "ema": (0 <= recipe.ema < 1, "at least 0, below 1"),
-        "consistency": (0 <= recipe.consistency < math.inf, "at least 0"),
-        "dense_epochs": (0 <= recipe.dense_epochs <= recipe.epochs, f"0 to {recipe.epochs}, the epochs"),
-    }
-    faults = [f"{flag(name)} {getattr(recipe, name)}: {text}" for name, (holds, text) in checks.items() if not holds]
-    try:
-        adapter_config(recipe)
-    except ConfigError as error:
-        faults.append(str(error))
-    return faults
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return f"--{name.replace('_', '-')}"
-
-
-def adapter_config(recipe: Recipe) -> AdapterConfig:
-    """The adapter's settings in a recipe. A learned merge scale is None (the expectation) until it is fitted.
-
-    Raises:
-        ConfigError: a setting is out of range; lists every fault at once.
-    """
-    return AdapterConfig(
-        bottleneck=recipe.bottleneck,
-        experts=recipe.experts,
-        share=recipe.share,
-        scale=recipe.scale,
-        dropout=recipe.dropout,
-        merge_scale=None if recipe.merge_scale in MERGE_SCALES else merge_scale(recipe.merge_scale),
-        style=recipe.style,
-        targets=recipe.targets,
-        activate=recipe.activate,
-        blocks=recipe.adapt_blocks,
-    )
-
-
-def merge_scale(text: str) -> float:
-    """Read a merge scale that is given as a number.
-
-    Raises:
-        ConfigError: the text is no number.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"--merge-scale {text}: choose {', '.join(MERGE_SCALES)} or a number") from None

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,8 +12,40 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
 from training.tasks.base import Example
 
-Batch = tuple[Tensor, Tensor]
-"""Pixels (B, H, W, 3) uint8 and labels (B,) int64."""
+
+class Cut(NamedTuple):
+    """Which images of a set are in a batch, or in a part of one."""
+
+    rows: Tensor
+    """Their rows in the set, (B,) int64."""
+    places: Tensor
+    """Their places in the whole batch, (B,) int64, in rising order."""
+    total: int
+    """The number of images in the whole batch."""
+
+
+def cuts(order: Tensor, size: int) -> list[Cut]:
+    """The batches of an epoch that goes through the images in this order, `size` at a time."""
+    return [Cut(rows, torch.arange(len(rows)), len(rows)) for rows in order.split(size)]
+
+
+class Batch(NamedTuple):
+    """The images of a cut that can be read."""
+
+    pixels: Tensor
+    """(B, H, W, 3) uint8, or the tokens of frozen blocks."""
+    labels: Tensor
+    """(B,) int64."""
+    cut: Cut
+
+    def parts(self, count: int) -> Iterator[Self]:
+        """The batch in `count` parts of nearly equal size; there are fewer if it has fewer images."""
+        for index in torch.arange(len(self.labels)).tensor_split(count):
+            if len(index):
+                where = slice(int(index[0]), int(index[-1]) + 1)
+                rows, places, total = self.cut
+                cut = Cut(rows[where], places[where], total)
+                yield type(self)(self.pixels[where], self.labels[where], cut)
 
 
 class ImageSource(Protocol):
@@ -28,8 +60,8 @@ class ImageSource(Protocol):
         """The number of labels."""
         ...
 
-    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
-        """The images in this order, `size` at a time."""
+    def batches(self, cuts: Sequence[Cut]) -> Iterator[Batch]:
+        """The images of these batches."""
         ...
 
     def settled(self) -> "ImageSet":
@@ -73,13 +105,18 @@ class Images:
         """See `ImageSet.split`."""
         yield from torch.split(self.pixels, size)
 
-    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+    def batches(self, cuts: Sequence[Cut]) -> Iterator[Batch]:
         """See `ImageSource.batches`."""
-        return ((self.pixels[index], self.labels[index]) for index in order.split(size))
+        return (Batch(self.pixels[cut.rows], self.labels[cut.rows], cut) for cut in cuts)
 
     def settled(self) -> ImageSet:
         """See `ImageSource.settled`."""
         return self
+
+
+def whole(source: ImageSource) -> Batch:
+    """All images of a set in one batch."""
+    return next(iter(source.batches(cuts(torch.arange(len(source)), len(source)))))
 
 
 def check_classes(images: ImageSet, classes: Sequence[str], what: str) -> None:

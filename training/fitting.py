@@ -6,8 +6,9 @@ from mosa_deploy.adapters.probe import check_features
 from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_style
 from mosa_deploy.backbones.load import outline_of
 from mosa_deploy.bundles.adapter_config import PROBES
-from training.config import Recipe, TuneConfig, adapter_config
+from training.config import TuneConfig
 from training.method_settings import AUTO
+from training.recipe import Recipe, adapter_config
 
 
 @cache

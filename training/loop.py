@@ -17,21 +17,21 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from mosa_deploy.adapters.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
-from mosa_deploy.adapters.loss import pass_losses
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.files import write_bytes
 from mosa_deploy.utils.seeds import derive
-from training.attention import unfused
 from training.average import WeightAverage
 from training.balance import class_weights, epoch_order
-from training.config import Recipe
-from training.data import ImageSet, ImageSource
+from training.data import ImageSet, ImageSource, cuts
 from training.entry import Entry, cut
+from training.recipe import Recipe
 from training.recipes import CONVENTIONS
 from training.reference import expert_adamw, set_backbone_dropout
 from training.scores import rank, validation_row
+from training.step import Step, autocast
+from training.tune_options import ExecutionOptions
 
 Row = dict[str, float]
 
@@ -75,6 +75,8 @@ def logits_of(model: nn.Module, entry: Entry, images: ImageSet, device: str, bat
 class Trainer:
     """Tunes the adapters and the head of `model` on `train`, and keeps the epoch that is best on `validation`."""
 
+    step_kind: type[Step] = Step
+
     def __init__(
         self,
         model: Transformer,
@@ -85,26 +87,36 @@ class Trainer:
         seed: int,
         device: str,
         precision: str = "fp32",
+        execution: ExecutionOptions | None = None,
     ) -> None:
         self.model = model.to(device)
-        self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-        self.unfused = device == "cpu" and precision == "bf16"
         conventions = CONVENTIONS[recipe.recipe]
         self.entry = Entry.whole(model, preprocess)
         if recipe.adapt_blocks is not None and not conventions.backbone_dropout:
-            self.entry, train, validation = cut(model, train, validation, preprocess, device, self.autocast)
+            context = autocast(device, precision)
+            self.entry, train, validation = cut(model, train, validation, preprocess, device, context)
         self.train, self.validation = train, validation
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
         self.state = State()
         self.classes = model.get_classifier().out_features
-        weighted = recipe.balance == "loss"
-        self.class_weights = class_weights(train.labels, self.classes).to(device) if weighted else None
         self.steps = math.ceil(len(train) / recipe.batch_size)
         freeze(self.model)
         set_passes(self.model, recipe.passes)
         set_backbone_dropout(model, conventions.backbone_dropout)
         self.optimizer = self.make_optimizer()
         self.average = WeightAverage(model, recipe.ema)
+        weights = class_weights(train.labels, self.classes).to(device) if recipe.balance == "loss" else None
+        self.step = self.step_kind(
+            model,
+            self.entry,
+            self.optimizer,
+            self.average,
+            recipe,
+            execution or ExecutionOptions(),
+            device,
+            precision,
+            weights,
+        )
         self.rates = 1 if conventions.lr_per_epoch else self.steps
         warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
         self.schedule = CosineLRScheduler(
@@ -170,18 +182,18 @@ class Trainer:
         self.model.train()
         sums, seen, start = torch.zeros(2), 0, time.perf_counter()
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
-        batches = self.train.batches(order, self.recipe.batch_size)
+        batches = self.train.batches(cuts(order, self.recipe.batch_size))
         bar = progress(batches, f"epoch {epoch + 1}/{self.recipe.epochs}{left}", self.steps)
-        for step, (inputs, labels) in enumerate(bar):
+        for step, batch in enumerate(bar):
             self.schedule.step_update(epoch * self.rates + step * self.rates // self.steps)
-            losses = self.step(inputs.to(self.device), labels.to(self.device))
+            losses, images = self.step(batch)
             if not torch.isfinite(losses).all():
                 raise TrainingError(
                     f"the loss is {float(losses.sum())} at epoch {epoch + 1}, step {step + 1}: lower --lr"
                     f" (now {self.recipe.lr:g}); the epochs before are kept"
                 )
-            sums += losses * len(labels)
-            seen += len(labels)
+            sums += losses * images
+            seen += images
         means = sums / seen
         return {
             "epoch": epoch + 1,
@@ -195,19 +207,6 @@ class Trainer:
         """How long the epochs that are not finished take, at the last one's speed, without validation: `12:30`."""
         images = (self.recipe.epochs - self.state.epoch) * len(self.train)
         return str(tqdm.format_interval(images / self.state.history[-1]["images_per_second"]))
-
-    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Make one update, with all passes in one batch; returns (cross entropy, consistency loss) on the CPU."""
-        passes = self.recipe.passes
-        with self.autocast, unfused(self.model, self.unfused):
-            prepared = self.entry.prepare(inputs)
-            logits = self.entry.forward(prepared.repeat(passes, *[1] * (prepared.ndim - 1)))
-        cross_entropy, consistency = pass_losses(logits, labels, passes, self.class_weights)
-        self.optimizer.zero_grad()
-        (cross_entropy + self.recipe.consistency * consistency).backward()
-        self.optimizer.step()
-        self.average.update()
-        return torch.stack([cross_entropy, consistency]).detach().cpu()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint of the finished epochs."""

@@ -1,75 +1,10 @@
 """The options of `mosa evaluate` and `mosa compare`. Those of `mosa tune` are in `training.config`."""
 
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from mosa_deploy.bundles.decode import PILLOW_PIXELS
 from mosa_deploy.errors import ConfigError
-
-Balance = Literal["none", "loss", "sampler"]
-"""Whether all classes weigh the same: not, in the loss, or by how often they are drawn."""
-
-Select = Literal["accuracy", "balanced", "loss"]
-"""What chooses the best epoch on validation: accuracy, its mean over the classes, or the loss."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Which images are left out."""
-
-    max_unreadable: str = "1%"
-    """How many images may be unreadable, of all sets together: a percentage or a number. They are listed and left
-    out."""
-    max_pixels: int = PILLOW_PIXELS
-    """An image with more pixels counts as unreadable; nothing of it is decoded."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError with every fault at once."""
-        faults = [] if self.max_pixels >= 1 else [f"--max-pixels {self.max_pixels}: at least 1"]
-        given = re.fullmatch(r"([0-9]+)|([0-9]+(?:\.[0-9]+)?)%", self.max_unreadable.strip())
-        if given is None or (given[2] and float(given[2]) > 100):
-            faults.append(
-                f"--max-unreadable {self.max_unreadable}: give a percentage such as 1%, or a number of images"
-            )
-        if faults:
-            raise ConfigError("; ".join(faults))
-
-    def allowed(self, total: int) -> int:
-        """The number of unreadable images that is allowed of `total`."""
-        text = self.max_unreadable.strip()
-        # In floating point 29 % of 100 is slightly below 29.
-        return int(round(float(text[:-1]) * total / 100, 6)) if text.endswith("%") else int(text)
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """How sets are read that are too large for memory."""
-
-    cache: Path | None = None
-    """Decode images into a cache in this folder while they are used, instead of into memory. Default: sets of more than
-    1 GB of pixels, in ~/.cache/mosa-deploy/images."""
-    cache_size: float = 50.0
-    """The most that the cache may hold, in GB."""
-    workers: int | None = None
-    """Processes that decode images into the cache. Default: one per core, at most 8."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError with every fault at once."""
-        faults = []
-        if not self.cache_size > 0:
-            faults.append(f"--cache-size {self.cache_size:g}: above 0, in GB")
-        if self.workers is not None and self.workers < 1:
-            faults.append(f"--workers {self.workers}: at least 1")
-        if faults:
-            raise ConfigError("; ".join(faults))
-
-    @property
-    def processes(self) -> int:
-        """The number of worker processes."""
-        return self.workers or min(8, os.cpu_count() or 1)
+from training.tune_options import ReadOptions
 
 
 @dataclass(frozen=True)

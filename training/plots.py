@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mosa_deploy.utils.files import replacing
 from training.loop import Row
-from training.options import Select
 from training.scores import ECE_BINS, classification_metrics, kept, reliability
+from training.tune_options import Select
 
 COLUMNS = 6
 """Tiles beside each other."""

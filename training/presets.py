@@ -2,7 +2,8 @@
 
 from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.adapter_config import PROBES
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
+from training.recipe import Recipe
 from training.tasks.base import REAL, Task
 
 TOY = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)

@@ -20,8 +20,8 @@ from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import ImageSet
 from training.loop import Row, predict
-from training.options import Balance, Select
 from training.scores import balanced_accuracy, kept
+from training.tune_options import Balance, Select
 
 GRID = tuple(10.0**power for power in range(-3, 4))
 MAX_ITERATIONS, TOLERANCE = 20_000, 1e-6

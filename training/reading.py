@@ -18,8 +18,8 @@ from training.data import Images, ImageSet
 from training.duplicates import Mark
 from training.headers import Headers
 from training.inspection import Finding, Inspection, inspect
-from training.options import ReadOptions
 from training.tasks.base import Example
+from training.tune_options import ReadOptions
 
 DARK = 64
 """A data set without any pixel of at least this value of 255 is suspect."""

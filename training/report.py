@@ -17,9 +17,9 @@ from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
 from training import plots
-from training.config import Recipe
 from training.events import closing, write_events
 from training.loop import Row
+from training.recipe import Recipe
 from training.scores import classification_metrics, confusions, kept
 
 REPORT = "report.md"

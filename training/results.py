@@ -17,10 +17,10 @@ from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
 from training import run
 from training.chance import chance_remarks, temperature_remarks
-from training.config import Recipe
 from training.data import ImageSet
 from training.dataset import Dataset
 from training.loop import Row, predict
+from training.recipe import Recipe
 from training.report import write_report
 from training.scores import classification_metrics, fit_temperature
 

@@ -7,7 +7,8 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.decode import PILLOW_PIXELS
 from mosa_deploy.bundles.format_version import VERSION_KEY, Fields, FileFormat
 from mosa_deploy.errors import ConfigError
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
+from training.recipe import Recipe
 
 
 def state_version(fields: Fields) -> Fields:
@@ -27,11 +28,19 @@ def add_recipe(fields: Fields) -> Fields:
     return {"features": "cls", "recipe": "ours", "balance": "none", "select": "accuracy"} | fields
 
 
+def add_steps(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 5: how images are changed in training, and how weights are updated."""
+    images: Fields = {"augment": "none", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    updates: Fields = {"opt": "adamw", "sched": "cosine", "clip_grad": 0.0, "patience": 0}
+    model: Fields = {"head_dropout": 0.0, "head_samples": 1, "layer_decay": 1.0, "drop_path": 0.0}
+    return images | updates | model | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images, add_recipe),
+    migrations=(state_version, add_images, add_recipe, add_steps),
     unstated=1,
 )
 

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.options import Select
+from training.tune_options import Select
 
 ECE_BINS = 15
 

@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, SPLIT_METHODS
 from mosa_deploy.utils.seeds import derive
 from training.choice import Options, Outcome
-from training.config import Recipe
 from training.loop import Row
+from training.recipe import Recipe
 
 ADAPTERS = ("adapter", "lora", "mosa")
 """The methods that are tried, in this order."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import DataError
 from training.cache import EMPTY, READABLE, CachedSet, checksum, finding
-from training.data import Batch, ImageSet
+from training.data import Batch, Cut, ImageSet
 from training.inspection import Finding, Inspection
 from training.tasks.base import Example
 from training.workers import CHUNK, Workers, finish
@@ -53,9 +53,9 @@ class CachedImages:
         """See `ImageSet.split`."""
         return (self.take(index) for index in torch.arange(len(self)).split(size))
 
-    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+    def batches(self, cuts: Sequence[Cut]) -> Iterator[Batch]:
         """See `ImageSource.batches`."""
-        return ((self.take(index), self.labels[index]) for index in order.split(size))
+        return (Batch(self.take(cut.rows), self.labels[cut.rows], cut) for cut in cuts)
 
     def settled(self) -> ImageSet:
         """See `ImageSource.settled`."""
@@ -88,18 +88,17 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
-        """See `ImageSource.batches`. The workers go ahead in this order, and one batch is read ahead."""
-        return (batch for batch in self._read(order, size) if len(batch[1]))
+    def batches(self, cuts: Sequence[Cut]) -> Iterator[Batch]:
+        """See `ImageSource.batches`. The workers go ahead in this order, and one batch is read ahead.
 
-    def _read(self, order: Tensor, size: int) -> Iterator[Batch]:
-        """The batches; one whose images all cannot be read is empty."""
-        self.ahead(order.numpy())
+        A batch whose images all cannot be read is empty.
+        """
+        self.ahead(np.concatenate([cut.rows.numpy() for cut in cuts]))
         reader = ThreadPoolExecutor(1)
         pending: deque[Future[Batch]] = deque()
         try:
-            for index in order.split(size):
-                pending.append(reader.submit(self._batch, index.numpy()))
+            for cut in cuts:
+                pending.append(reader.submit(self._batch, cut))
                 if len(pending) > 1:
                     yield pending.popleft().result()
             yield from (batch.result() for batch in pending)
@@ -144,10 +143,12 @@ class StreamedImages:
             jobs = [(row, self.examples[row]) for row in chunk]
             self._jobs.update(dict.fromkeys(chunk, self.workers.decode(self.cached, self.how, jobs, again)))
 
-    def _batch(self, rows: Rows) -> Batch:
+    def _batch(self, cut: Cut) -> Batch:
+        rows = cut.rows.numpy()
         self._decoded(rows)
-        kept = rows[self.records["state"][rows] == READABLE]
-        return torch.from_numpy(self.pixels[kept]), self.labels[kept]
+        readable = torch.from_numpy(self.records["state"][rows] == READABLE)
+        kept = Cut(cut.rows[readable], cut.places[readable], cut.total)
+        return Batch(torch.from_numpy(self.pixels[kept.rows.numpy()]), self.labels[kept.rows], kept)
 
     def _decoded(self, rows: Rows) -> None:
         """Wait until these images are there, and decode those again that are damaged.

@@ -12,9 +12,10 @@ from typing import Any
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.method_settings import ATTENTIVE_SETTINGS, LOW_RANK_SETTINGS
 from training.presets import is_embedded
+from training.recipe import Recipe
 
 Setting = tuple[tuple[str, Any], ...]
 """Changes to the centre, sorted by name: factors for `lr` and `scale`, values for everything else. () is the centre."""

@@ -27,13 +27,14 @@ from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.arguments import tune_config
 from training.attentive import fit_attentive
-from training.config import TuneConfig, adapter_config
+from training.config import TuneConfig
 from training.dataset import Read, read_dataset
 from training.events import write_events
 from training.loop import Row, Trainer, Watch
 from training.merge_scale import fit_merge_scale
 from training.presets import backbone_remarks, choose_image_size, preset
 from training.probe import fit_probe
+from training.recipe import adapter_config
 from training.recipes import CONVENTIONS
 from training.recipes import remarks as recipe_remarks
 from training.reference import start_head
@@ -131,7 +132,9 @@ def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None
             start_head(model, conventions.head_bias)
         adapter = adapter_config(recipe)
         attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
-        trainer = Trainer(model, train, validation, preprocess, recipe, config.seed, device, precision)
+        trainer = Trainer(
+            model, train, validation, preprocess, recipe, config.seed, device, precision, config.execution
+        )
         rows = fit(trainer, out, config.resume, watch)
         if recipe.merge_scale == "learned":
             adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation.settled(), preprocess, device))

@@ -47,6 +47,8 @@ class SplitLinear(nn.Module):
     the E experts in a random order: each image's expert is as likely as before, and every step trains all experts.
     With `dense` no expert is drawn: training uses the merged weight too. `merge_scale` is m; it is 1 / E if None is
     given.
+
+    Every forward pass draws, unless the experts of a whole step are held (`adapters.draws`).
     """
 
     base: Tensor
@@ -71,6 +73,9 @@ class SplitLinear(nn.Module):
         self.passes = 1
         self.dense = False
         self.drawn: Sequence[int] = ()
+        self.held = False
+        """Whether forward passes use `drawn` as it is, for groups of these `sizes`."""
+        self.sizes: Sequence[int] = ()
         self.generator = generator
         self.weight = nn.Parameter(torch.zeros_like(base))
         # As in nn.Linear, a layer without a bias has None here, whatever the annotation says.
@@ -100,8 +105,9 @@ class SplitLinear(nn.Module):
         """(..., in) -> (..., out); in training the first dimension is a multiple of `passes`."""
         if self.dense or not self.training:
             return F.linear(x, *self.merged())
-        self.drawn = self.draw()
-        return self.by_experts(x, self.drawn)
+        if not self.held:
+            self.drawn, self.sizes = self.draw(), ()
+        return self.by_experts(x, self.drawn, self.sizes)
 
     def draw(self) -> list[int]:
         """The experts of a training batch, one per group: `passes` of them, or `passes` times all in random orders."""
@@ -112,12 +118,20 @@ class SplitLinear(nn.Module):
             drawn = torch.cat(orders)
         return [int(k) for k in drawn]
 
-    def by_experts(self, x: Tensor, drawn: Sequence[int]) -> Tensor:
-        """(..., in) -> (..., out), with the expert of each group given; groups of a part differ by at most one image.
+    @property
+    def groups(self) -> int:
+        """The number of groups of a pass."""
+        return 1 if self.activate == "per-pass" else self.experts
 
-        A part of fewer images than groups leaves the last groups empty, so that its images get distinct experts.
+    def by_experts(self, x: Tensor, drawn: Sequence[int], sizes: Sequence[int] = ()) -> Tensor:
+        """(..., in) -> (..., out), with the expert of each group given.
+
+        `sizes` are the numbers of images in the groups of a pass. Without them the groups differ by at most one image;
+        fewer images than groups leave the last groups empty, so that each image has an expert of its own.
         """
-        groups = [group for part in x.chunk(self.passes) for group in part.tensor_split(len(drawn) // self.passes)]
+        count = len(drawn) // self.passes
+        parts = x.chunk(self.passes)
+        groups = [group for part in parts for group in (part.split(list(sizes)) if sizes else part.tensor_split(count))]
         experts = {k: self.expert(k) for k in set(drawn)}
         return torch.cat([F.linear(group, *experts[k]) for group, k in zip(groups, drawn, strict=True)])
 

@@ -40,9 +40,9 @@ from mosa_deploy.adapters.attach import attach
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import ConfigError
 from tests.support.walker import ROOT
-from training.config import Recipe, adapter_config
-from training.data import Images, normalise
+from training.data import Images, normalise, whole
 from training.loop import Trainer
+from training.recipe import Recipe, adapter_config
 
 TINY = (
     "--backbone vit_tinyd6_patch4_32.cifar10 --depth 1 --bottleneck 4 --training-batch 2 --training-bottleneck 4"
@@ -256,7 +256,7 @@ def test_the_training_step_is_the_trainers(toy: Toy, experts: int, forwards: int
         group["lr"] = recipe.lr
     step = TrainingStep(pair[1], normalise(pixels, preprocess), batch.labels, forwards, torch.float32)
     for _ in range(3):
-        torch.testing.assert_close(step(), trainer.step(pixels, batch.labels).sum())
+        torch.testing.assert_close(step(), trainer.step(whole(batch))[0].sum())
     states = [model.state_dict() for model in pair]
     torch.testing.assert_close(states[1], states[0])
     assert not states[0]["blocks.0.adapter.up.weight"].equal(torch.zeros_like(states[0]["blocks.0.adapter.up.weight"]))

@@ -15,8 +15,9 @@ from mosa_deploy.errors import ConfigError, DataError
 from tests.support.images import write_jpegs
 from training.config import TuneConfig
 from training.evaluate import evaluate
-from training.options import EvaluateConfig, ReadOptions
+from training.options import EvaluateConfig
 from training.tune import tune
+from training.tune_options import ReadOptions
 
 
 @pytest.fixture

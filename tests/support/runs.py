@@ -17,7 +17,7 @@ from mosa_deploy.bundles.decode import encode
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import Backbone, Record
 from tests.support.models import perturb
-from training.config import Recipe
+from training.recipe import Recipe
 from training.tasks.base import Example, Splits, stratified
 from training.tasks.digits import Digits
 

@@ -11,8 +11,8 @@ from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy
 from training import attentive
 from training.attentive import Patches, fit_attentive
-from training.config import Recipe
 from training.loop import Row, predict
+from training.recipe import Recipe
 
 RECIPE = Recipe(backbone="toy", epochs=6, lr=2e-2, batch_size=16)
 

@@ -14,9 +14,10 @@ from tests.support.runs import Few
 from training import auto, tasks
 from training.auto import PROBES, fitting, tune_auto
 from training.choice import Tried, choose, why
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.dataset import Read, read_dataset
 from training.loop import Row, Watch
+from training.recipe import Recipe
 from training.run import read_settings
 from training.search import ADAPTERS, Search
 from training.tune import tune

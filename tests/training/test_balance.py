@@ -13,10 +13,11 @@ from mosa_deploy.errors import ConfigError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy
 from training.balance import class_weights, epoch_order, small_class_remarks
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.data import Images
 from training.loop import predict
 from training.probe import fit_probe
+from training.recipe import Recipe
 
 LABELS = torch.tensor([0] * 90 + [1] * 9 + [2] * 1)
 

@@ -14,9 +14,10 @@ from tests.support.runs import Few
 from training import tasks
 from training.compare import compare, main, validation
 from training.compared import source
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.evaluate import evaluate
 from training.options import CompareConfig, EvaluateConfig
+from training.recipe import Recipe
 from training.result_rows import Result, Subject, accuracies, add_earlier, read_results
 from training.result_table import differences, tables, write_comparison
 from training.run import METRICS

@@ -11,10 +11,10 @@ from tests.support.images import PREPROCESS, write_jpegs
 from training import run
 from training.config import TuneConfig
 from training.dataset import Data, StreamedDataset, read_dataset
-from training.options import ReadOptions, StreamOptions
 from training.tasks.base import Example, Splits
 from training.tasks.folder import Folder
 from training.tune import tune
+from training.tune_options import ReadOptions, StreamOptions
 from training.workers import Workers
 
 

@@ -12,10 +12,10 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from tests.support import swin
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
-from training.config import Recipe, adapter_config
 from training.data import normalise
 from training.entry import Entry, cut
 from training.loop import Trainer, logits_of, predict
+from training.recipe import Recipe, adapter_config
 
 IMAGES, HELD_OUT = random_images(20, 3), random_images(9, 3, seed=1)
 
@@ -83,6 +83,7 @@ def test_cached_and_computed_anew_and_whole_give_the_same_run(toy: Toy) -> None:
     cached, anew, whole = (trainer(toy) for _ in range(3))
     anew.entry, whole.entry = Entry.before_adapters(anew.model, PREPROCESS), Entry.whole(whole.model, PREPROCESS)
     for each in (anew, whole):
+        each.step.entry = each.entry
         each.train, each.validation = IMAGES, HELD_OUT
     for each in (cached, anew, whole):
         each.fit(lambda trainer: None)

@@ -19,10 +19,11 @@ from mosa_deploy.errors import ConfigError, DataError, MosaError
 from tests.support.images import DATA, write_jpegs
 from tests.support.runs import Few
 from training import tasks
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.evaluate import evaluate, main
 from training.options import EvaluateConfig
 from training.reading import decode_all
+from training.recipe import Recipe
 from training.tasks.base import Example, Splits
 from training.tasks.cifar10 import CLASSES
 from training.tune import tune

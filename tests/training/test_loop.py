@@ -13,8 +13,9 @@ from mosa_deploy.adapters.merge import merge
 from mosa_deploy.errors import TrainingError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
-from training.config import Recipe, adapter_config
+from training.data import whole
 from training.loop import Trainer, predict
+from training.recipe import Recipe, adapter_config
 
 RECIPE = Recipe(backbone="toy", bottleneck=4, experts=3, dropout=0.0, epochs=3, batch_size=8, lr=1e-2)
 
@@ -66,7 +67,7 @@ def test_step_sends_both_passes_as_one_batch_and_the_first_alone_meets_the_label
     seen: list[Tensor] = []
     trainer.model.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output.detach())))
     images = random_images(8, 3)
-    cross_entropy, consistency = trainer.step(images.pixels, images.labels).tolist()
+    cross_entropy, consistency = trainer.step(whole(images))[0].tolist()
     assert len(seen) == 2
     inputs, logits = seen
     np.testing.assert_array_equal(inputs[:8], inputs[8:])
@@ -86,7 +87,7 @@ def test_consistency_weight_multiplies_its_gradient(toy: Toy) -> None:
         trainer.model.train()
         for group in trainer.optimizer.param_groups:
             group["lr"] = 0.0
-        trainer.step(images.pixels, images.labels)
+        trainer.step(whole(images))
         gradient = split_layers(trainer.model)[0].weight.grad
         assert gradient is not None
         moved[weight] = gradient.double().numpy()
@@ -113,7 +114,7 @@ def test_bf16_steps_differ_from_fp32_and_validation_does_not(toy: Toy) -> None:
         )
         logits = predict(trainer.model, images, PREPROCESS, "cpu")
         trainer.model.train()
-        losses[precision] = (logits, trainer.step(images.pixels, images.labels))
+        losses[precision] = (logits, trainer.step(whole(images))[0])
     assert torch.equal(losses["fp32"][0], losses["bf16"][0])
     assert not torch.equal(losses["fp32"][1], losses["bf16"][1])
     np.testing.assert_allclose(losses["fp32"][1], losses["bf16"][1], rtol=0.05, atol=0.02)
@@ -153,7 +154,7 @@ def test_step_moves_adapters_and_head_and_nothing_else(toy: Toy) -> None:
     trainer.model.train()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     images = random_images(8, 3)
-    trainer.step(images.pixels, images.labels)
+    trainer.step(whole(images))
     moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     learnt = {name for name in task_state(trainer.model) if not name.endswith((".base", ".owner"))}
     assert moved == learnt
@@ -224,10 +225,10 @@ def test_the_loss_may_select(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_balanced_loss_weighs_classes_by_their_training_images(toy: Toy) -> None:
     plain, balanced = (make_trainer(toy, balance=balance) for balance in ("none", "loss"))
     counts = balanced.train.labels.bincount(minlength=3).numpy()
-    assert balanced.class_weights is not None
-    np.testing.assert_allclose(balanced.class_weights.numpy(), counts.sum() / (3 * counts), rtol=1e-6)
-    few = torch.tensor([0, 0, 0, 2])
-    losses = [trainer.step(random_images(4, 3).pixels, few) for trainer in (plain, balanced)]
+    assert balanced.step.class_weights is not None
+    np.testing.assert_allclose(balanced.step.class_weights.numpy(), counts.sum() / (3 * counts), rtol=1e-6)
+    few = whole(dataclasses.replace(random_images(4, 3), labels=torch.tensor([0, 0, 0, 2])))
+    losses = [trainer.step(few)[0] for trainer in (plain, balanced)]
     assert float(losses[0][0]) != pytest.approx(float(losses[1][0]), rel=1e-4)
 
 

@@ -21,10 +21,11 @@ from mosa_deploy.bundles.probe_features import Features
 from mosa_deploy.errors import ConfigError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
 from training.data import Images
 from training.loop import predict
 from training.probe import GRID, fit_probe
+from training.recipe import Recipe
 from training.tune import tune
 
 TRAIN, HELD_OUT = 60, 30

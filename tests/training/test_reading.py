@@ -10,9 +10,9 @@ from PIL import Image
 from mosa_deploy.bundles.decode import encode
 from mosa_deploy.errors import ConfigError, DataError
 from tests.support.images import PREPROCESS
-from training.options import ReadOptions
 from training.reading import Reader, decode_all
 from training.tasks.base import Example
+from training.tune_options import ReadOptions
 
 
 def examples(count: int) -> list[Example]:

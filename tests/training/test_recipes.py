@@ -8,7 +8,8 @@ import pytest
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError
-from training.config import Recipe, TuneConfig
+from training.config import TuneConfig
+from training.recipe import Recipe
 from training.recipes import CONVENTIONS, SETTINGS, Conventions, remarks
 from training.tune import tune
 

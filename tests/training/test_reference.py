@@ -9,8 +9,8 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from tests.support.adamw import BETAS, DECAY, EPS, EXPERTS, RATES, adamw, gradients_of, split_layer, tuned
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy
-from training.config import Recipe, adapter_config
 from training.loop import Trainer
+from training.recipe import Recipe, adapter_config
 from training.reference import set_backbone_dropout, start_head
 
 

@@ -15,10 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.record import Backbone, Record
 from tests.support.images import PREPROCESS
-from training.config import Recipe
 from training.events import EVENTS
 from training.loop import Row
 from training.plots import draw_calibration, draw_confusion, draw_curves
+from training.recipe import Recipe
 from training.report import write_report
 from training.scores import classification_metrics
 

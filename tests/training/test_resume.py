@@ -23,7 +23,8 @@ from training.tune import tune
 
 def kill_within_its_second_epoch(config: TuneConfig) -> str:
     """Tune in a process of its own that is killed; returns what it had said by then."""
-    code = f"from pathlib import *; from training.config import *; from training.tune import tune; tune({config})"
+    modules = ("pathlib", "training.config", "training.tune_options", "training.tune")
+    code = "; ".join([*(f"from {module} import *" for module in modules), f"tune({config})"])
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:

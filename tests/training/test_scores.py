@@ -4,7 +4,6 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from training.options import Select
 from training.scores import (
     classification_metrics,
     confusions,
@@ -13,6 +12,7 @@ from training.scores import (
     reliability,
     validation_row,
 )
+from training.tune_options import Select
 
 
 def draw(count: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

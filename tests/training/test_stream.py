@@ -19,7 +19,7 @@ from tests.support.images import PREPROCESS, write_jpegs
 from tests.support.waiting import wait_for
 from tests.support.walker import ROOT
 from training.cache import FILES, CachedSet, reserve
-from training.data import Batch, Images
+from training.data import Batch, Images, cuts
 from training.inspection import Inspection
 from training.reading import decode_all
 from training.stream import StreamedImages
@@ -54,27 +54,29 @@ def streamed(root: Path, examples: list[Example], workers: Workers) -> StreamedI
 
 
 def same(found: Iterator[Batch], expected: Iterator[Batch]) -> bool:
-    pairs = zip(found, expected, strict=True)
-    return all(torch.equal(ours, theirs) for pair in pairs for ours, theirs in zip(*pair, strict=True))
+    return all(
+        torch.equal(ours.pixels, theirs.pixels) and torch.equal(ours.labels, theirs.labels)
+        for ours, theirs in zip(found, expected, strict=True)
+    )
 
 
 def test_batches_are_those_of_images_in_memory_whether_the_cache_is_cold_or_warm(
     examples: list[Example], decoded: Images, workers: Workers, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        assert same(streamed(tmp_path, examples, workers).batches(ORDER, 7), decoded.batches(ORDER, 7))
+        assert same(streamed(tmp_path, examples, workers).batches(cuts(ORDER, 7)), decoded.batches(cuts(ORDER, 7)))
 
 
 def test_one_worker_decodes_what_two_do(examples: list[Example], decoded: Images, tmp_path: Path) -> None:
     with Workers(1) as single:
-        assert same(streamed(tmp_path, examples, single).batches(ORDER, 7), decoded.batches(ORDER, 7))
+        assert same(streamed(tmp_path, examples, single).batches(cuts(ORDER, 7)), decoded.batches(cuts(ORDER, 7)))
 
 
 def test_images_beyond_the_first_batches_are_decoded_ahead(
     examples: list[Example], workers: Workers, tmp_path: Path
 ) -> None:
     images = streamed(tmp_path, examples, workers)
-    batches = images.batches(torch.arange(40), 4)
+    batches = images.batches(cuts(torch.arange(40), 4))
     next(batches)
     wait_for(lambda: bool(images.records["state"].all()))
 
@@ -84,9 +86,9 @@ def test_two_runs_may_fill_one_cache(
 ) -> None:
     first, second = (streamed(tmp_path, examples, workers) for _ in range(2))
     orders = ORDER, ORDER.flip(0)
-    found = [images.batches(order, 7) for images, order in zip((first, second), orders, strict=True)]
+    found = [images.batches(cuts(order, 7)) for images, order in zip((first, second), orders, strict=True)]
     for order, both in zip(orders, zip(*zip(*found, strict=True), strict=True), strict=True):
-        assert same(iter(both), decoded.batches(order, 7))
+        assert same(iter(both), decoded.batches(cuts(order, 7)))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -94,9 +96,9 @@ def test_a_cache_that_is_cut_short_is_filled_again(
     examples: list[Example], decoded: Images, workers: Workers, tmp_path: Path, name: str
 ) -> None:
     cached = streamed(tmp_path, examples, workers).cached
-    list(streamed(tmp_path, examples, workers).batches(ORDER, 7))
+    list(streamed(tmp_path, examples, workers).batches(cuts(ORDER, 7)))
     os.truncate(cached.folder / name, 1000)
-    assert same(streamed(tmp_path, examples, workers).batches(ORDER, 7), decoded.batches(ORDER, 7))
+    assert same(streamed(tmp_path, examples, workers).batches(cuts(ORDER, 7)), decoded.batches(cuts(ORDER, 7)))
     assert (cached.folder / name).stat().st_size == cached.files()[cached.folder / name]
 
 
@@ -124,16 +126,14 @@ def test_unreadable_images_are_left_out_of_their_batches(
 ) -> None:
     images = streamed(tmp_path, spoiled, workers)
     for _ in range(2):
-        batches = [*images.batches(torch.arange(40), 4)]
-        assert [len(labels) for _, labels in batches] == [3, 1, *[4] * 8]
-        assert torch.equal(batches[1][0], decoded.take([7]))
+        batches = [*images.batches(cuts(torch.arange(40), 4))]
+        assert [len(batch.labels) for batch in batches] == [3, 1, *[4] * 8]
+        assert torch.equal(batches[1].pixels, decoded.take([7]))
 
 
-def test_a_batch_without_any_readable_image_is_left_out(
-    spoiled: list[Example], workers: Workers, tmp_path: Path
-) -> None:
-    batches = streamed(tmp_path, spoiled, workers).batches(torch.arange(40), 2)
-    assert [len(labels) for _, labels in batches] == [2, 1, 1, *[2] * 16]
+def test_a_batch_without_any_readable_image_is_empty(spoiled: list[Example], workers: Workers, tmp_path: Path) -> None:
+    batches = streamed(tmp_path, spoiled, workers).batches(cuts(torch.arange(40), 2))
+    assert [len(batch.labels) for batch in batches] == [2, 1, 0, 1, *[2] * 16]
 
 
 def test_after_all_are_decoded_the_set_holds_those_that_can_be_read(
@@ -162,7 +162,7 @@ def test_a_worker_that_dies_is_one_line(examples: list[Example], tmp_path: Path)
     with Workers(2) as doomed:
         images = StreamedImages(cached, deadly, HOW, doomed, "train")
         with pytest.raises(TrainingError, match=r"^a process that decodes images died, .*: give fewer --workers, and"):
-            list(images.batches(torch.arange(40), 4))
+            list(images.batches(cuts(torch.arange(40), 4)))
 
 
 SLOW = """

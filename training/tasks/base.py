@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import DataError
-from training.config import Recipe
+from training.recipe import Recipe
 from training.tasks.groups import draw_groups
 
 SPLIT_SEED = 1

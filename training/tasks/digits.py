@@ -14,7 +14,7 @@ import numpy as np
 from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.decode import encode
 from mosa_deploy.bundles.preprocess import Pixels
-from training.config import Recipe
+from training.recipe import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
 
 

@@ -17,7 +17,7 @@ from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.folders import cache_folder
 from mosa_deploy.utils.network import why_unreachable
-from training.config import Recipe
+from training.recipe import Recipe
 from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
 from training.tasks.classes import read_classes
 from training.tasks.source import Source

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.decode import encode
 from mosa_deploy.utils.seeds import derive
-from training.config import Recipe
+from training.recipe import Recipe
 from training.tasks.base import Example, Splits
 
 SIZE = 32

@@ -1,0 +1,77 @@
+"""One update of the weights: a batch goes through the model in parts, and the gradients of all parts are added up."""
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mosa_deploy.adapters.draws import held_draws, place
+from mosa_deploy.adapters.loss import pass_losses
+from mosa_deploy.backbones.foldable import Transformer
+from training.attention import unfused
+from training.average import WeightAverage
+from training.data import Batch
+from training.entry import Entry
+from training.recipe import Recipe
+from training.tune_options import ExecutionOptions
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """The context of training's forward passes, in `fp32` or `bf16`."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+
+
+class Step:
+    """Updates what is tuned in `model` by a batch; `class_weights` (K,) weigh the classes in the cross entropy."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        entry: Entry,
+        optimizer: Optimizer,
+        average: WeightAverage,
+        recipe: Recipe,
+        execution: ExecutionOptions,
+        device: str,
+        precision: str,
+        class_weights: Tensor | None,
+    ) -> None:
+        self.model, self.entry, self.optimizer, self.average = model, entry, optimizer, average
+        self.recipe, self.execution, self.device = recipe, execution, device
+        self.class_weights = class_weights
+        self.autocast = autocast(device, precision)
+        self.unfused = device == "cpu" and precision == "bf16"
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+        """The mean cross entropy and the mean consistency loss of the batch, (2,) on the CPU, and its images."""
+        totals = self.weights(batch)
+        images = int(totals[1])
+        losses = torch.zeros(2)
+        if not images:
+            return losses, 0
+        self.optimizer.zero_grad()
+        with held_draws(self.model):
+            for part in batch.parts(self.execution.accumulate):
+                losses += self.backward(part, self.weights(part) / totals)
+        self.optimizer.step()
+        self.average.update()
+        return losses, images
+
+    def weights(self, batch: Batch) -> Tensor:
+        """What a batch counts in the means of the losses: the sum of its images' class weights, and their number."""
+        count = len(batch.labels)
+        weighed = count if self.class_weights is None else float(self.class_weights.cpu()[batch.labels].sum())
+        return torch.tensor([weighed, count], dtype=torch.float64)
+
+    def backward(self, part: Batch, shares: Tensor) -> Tensor:
+        """Add the gradients of a part, which has these shares in the losses of the batch; returns its own, (2,)."""
+        place(self.model, part.cut.places, part.cut.total)
+        with self.autocast, unfused(self.model, self.unfused):
+            logits = self.logits(self.entry.prepare(part.pixels.to(self.device)))
+        losses = pass_losses(logits, part.labels.to(self.device), self.recipe.passes, self.class_weights)
+        cross_entropy, consistency = (float(share) * loss for share, loss in zip(shares, losses, strict=True))
+        (cross_entropy + self.recipe.consistency * consistency).backward()
+        return torch.stack([cross_entropy, consistency]).detach().cpu()
+
+    def logits(self, prepared: Tensor) -> Tensor:
+        """Prepared inputs (B, ...) -> logits (passes * B, K), with all passes in one batch."""
+        return self.entry.forward(prepared.repeat(self.recipe.passes, *[1] * (prepared.ndim - 1)))

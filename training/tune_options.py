@@ -1,0 +1,130 @@
+"""Groups of options of `mosa tune` that belong together; each checks itself."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mosa_deploy.bundles.decode import PILLOW_PIXELS
+from mosa_deploy.errors import ConfigError
+
+Balance = Literal["none", "loss", "sampler"]
+"""Whether all classes weigh the same: not, in the loss, or by how often they are drawn."""
+
+Select = Literal["accuracy", "balanced", "loss"]
+"""What chooses the best epoch on validation: accuracy, its mean over the classes, or the loss."""
+
+
+Augment = Literal["none", "flip", "crop", "auto", "randaug"]
+"""What changes training images."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Which images are left out."""
+
+    max_unreadable: str = "1%"
+    """How many images may be unreadable, of all sets together: a percentage or a number. They are listed and left
+    out."""
+    max_pixels: int = PILLOW_PIXELS
+    """An image with more pixels counts as unreadable; nothing of it is decoded."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = [] if self.max_pixels >= 1 else [f"--max-pixels {self.max_pixels}: at least 1"]
+        given = re.fullmatch(r"([0-9]+)|([0-9]+(?:\.[0-9]+)?)%", self.max_unreadable.strip())
+        if given is None or (given[2] and float(given[2]) > 100):
+            faults.append(
+                f"--max-unreadable {self.max_unreadable}: give a percentage such as 1%, or a number of images"
+            )
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    def allowed(self, total: int) -> int:
+        """The number of unreadable images that is allowed of `total`."""
+        text = self.max_unreadable.strip()
+        # In floating point 29 % of 100 is slightly below 29.
+        return int(round(float(text[:-1]) * total / 100, 6)) if text.endswith("%") else int(text)
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How sets are read that are too large for memory."""
+
+    cache: Path | None = None
+    """Decode images into a cache in this folder while they are used, instead of into memory. Default: sets of more than
+    1 GB of pixels, in ~/.cache/mosa-deploy/images."""
+    cache_size: float = 50.0
+    """The most that the cache may hold, in GB."""
+    workers: int | None = None
+    """Processes that decode images into the cache. Default: one per core, at most 8."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = []
+        if not self.cache_size > 0:
+            faults.append(f"--cache-size {self.cache_size:g}: above 0, in GB")
+        if self.workers is not None and self.workers < 1:
+            faults.append(f"--workers {self.workers}: at least 1")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def processes(self) -> int:
+        """The number of worker processes."""
+        return self.workers or min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """How training images are changed each time they are seen."""
+
+    augment: Augment | None = None
+    """none, flip (left and right), crop (a random part of the image, and flips), or one of timm's policies on top of
+    crop: auto (AutoAugment) or randaug (RandAugment)."""
+    erase: float | None = None
+    """Probability that a random rectangle of an image is erased."""
+    mixup: float | None = None
+    """Alpha of mixup, e.g. 0.2: blends of two images, with blended labels."""
+    cutmix: float | None = None
+    """Alpha of CutMix, e.g. 1.0: a rectangle of one image in another, with blended labels."""
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """How the weights are updated."""
+
+    opt: str | None = None
+    """Name of one of timm's optimisers, such as adamw, adamp, adan, lion, muon or sgd."""
+    sched: str | None = None
+    """Name of one of timm's schedules of the learning rate: cosine, tanh, step, multistep, plateau or poly."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient; 0 does not clip it."""
+    patience: int | None = None
+    """Stop after this many epochs in a row without an improvement on validation; 0 runs all epochs."""
+    head_dropout: float | None = None
+    """Dropout before the head."""
+    head_samples: int | None = None
+    """Number of dropout samples of the head that share one pass through the backbone; their losses are averaged."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from each block to the one before it."""
+    drop_path: float | None = None
+    """Probability of skipping a block's branches in training, which rises from 0 in the first block to this value."""
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """How a step is computed. The result is the same to rounding, so --resume may change these."""
+
+    accumulate: int = 1
+    """Compute each batch in this many parts, one after the other: the same update, in less memory."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass, instead of keeping them: less memory, more time."""
+    compile: bool = False
+    """Compile the model with torch.compile: the first step takes a minute or more, the others less time."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        if self.accumulate < 1:
+            raise ConfigError(f"--accumulate {self.accumulate}: at least 1")
