@@ -100,7 +100,7 @@ def write_folded(
     graph = plain_graph(backbone, bundle.record, weights)
     onnx.save(fold_bundle(graph, bundle), folder / FOLDED)
     targets = [ExportTarget("folded", folder / FOLDED)]
-    if bundle.record.method != "full":
+    if not bundle.record.tunes_backbone:
         layout = choose_layout(bundle.record, graph.index.files)
         shared = graph_file(backbone, graph.index, layout.file)
         targets.append(ExportTarget("shared", shared, SharedTask.alone(bundle, layout)))
@@ -131,8 +131,8 @@ def write_unfolded(chain: Chain, model: TunedModel, folder: Path) -> list[Export
 
 
 def merged_bundle(bundle: Bundle, model: TunedModel) -> Bundle:
-    """The bundle with the tensors of the merged model; a fully tuned one stays as it is."""
-    if bundle.record.method == "full":
+    """The bundle with the tensors of the merged model; one that tuned the backbone itself stays as it is."""
+    if bundle.record.tunes_backbone:
         return bundle
     tensors = {name: value.numpy() for name, value in task_state(model).items()}
     return Bundle(bundle.record.model_copy(update={"form": "merged"}), tensors, bundle.canary)
@@ -145,8 +145,8 @@ def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainG
         StoreError: it was altered since.
     """
     known = read_index(folder).files if (folder / GRAPH).is_file() else {}
-    # A fully tuned task has no adapter weights, but the folder is for the others too.
-    wanted = Layout(record.backbone.topology) if record.method == "full" else choose_layout(record, known)
+    # A task that tuned the backbone itself has no adapter weights, but the folder is for the others too.
+    wanted = Layout(record.backbone.topology) if record.tunes_backbone else choose_layout(record, known)
     if wanted.file not in known:
         print(f"tracing {record.backbone.name}, once for all its tasks of this kind", flush=True)
         used = weights or Weights(record.backbone.source)

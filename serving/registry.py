@@ -142,9 +142,10 @@ class Registry:
     def lane_of(self, name: str, decision: Decision, record: Record | None) -> LaneName:
         """The lane that was decided for a task, else the one that the settings name.
 
-        Fully tuned tasks are always folded, and those whose adapters cannot be folded are served unfolded.
+        Tasks that tuned the backbone itself are always folded, and those whose adapters cannot be folded are served
+        unfolded.
         """
-        if record and record.method == "full":
+        if record and record.tunes_backbone:
             return "folded"
         if record and record.sequential:
             return "unfolded"

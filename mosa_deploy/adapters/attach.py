@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mosa_deploy.adapters.bottleneck import Bottleneck
 from mosa_deploy.adapters.low_rank import LowRankAdapter, LowRankLinear
 from mosa_deploy.adapters.parallel import ParallelAdapter
-from mosa_deploy.adapters.probe import FROZEN, Probe, TunedModel
+from mosa_deploy.adapters.probe import TunedModel, plain_backbone
 from mosa_deploy.adapters.sequential import HoulsbyAdapter, PfeifferAdapter
 from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.backbones.foldable import (
@@ -21,7 +21,8 @@ from mosa_deploy.backbones.foldable import (
     feed_forward,
     topology_of,
 )
-from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
+from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
+from mosa_deploy.bundles.ownership import owns
 from mosa_deploy.errors import BackboneError, ConfigError
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
@@ -164,14 +165,16 @@ def reseed(model: nn.Module, seed: int, epoch: int) -> None:
         layer.generator.manual_seed(derive(seed, "expert", epoch, i))
 
 
-def freeze(model: TunedModel) -> None:
-    """Freeze the backbone, so that only the adapters and the head are tuned."""
-    model.requires_grad_(False)
-    if isinstance(model, Probe) and model.query is not None:
-        model.query.requires_grad_(True)
+def freeze(model: TunedModel, method: Method = "adapter") -> None:
+    """Freeze the backbone, so that only the adapters and the head are tuned; `full` and `bitfit` tune more.
+
+    `mosa_deploy.bundles.ownership` says what each method tunes.
+    """
+    topology = topology_of(plain_backbone(model))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(owns(method, name, topology))
     for adapter in adapters(model):
         adapter.unfreeze()
-    model.get_classifier().requires_grad_(True)
 
 
 def backbone_state(model: Transformer) -> dict[str, Tensor]:
@@ -183,22 +186,22 @@ def backbone_state(model: Transformer) -> dict[str, Tensor]:
     return state
 
 
-def task_state(model: TunedModel) -> dict[str, Tensor]:
-    """The tensors that a task owns, sorted by name: adapters `*.adapter.*`, head `head.*` or `head.fc.*`, `query`."""
-    state = model.state_dict()
-    if isinstance(model, Probe):
-        return {name: state[name] for name in sorted(state) if not name.startswith(FROZEN)}
-    head = f"{topology_of(model).head}."
-    return {name: state[name] for name in sorted(state) if ".adapter." in name or name.startswith(head)}
+def task_state(model: TunedModel, method: Method = "adapter") -> dict[str, Tensor]:
+    """The tensors that a task of this method owns, sorted by name; all but `full` and `bitfit` own the same of a model.
+
+    These are the adapters `*.adapter.*`, the head `head.*` or `head.fc.*`, and the query of a probe.
+    """
+    state, topology = model.state_dict(), topology_of(plain_backbone(model))
+    return {name: state[name] for name in sorted(state) if owns(method, name, topology)}
 
 
-def load_task_state(model: TunedModel, state: dict[str, Tensor]) -> None:
+def load_task_state(model: TunedModel, state: dict[str, Tensor], method: Method = "adapter") -> None:
     """Load the tensors of `task_state` into a model with adapters and a head of the same shapes.
 
     Raises:
         BackboneError: tensors are missing, unexpected or of another shape; all of them are listed.
     """
-    faults = shape_faults(shapes_of(task_state(model)), shapes_of(state))
+    faults = shape_faults(shapes_of(task_state(model, method)), shapes_of(state))
     if faults:
         raise BackboneError(f"the task's tensors do not fit the model: {faults}")
     model.load_state_dict(state, strict=False)

@@ -16,9 +16,6 @@ from mosa_deploy.backbones.foldable import Transformer, topology_of
 from mosa_deploy.bundles.probe_features import Features, earlier_blocks, features_width
 from mosa_deploy.errors import BackboneError
 
-FROZEN = "backbone."
-"""How the names of a probe's backbone begin; all its other tensors are the task's own."""
-
 
 def check_features(model: Transformer, features: Features) -> None:
     """Raises BackboneError if the model cannot give these features."""

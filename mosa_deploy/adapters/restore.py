@@ -11,7 +11,6 @@ from mosa_deploy.backbones.names import FROM_INDEX
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import BackboneError
-from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
 
 def restore(bundle: Bundle, weights: Weights | None = None) -> TunedModel:
@@ -21,7 +20,8 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> TunedModel:
     timm's pretrained or random ones, as the record says.
 
     Raises:
-        BackboneError: the task was tuned on other weights, or on weights from a file that is not given.
+        BackboneError: the task was tuned on other weights, or on weights from a file that is not given, or has other
+            tensors than the model.
     """
     record = bundle.record
     weights = weights or Weights("random" if record.backbone.source == "random" else "pretrained")
@@ -36,15 +36,9 @@ def restore(bundle: Bundle, weights: Weights | None = None) -> TunedModel:
         )
     state = {name: torch.tensor(value) for name, value in bundle.tensors.items()}
     tuned = with_features(model, record.features, len(record.classes))
-    if record.method == "full":
-        faults = shape_faults(shapes_of(model.state_dict()), shapes_of(state))
-        if faults:
-            raise BackboneError(f"the parameters of '{record.task}' are not those of {record.backbone.name}: {faults}")
-        model.load_state_dict(state)
-        return model.eval()
     if record.adapter is not None:
         attach(model, record.adapter, split=record.form == "split")
-    load_task_state(tuned, state)
+    load_task_state(tuned, state, record.method)
     return tuned.eval()
 
 
@@ -63,7 +57,7 @@ def load_recorded(record: Record, weights: Weights, classes: int = 0) -> Transfo
 def describe_backbone(name: str, source: Source, model: Transformer) -> Backbone:
     """What a record says of a backbone, which may have a head and adapters already."""
     topology, state = topology_of(model), backbone_state(model)
-    # The FFNs of a Swin differ in width, and no task updates their weights.
+    # The FFNs of a Swin differ in width, and no adapter updates their weights.
     hidden = None if topology.stages else len(state["blocks.0.mlp.fc1.bias"])
     args = departures(name, model)
     return Backbone(

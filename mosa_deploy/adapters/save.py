@@ -11,12 +11,12 @@ from mosa_deploy.adapters.probe import Probe, TunedModel, plain_backbone
 from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Source
-from mosa_deploy.bundles.adapter_config import AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import AdapterConfig, BackboneMethod, Method
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.probe_features import Features
-from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.files import Content, FilePath, read_content
 from mosa_deploy.utils.versions import git_commit, library_versions
@@ -34,6 +34,8 @@ def save_bundle(
     temperature: float = 1.0,
     backbone: str | None = None,
     source: Source = "pretrained",
+    method: BackboneMethod | None = None,
+    tuned_from: Backbone | None = None,
 ) -> Bundle:
     """Write the adapters and the head of a tuned model, or a probe, as a bundle for `mosa export` and the service.
 
@@ -41,9 +43,11 @@ def save_bundle(
     The first eight of `images`, encoded or as paths, become the canary: the service and every export prove with them
     that they answer as this model does now. `preprocess` is timm's evaluation transform of the model if None.
     `backbone` is timm's name, that of the model's pretrained config if None; `source` says where its weights came from.
+    If the backbone itself was tuned, after `freeze(model, method)`, `method` is `full` or `bitfit` and `tuned_from` is
+    what `describe_backbone` said before.
 
     Raises:
-        ConfigError: no images, or as many classes as the head has not.
+        ConfigError: no images, as many classes as the head has not, or only one of `method` and `tuned_from`.
         DataError: an image cannot be read.
         BundleError: a tensor is not finite.
     """
@@ -53,6 +57,11 @@ def save_bundle(
         raise ConfigError(f"{len(classes)} classes for a head of {outputs} outputs: name each output once")
     if not images:
         raise ConfigError(f"'{task}' needs images: give some of validation, the first {SIZE} become its canary")
+    if (method is None) != (tuned_from is None) or (method and config):
+        raise ConfigError(
+            f"'{task}' by method {method}: full and bitfit come without a config and with tuned_from, which is what"
+            " describe_backbone said of the backbone before it was tuned"
+        )
     if preprocess is None:
         preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(plain))
     features: Features = model.features if isinstance(model, Probe) else "cls"
@@ -66,8 +75,8 @@ def save_bundle(
     record = Record(
         task=task,
         dataset="folder",
-        backbone=describe_backbone(backbone or _timm_name(plain), source, plain),
-        method="attentive" if features == "attended" else _method(config),
+        backbone=tuned_from or describe_backbone(backbone or _timm_name(plain), source, plain),
+        method=method or ("attentive" if features == "attended" else _method(config)),
         features=features,
         form="split" if split_layers(model) else "merged",
         adapter=config,
@@ -81,7 +90,7 @@ def save_bundle(
     )
     canary = Canary.record([read_content(image) for image in images[:SIZE]], preprocess, answer)
     model.train(training)
-    tensors = {name: value.cpu().numpy() for name, value in task_state(model).items()}
+    tensors = {name: value.cpu().numpy() for name, value in task_state(model, record.method).items()}
     return Bundle(record, tensors, canary).save(folder)
 
 

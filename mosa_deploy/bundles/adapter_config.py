@@ -13,11 +13,16 @@ Share = Literal["down", "up", "none"]
 Activation = Literal["per-pass", "balanced"]
 Style = Literal["parallel", "low-rank", "pfeiffer", "houlsby"]
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2"]
-Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "attentive", "full"]
-"""With `full` every parameter was tuned; such tasks come from `mosa convert`."""
+Method = Literal["mosa", "adapter", "mosl", "lora", "linear", "attentive", "full", "bitfit"]
+"""`mosa_deploy.bundles.ownership` says what a task of each owns."""
 
 PROBES: tuple[Method, ...] = ("linear", "attentive")
 """Methods that leave the backbone as it is: one pass of an image serves all tasks that were tuned by them."""
+
+BackboneMethod = Literal["full", "bitfit"]
+"""Methods that tune the backbone's own parameters: all of them, or its biases."""
+
+BACKBONE_METHODS: tuple[BackboneMethod, ...] = get_args(BackboneMethod)
 
 SPLIT_METHODS: tuple[Method, ...] = ("mosa", "mosl")
 """Methods with experts."""

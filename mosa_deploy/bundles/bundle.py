@@ -15,17 +15,15 @@ from safetensors.numpy import load, save
 
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.canary import PREFIX, Canary
+from mosa_deploy.bundles.ownership import owns
 from mosa_deploy.bundles.preprocess import Array
-from mosa_deploy.bundles.probe_features import features_width
+from mosa_deploy.bundles.probe_features import QUERY, features_width
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, read_record
 from mosa_deploy.errors import BundleError
 from mosa_deploy.utils.files import FilePath, replacing
 from mosa_deploy.utils.shapes import Shapes, shape_faults, shapes_of
 
 Tensors = dict[str, NDArray[np.generic]]
-
-QUERY = "query"
-"""The tensor by which an attentive probe weighs the patches."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +143,18 @@ def _bottleneck_shapes(
 def check_tensors(record: Record, tensors: Tensors) -> None:
     """Compare names and shapes with the record, and refuse what is not finite.
 
-    The record of a fully tuned backbone tells the head's shapes alone. The other tensors are compared with the graph
-    that they are folded into.
+    Of a backbone's own parameters the record tells no shapes. They are compared with the graph that they are folded
+    into.
 
     Raises:
         BundleError: lists every missing, unexpected, misshapen or non-finite tensor at once.
     """
     expected, given = expected_shapes(record), shapes_of(tensors)
-    if record.method == "full":
-        given = {name: shape for name, shape in given.items() if name in expected}
+    if record.tunes_backbone:
+        topology = record.backbone.topology
+        given = {
+            name: shape for name, shape in given.items() if name in expected or not owns(record.method, name, topology)
+        }
     faults = shape_faults(expected, given)
     if faults:
         raise BundleError(f"the tensors of '{record.task}' do not fit its record: {faults}")

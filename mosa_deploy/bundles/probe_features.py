@@ -25,6 +25,9 @@ Features = Literal["cls", "cls+mean", "blocks", "attended"]
 
 LAST_BLOCKS = 4
 
+QUERY = "query"
+"""The tensor by which an attentive probe weighs the patches."""
+
 
 def earlier_blocks(topology: BlockTopology) -> int:
     """How many blocks before the last one give their class token."""

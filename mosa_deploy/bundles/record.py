@@ -6,7 +6,13 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mosa_deploy.bundles.adapter_config import SEQUENTIAL_STYLES, SWIN_ADVICE, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import (
+    BACKBONE_METHODS,
+    SEQUENTIAL_STYLES,
+    SWIN_ADVICE,
+    AdapterConfig,
+    Method,
+)
 from mosa_deploy.bundles.format_version import Fields, FileFormat
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
@@ -95,7 +101,7 @@ class Record(BaseModel):
     form: Literal["split", "merged"]
     """`split`: the experts are still apart, as tuning leaves them; `merged`: one complete adapter."""
     adapter: AdapterConfig | None
-    """None for probes, which have only a head, and for `full`, which has every parameter of the backbone."""
+    """None for probes, which have only a head, and for methods that tune the backbone's own parameters."""
     features: Features = "cls"
     """What the head reads; all but the default only in probes."""
     classes: tuple[str, ...]
@@ -110,8 +116,7 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_on_a_swin(self) -> Self:
-        beside = self.adapter is None or self.adapter.style == "parallel"
-        if self.backbone.stages and not (beside and self.method != "full"):
+        if self.backbone.stages and self.adapter is not None and self.adapter.style != "parallel":
             raise ValueError(f"{self.method} on {self.backbone.name}: {SWIN_ADVICE}")
         return self
 
@@ -134,6 +139,11 @@ class Record(BaseModel):
         if hidden is None:
             raise BundleError(f"'{self.task}' updates {module}, but its record lacks backbone.hidden: convert it again")
         return {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}[module]
+
+    @property
+    def tunes_backbone(self) -> bool:
+        """Whether it changes parameters of the backbone itself, so that only a folded graph can serve it."""
+        return self.method in BACKBONE_METHODS
 
     @property
     def sequential(self) -> bool:

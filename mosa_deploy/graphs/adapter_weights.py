@@ -120,7 +120,7 @@ def layout_of(record: Record) -> SharedLayout:
     """The layout of a task's adapter weights; a linear task on timm's own features has none and fits the parallel one.
 
     Raises:
-        BundleError: no shared graph can serve the task: all of its backbone was tuned, or its adapters are sequential.
+        BundleError: no shared graph can serve the task: the backbone itself was tuned, or its adapters are sequential.
     """
     backbone, adapter = record.backbone, record.adapter
     if adapter is not None and record.sequential:
@@ -128,8 +128,8 @@ def layout_of(record: Record) -> SharedLayout:
             f"'{record.task}' has {adapter.style} adapters, which can neither be folded nor go into a bank: export it"
             " unfolded, as a graph of its own"
         )
-    if record.method == "full":
-        raise BundleError(f"'{record.task}' is a fully tuned backbone: only the folded lane can serve it")
+    if record.tunes_backbone:
+        raise BundleError(f"'{record.task}' has tuned the backbone itself: only the folded lane can serve it")
     if record.features != "cls":
         return ProbeLayout(backbone.topology)
     if adapter is None or adapter.style == "parallel":

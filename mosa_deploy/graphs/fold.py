@@ -1,12 +1,16 @@
-"""Fold with numpy alone: a task's adapter weights, or all its parameters, replace parameters of the backbone's graph.
+"""Fold with numpy alone: a task's adapter weights, or its own parameters, replace parameters of the backbone's graph.
 
 `mosa_deploy.adapters.fold` states the formulas. Both are written independently, so that each checks the other.
 """
 
+import math
+
 import numpy as np
 import onnx
 
+from mosa_deploy.bundles.adapter_config import Method
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.ownership import owns
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BundleError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, adapter_weights
@@ -16,6 +20,9 @@ from mosa_deploy.utils.affine import absorb_norm
 from mosa_deploy.utils.shapes import shape_faults, shapes_of
 
 Parameters = dict[str, Array]
+
+TABLE = ".relative_position_bias_table"
+"""How timm's names of a Swin's position biases end."""
 
 
 def fold_bundle(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
@@ -47,13 +54,13 @@ def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
     """The parameters in which a task's graph differs from the backbone's, under timm's names.
 
     Raises:
-        BundleError: the task was tuned on another backbone, is fully tuned but lacks some of the graph's parameters, or
-            has sequential adapters.
+        BundleError: the task was tuned on another backbone, tunes the backbone itself but has other parameters than
+            the graph, or has sequential adapters.
     """
     check_backbone(graph, bundle)
-    if bundle.record.method == "full":
-        own = {name: value.astype(np.float32) for name, value in bundle.tensors.items()}
-        check_complete(graph, own)
+    if bundle.record.tunes_backbone:
+        own = gather_windows({name: value.astype(np.float32) for name, value in bundle.tensors.items()})
+        check_complete(graph, own, bundle.record.method)
         return own
     return head_parameters(graph, *bundle.head) | fold_adapter(graph, adapter_weights(bundle))
 
@@ -63,13 +70,37 @@ def head_parameters(graph: PlainGraph, weight: Array, bias: Array) -> Parameters
     return {f"{graph.index.topology.head}.weight": weight, f"{graph.index.topology.head}.bias": bias}
 
 
-def check_complete(graph: PlainGraph, own: Parameters) -> None:
-    """Raises BundleError unless `own` has the graph's parameters, name by name and shape by shape, except the head."""
-    expected = {name: graph.parameter(name).shape for name in graph.index.parameters}
-    expected |= {name: own[name].shape for name in ("head.weight", "head.bias")}
+def check_complete(graph: PlainGraph, own: Parameters, method: Method) -> None:
+    """Raises BundleError unless `own` has all that a task of this method owns in the graph; the head may be any."""
+    topology = graph.index.topology
+    names = (name for name in graph.index.parameters if owns(method, name, topology))
+    expected = {name: graph.parameter(name).shape for name in names}
+    expected |= {name: own[name].shape for name in (f"{topology.head}.weight", f"{topology.head}.bias")}
     faults = shape_faults(expected, shapes_of(own))
     if faults:
-        raise BundleError(f"the fully tuned parameters do not fit the backbone's graph: {faults}")
+        raise BundleError(f"the tuned parameters do not fit the backbone's graph: {faults}")
+
+
+def gather_windows(own: Parameters) -> Parameters:
+    """The same with a Swin's tables of position biases as its graph has them, gathered.
+
+    For a window of W x W tokens, a table ((2W - 1)^2, heads) has a row for each offset between two of them; gathered it
+    is (1, heads, W^2, W^2). timm's windows are square, but for images of other shapes.
+
+    Raises:
+        BundleError: a window is not square.
+    """
+    gathered = dict(own)
+    for name in [name for name in own if name.endswith(TABLE)]:
+        table = gathered.pop(name)
+        offsets = math.isqrt(len(table))
+        if offsets**2 != len(table):
+            raise BundleError(f"{name} is of a window that is not square: tune on square images")
+        side = (offsets + 1) // 2
+        row, column = np.divmod(np.arange(side**2), side)
+        down, right = (place[:, None] - place + side - 1 for place in (row, column))
+        gathered[name.removesuffix("_table")] = table[down * offsets + right].transpose(2, 0, 1)[None]
+    return gathered
 
 
 def fold_adapter(graph: PlainGraph, weights: AdapterWeights) -> Parameters:

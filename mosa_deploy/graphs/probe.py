@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mosa_deploy.bundles.bundle import QUERY, Bundle
-from mosa_deploy.bundles.probe_features import columns, earlier_blocks
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.probe_features import QUERY, columns, earlier_blocks
 from mosa_deploy.graphs.adapter_weights import adapter_weights
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from export.export import export
 from export.options import ExportConfig
 from export.trace import node_types
-from mosa_deploy.adapters.attach import split_layers
+from mosa_deploy.adapters.attach import load_task_state, split_layers, task_state
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
-from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, AdapterConfig, BackboneMethod, Style
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, probabilities
@@ -113,23 +113,31 @@ def test_sequential_adapters_are_exported_with_nodes_of_their_own(
     assert products[1] - products[0] == 2 * more
 
 
-def test_a_fully_tuned_backbone_is_exported_folded_alone(copied: Path, tmp_path: Path, parts_run: Path) -> None:
+@pytest.mark.parametrize("method", BACKBONE_METHODS)
+def test_a_backbone_that_was_tuned_itself_is_exported_folded_alone(
+    copied: Path, tmp_path: Path, parts_run: Path, method: BackboneMethod
+) -> None:
     bundle = Bundle.load(parts_run)
     model = load_backbone(BACKBONE, Weights("random"), 3)
-    randomise(model, seed=5)
-    record = bundle.record.model_copy(update={"task": "full", "method": "full", "form": "merged", "adapter": None})
+    other = load_backbone(BACKBONE, Weights("random"), 3)
+    randomise(other, seed=5)
+    load_task_state(model, task_state(other, method), method)
+    record = bundle.record.model_copy(update={"task": "own", "method": method, "form": "merged", "adapter": None})
 
     def answer(images: Array) -> Array:
         with torch.inference_mode():
             return probabilities(model(torch.from_numpy(images)).numpy(), record.temperature)
 
     canary = Canary.record(bundle.canary.images, record.preprocess, answer)
-    tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    Bundle(record, tensors, canary).save(tmp_path / "run")
+    tensors = {name: value.detach().numpy() for name, value in task_state(model, method).items()}
+    saved = Bundle(record, tensors, canary).save(tmp_path / "run")
     folder = export(ExportConfig(bundle=tmp_path / "run", out=copied))
     report = json.loads((folder / "parity.json").read_text())
-    assert report["links"][-1]["second"] == "folded ONNX"
+    assert [link["second"] for link in report["links"]] == ["expectation", "merged", "folded", "folded ONNX"]
     assert set(files_of(folder)) == TASK_FILES
+    assert Bundle.load(folder).digest == saved.digest
+    (plain,) = (copied / "backbones").glob(f"*/{PLAIN}")
+    assert node_types(folder / "folded.onnx") == node_types(plain)
 
 
 def test_other_runners_must_answer_alike(parts_run: Path, tmp_path: Path, parts_store: Path) -> None:

@@ -21,7 +21,7 @@ from mosa_deploy.adapters.attach import (
     task_state,
 )
 from mosa_deploy.adapters.parallel import ParallelAdapter
-from mosa_deploy.bundles.adapter_config import AdapterConfig, Style, Target
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, AdapterConfig, BackboneMethod, Style, Target
 from mosa_deploy.errors import BackboneError, ConfigError
 from tests.support.models import perturb
 
@@ -84,6 +84,28 @@ def test_freezing_leaves_adapters_and_head_to_be_trained(toy: Toy) -> None:
     tensors = ("norm.weight", "norm.bias", "down.weight", "down.bias", "up.weight", "up.bias")
     expected = {f"blocks.{i}.adapter.{tensor}" for i in range(2) for tensor in tensors}
     assert trained == expected | {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("method", BACKBONE_METHODS)
+def test_what_a_method_tunes_of_the_backbone_is_what_its_task_owns(toy: Toy, method: BackboneMethod) -> None:
+    model = toy(init_values=1.0)
+    freeze(model, method)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == task_state(model, method).keys()
+    biases = {name for name in trained if name.endswith(".bias")}
+    assert len(biases) == 15
+    assert trained - biases == ({"head.weight"} if method == "bitfit" else model.state_dict().keys() - biases)
+
+
+def test_biases_that_do_not_fit_are_named(toy: Toy) -> None:
+    model = toy()
+    state = task_state(toy(qkv_bias=False), "bitfit") | {"norm.weight": torch.ones(12)}
+    with pytest.raises(BackboneError) as caught:
+        load_task_state(model, state, "bitfit")
+    assert str(caught.value) == (
+        "the task's tensors do not fit the model: missing blocks.0.attn.qkv.bias; missing blocks.1.attn.qkv.bias;"
+        " unexpected norm.weight"
+    )
 
 
 def test_task_state_holds_adapters_and_head_with_the_experts_in_order(toy: Toy) -> None:

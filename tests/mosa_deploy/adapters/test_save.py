@@ -7,9 +7,12 @@ import torch
 
 import mosa_deploy
 from mosa_deploy import AdapterConfig, Bundle, attach, fold, load_backbone, merge, save_bundle, two_pass_loss
-from mosa_deploy.adapters.restore import restore
+from mosa_deploy.adapters.attach import freeze
+from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.names import EMBEDDED
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, BackboneMethod
+from mosa_deploy.bundles.record import Backbone
 from mosa_deploy.errors import ConfigError, DataError
 from tests.support.models import perturb
 from tests.support.tasks import picture
@@ -52,6 +55,40 @@ def test_a_saved_model_comes_back_as_it_was(config: AdapterConfig | None, method
     bundle = Bundle.load(tmp_path)
     assert bundle.record.method == method
     np.testing.assert_allclose(logits(restore(bundle)), logits(model), atol=1e-6)
+
+
+@torch.no_grad()
+def tuned_itself(method: BackboneMethod) -> tuple[Transformer, Backbone]:
+    """The embedded backbone with other parameters, and what it was before."""
+    model = tuned(None)
+    before = describe_backbone(EMBEDDED, "pretrained", model)
+    freeze(model, method)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return model, before
+
+
+@pytest.mark.parametrize("method", BACKBONE_METHODS)
+def test_a_backbone_that_was_tuned_itself_comes_back_as_it_was(method: BackboneMethod, tmp_path: Path) -> None:
+    model, before = tuned_itself(method)
+    given = save_bundle(
+        model, None, tmp_path, task="flowers", classes=CLASSES, images=IMAGES, method=method, tuned_from=before
+    )
+    bundle = Bundle.load(tmp_path)
+    assert bundle.digest == given.digest
+    assert (bundle.record.method, bundle.record.backbone) == (method, before)
+    assert any(name.endswith("qkv.weight") for name in bundle.tensors) == (method == "full")
+    assert torch.equal(logits(restore(bundle)), logits(model))
+
+
+def test_a_tuned_backbone_needs_what_it_was_before(tmp_path: Path) -> None:
+    model, before = tuned_itself("bitfit")
+    expected = r"^'flowers' by method (bitfit|None): full and bitfit come without a config and with tuned_from, which"
+    with pytest.raises(ConfigError, match=expected):
+        save_bundle(model, None, tmp_path, task="flowers", classes=CLASSES, images=IMAGES, method="bitfit")
+    with pytest.raises(ConfigError, match=expected):
+        save_bundle(model, None, tmp_path, task="flowers", classes=CLASSES, images=IMAGES, tuned_from=before)
 
 
 def test_the_canary_holds_what_the_model_says_of_the_first_eight_images(tmp_path: Path) -> None:

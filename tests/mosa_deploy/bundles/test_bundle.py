@@ -211,6 +211,17 @@ def test_expected_shapes_are_those_of_the_torch_model(
     assert expected_shapes(record) == {name: tuple(value.shape) for name, value in state.items()}
 
 
+def test_a_task_of_biases_holds_no_other_parameter_of_the_backbone(bundle: Bundle, tmp_path: Path) -> None:
+    record = bundle.record.model_copy(update={"adapter": None, "method": "bitfit", "form": "merged"})
+    tensors = {name: value for name, value in bundle.tensors.items() if name.startswith("head.")}
+    biases = {"blocks.0.norm1.bias": np.ones(3, np.float32)}
+    Bundle(record, tensors | biases, bundle.canary).save(tmp_path)
+    assert Bundle.load(tmp_path).tensors.keys() == {"blocks.0.norm1.bias", "head.weight", "head.bias"}
+    more = {"blocks.0.norm1.weight": np.ones(3, np.float32)}
+    with pytest.raises(BundleError, match=r"do not fit its record: unexpected blocks\.0\.norm1\.weight$"):
+        Bundle(record, tensors | biases | more, bundle.canary).save(tmp_path)
+
+
 def test_a_linear_probe_is_a_head_alone(bundle: Bundle, tmp_path: Path) -> None:
     record = bundle.record.model_copy(update={"adapter": None, "method": "linear", "form": "merged"})
     tensors = {name: value for name, value in bundle.tensors.items() if name.startswith("head.")}

@@ -1,5 +1,6 @@
 """Folding with numpy: the families' graphs against float64 torch, and what a graph on disk must be."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from onnx import numpy_helper
 
 from export.trace import node_types, trace_plain
-from mosa_deploy.backbones.foldable import Transformer
-from mosa_deploy.backbones.load import Weights, load_backbone, randomise
-from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
+from mosa_deploy.adapters.attach import freeze, task_state
+from mosa_deploy.backbones.foldable import Transformer, image_size
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.store_layout import PLAIN
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.graphs.backbone_graph import PlainGraph, save_graphs
-from mosa_deploy.graphs.fold import fold_bundle, fold_parameters
+from mosa_deploy.graphs.fold import fold_bundle, fold_parameters, gather_windows
 from tests.support.graphs import SMALL, make_task, noise
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
@@ -30,6 +32,11 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("vit_base_patch16_clip_quickgelu_224", {"img_size": 32}),
     ("vit_base_patch16_siglip_224", {"img_size": 32}),
     ("deit3_small_patch16_224", {"img_size": 48}),
+    ("vit_tiny_patch16_224", {"img_size": 32, "class_token": False, "global_pool": "avg"}),
+]
+TUNED: list[tuple[str, dict[str, Any]]] = [
+    ("vit_small_patch14_reg4_dinov2", {"img_size": 28}),
+    ("vit_tiny_patch16_224", {"img_size": 32, "qkv_bias": False}),
     ("vit_tiny_patch16_224", {"img_size": 32, "class_token": False, "global_pool": "avg"}),
 ]
 ADAPTER = AdapterConfig(bottleneck=5, experts=3, share="none", scale=0.7)
@@ -104,30 +111,72 @@ def test_a_low_rank_task_folded_with_numpy_keeps_every_shape_and_is_the_split_mo
     assert np.abs(answers(plain, images) - wanted).max() > 1e-2 * np.abs(wanted).max()
 
 
-def full_task() -> tuple[PlainGraph, Bundle, Transformer]:
-    """A backbone that was tuned in all its parameters, beside the graph of the one before."""
-    graph, bundle, _ = make("vit_tiny_patch16_224", None, img_size=32)
-    model = load_backbone("vit_tiny_patch16_224", Weights("random"), 4, img_size=32, **SMALL)
-    randomise(model, seed=7)
-    tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    return graph, Bundle(bundle.record.model_copy(update={"method": "full"}), tensors, bundle.canary), model
+Made = tuple[PlainGraph, Bundle, Transformer]
 
 
-def test_a_fully_tuned_backbone_takes_the_place_of_every_parameter() -> None:
-    graph, bundle, model = full_task()
-    with torch.inference_mode():
-        wanted = model.double()(torch.from_numpy(noise(side=32)).double()).numpy()
-    np.testing.assert_allclose(
-        answers(fold_bundle(graph, bundle), noise(side=32)), wanted, atol=1e-5 * np.abs(wanted).max()
+@pytest.fixture(scope="module", params=TUNED, ids=["registers and LayerScale", "no bias of qkv", "fc_norm"])
+def before(request: pytest.FixtureRequest) -> Made:
+    """A traced backbone and a linear task on it."""
+    name, kwargs = request.param
+    return make(name, None, **kwargs)
+
+
+def tuned_itself(method: Method, before: Made) -> tuple[Bundle, Transformer]:
+    """A task that tuned the backbone itself."""
+    bundle, model = before[1], copy.deepcopy(before[2]).float()
+    freeze(model, method)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    tensors = {key: value.detach().numpy().copy() for key, value in task_state(model, method).items()}
+    return Bundle(bundle.record.model_copy(update={"method": method}), tensors, bundle.canary), model
+
+
+@pytest.mark.parametrize("method", BACKBONE_METHODS)
+def test_what_was_tuned_of_the_backbone_takes_the_place_of_what_was_before(before: Made, method: Method) -> None:
+    graph, (bundle, model) = before[0], tuned_itself(method, before)
+    images, folded, changed = (
+        noise(side=image_size(model)[0]),
+        fold_bundle(graph, bundle),
+        fold_parameters(graph, bundle),
     )
+    with torch.inference_mode():
+        wanted = model.double()(torch.from_numpy(images).double()).numpy()
+    given = answers(folded, images)
+    assert np.abs(given - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    head_alone = graph.replaced({name: changed[name] for name in ("head.weight", "head.bias")})
+    assert np.abs(answers(head_alone, images) - wanted).max() > 1e-2 * np.abs(wanted).max()
+    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in graph.model.graph.node]
+    biases = {name for name in graph.index.parameters if name.endswith(".bias")}
+    assert changed.keys() == (graph.index.parameters.keys() if method == "full" else biases | {"head.weight"})
 
 
-def test_a_fully_tuned_backbone_of_another_shape_is_refused_with_every_fault() -> None:
-    graph, bundle, _ = full_task()
-    tensors = {name: value for name, value in bundle.tensors.items() if name != "norm.bias"}
+def test_biases_that_are_missing_or_of_another_backbone_are_refused(before: Made) -> None:
+    bundle, _ = tuned_itself("bitfit", before)
+    tensors = {name: value for name, value in bundle.tensors.items() if name != "blocks.0.norm1.bias"}
+    tensors["blocks.2.attn.qkv.bias"] = np.zeros(72, np.float32)
+    expected = (
+        r"^the tuned parameters do not fit .*: missing blocks\.0\.norm1\.bias; unexpected blocks\.2\.attn\.qkv\.bias$"
+    )
+    with pytest.raises(BundleError, match=expected):
+        fold_bundle(before[0], Bundle(bundle.record, tensors, bundle.canary))
+
+
+def test_a_fully_tuned_backbone_of_another_shape_is_refused_with_every_fault(before: Made) -> None:
+    bundle, _ = tuned_itself("full", before)
+    tensors = {name: value for name, value in bundle.tensors.items() if name != "blocks.1.norm2.bias"}
     tensors["blocks.0.mlp.fc1.bias"] = np.zeros(7, np.float32)
-    with pytest.raises(BundleError, match=r"blocks\.0\.mlp\.fc1\.bias is \(7,\), not \(96,\); missing norm\.bias$"):
-        fold_bundle(graph, Bundle(bundle.record, tensors, bundle.canary))
+    expected = r"blocks\.0\.mlp\.fc1\.bias is \(7,\), not \(96,\); missing blocks\.1\.norm2\.bias$"
+    with pytest.raises(BundleError, match=expected):
+        fold_bundle(before[0], Bundle(bundle.record, tensors, bundle.canary))
+
+
+def test_a_window_that_is_not_square_is_refused() -> None:
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    with pytest.raises(BundleError, match=rf"^{name} is of a window that is not square: tune on square images$"):
+        gather_windows({name: np.zeros((21, 2), np.float32)})
 
 
 def test_traced_graph_answers_as_its_model_and_names_every_parameter(tmp_path: Path) -> None:
