@@ -31,9 +31,10 @@ from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import machine, provenance
 from training.data import Batch, Images, whole
 from training.loop import Trainer
+from training.precision import choose_precision
 from training.recipe import Recipe, adapter_config
 from training.step import Step
-from training.tune import choose_device, choose_precision
+from training.tune import choose_device
 
 REFERENCE = "dense adapter, two passes in one batch"
 MOSA = "MoSA, two passes in one batch"

@@ -66,7 +66,7 @@ class Attempts:
     def probe(self, method: str, options: Options) -> Tried:
         """Fit a probe. What the command line says of epochs, rates and the like is for adapters."""
         unset: Options = dict.fromkeys(OF_ADAPTERS)
-        config = replace(self.config, **unset | options, method=method)
+        config = replace(self.config.for_probes(), **unset | options, method=method)
         return self._attempt(config, options, None)
 
     def adapter(self, proposal: Proposal) -> Tried:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from mosa_deploy.bundles.adapter_config import PROBES as PROBE_METHODS
 from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import BackboneError, ConfigError, MosaError
@@ -104,7 +105,8 @@ def fitting(config: TuneConfig, preset: Recipe, candidates: Sequence[Candidate])
     found = []
     for method, options in candidates:
         try:
-            check_fit(replace(config, **options, method=method, trials=None, worth=None), preset)
+            own = config.for_probes() if method in PROBE_METHODS else config
+            check_fit(replace(own, **options, method=method, trials=None, worth=None), preset)
             found.append((method, options))
         except BackboneError as error:
             print(f"{' '.join((method, *options.values()))} is left out: {error}")

@@ -3,10 +3,11 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from mosa_deploy.bundles.adapter_config import (
     LOW_RANK_METHODS,
+    PROBES,
     SEQUENTIAL_STYLES,
     SPLIT_METHODS,
     Method,
@@ -97,7 +98,8 @@ class TuneConfig:
     select: Select | None = None
     """What chooses the best epoch on validation: accuracy, balanced (the mean accuracy of the classes) or loss."""
     precision: str = "auto"
-    """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA, else fp32). Validation is always in fp32."""
+    """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA and on CPUs that multiply in it, else fp32).
+    Validation is always in fp32."""
     image_size: int | None = None
     """Height and width of the input in pixels. Default: the backbone's own; for DINOv2, 224 with a GPU and 98 on a
     CPU."""
@@ -165,6 +167,17 @@ class TuneConfig:
         options = vars(self) | vars(self.augmentation) | vars(self.optimisation)
         return {name: value for name, value in options.items() if name in fields and value is not None}
 
+    def loop_options(self) -> list[str]:
+        """The options that are given and that say how the training loop works, which probes do not have."""
+        groups = (self.optimisation, self.execution)
+        return [name for group in groups for name, value in vars(group).items() if value != getattr(type(group), name)]
+
+    def for_probes(self) -> Self:
+        """The same without the options that probes refuse: those of a search are for its adapters."""
+        return dataclasses.replace(
+            self, augmentation=AugmentOptions(), optimisation=OptimOptions(), execution=ExecutionOptions()
+        )
+
     def resolve(self, preset: Recipe) -> Recipe:
         """The preset or another recipe, changed as the command line says. `adapter` and `lora` have one expert.
 
@@ -183,6 +196,10 @@ class TuneConfig:
         faults = [
             f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused
         ]
+        if self.method in PROBES:
+            faults += [f"{flag(name)} is for methods that tune the backbone: drop it" for name in self.loop_options()]
+        if self.optimisation.opt is not None and recipes.CONVENTIONS[self.recipe].steps_per_expert:
+            faults.append(f"--opt {self.optimisation.opt}: --recipe {self.recipe} has an optimiser of its own")
         if self.features != "cls" and self.method != "linear":
             faults.append(f"--features {self.features} is an option of --method linear: drop it")
         if self.balance == "sampler" and self.method == "linear":

@@ -8,6 +8,7 @@ from mosa_deploy.backbones.load import outline_of
 from mosa_deploy.bundles.adapter_config import PROBES
 from training.config import TuneConfig
 from training.method_settings import AUTO
+from training.optimiser import check_optimiser
 from training.recipe import Recipe, adapter_config
 
 
@@ -26,6 +27,7 @@ def check_fit(config: TuneConfig, preset: Recipe) -> None:
     """
     recipe = config.resolve(preset)
     model = outline(recipe.backbone, config.image_size)
+    check_optimiser(recipe, config.execution)
     if config.method in PROBES:
         check_features(model, "attended" if config.method == "attentive" else config.features)
         return

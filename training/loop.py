@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from mosa_deploy.adapters.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
@@ -26,10 +23,12 @@ from training.average import WeightAverage
 from training.balance import class_weights, epoch_order
 from training.data import ImageSet, ImageSource, cuts
 from training.entry import Entry, cut
+from training.head_samples import set_head_dropout
+from training.optimiser import Schedule, make_optimizer, seed_optimizer
 from training.recipe import Recipe
 from training.recipes import CONVENTIONS
-from training.reference import expert_adamw, set_backbone_dropout
-from training.scores import rank, validation_row
+from training.reference import set_backbone_dropout
+from training.scores import rank, stopped_early, validation_row
 from training.step import Step, autocast
 from training.tune_options import ExecutionOptions
 
@@ -103,7 +102,8 @@ class Trainer:
         freeze(self.model)
         set_passes(self.model, recipe.passes)
         set_backbone_dropout(model, conventions.backbone_dropout)
-        self.optimizer = self.make_optimizer()
+        set_head_dropout(model, recipe.head_dropout, recipe.head_samples)
+        self.optimizer = make_optimizer(model, recipe)
         self.average = WeightAverage(model, recipe.ema)
         weights = class_weights(train.labels, self.classes).to(device) if recipe.balance == "loss" else None
         self.step = self.step_kind(
@@ -117,30 +117,17 @@ class Trainer:
             precision,
             weights,
         )
-        self.rates = 1 if conventions.lr_per_epoch else self.steps
-        warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=recipe.epochs * self.rates,
-            warmup_t=math.ceil(warmup) if conventions.lr_per_epoch else int(warmup * self.steps),
-            warmup_lr_init=0.0 if conventions.lr_per_epoch else recipe.lr * 1e-2,
-            t_in_epochs=False,
-        )
-
-    def make_optimizer(self) -> Optimizer:
-        """AdamW as the recipe has it."""
-        recipe = self.recipe
-        if CONVENTIONS[recipe.recipe].steps_per_expert:
-            return expert_adamw(self.model, recipe.lr, recipe.weight_decay)
-        return create_optimizer_v2(self.model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=1e-6)
+        self.schedule = Schedule(self.optimizer, recipe, self.steps)
 
     def fit(self, finished: Callable[["Trainer"], None]) -> None:
         """Run the remaining epochs, call `finished` after each, and load the best epoch into the model.
 
+        With --patience the run ends after so many epochs in a row that did not become the best one.
+
         Raises:
             TrainingError: the loss is not finite, or the device has too little memory. Finished epochs are kept.
         """
-        while self.state.epoch < self.recipe.epochs:
+        while self.state.epoch < self.recipe.epochs and not stopped_early(self.state.history, self.recipe):
             try:
                 row = self.run_epoch(self.state.epoch)
                 with self.average.applied():
@@ -158,6 +145,7 @@ class Trainer:
         """Add an epoch to the history, and keep the model's state if it is the best one on validation."""
         self.state.history.append(row)
         self.state.epoch += 1
+        self.schedule.after_epoch(row)
         best = rank(row, self.recipe.select)
         if best > self.state.best:
             self.state.best = best
@@ -177,6 +165,7 @@ class Trainer:
         """
         torch.manual_seed(derive(self.seed, "epoch", epoch))
         reseed(self.model, self.seed, epoch)
+        seed_optimizer(self.optimizer, derive(self.seed, "optimiser", epoch))
         set_dense(self.model, epoch >= self.recipe.epochs - self.recipe.dense_epochs)
         order = epoch_order(self.train.labels, self.classes, self.recipe.balance)
         self.model.train()
@@ -185,7 +174,7 @@ class Trainer:
         batches = self.train.batches(cuts(order, self.recipe.batch_size))
         bar = progress(batches, f"epoch {epoch + 1}/{self.recipe.epochs}{left}", self.steps)
         for step, batch in enumerate(bar):
-            self.schedule.step_update(epoch * self.rates + step * self.rates // self.steps)
+            self.schedule.before_step(epoch, step)
             losses, images = self.step(batch)
             if not torch.isfinite(losses).all():
                 raise TrainingError(
@@ -224,3 +213,5 @@ class Trainer:
         self.optimizer.load_state_dict(saved.pop("optimizer"))
         self.average.load(saved.pop("averages", []))
         self.state = State(**saved)
+        for row in self.state.history:
+            self.schedule.after_epoch(row)

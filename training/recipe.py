@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from mosa_deploy.bundles.adapter_config import Activation, AdapterConfig, Share, Style, Target
-from mosa_deploy.errors import ConfigError
+from mosa_deploy.errors import ConfigError, unknown_name
 from training.recipes import RecipeName
-from training.tune_options import Augment, Balance, Select
+from training.tune_options import SCHEDULES, Augment, Balance, Select
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ class Recipe:
 
 MERGE_SCALES = ("expectation", "learned")
 
+MAX_SAMPLES = 64
+"""The largest number of dropout samples of the head."""
+
 
 def recipe_faults(recipe: Recipe) -> list[str]:
     """One text for each fault of a recipe; empty if it has none."""
@@ -86,11 +89,17 @@ def recipe_faults(recipe: Recipe) -> list[str]:
         **{name: (0 <= getattr(recipe, name) < math.inf, "at least 0") for name in ("mixup", "cutmix", "clip_grad")},
         **{name: (0 <= getattr(recipe, name) < 1, "at least 0, below 1") for name in ("head_dropout", "drop_path")},
         "patience": (recipe.patience >= 0, "at least 0"),
-        "head_samples": (recipe.head_samples >= 1, "at least 1"),
+        "head_samples": (1 <= recipe.head_samples <= MAX_SAMPLES, f"1 to {MAX_SAMPLES}"),
         "layer_decay": (0 < recipe.layer_decay <= 1, "above 0, at most 1"),
         "dense_epochs": (0 <= recipe.dense_epochs <= recipe.epochs, f"0 to {recipe.epochs}, the epochs"),
     }
     faults = [f"{flag(name)} {getattr(recipe, name)}: {text}" for name, (holds, text) in checks.items() if not holds]
+    if recipe.sched not in SCHEDULES:
+        faults.append(unknown_name("schedule", recipe.sched, SCHEDULES))
+    if recipe.head_samples > 1 and recipe.head_dropout == 0:
+        faults.append(f"--head-samples {recipe.head_samples}: without --head-dropout all samples are the same")
+    if recipe.patience and recipe.dense_epochs:
+        faults.append("--patience excludes --dense-epochs: the run might end before them")
     try:
         adapter_config(recipe)
     except ConfigError as error:

@@ -28,6 +28,12 @@ PAPER: dict[str, Any] = {
     "consistency": 1.0,
     "ema": 0.0,
     "adapt_blocks": None,
+    "opt": "adamw",
+    "sched": "cosine",
+    "clip_grad": 0.0,
+    "patience": 0,
+    "head_dropout": 0.0,
+    "head_samples": 1,
 }
 """The paper's settings for VTAB, arXiv 2312.02923. It does not say the scale, which is AdaptFormer's."""
 

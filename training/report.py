@@ -20,7 +20,7 @@ from training import plots
 from training.events import closing, write_events
 from training.loop import Row
 from training.recipe import Recipe
-from training.scores import classification_metrics, confusions, kept
+from training.scores import classification_metrics, confusions, early_ending, kept
 
 REPORT = "report.md"
 PICTURES = CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "calibration.png"
@@ -130,6 +130,7 @@ def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
     if record.method == "linear":
         schedule = f"logistic regression on {FEATURES[record.features]}, {schedule}"
     x, best = next(iter(rows[0])), rows[kept(rows, recipe.select)]
+    early = early_ending(rows, recipe)
     return {
         "task": f"{record.task}, {len(record.classes)} classes of {record.dataset}",
         "method": record.method,
@@ -138,7 +139,7 @@ def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
         "adapter": listing(adapter) or "none",
         "parameters": f"{record.metrics['parameters']:,.0f}",
         "recipe": schedule,
-        "kept": f"{plots.axis_name(x)} {best[x]:g}, the best of {len(rows)}",
+        "kept": "; ".join(filter(None, (f"{plots.axis_name(x)} {best[x]:g}, the best of {len(rows)}", early))),
         "seed": f"{record.seed}",
         "versions": listing(record.versions),
         "commit": record.git_commit or "unknown",

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.recipe import Recipe
 from training.tune_options import Select
 
 ECE_BINS = 15
@@ -103,3 +104,21 @@ def rank(row: Mapping[str, float], select: Select = "accuracy") -> tuple[float, 
 def kept(rows: Sequence[Mapping[str, float]], select: Select = "accuracy") -> int:
     """Index of the row whose state a run keeps: the one of the highest rank, and of those the earliest."""
     return max(range(len(rows)), key=lambda i: rank(rows[i], select))
+
+
+def stopped_early(rows: Sequence[Mapping[str, float]], recipe: Recipe) -> bool:
+    """Whether a run with this history ends before its last epoch: the last `patience` epochs did not beat the best."""
+    if not recipe.patience or not 0 < len(rows) < recipe.epochs:
+        return False
+    return len(rows) - 1 - kept(rows, recipe.select) >= recipe.patience
+
+
+def early_ending(rows: Sequence[Mapping[str, float]], recipe: Recipe) -> str:
+    """Why a run ended before its last epoch, in words; empty if it did not."""
+    if not stopped_early(rows, recipe):
+        return ""
+    measure = {"balanced": "balanced accuracy"}.get(recipe.select, recipe.select)
+    return (
+        f"stopped after epoch {len(rows)} of {recipe.epochs}: no better {measure} on validation than in epoch"
+        f" {kept(rows, recipe.select) + 1}, {recipe.patience} before (--patience {recipe.patience})"
+    )

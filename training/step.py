@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from mosa_deploy.adapters.draws import held_draws, place
@@ -11,6 +12,7 @@ from training.attention import unfused
 from training.average import WeightAverage
 from training.data import Batch
 from training.entry import Entry
+from training.optimiser import is_second_order
 from training.recipe import Recipe
 from training.tune_options import ExecutionOptions
 
@@ -38,8 +40,11 @@ class Step:
         self.model, self.entry, self.optimizer, self.average = model, entry, optimizer, average
         self.recipe, self.execution, self.device = recipe, execution, device
         self.class_weights = class_weights
+        self.parameters = [each for each in model.parameters() if each.requires_grad]
         self.autocast = autocast(device, precision)
-        self.unfused = device == "cpu" and precision == "bf16"
+        self.second_order = is_second_order(optimizer)
+        # The fused kernels have no second derivatives.
+        self.unfused = self.second_order or (device == "cpu" and precision == "bf16")
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         """The mean cross entropy and the mean consistency loss of the batch, (2,) on the CPU, and its images."""
@@ -52,8 +57,12 @@ class Step:
         with held_draws(self.model):
             for part in batch.parts(self.execution.accumulate):
                 losses += self.backward(part, self.weights(part) / totals)
+        if self.recipe.clip_grad:
+            clip_grad_norm_(self.parameters, self.recipe.clip_grad)
         self.optimizer.step()
         self.average.update()
+        if self.second_order:
+            self.optimizer.zero_grad()  # the gradients hold the graph
         return losses, images
 
     def weights(self, batch: Batch) -> Tensor:
@@ -67,10 +76,22 @@ class Step:
         place(self.model, part.cut.places, part.cut.total)
         with self.autocast, unfused(self.model, self.unfused):
             logits = self.logits(self.entry.prepare(part.pixels.to(self.device)))
-        losses = pass_losses(logits, part.labels.to(self.device), self.recipe.passes, self.class_weights)
+        labels = part.labels.to(self.device).repeat_interleave(self.recipe.head_samples, 0)
+        losses = pass_losses(logits, labels, self.recipe.passes, self.class_weights)
         cross_entropy, consistency = (float(share) * loss for share, loss in zip(shares, losses, strict=True))
-        (cross_entropy + self.recipe.consistency * consistency).backward()
+        self.add_gradients(cross_entropy + self.recipe.consistency * consistency)
         return torch.stack([cross_entropy, consistency]).detach().cpu()
+
+    def add_gradients(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the parts before; with their graph, if the optimiser needs it."""
+        if not self.second_order:
+            loss.backward()
+            return
+        # `backward` with a graph would make cycles that hold memory.
+        for parameter, gradient in zip(
+            self.parameters, torch.autograd.grad(loss, self.parameters, create_graph=True), strict=True
+        ):
+            parameter.grad = gradient
 
     def logits(self, prepared: Tensor) -> Tensor:
         """Prepared inputs (B, ...) -> logits (passes * B, K), with all passes in one batch."""

@@ -32,6 +32,8 @@ from training.dataset import Read, read_dataset
 from training.events import write_events
 from training.loop import Row, Trainer, Watch
 from training.merge_scale import fit_merge_scale
+from training.optimiser import check_optimiser, optimiser_remarks
+from training.precision import choose_precision, why_precision
 from training.presets import backbone_remarks, choose_image_size, preset
 from training.probe import fit_probe
 from training.recipe import adapter_config
@@ -40,6 +42,7 @@ from training.recipes import remarks as recipe_remarks
 from training.reference import start_head
 from training.results import write_results
 from training.run_settings import describe
+from training.scores import early_ending
 from training.tasks import find
 from training.tasks.subset import Subset
 from training.workers import Workers
@@ -75,6 +78,7 @@ def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None
     if not re.fullmatch(TASK_NAME, name):
         raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
     recipe = config.resolve(preset(task, config.backbone))
+    check_optimiser(recipe, config.execution)
     device = choose_device(config.device)
     size = choose_image_size(config, recipe.backbone, device)
     known = backbone_remarks(config, recipe, size, device)
@@ -89,7 +93,7 @@ def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None
             " tuned task on it"
         )
     splits = Subset(config.shots, config.fraction, config.draw).of(splits)
-    own = recipe_remarks(recipe.recipe, config.given())
+    own = recipe_remarks(recipe.recipe, config.given()) + optimiser_remarks(recipe, config.given())
     splits = replace(splits, remarks=(*known, *splits.remarks, *own))
     conventions = CONVENTIONS[recipe.recipe]
     model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
@@ -107,7 +111,8 @@ def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
 
-    print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}")
+    how = "" if method in PROBES else f", {why_precision(config.precision, device)}"
+    print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}{how}")
     for remark in splits.remarks:
         print(remark)
     run.keep_split(out, splits, config.resume)
@@ -190,17 +195,6 @@ def why_no_cuda() -> str | None:
     return "torch finds no device"
 
 
-def choose_precision(name: str, device: str) -> str:
-    """The precision `fp32` or `bf16`; `auto` chooses bf16 on CUDA and fp32 elsewhere.
-
-    Raises:
-        ConfigError: the precision is unknown.
-    """
-    if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"--precision {name}: choose auto, fp32 or bf16")
-    return name if name != "auto" else "bf16" if device == "cuda" else "fp32"
-
-
 def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[Row]:
     """Run the remaining epochs, with a checkpoint after each; returns the rows of the history."""
     checkpoint = out / run.CHECKPOINT
@@ -224,6 +218,8 @@ def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[
             watch(trainer.state.history)
 
     trainer.fit(finished)
+    if ending := early_ending(trainer.state.history, trainer.recipe):
+        print(ending)
     return trainer.state.history
 
 

@@ -20,6 +20,10 @@ Augment = Literal["none", "flip", "crop", "auto", "randaug"]
 """What changes training images."""
 
 
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "plateau")
+"""timm's schedules of the learning rate."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """Which images are left out."""
@@ -96,15 +100,18 @@ class OptimOptions:
     """How the weights are updated."""
 
     opt: str | None = None
-    """Name of one of timm's optimisers, such as adamw, adamp, adan, lion, muon or sgd."""
+    """Name of one of timm's optimisers, such as adamw, adamp, adan, lion, muon or sgd. Each wants an --lr of its
+    own."""
     sched: str | None = None
-    """Name of one of timm's schedules of the learning rate: cosine, tanh, step, multistep, plateau or poly."""
+    """Name of one of timm's schedules of the learning rate: cosine, tanh, step, multistep, poly, wsd, rsqrt, constant
+    or plateau."""
     clip_grad: float | None = None
-    """Largest norm of the gradient; 0 does not clip it."""
+    """Largest norm of the gradient of a step; 0 does not clip it."""
     patience: int | None = None
-    """Stop after this many epochs in a row without an improvement on validation; 0 runs all epochs."""
+    """Stop after this many epochs in a row that are not better, by what --select names, than the best one; 0 runs all
+    epochs. The schedule stays that of all epochs."""
     head_dropout: float | None = None
-    """Dropout before the head."""
+    """Probability with which training drops each feature that the head reads."""
     head_samples: int | None = None
     """Number of dropout samples of the head that share one pass through the backbone; their losses are averaged."""
     layer_decay: float | None = None

@@ -1,5 +1,7 @@
 import dataclasses
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,7 @@ from mosa_deploy.errors import ConfigError
 from training.config import TuneConfig
 from training.recipe import Recipe, adapter_config
 from training.run_settings import describe, differences, parse_settings
+from training.tune_options import ExecutionOptions, OptimOptions
 
 PRESET = Recipe(backbone="vit_toy", experts=4, passes=2, lr=1e-3)
 
@@ -159,3 +162,56 @@ def test_a_damaged_config_json_is_one_line(content: str | bytes) -> None:
         ConfigError, match=r"^run/config\.json is damaged \(\w+\): copy the run again, or tune the task"
     ):
         parse_settings(content, "run/config.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"sched": "cosin"}, r"unknown schedule 'cosin'; did you mean cosine\?"),
+        ({"clip_grad": -1.0}, r"--clip-grad -1.0: at least 0"),
+        ({"clip_grad": math.nan}, r"--clip-grad nan: at least 0"),
+        ({"clip_grad": math.inf}, r"--clip-grad inf: at least 0"),
+        ({"patience": -1}, r"--patience -1: at least 0"),
+        ({"head_dropout": 1.0}, r"--head-dropout 1.0: at least 0, below 1"),
+        ({"head_dropout": math.nan}, r"--head-dropout nan: at least 0, below 1"),
+        ({"head_dropout": 0.5, "head_samples": 0}, r"--head-samples 0: 1 to 64"),
+        ({"head_dropout": 0.5, "head_samples": 65}, r"--head-samples 65: 1 to 64"),
+        ({"head_samples": 8}, r"--head-samples 8: without --head-dropout all samples are the same"),
+    ],
+)
+def test_an_update_that_cannot_be_is_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{text}$"):
+        TuneConfig(task="digits", optimisation=OptimOptions(**options)).resolve(PRESET)
+
+
+def test_patience_might_end_a_run_before_its_dense_epochs() -> None:
+    with pytest.raises(ConfigError, match=r"^--patience excludes --dense-epochs: the run might end before them$"):
+        TuneConfig(task="digits", dense_epochs=1, optimisation=OptimOptions(patience=3)).resolve(PRESET)
+
+
+def test_the_reference_has_an_optimiser_of_its_own() -> None:
+    config = TuneConfig(task="digits", recipe="reference", optimisation=OptimOptions(opt="sgd"))
+    with pytest.raises(ConfigError, match=r"^--opt sgd: --recipe reference has an optimiser of its own$"):
+        config.resolve(PRESET)
+
+
+@pytest.mark.parametrize("method", ["linear", "attentive"])
+@pytest.mark.parametrize(
+    ("groups", "flag"),
+    [
+        ({"optimisation": OptimOptions(opt="sgd")}, "--opt"),
+        ({"optimisation": OptimOptions(patience=0)}, "--patience"),
+        ({"execution": ExecutionOptions(accumulate=2)}, "--accumulate"),
+        ({"execution": ExecutionOptions(compile=True)}, "--compile"),
+    ],
+)
+def test_probes_have_no_training_loop(method: str, groups: dict[str, Any], flag: str) -> None:
+    config = TuneConfig(task="digits", method=method, **groups)
+    with pytest.raises(ConfigError, match=rf"^{flag} is for methods that tune the backbone: drop it$"):
+        config.resolve(PRESET)
+    config.for_probes().resolve(PRESET)
+
+
+def test_parts_of_a_batch_are_at_least_one() -> None:
+    with pytest.raises(ConfigError, match=r"^--accumulate 0: at least 1$"):
+        ExecutionOptions(accumulate=0)

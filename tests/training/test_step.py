@@ -57,3 +57,15 @@ def test_a_batch_of_which_nothing_can_be_read_changes_nothing(toy: Toy) -> None:
     assert losses.tolist() == [0, 0]
     after = (*trainer.average.parameters, *trainer.average.averages)
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_a_gradient_beyond_the_norm_is_scaled_to_it_after_all_parts_are_summed(toy: Toy) -> None:
+    (_, free), (_, cut), (_, parts), (_, loose) = (
+        gradients(toy, accumulate, clip_grad=norm) for accumulate, norm in ((1, 0.0), (1, 0.01), (3, 0.01), (1, 1e6))
+    )
+    norm = torch.stack([gradient.norm() for gradient in free.values()]).norm()
+    assert norm > 0.01
+    for name, gradient in free.items():
+        torch.testing.assert_close(cut[name], gradient * (0.01 / norm), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(parts[name], cut[name], rtol=1e-4, atol=1e-7)
+        assert torch.equal(loose[name], gradient)
