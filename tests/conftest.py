@@ -16,11 +16,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from export.export import export
 from export.options import ExportConfig
-from mosa_deploy.backbones.load import randomise
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.store_layout import StoreLayout
 from tests.support.app import changing, running
 from tests.support.images import DATA
+from tests.support.models import toy_transformer
 from tests.support.runs import Once
 from tests.support.tasks import TaskMaker
 from training.config import TuneConfig
@@ -38,15 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def toy() -> Callable[..., VisionTransformer]:
-    """Make a small random ViT: 16 px, patches of 8, embed_dim 12, depth 2; every parameter is perturbed."""
-
-    def make(**kwargs: Any) -> VisionTransformer:
-        shape = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 5}
-        model = VisionTransformer(**{**shape, **kwargs})
-        randomise(model)
-        return model.eval()
-
-    return make
+    """Makes a small random ViT; see `toy_transformer`."""
+    return toy_transformer
 
 
 @pytest.fixture(scope="session")

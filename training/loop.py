@@ -21,10 +21,11 @@ from mosa_deploy.utils.files import write_bytes
 from mosa_deploy.utils.seeds import derive
 from training.average import WeightAverage
 from training.balance import class_weights, epoch_order
-from training.data import ImageSet, ImageSource, cuts
+from training.data import ImageSet, ImageSource
 from training.entry import Entry, cut
 from training.head_samples import set_head_dropout
 from training.optimiser import Schedule, make_optimizer, seed_optimizer
+from training.ranks import Ranks
 from training.recipe import Recipe
 from training.recipes import CONVENTIONS
 from training.reference import set_backbone_dropout
@@ -50,6 +51,9 @@ class State:
     history: list[Row] = field(default_factory=list)
 
 
+PREDICTED = 256
+"""Images of a batch outside of training."""
+
 Item = TypeVar("Item")
 
 
@@ -58,17 +62,17 @@ def progress(batches: Iterable[Item], what: str, total: int | None = None) -> It
     return iter(tqdm(batches, desc=what, total=total, unit=" batches", leave=False, disable=None))
 
 
-def predict(model: nn.Module, images: ImageSet, preprocess: Preprocess, device: str, batch: int = 256) -> Tensor:
+def predict(model: nn.Module, images: ImageSet, preprocess: Preprocess, device: str) -> Tensor:
     """Logits (N, K) on the CPU, in fp32. The model is in evaluation mode, where split adapters act as merged ones."""
-    return logits_of(model, Entry.whole(model, preprocess), images, device, batch)
+    return logits_of(model, Entry.whole(model, preprocess), images, device, torch.arange(len(images)))
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, entry: Entry, images: ImageSet, device: str, batch: int = 256) -> Tensor:
-    """The same of images that enter the model as `entry` says."""
+def logits_of(model: nn.Module, entry: Entry, images: ImageSet, device: str, rows: Tensor) -> Tensor:
+    """The same of the images in these rows of a set, which enter the model as `entry` says."""
     model.eval()
-    batches = progress(images.split(batch), "predicting", math.ceil(len(images) / batch))
-    return torch.cat([entry.forward(entry.prepare(inputs.to(device))).cpu() for inputs in batches])
+    batches = progress(rows.split(PREDICTED), "predicting")
+    return torch.cat([entry.forward(entry.prepare(images.take(index).to(device))).cpu() for index in batches])
 
 
 class Trainer:
@@ -87,6 +91,7 @@ class Trainer:
         device: str,
         precision: str = "fp32",
         execution: ExecutionOptions | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model.to(device)
         conventions = CONVENTIONS[recipe.recipe]
@@ -96,7 +101,7 @@ class Trainer:
             self.entry, train, validation = cut(model, train, validation, preprocess, device, context)
         self.train, self.validation = train, validation
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
-        self.state = State()
+        self.state, self.ranks = State(), ranks or Ranks(device=device)
         self.classes = model.get_classifier().out_features
         self.steps = math.ceil(len(train) / recipe.batch_size)
         freeze(self.model)
@@ -116,6 +121,7 @@ class Trainer:
             device,
             precision,
             weights,
+            self.ranks,
         )
         self.schedule = Schedule(self.optimizer, recipe, self.steps)
 
@@ -154,8 +160,11 @@ class Trainer:
     def validate(self) -> Row:
         """Loss and accuracies on the validation set."""
         validation = self.validation.settled()
-        logits = logits_of(self.model, self.entry, validation, self.device)
-        return validation_row(logits, validation.labels)
+        logits = torch.zeros(len(validation), self.classes)
+        mine = self.ranks.share(torch.arange(len(validation)))
+        if len(mine):
+            logits[mine] = logits_of(self.model, self.entry, validation, self.device, mine)
+        return validation_row(self.ranks.sum(logits), validation.labels)
 
     def run_epoch(self, epoch: int) -> Row:
         """Train for one epoch and return its row of the history. Its randomness derives from (seed, epoch) alone.
@@ -168,10 +177,12 @@ class Trainer:
         seed_optimizer(self.optimizer, derive(self.seed, "optimiser", epoch))
         set_dense(self.model, epoch >= self.recipe.epochs - self.recipe.dense_epochs)
         order = epoch_order(self.train.labels, self.classes, self.recipe.balance)
+        if not self.ranks.first:  # Other images, other dropout.
+            torch.manual_seed(derive(self.seed, "epoch", epoch, "rank", self.ranks.rank))
         self.model.train()
         sums, seen, start = torch.zeros(2), 0, time.perf_counter()
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
-        batches = self.train.batches(cuts(order, self.recipe.batch_size))
+        batches = self.train.batches(self.ranks.cuts(order, self.recipe.batch_size))
         bar = progress(batches, f"epoch {epoch + 1}/{self.recipe.epochs}{left}", self.steps)
         for step, batch in enumerate(bar):
             self.schedule.before_step(epoch, step)

@@ -24,7 +24,7 @@ from training.scores import rank
 from training.tune_options import ExecutionOptions
 
 
-def check_optimiser(recipe: Recipe, execution: ExecutionOptions) -> None:
+def check_optimiser(recipe: Recipe, execution: ExecutionOptions, processes: int = 1) -> None:
     """Check that the optimiser of a recipe can be made here, and can compute steps as they are asked for.
 
     Raises:
@@ -43,6 +43,7 @@ def check_optimiser(recipe: Recipe, execution: ExecutionOptions) -> None:
     against = {
         f"--clip-grad {recipe.clip_grad:g}: dividing by second derivatives undoes it": recipe.clip_grad > 0,
         f"--accumulate {execution.accumulate}: it would keep every part until the last": execution.accumulate > 1,
+        f"{processes} processes: each would have second derivatives of its own images": processes > 1,
         "--compile: compiled code has no second derivatives": execution.compile,
     }
     if get_optimizer_info(name).second_order and any(against.values()):

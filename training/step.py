@@ -1,4 +1,7 @@
-"""One update of the weights: a batch goes through the model in parts, and the gradients of all parts are added up."""
+"""One update of the weights: a batch goes through the model in parts, and the gradients of all parts are added up.
+
+Each process of a run has a part of the batch, and may compute it in parts again.
+"""
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from training.average import WeightAverage
 from training.data import Batch
 from training.entry import Entry
 from training.optimiser import is_second_order
+from training.ranks import Ranks
 from training.recipe import Recipe
 from training.tune_options import ExecutionOptions
 
@@ -36,10 +40,11 @@ class Step:
         device: str,
         precision: str,
         class_weights: Tensor | None,
+        ranks: Ranks,
     ) -> None:
         self.model, self.entry, self.optimizer, self.average = model, entry, optimizer, average
         self.recipe, self.execution, self.device = recipe, execution, device
-        self.class_weights = class_weights
+        self.class_weights, self.ranks = class_weights, ranks
         self.parameters = [each for each in model.parameters() if each.requires_grad]
         self.autocast = autocast(device, precision)
         self.second_order = is_second_order(optimizer)
@@ -47,8 +52,11 @@ class Step:
         self.unfused = self.second_order or (device == "cpu" and precision == "bf16")
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
-        """The mean cross entropy and the mean consistency loss of the batch, (2,) on the CPU, and its images."""
-        totals = self.weights(batch)
+        """Mean cross entropy and consistency loss of the whole batch, (2,) on the CPU, and the number of its images.
+
+        `batch` is this process's part of it.
+        """
+        totals = self.ranks.sum(self.weights(batch))
         images = int(totals[1])
         losses = torch.zeros(2)
         if not images:
@@ -57,13 +65,14 @@ class Step:
         with held_draws(self.model):
             for part in batch.parts(self.execution.accumulate):
                 losses += self.backward(part, self.weights(part) / totals)
+        self.ranks.add_gradients(self.parameters)
         if self.recipe.clip_grad:
             clip_grad_norm_(self.parameters, self.recipe.clip_grad)
         self.optimizer.step()
         self.average.update()
         if self.second_order:
             self.optimizer.zero_grad()  # the gradients hold the graph
-        return losses, images
+        return self.ranks.sum(losses), images
 
     def weights(self, batch: Batch) -> Tensor:
         """What a batch counts in the means of the losses: the sum of its images' class weights, and their number."""

@@ -32,10 +32,12 @@ from training.dataset import Read, read_dataset
 from training.events import write_events
 from training.loop import Row, Trainer, Watch
 from training.merge_scale import fit_merge_scale
+from training.method_settings import AUTO
 from training.optimiser import check_optimiser, optimiser_remarks
 from training.precision import choose_precision, why_precision
 from training.presets import backbone_remarks, choose_image_size, preset
 from training.probe import fit_probe
+from training.ranks import Ranks, first_speaks, is_cpu_wanted, joined
 from training.recipe import adapter_config
 from training.recipes import CONVENTIONS
 from training.recipes import remarks as recipe_remarks
@@ -57,18 +59,24 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
     Raises:
         MosaError: an option, the data or the backbone cannot be used, or training cannot continue.
     """
-    method = config.checked_method()
-    if method == "auto":
-        # Optuna is loaded for this method alone.
-        from training.auto import tune_auto
+    with first_speaks():
+        method, device = config.checked_method(), choose_device(config.device)
+    with joined(device) as ranks:
+        if ranks.count > 1 and method in (AUTO, *PROBES):
+            raise ConfigError(f"--method {method} runs in one process: start it without torchrun or accelerate launch")
+        if method == "auto":
+            # Optuna is loaded for this method alone.
+            from training.auto import tune_auto
 
-        return tune_auto(config, tune)
-    with Workers(config.streaming.processes) as workers:
-        return tune_one(config, method, read, watch, workers)
+            return tune_auto(config, tune)
+        with Workers(max(1, config.streaming.processes // ranks.count)) as workers:
+            return tune_one(config, method, read, watch, workers, ranks)
 
 
-def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None, workers: Workers) -> Path:
-    """The same for a method that is named; `workers` decode the images if there are many.
+def tune_one(
+    config: TuneConfig, method: Method, read: Read, watch: Watch | None, workers: Workers, ranks: Ranks
+) -> Path:
+    """The same for a method that is named; `workers` decode the images if there are many, and `ranks` share batches.
 
     Raises:
         MosaError: as `tune`.
@@ -78,7 +86,7 @@ def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None
     if not re.fullmatch(TASK_NAME, name):
         raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
     recipe = config.resolve(preset(task, config.backbone))
-    check_optimiser(recipe, config.execution)
+    check_optimiser(recipe, config.execution, ranks.count)
     device = choose_device(config.device)
     size = choose_image_size(config, recipe.backbone, device)
     known = backbone_remarks(config, recipe, size, device)
@@ -106,17 +114,18 @@ def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None
     if config.white_level is not None:
         preprocess = preprocess.model_copy(update={"decode": Decode(white=config.white_level)})
     out = config.out or Path("runs") / name
-    if run.open_run(out, describe(config, recipe, precision), config.resume):
+    if ranks.any(ranks.first and run.open_run(out, describe(config, recipe, precision), config.resume)):
         (out / run.CHECKPOINT).unlink(missing_ok=True)
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
 
     how = "" if method in PROBES else f", {why_precision(config.precision, device)}"
-    print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}{how}")
+    print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}{how}{ranks}")
     for remark in splits.remarks:
         print(remark)
-    run.keep_split(out, splits, config.resume)
-    data = read(splits, preprocess, config, out, workers)
+    if ranks.first:
+        run.keep_split(out, splits, config.resume)
+    data = read(splits, preprocess, config, ranks.folder(out), workers)
     train, validation = data.train, data.validation
     if len(train) < recipe.batch_size and method != "linear":
         print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
@@ -138,9 +147,11 @@ def tune_one(config: TuneConfig, method: Method, read: Read, watch: Watch | None
         adapter = adapter_config(recipe)
         attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
         trainer = Trainer(
-            model, train, validation, preprocess, recipe, config.seed, device, precision, config.execution
+            model, train, validation, preprocess, recipe, config.seed, device, precision, config.execution, ranks
         )
         rows = fit(trainer, out, config.resume, watch)
+        if not ranks.first:
+            return out
         if recipe.merge_scale == "learned":
             adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation.settled(), preprocess, device))
     record = Record(
@@ -171,6 +182,8 @@ def choose_device(name: str) -> str:
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "auto" and is_cpu_wanted():
+        return "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; leave it out to use the CPU")
     if name == "auto" and (reason := why_no_cuda()):
@@ -203,6 +216,8 @@ def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[
         print(f"resumed after epoch {trainer.state.epoch}")
 
     def finished(trainer: Trainer) -> None:
+        if not trainer.ranks.first:
+            return
         trainer.save(checkpoint)
         run.write_history(out, trainer.state.history)
         write_events(out, trainer.state.history)
@@ -226,7 +241,9 @@ def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[
 @command
 def main() -> None:
     """The command line."""
-    tune(tune_config())
+    with first_speaks():
+        config = tune_config()
+    tune(config)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,23 @@
-"""A type for small transformers, and a function that changes their adapters."""
+"""Small transformers, and a function that changes their adapters."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy.adapters.attach import adapters
+from mosa_deploy.backbones.load import randomise
 
 Toy = Callable[..., VisionTransformer]
+
+
+def toy_transformer(**kwargs: Any) -> VisionTransformer:
+    """A small random ViT: 16 px, patches of 8, embed_dim 12, depth 2; every parameter is perturbed."""
+    shape = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 5}
+    model = VisionTransformer(**{**shape, **kwargs})
+    randomise(model)
+    return model.eval()
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def test_training_in_bf16_caches_tokens_of_bf16_and_validation_those_of_fp32(toy
     (cached,) = made.train.settled().split(20)
     assert not torch.equal(cached, exact)
     torch.testing.assert_close(cached, exact, rtol=0.1, atol=0.1)
-    logits = logits_of(made.model, made.entry, made.validation.settled(), "cpu")
+    logits = logits_of(made.model, made.entry, made.validation.settled(), "cpu", torch.arange(len(HELD_OUT)))
     assert torch.equal(logits, predict(made.model, HELD_OUT, PREPROCESS, "cpu"))
 
 

@@ -170,7 +170,8 @@ def test_biases_of_experts_too_have_no_weight_decay(toy: Toy) -> None:
         assert decay[id(parameter)] == (RECIPE.weight_decay if matrix else 0)
 
 
-def test_predict_gives_the_expectation_over_the_experts(toy: Toy) -> None:
+def test_predict_gives_the_expectation_over_the_experts(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loop.PREDICTED", 2)
     trainer = make_trainer(toy, dropout=0.5, share="none")
     dense = attach(toy(num_classes=3), adapter_config(trainer.recipe), split=False)
     state = dict(trainer.model.state_dict())
@@ -181,7 +182,7 @@ def test_predict_gives_the_expectation_over_the_experts(toy: Toy) -> None:
             state[f"{name}.bias"] = state[f"{name}.bias"].mean(0)
     dense.load_state_dict({name: state[name] for name in dense.state_dict()})
     images = random_images(5, 3)
-    given = predict(trainer.model.train(), images, PREPROCESS, "cpu", batch=2)
+    given = predict(trainer.model.train(), images, PREPROCESS, "cpu")
     with torch.no_grad():
         expected = dense.eval()(torch.from_numpy(PREPROCESS.normalise(images.pixels.numpy())))
     np.testing.assert_allclose(given, expected, atol=1e-5)

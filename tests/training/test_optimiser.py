@@ -147,6 +147,15 @@ def test_what_second_derivatives_exclude_is_named(
     check_optimiser(dataclasses.replace(RECIPE, **changes), ExecutionOptions(**execution))
 
 
+def test_second_derivatives_belong_to_one_process() -> None:
+    recipe = dataclasses.replace(RECIPE, opt="adahessian")
+    check_optimiser(recipe, ExecutionOptions())
+    with pytest.raises(
+        ConfigError, match=r"^--opt adahessian excludes 2 processes: each would have second derivatives"
+    ):
+        check_optimiser(recipe, ExecutionOptions(), processes=2)
+
+
 def rates(steps: int, **changes: Any) -> list[float]:
     """The rate of every step of a schedule, as a share of the peak, without validation."""
     recipe = dataclasses.replace(RECIPE, **{"lr": 1.0, "warmup_epochs": 0.0} | changes)
