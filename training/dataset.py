@@ -55,9 +55,10 @@ class StreamedDataset:
         examples = {name: given for name, given in survey.read().items() if given}
         sets = {name: CachedSet.of(root, given, how) for name, given in examples.items()}
         reserve(root, [*sets.values()], options.cache_size)
+        who = "1 worker process decodes" if workers.count == 1 else f"{workers.count} worker processes decode"
         print(
-            f"{workers.count} worker process{'es' if workers.count > 1 else ''} decode the images into the cache {root}"
-            " as they are needed; what is odd about them is said when all have been decoded",
+            f"{who} the images into the cache {root} as they are needed; what is odd about them is said when all have"
+            " been decoded",
             flush=True,
         )
         self.images = {

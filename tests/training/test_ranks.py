@@ -46,7 +46,8 @@ def test_a_process_that_dies_or_a_run_that_is_ended_is_one_line_before_the_repor
 
 @pytest.mark.slow
 def test_the_command_line_speaks_and_writes_once(tmp_path: Path) -> None:
-    done = torchrun("training.tune", "--task", "digits", "--shots", "5", "--epochs", "1", "--out", tmp_path / "run")
+    options = ("--task", "digits", "--shots", "5", "--epochs", "1", "--cache", tmp_path / "cache")
+    done = torchrun("training.tune", *options, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert ", 2 processes\n" in done.stdout
     assert len(re.findall("epoch 1/1: ", done.stdout)) == 1
