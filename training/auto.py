@@ -27,12 +27,14 @@ from training.attempts import SECONDS, TRIALS, Attempts, Tune
 from training.choice import Options, Tried, choose, section, why
 from training.config import TuneConfig
 from training.fitting import check_fit, outline
+from training.method_settings import UNCHANGED
 from training.recipe import Recipe
 from training.report import REPORT, VALIDATION, evaluate_command
 from training.run_settings import describe
 from training.search import ADAPTERS, Search
 from training.tasks import find
 from training.trials import centre
+from training.tune_options import AugmentOptions
 from training.workers import Workers
 
 DEFAULT_TRIALS, DEFAULT_WORTH = 7, 1.0
@@ -56,6 +58,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
     preset = presets.preset(find(config.task, config.labels, config.group), config.backbone)
     recipe = config.resolve(preset)
     outline(recipe.backbone, config.image_size)
+    config = replace(config, augmentation=AugmentOptions(**UNCHANGED))
     probes = fitting(config, preset, PROBES)
     methods = [method for method, _ in fitting(config, preset, [(method, {}) for method in ADAPTERS])]
     trials = DEFAULT_TRIALS if config.trials is None else config.trials

@@ -71,11 +71,12 @@ class CachedSet:
     @classmethod
     def of(cls, root: Path, examples: Sequence[Example], how: Inspection) -> "CachedSet":
         """The place of these images, read like this; nothing is written yet."""
-        preprocess = how.preprocess.model_dump_json(exclude={"mean", "std"})
+        read = [how.preprocess] if how.margin is None else [how.preprocess, how.margin]
+        preprocess = " ".join(each.model_dump_json(exclude={"mean", "std"}) for each in read)
         digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {preprocess} {how.max_pixels}".encode())
         for example in examples:
             digest.update(f"\n{example.name!a} {_version(example)}".encode())
-        return cls(root / digest.hexdigest()[:32], len(examples), how.preprocess.size)
+        return cls(root / digest.hexdigest()[:32], len(examples), how.kept.size)
 
     @property
     def bytes_each(self) -> int:
@@ -161,8 +162,8 @@ def reserve(root: Path, sets: Sequence[CachedSet], most: float) -> None:
     needed = sum(files.values())
     others = {path: path.stat() for path in root.glob("*/*") if path.name in FILES and path not in files}
     held = sum(status.st_size for status in others.values())
-    height, width = sets[0].size
-    what = f"{sum(each.count for each in sets):,} images of {height} x {width} need {_gb(needed)}"
+    sizes = " and ".join(f"{height} x {width}" for height, width in dict.fromkeys(each.size for each in sets))
+    what = f"{sum(each.count for each in sets):,} images of {sizes} need {_gb(needed)}"
     if held + needed > most * GB:
         oldest = min(others, key=lambda path: others[path].st_mtime_ns).parent if others else None
         remove = f", or remove what is no longer used there, {oldest} first" if oldest else ""

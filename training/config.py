@@ -17,7 +17,15 @@ from mosa_deploy.bundles.decode import WHITE_16
 from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
-from training.method_settings import ATTENTIVE_SETTINGS, AUTO, LOW_RANK_SETTINGS, METHODS_OF, SPLIT_ONLY
+from training.method_settings import (
+    ATTENTIVE_SETTINGS,
+    AUTO,
+    LOW_RANK_SETTINGS,
+    METHODS_OF,
+    READING_ONCE,
+    SPLIT_ONLY,
+    UNCHANGED,
+)
 from training.recipe import Recipe, flag, recipe_faults
 from training.tune_options import (
     AugmentOptions,
@@ -202,6 +210,9 @@ class TuneConfig:
             faults.append(f"--opt {self.optimisation.opt}: --recipe {self.recipe} has an optimiser of its own")
         if self.features != "cls" and self.method != "linear":
             faults.append(f"--features {self.features} is an option of --method linear: drop it")
+        changing = [f"{flag(name)} {given[name]}" for name in UNCHANGED if given.get(name, 0) not in (0, "none")]
+        if changing and self.method in READING_ONCE:
+            faults.append(f"{', '.join(changing)}: --method {self.method} reads each image once, so drop it")
         if self.balance == "sampler" and self.method == "linear":
             faults.append("--balance sampler is for methods with epochs: --method linear takes --balance loss")
         if self.trials is not None and self.trials < 1:
@@ -221,7 +232,10 @@ class TuneConfig:
         if self.method == "attentive":
             usual = ATTENTIVE_SETTINGS
         settings = usual | {name: value for name, value in given.items() if name not in refused}
-        recipe = dataclasses.replace(preset, **settings | ({} if self.method in SPLIT_METHODS else SPLIT_ONLY))
+        settings |= ({} if self.method in SPLIT_METHODS else SPLIT_ONLY) | (
+            UNCHANGED if self.method in READING_ONCE else {}
+        )
+        recipe = dataclasses.replace(preset, **settings)
         faults += recipe_faults(recipe)
         if faults:
             raise ConfigError("; ".join(faults))

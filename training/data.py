@@ -1,4 +1,7 @@
-"""A set of images as uint8 pixels at the backbone's input size: in memory, or as `training.stream` reads them."""
+"""A set of images as uint8 pixels: in memory, or as `training.stream` reads them.
+
+They have the backbone's input size, and training images that are to be cropped have a margin (`training.augment`).
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,9 +36,9 @@ class Batch(NamedTuple):
     """The images of a cut that can be read."""
 
     pixels: Tensor
-    """(B, H, W, 3) uint8, or the tokens of frozen blocks."""
+    """(B, H, W, 3) uint8, or float after mixing, or the tokens of frozen blocks."""
     labels: Tensor
-    """(B,) int64."""
+    """(B,) int64, or after mixing the probabilities of the classes (B, K)."""
     cut: Cut
 
     def parts(self, count: int) -> Iterator[Self]:

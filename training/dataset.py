@@ -1,5 +1,6 @@
 """The images that a task is tuned on, and everything that is worth knowing about them before tuning begins."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from mosa_deploy.errors import DataError
 from mosa_deploy.utils.files import write_csv
 from mosa_deploy.utils.folders import cache_folder
 from training import run
+from training.augment import margin
 from training.balance import small_class_remarks
 from training.cache import CachedSet, reserve
 from training.config import TuneConfig
@@ -50,10 +52,11 @@ class StreamedDataset:
 
     def __init__(self, survey: "Survey", workers: Workers) -> None:
         self.survey = survey
-        options, how = survey.config.streaming, survey.reader.inspection(compared=True)
+        options = survey.config.streaming
         root = options.cache or cache_folder() / "images"
         examples = {name: given for name, given in survey.read().items() if given}
-        sets = {name: CachedSet.of(root, given, how) for name, given in examples.items()}
+        how = {name: survey.reader.inspection(True, survey.margin if name == "train" else None) for name in examples}
+        sets = {name: CachedSet.of(root, given, how[name]) for name, given in examples.items()}
         reserve(root, [*sets.values()], options.cache_size)
         who = "1 worker process decodes" if workers.count == 1 else f"{workers.count} worker processes decode"
         print(
@@ -62,7 +65,7 @@ class StreamedDataset:
             flush=True,
         )
         self.images = {
-            name: StreamedImages(sets[name], examples[name], how, workers, name, self.settled) for name in sets
+            name: StreamedImages(sets[name], examples[name], how[name], workers, name, self.settled) for name in sets
         }
 
     @property
@@ -111,6 +114,11 @@ class Survey:
         return self.config.data_dir is not None or bool(self.config.labels)
 
     @cached_property
+    def margin(self) -> Preprocess | None:
+        """How training images are read, if not like all others."""
+        return margin(self.reader.preprocess, self.config.augmentation.augment or "none")
+
+    @cached_property
     def marks(self) -> dict[str, list[Mark]]:
         """The marks of each set's images, which find those that two sets have in common; empty if nothing looks."""
         return {name: [] for name in self.splits.sets()} if self.given and not self.config.skip_duplicates else {}
@@ -151,7 +159,8 @@ Read = Callable[[Splits, Preprocess, TuneConfig, Path, Workers], Data]
 def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out: Path, workers: Workers) -> Data:
     """Decode train and validation, and say what is odd about the images of all sets; lists go into the folder `out`.
 
-    Large sets, and those that are to be cached, are decoded later by `workers`, when they are needed.
+    Training images have a margin if they are cropped by --augment in `config`. Large sets, and those that are to be
+    cached, are decoded later by `workers`, when they are needed.
 
     Raises:
         DataError: too many images are unreadable, a set is empty, or images would be almost black.
@@ -159,12 +168,12 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
         WriteError: the disk has too little room for it.
     """
     survey = Survey(splits, Reader(preprocess, config.reading), config, out)
-    height, width = preprocess.size
-    pixels = (len(splits.train) + len(splits.validation)) * height * width * 3
+    sizes = ((splits.train, survey.margin or preprocess), (splits.validation, preprocess))
+    pixels = sum(3 * len(images) * math.prod(how.size) for images, how in sizes)
     if config.streaming.cache is not None or pixels > IN_MEMORY:
         return StreamedDataset(survey, workers)
     reader, marks = survey.reader, survey.marks
-    train = reader.images(splits.train, "train", marks.get("train"))
+    train = reader.images(splits.train, "train", marks.get("train"), survey.margin)
     validation = reader.images(splits.validation, "validation", marks.get("validation"))
     if marks and splits.test:
         print(

@@ -1,7 +1,7 @@
 """How the images of a set enter the model: as pixels, or as what its frozen first blocks make of them.
 
 With adapters in the last blocks alone (`--adapt-blocks`) the blocks before them say the same of an image in every pass
-and epoch. Their tokens are computed once and kept in memory, if they fit.
+and epoch. Their tokens are computed once and kept in memory, if they fit, and if images are not augmented.
 """
 
 from collections.abc import Callable, Iterator
@@ -88,13 +88,17 @@ def cut(
     device: str,
     autocast: torch.autocast,
     limit: int = CACHE_BYTES,
+    changing: bool = False,
 ) -> tuple[Entry, ImageSource, ImageSource]:
     """Cut a model before its first adapter, and say whether its inputs are cached; returns the sets to use from now on.
 
-    Training runs under `autocast`, and validation does not.
+    Training runs under `autocast`, and validation does not. Nothing is cached of images that are changing.
     """
     model.eval()
     entry = Entry.before_adapters(model, preprocess)
+    if changing:
+        print("the tokens before the first adapter are computed anew in every step, because the images are augmented")
+        return entry, train, validation
     tokens = entry.prepare(torch.zeros(1, *preprocess.size, 3, dtype=torch.uint8, device=device))
     needed = 4 * tokens.numel() * (len(train) + len(validation))
     size = f"{needed / 2**20:,.1f} MiB"

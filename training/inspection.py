@@ -20,6 +20,13 @@ class Inspection:
     """An image with more counts as unreadable."""
     compared: bool
     """Whether fingerprints are wanted, to find images that two sets have in common."""
+    margin: Preprocess | None = None
+    """How the pixels that are kept are read, if not as they are compared: see `training.augment`."""
+
+    @property
+    def kept(self) -> Preprocess:
+        """How the pixels that are kept are read."""
+        return self.margin or self.preprocess
 
 
 class Finding(NamedTuple):
@@ -41,9 +48,11 @@ def inspect(example: Example, how: Inspection) -> tuple[Finding, Pixels | None]:
     try:
         content = example.read()
         headers.look(content, example.name, how.preprocess, how.max_pixels)
-        pixels = how.preprocess.read(content)
+        image = how.preprocess.decode.image(content)
+        pixels = how.preprocess.pixels(image)
     except (DataError, OSError) as error:
         return Finding(headers, getattr(error, "strerror", None) or str(error)), None
     mark = fingerprint(content, pixels) if how.compared else None
     digest = mark.content if mark else hashlib.sha256(content).digest()
-    return Finding(headers, None, digest, int(pixels.max()), mark), pixels
+    kept = pixels if how.margin is None else how.margin.pixels(image)
+    return Finding(headers, None, digest, int(pixels.max()), mark), kept

@@ -19,6 +19,7 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.files import write_bytes
 from mosa_deploy.utils.seeds import derive
+from training.augment import Augmentation, switched_on
 from training.average import WeightAverage
 from training.balance import class_weights, epoch_order
 from training.data import ImageSet, ImageSource
@@ -32,6 +33,7 @@ from training.reference import set_backbone_dropout
 from training.scores import rank, stopped_early, validation_row
 from training.step import Step, autocast
 from training.tune_options import ExecutionOptions
+from training.workers import Workers
 
 Row = dict[str, float]
 
@@ -92,17 +94,23 @@ class Trainer:
         precision: str = "fp32",
         execution: ExecutionOptions | None = None,
         ranks: Ranks | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.model = model.to(device)
+        self.classes = model.get_classifier().out_features
+        self.augmentation = Augmentation(recipe, preprocess, self.classes, seed, device)
+        self.workers = workers or Workers(0)
+        """They change images ahead of the steps; without them a step waits for its images."""
         conventions = CONVENTIONS[recipe.recipe]
         self.entry = Entry.whole(model, preprocess)
         if recipe.adapt_blocks is not None and not conventions.backbone_dropout:
             context = autocast(device, precision)
-            self.entry, train, validation = cut(model, train, validation, preprocess, device, context)
+            self.entry, train, validation = cut(
+                model, train, validation, preprocess, device, context, changing=self.augmentation.is_on
+            )
         self.train, self.validation = train, validation
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
         self.state, self.ranks = State(), ranks or Ranks(device=device)
-        self.classes = model.get_classifier().out_features
         self.steps = math.ceil(len(train) / recipe.batch_size)
         freeze(self.model)
         set_passes(self.model, recipe.passes)
@@ -183,14 +191,16 @@ class Trainer:
         sums, seen, start = torch.zeros(2), 0, time.perf_counter()
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
         batches = self.train.batches(self.ranks.cuts(order, self.recipe.batch_size))
+        batches = self.augmentation.changed(batches, epoch, self.workers)
         bar = progress(batches, f"epoch {epoch + 1}/{self.recipe.epochs}{left}", self.steps)
         for step, batch in enumerate(bar):
             self.schedule.before_step(epoch, step)
-            losses, images = self.step(batch)
+            losses, images = self.step(self.augmentation.mixed(batch, epoch, step))
             if not torch.isfinite(losses).all():
+                on = ", ".join(switched_on(self.recipe))
                 raise TrainingError(
-                    f"the loss is {float(losses.sum())} at epoch {epoch + 1}, step {step + 1}: lower --lr"
-                    f" (now {self.recipe.lr:g}); the epochs before are kept"
+                    f"the loss is {float(losses.sum())} at epoch {epoch + 1}, step {step + 1}{on and f', with {on}'}:"
+                    f" lower --lr (now {self.recipe.lr:g}){on and f' or leave out {on}'}; the epochs before are kept"
                 )
             sums += losses * images
             seen += images

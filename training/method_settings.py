@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, SPLIT_METHODS, AdapterConfig
+from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, PROBES, SPLIT_METHODS, AdapterConfig
 
 SPLIT_ONLY: dict[str, Any] = {
     "experts": 1,
@@ -13,8 +13,15 @@ SPLIT_ONLY: dict[str, Any] = {
 }
 """The settings that only methods with experts take, and the value that other methods use."""
 
+UNCHANGED: dict[str, Any] = {"augment": "none", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
+"""The settings that leave training images as they are."""
+
 AUTO = "auto"
 """The value of --method that tries methods and keeps the best; see `training.auto`."""
+
+READING_ONCE = (*PROBES, AUTO)
+"""The methods that have only these: a probe is fitted on features of images as they are, and `auto` tries probes on the
+same images as all methods."""
 
 METHODS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SPLIT_ONLY, SPLIT_METHODS),

@@ -60,13 +60,23 @@ class Reader:
         """Let Pillow open images as large as the limit."""
         allow_pixels(self.options.max_pixels)
 
-    def images(self, examples: Sequence[Example], what: str, marks: list[Mark] | None = None) -> Images:
-        """Decode a set, and add a mark of each image to `marks`. `what` names the set in messages."""
+    def images(
+        self,
+        examples: Sequence[Example],
+        what: str,
+        marks: list[Mark] | None = None,
+        margin: Preprocess | None = None,
+    ) -> Images:
+        """Decode a set, and add a mark of each image to `marks`. `what` names the set in messages.
+
+        `margin` says how the pixels that are kept are read, if not as they are compared.
+        """
         pixels, kept = [], []
-        for example, array in self._decoded(examples, what, marks):
+        how = self.inspection(marks is not None, margin)
+        for example, array in self._decoded(examples, what, how, marks):
             pixels.append(array)
             kept.append(example)
-        height, width = self.preprocess.size
+        height, width = how.kept.size
         stacked = np.stack(pixels) if pixels else np.empty((0, height, width, 3), dtype=np.uint8)
         labels = torch.tensor([example.label for example in kept], dtype=torch.int64)
         return Images(torch.from_numpy(stacked), labels, kept)
@@ -74,13 +84,13 @@ class Reader:
     def marks(self, examples: Sequence[Example], what: str) -> list[Mark]:
         """Decode a set for its marks alone; the pixels are not kept."""
         marks: list[Mark] = []
-        for _ in self._decoded(examples, what, marks):
+        for _ in self._decoded(examples, what, self.inspection(compared=True), marks):
             pass
         return marks
 
-    def inspection(self, compared: bool) -> Inspection:
+    def inspection(self, compared: bool, margin: Preprocess | None = None) -> Inspection:
         """How this reader reads images; `compared` says whether it takes marks of them."""
-        return Inspection(self.preprocess, self.options.max_pixels, compared)
+        return Inspection(self.preprocess, self.options.max_pixels, compared, margin)
 
     def note(self, example: Example, finding: Finding, what: str, marks: list[Mark] | None = None) -> bool:
         """Remember what was found in an image, and add a mark of it to `marks`; returns whether it can be read."""
@@ -96,9 +106,8 @@ class Reader:
         return True
 
     def _decoded(
-        self, examples: Sequence[Example], what: str, marks: list[Mark] | None
+        self, examples: Sequence[Example], what: str, how: Inspection, marks: list[Mark] | None
     ) -> Iterator[tuple[Example, Pixels]]:
-        how = self.inspection(marks is not None)
         for example in tqdm(examples, desc=f"decoding {what}", unit=" images", leave=False, disable=None):
             finding, array = inspect(example, how)
             if self.note(example, finding, what, marks) and array is not None:

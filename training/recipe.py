@@ -104,6 +104,8 @@ def recipe_faults(recipe: Recipe) -> list[str]:
         adapter_config(recipe)
     except ConfigError as error:
         faults.append(str(error))
+    if recipe.batch_size == 1 and (recipe.mixup or recipe.cutmix):
+        faults.append("--batch-size 1: --mixup and --cutmix need 2 images or more")
     return faults
 
 

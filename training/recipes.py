@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from training.method_settings import UNCHANGED
+
 RecipeName = Literal["ours", "paper", "reference"]
 
 PAPER: dict[str, Any] = {
@@ -34,6 +36,7 @@ PAPER: dict[str, Any] = {
     "patience": 0,
     "head_dropout": 0.0,
     "head_samples": 1,
+    **UNCHANGED,
 }
 """The paper's settings for VTAB, arXiv 2312.02923. It does not say the scale, which is AdaptFormer's."""
 
@@ -73,7 +76,7 @@ CONVENTIONS: dict[RecipeName, Conventions] = {
 }
 
 VARIANT = "the VTAB variant: direct resize, no augmentation, r = 16, lr 5e-3"
-"""Which of the paper's recipes `paper` and `reference` are; the other crops and flips, which training cannot."""
+"""Which of the paper's recipes `paper` and `reference` are. The other crops and flips; `--augment crop` is near it."""
 
 
 def remarks(name: RecipeName, given: Mapping[str, Any]) -> list[str]:

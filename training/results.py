@@ -4,14 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
-from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
@@ -57,7 +59,7 @@ def write_results(
 
     first = [example.read() for example in validation.examples[:SIZE]]
     canary = Canary.record(first, record.preprocess, answer)
-    write_calibration(out, data.train, validation, record.seed)
+    write_calibration(out, data.train, validation, record.preprocess, record.seed)
     run.write_history(out, rows)
     write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
     record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
@@ -78,7 +80,7 @@ def write_results(
         print(doubt, file=sys.stderr)
 
 
-def write_calibration(out: Path, train: ImageSet, validation: ImageSet, seed: int) -> None:
+def write_calibration(out: Path, train: ImageSet, validation: ImageSet, preprocess: Preprocess, seed: int) -> None:
     """Write `calibration.npz`: up to 256 training images, and up to 256 validation images with their labels."""
 
     def some(images: ImageSet, use: str) -> list[int]:
@@ -86,7 +88,8 @@ def write_calibration(out: Path, train: ImageSet, validation: ImageSet, seed: in
         return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
 
     calibrating, compared = some(train, "calibration"), some(validation, "parity")
-    samples = Samples(
-        train.take(calibrating).numpy(), validation.take(compared).numpy(), validation.labels[compared].numpy()
-    )
+    images = train.take(calibrating).numpy()
+    if images.shape[1:3] != preprocess.size:  # They were read with a margin.
+        images = np.stack([preprocess.pixels(Image.fromarray(image)) for image in images])
+    samples = Samples(images, validation.take(compared).numpy(), validation.labels[compared].numpy())
     write_samples(out, samples)

@@ -77,7 +77,12 @@ class Step:
     def weights(self, batch: Batch) -> Tensor:
         """What a batch counts in the means of the losses: the sum of its images' class weights, and their number."""
         count = len(batch.labels)
-        weighed = count if self.class_weights is None else float(self.class_weights.cpu()[batch.labels].sum())
+        if self.class_weights is None:
+            weighed: float = count
+        elif batch.labels.is_floating_point():
+            weighed = float((batch.labels @ self.class_weights).sum())
+        else:
+            weighed = float(self.class_weights.cpu()[batch.labels].sum())
         return torch.tensor([weighed, count], dtype=torch.float64)
 
     def backward(self, part: Batch, shares: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ def tune_one(
         print(remark)
     if ranks.first:
         run.keep_split(out, splits, config.resume)
-    data = read(splits, preprocess, config, ranks.folder(out), workers)
+    augmentation = replace(config.augmentation, augment=recipe.augment)
+    data = read(splits, preprocess, replace(config, augmentation=augmentation), ranks.folder(out), workers)
     train, validation = data.train, data.validation
     if len(train) < recipe.batch_size and method != "linear":
         print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
@@ -146,10 +147,13 @@ def tune_one(
             start_head(model, conventions.head_bias)
         adapter = adapter_config(recipe)
         attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
-        trainer = Trainer(
-            model, train, validation, preprocess, recipe, config.seed, device, precision, config.execution, ranks
-        )
-        rows = fit(trainer, out, config.resume, watch)
+        # A CPU computes the steps itself, and changes an image in a hundredth of the time that a step takes for it.
+        execution = config.execution
+        with Workers(workers.count if device == "cuda" else 0) as others:
+            trainer = Trainer(
+                model, train, validation, preprocess, recipe, config.seed, device, precision, execution, ranks, others
+            )
+            rows = fit(trainer, out, config.resume, watch)
         if not ranks.first:
             return out
         if recipe.merge_scale == "learned":

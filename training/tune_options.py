@@ -4,10 +4,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mosa_deploy.bundles.decode import PILLOW_PIXELS
-from mosa_deploy.errors import ConfigError
+from mosa_deploy.errors import ConfigError, unknown_name
 
 Balance = Literal["none", "loss", "sampler"]
 """Whether all classes weigh the same: not, in the loss, or by how often they are drawn."""
@@ -84,7 +84,7 @@ class StreamOptions:
 class AugmentOptions:
     """How training images are changed each time they are seen."""
 
-    augment: Augment | None = None
+    augment: str | None = None
     """none, flip (left and right), crop (a random part of the image, and flips), or one of timm's policies on top of
     crop: auto (AutoAugment) or randaug (RandAugment)."""
     erase: float | None = None
@@ -93,6 +93,11 @@ class AugmentOptions:
     """Alpha of mixup, e.g. 0.2: blends of two images, with blended labels."""
     cutmix: float | None = None
     """Alpha of CutMix, e.g. 1.0: a rectangle of one image in another, with blended labels."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if there is no such augmentation; the nearest ones are named."""
+        if self.augment is not None and self.augment not in get_args(Augment):
+            raise ConfigError(unknown_name("augmentation", self.augment, get_args(Augment)))
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
-"""Processes that decode images into the cache.
+"""Processes that decode images into the cache, or change them for training.
 
-They begin without this program's main module, so they load neither torch nor timm, and they end with the process that
-started them, however that ends.
+They begin without this program's main module, so those that decode load neither torch nor timm, and they end with the
+process that started them, however that ends.
 """
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 
@@ -26,6 +27,9 @@ CHUNK = 8
 
 Job = tuple[int, Example]
 """A row of a cached set, and the image that belongs there."""
+
+
+Result = TypeVar("Result")
 
 
 class Workers:
@@ -46,22 +50,26 @@ class Workers:
 
     def decode(self, cached: CachedSet, how: Inspection, jobs: Sequence[Job], again: bool = False) -> "Future[None]":
         """Decode images into their rows; with `again` also those that look as if they were there."""
+        return self.submit(partial(decode, cached, how, jobs, again))
+
+    def submit(self, job: Callable[[], Result]) -> "Future[Result]":
+        """Hand a job to the next free process."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.count, initializer=begin, initargs=(os.getpid(),))
         with without_interrupts(), _deaths_told():
-            future: Future[None] = self._pool.submit(decode, cached, how, jobs, again)
+            future: Future[Result] = self._pool.submit(job)
         return future
 
 
-def finish(future: "Future[None]") -> None:
-    """Wait for a job.
+def finish(future: "Future[Result]") -> Result:
+    """Wait for a job, and return what it returns.
 
     Raises:
         TrainingError: a worker died, or has too little memory.
         MosaError: the cache cannot be written.
     """
     with _deaths_told():
-        future.result()
+        return future.result()
 
 
 @contextmanager
@@ -71,7 +79,7 @@ def _deaths_told() -> Iterator[None]:
     except (BrokenProcessPool, MemoryError) as error:
         what = "has too little memory" if isinstance(error, MemoryError) else "died, perhaps for want of memory"
         raise TrainingError(
-            f"a process that decodes images {what}: give fewer --workers, and go on with --resume if an epoch is"
+            f"a process that prepares images {what}: give fewer --workers, and go on with --resume if an epoch is"
             " finished"
         ) from None
 

@@ -23,11 +23,15 @@ def two_pass_loss(model: nn.Module, images: Tensor, labels: Tensor, consistency:
 def pass_losses(logits: Tensor, labels: Tensor, passes: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross entropy and consistency of `passes` stochastic passes of one batch, logits (passes * B, K).
 
-    The first pass alone meets the labels. One pass has no consistency term. `weight` (K,) weighs the classes in the
-    cross entropy, as in `torch.nn.functional.cross_entropy`.
+    The first pass alone meets the labels, (B,) or the probabilities of the classes (B, K). One pass has no consistency
+    term. `weight` (K,) weighs the classes in the cross entropy: it is the mean over the images, each of which counts as
+    much as its label weighs. That is what `torch.nn.functional.cross_entropy` makes of labels (B,).
     """
     parts = logits.float().chunk(passes)
     cross_entropy = F.cross_entropy(parts[0], labels, weight)
+    if weight is not None and labels.is_floating_point():
+        # Where labels are probabilities, torch divides the sum by the number of images.
+        cross_entropy = cross_entropy * len(labels) / (labels @ weight).sum()
     if passes == 1:
         return cross_entropy, torch.zeros_like(cross_entropy)
     first, second = (part.log_softmax(dim=1) for part in parts)

@@ -161,7 +161,7 @@ def test_a_worker_that_dies_is_one_line(examples: list[Example], tmp_path: Path)
     deadly = [*examples[:20], Example("deadly", partial(os._exit, 1), 0), *examples[21:]]
     with Workers(2) as doomed:
         images = StreamedImages(cached, deadly, HOW, doomed, "train")
-        with pytest.raises(TrainingError, match=r"^a process that decodes images died, .*: give fewer --workers, and"):
+        with pytest.raises(TrainingError, match=r"^a process that prepares images died, .*: give fewer --workers, and"):
             list(images.batches(cuts(torch.arange(40), 4)))
 
 

@@ -17,7 +17,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import probabilities
 from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import ConfigError
-from tests.support.images import random_images
+from tests.support.images import PREPROCESS, random_images
 from tests.support.runs import Few
 from training.config import TuneConfig
 from training.reading import decode_all
@@ -89,7 +89,7 @@ def test_calibration_images_are_training_images(few_run: Path, few: str) -> None
 
 
 def test_calibration_takes_256_different_images_at_most(tmp_path: Path) -> None:
-    write_calibration(tmp_path, random_images(300, 2), random_images(270, 3), seed=0)
+    write_calibration(tmp_path, random_images(300, 2), random_images(270, 3), PREPROCESS, seed=0)
     arrays = np.load(tmp_path / "calibration.npz")
     for name in ("images", "validation"):
         assert arrays[name].shape == (256, 16, 16, 3)
