@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
+from mosa_deploy.backbones.names import is_embedded
 from mosa_deploy.bundles.adapter_config import (
-    LOW_RANK_METHODS,
+    BACKBONE_METHODS,
     PROBES,
     SEQUENTIAL_STYLES,
     SPLIT_METHODS,
@@ -18,13 +19,13 @@ from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
 from training.method_settings import (
-    ATTENTIVE_SETTINGS,
+    ADAPTER_ONLY,
     AUTO,
-    LOW_RANK_SETTINGS,
     METHODS_OF,
     READING_ONCE,
     SPLIT_ONLY,
     UNCHANGED,
+    usual_settings,
 )
 from training.recipe import Recipe, flag, recipe_faults
 from training.tune_options import (
@@ -58,8 +59,8 @@ class TuneConfig:
     """Use random weights instead of pre-trained ones: for a trial run that downloads nothing."""
     method: str = "mosa"
     """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, linear (logistic regression on frozen
-    features), attentive (a linear head on the patches, weighed by a learned query), or auto (tries the probes, adapter,
-    lora and mosa, and keeps the best)."""
+    features), attentive (a linear head on the patches, weighed by a learned query), bitfit (the backbone's biases),
+    full (all of the backbone), or auto (tries the probes, adapter, lora and mosa, and keeps the best)."""
     features: LinearFeatures = "cls"
     """What a linear head reads: cls (the class token, or the backbone's pooled feature), cls+mean (with the mean of the
     patches), or blocks (the class tokens of the last four blocks and the mean of the patches)."""
@@ -164,7 +165,7 @@ class TuneConfig:
         Raises:
             ConfigError: there is no such method; names the nearest ones.
         """
-        known = [*(method for method in get_args(Method) if method != "full"), AUTO]
+        known = [*get_args(Method), AUTO]
         if self.method not in known:
             raise ConfigError(unknown_name("method", self.method, known))
         return cast(Method | Literal["auto"], self.method)
@@ -172,8 +173,12 @@ class TuneConfig:
     def given(self) -> dict[str, Any]:
         """The settings that the command line gives."""
         fields = {field.name for field in dataclasses.fields(Recipe)}
+        return {name: value for name, value in self._options().items() if name in fields}
+
+    def _options(self) -> dict[str, Any]:
+        """All options that the command line gives."""
         options = vars(self) | vars(self.augmentation) | vars(self.optimisation)
-        return {name: value for name, value in options.items() if name in fields and value is not None}
+        return {name: value for name, value in options.items() if value is not None}
 
     def loop_options(self) -> list[str]:
         """The options that are given and that say how the training loop works, which probes do not have."""
@@ -197,15 +202,22 @@ class TuneConfig:
         preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
         given = self.given()
         refused = [
-            name
-            for name, methods in METHODS_OF.items()
-            if getattr(self, name) is not None and self.method not in methods
+            name for name, methods in METHODS_OF.items() if name in self._options() and self.method not in methods
         ]
         faults = [
             f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused
         ]
         if self.method in PROBES:
-            faults += [f"{flag(name)} is for methods that tune the backbone: drop it" for name in self.loop_options()]
+            loop = [name for name in self.loop_options() if name not in refused]
+            faults += [f"{flag(name)} is for methods that tune the backbone: drop it" for name in loop]
+        if self.method in BACKBONE_METHODS:
+            faults += [
+                f"{flag(name)} is an option of adapters: --method {self.method} has none, drop it"
+                for name in ADAPTER_ONLY
+                if name in given
+            ]
+            if self.recipe == "reference":
+                faults.append(f"--recipe reference is for adapters: --method {self.method} takes ours or paper")
         if self.optimisation.opt is not None and recipes.CONVENTIONS[self.recipe].steps_per_expert:
             faults.append(f"--opt {self.optimisation.opt}: --recipe {self.recipe} has an optimiser of its own")
         if self.features != "cls" and self.method != "linear":
@@ -226,11 +238,9 @@ class TuneConfig:
         if self.style == "low-rank" and "style" not in refused:
             faults.append("--style low-rank: choose --method lora or mosl")
             refused.append("style")
-        usual: dict[str, Any] = {"scale": 1.0} if self.style in SEQUENTIAL_STYLES else {}
-        if self.method in LOW_RANK_METHODS:
-            usual = LOW_RANK_SETTINGS
-        if self.method == "attentive":
-            usual = ATTENTIVE_SETTINGS
+        usual = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
+        if not usual and self.style in SEQUENTIAL_STYLES:
+            usual = {"scale": 1.0}
         settings = usual | {name: value for name, value in given.items() if name not in refused}
         settings |= ({} if self.method in SPLIT_METHODS else SPLIT_ONLY) | (
             UNCHANGED if self.method in READING_ONCE else {}

@@ -1,6 +1,5 @@
 """The training loop: stochastic passes through the frozen backbone, selection by validation, resumable."""
 
-import copy
 import io
 import math
 import time
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from mosa_deploy.adapters.attach import freeze, load_task_state, reseed, set_dense, set_passes, task_state
 from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, Method
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.files import write_bytes
@@ -23,6 +23,7 @@ from training.augment import Augmentation, switched_on
 from training.average import WeightAverage
 from training.balance import class_weights, epoch_order
 from training.data import ImageSet, ImageSource
+from training.drop_path import set_drop_path
 from training.entry import Entry, cut
 from training.head_samples import set_head_dropout
 from training.optimiser import Schedule, make_optimizer, seed_optimizer
@@ -95,8 +96,9 @@ class Trainer:
         execution: ExecutionOptions | None = None,
         ranks: Ranks | None = None,
         workers: Workers | None = None,
+        method: Method = "adapter",
     ) -> None:
-        self.model = model.to(device)
+        self.model, self.method = model.to(device), method
         self.classes = model.get_classifier().out_features
         self.augmentation = Augmentation(recipe, preprocess, self.classes, seed, device)
         self.workers = workers or Workers(0)
@@ -112,9 +114,11 @@ class Trainer:
         self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
         self.state, self.ranks = State(), ranks or Ranks(device=device)
         self.steps = math.ceil(len(train) / recipe.batch_size)
-        freeze(self.model)
+        freeze(self.model, method)
         set_passes(self.model, recipe.passes)
         set_backbone_dropout(model, conventions.backbone_dropout)
+        if method in BACKBONE_METHODS:
+            set_drop_path(model, recipe.drop_path)
         set_head_dropout(model, recipe.head_dropout, recipe.head_samples)
         self.optimizer = make_optimizer(model, recipe)
         self.average = WeightAverage(model, recipe.ema)
@@ -153,7 +157,7 @@ class Trainer:
                     " what a step needs"
                 ) from None
             finished(self)
-        load_task_state(self.model, self.state.best_state)
+        load_task_state(self.model, self.state.best_state, self.method)
 
     def select(self, row: Row) -> None:
         """Add an epoch to the history, and keep the model's state if it is the best one on validation."""
@@ -163,7 +167,9 @@ class Trainer:
         best = rank(row, self.recipe.select)
         if best > self.state.best:
             self.state.best = best
-            self.state.best_state = copy.deepcopy(task_state(self.model))
+            own = task_state(self.model, self.method)
+            # The device may have no room for a second backbone.
+            self.state.best_state = {name: value.to("cpu", copy=True) for name, value in own.items()}
 
     def validate(self) -> Row:
         """Loss and accuracies on the validation set."""
@@ -209,7 +215,7 @@ class Trainer:
             "epoch": epoch + 1,
             "cross_entropy": float(means[0]),
             "consistency": float(means[1]),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "images_per_second": seen / (time.perf_counter() - start),
         }
 
@@ -220,8 +226,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint of the finished epochs."""
-        state = {**vars(self.state), "task": task_state(self.model), "optimizer": self.optimizer.state_dict()}
-        state["averages"] = self.average.averages
+        state = {**vars(self.state), "averages": self.average.averages, "optimizer": self.optimizer.state_dict()}
+        state["task"] = task_state(self.model, self.method)
         # Into memory first: torch.save does not say that the disk is full.
         content = io.BytesIO()
         torch.save(state, content)
@@ -229,8 +235,8 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Restore a checkpoint."""
-        saved = torch.load(path, weights_only=True, map_location=self.device)
-        load_task_state(self.model, saved.pop("task"))
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        load_task_state(self.model, saved.pop("task"), self.method)
         self.optimizer.load_state_dict(saved.pop("optimizer"))
         self.average.load(saved.pop("averages", []))
         self.state = State(**saved)

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS, PROBES, SPLIT_METHODS, AdapterConfig
+from mosa_deploy.bundles.adapter_config import (
+    BACKBONE_METHODS,
+    LOW_RANK_METHODS,
+    PROBES,
+    SPLIT_METHODS,
+    AdapterConfig,
+)
 
 SPLIT_ONLY: dict[str, Any] = {
     "experts": 1,
@@ -28,14 +34,21 @@ METHODS_OF: dict[str, tuple[str, ...]] = {
     "targets": LOW_RANK_METHODS,
     "style": ("adapter", "mosa"),
     **dict.fromkeys(("trials", "worth"), (AUTO,)),
+    **dict.fromkeys(("layer_decay", "drop_path"), BACKBONE_METHODS),
 }
 """Setting -> the methods that take it, for settings that not every method takes."""
 
 GROUPS = {
     " and ".join(methods): [name for name, taken in METHODS_OF.items() if taken == methods]
     for methods in dict.fromkeys(METHODS_OF.values())
+    if methods != BACKBONE_METHODS
 }
-"""Heading in the help -> the settings below it, for settings that only some methods take."""
+"""Heading in the help -> the settings below it, for settings that only some methods take. Those of `BACKBONE_METHODS`
+stand below a heading of `training.tune_options`."""
+
+ADAPTER_ONLY = ("bottleneck", "scale", "adapt_blocks")
+"""Options that shape adapters, which methods that tune the backbone itself have not. Probes let them pass, so that one
+command or file serves probes and adapters."""
 
 LOW_RANK_SETTINGS: dict[str, Any] = {
     "bottleneck": AdapterConfig.bottleneck,
@@ -47,3 +60,24 @@ LOW_RANK_SETTINGS: dict[str, Any] = {
 
 ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "batch_size": 64, "passes": 1, "consistency": 0.0}
 """The values that the attentive probe uses instead: it has no dropout, so a second pass would say the same."""
+
+ONE_PASS: dict[str, Any] = {"passes": 1, "consistency": 0.0}
+
+FULL_SETTINGS: dict[str, Any] = {"lr": 1e-4, "layer_decay": 0.75, "drop_path": 0.1, **ONE_PASS}
+BITFIT_SETTINGS: dict[str, Any] = {"lr": 2e-3, **ONE_PASS}
+
+USUAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(LOW_RANK_METHODS, LOW_RANK_SETTINGS),
+    "attentive": ATTENTIVE_SETTINGS,
+    "full": FULL_SETTINGS,
+    "bitfit": BITFIT_SETTINGS,
+}
+"""Method -> the values that it uses instead of those of the task's preset."""
+
+ON_TOY: dict[str, dict[str, Any]] = {"full": {"lr": 1e-3, "drop_path": 0.0}, "bitfit": {"lr": 1e-2}}
+"""Method -> what is otherwise on the embedded backbone."""
+
+
+def usual_settings(method: str, toy: bool) -> dict[str, Any]:
+    """The values that a method uses instead of those of the task's preset; `toy` is the embedded backbone."""
+    return USUAL.get(method, {}) | (ON_TOY.get(method, {}) if toy else {})

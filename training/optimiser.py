@@ -66,6 +66,8 @@ def make_optimizer(model: Transformer, recipe: Recipe) -> Optimizer:
         own["eps"] = 1e-6  # of the MoSA paper
     if is_kron(recipe.opt):
         own["deterministic"] = True
+    if recipe.layer_decay < 1:
+        own["layer_decay"] = recipe.layer_decay
     optimizer = create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **own)
     if is_kron(recipe.opt):
         # It would compile its small products, which takes a C++ compiler and minutes.

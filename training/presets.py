@@ -1,7 +1,7 @@
 """The preset that goes with a task and its backbone, the size of the images, and what a run says of both."""
 
-from mosa_deploy.backbones.names import EMBEDDED
-from mosa_deploy.bundles.adapter_config import PROBES
+from mosa_deploy.backbones.names import EMBEDDED, is_embedded
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES
 from training.config import TuneConfig
 from training.recipe import Recipe
 from training.tasks.base import REAL, Task
@@ -37,14 +37,9 @@ def preset(task: Task, backbone: str | None) -> Recipe:
     return TOY if is_embedded(backbone) else REAL
 
 
-def is_embedded(backbone: str) -> bool:
-    """Whether this is the toy, whatever its weights."""
-    return _architecture(backbone) == _architecture(EMBEDDED)
-
-
 def choose_image_size(config: TuneConfig, backbone: str, device: str) -> int | None:
     """The side of the images in pixels; None is the backbone's own."""
-    if config.image_size is None and "_dinov2" in _architecture(backbone):
+    if config.image_size is None and "_dinov2" in backbone.partition(".")[0]:
         return DINOV2_SIZES[device]
     return config.image_size
 
@@ -66,11 +61,7 @@ def backbone_remarks(config: TuneConfig, recipe: Recipe, size: int | None, devic
     if size != config.image_size:
         more, why = SIZE_REASONS[device]
         chosen[f"--image-size{more}"] = f"images of {size} x {size} pixels"
-        if config.adapt_blocks is None and config.method not in PROBES:
+        if config.adapt_blocks is None and config.method not in (*PROBES, *BACKBONE_METHODS):
             chosen["--adapt-blocks"] = "adapters in all blocks"
     said = f"chosen for you: {', '.join(chosen.values())}{why}; {', '.join(chosen)} choose otherwise"
     return (said,) if chosen else ()
-
-
-def _architecture(backbone: str) -> str:
-    return backbone.partition(".")[0]

@@ -19,6 +19,7 @@ from mosa_deploy.utils.markdown import table
 from training import plots
 from training.events import closing, write_events
 from training.loop import Row
+from training.method_settings import ADAPTER_ONLY, SPLIT_ONLY
 from training.recipe import Recipe
 from training.scores import classification_metrics, confusions, early_ending, kept
 
@@ -39,7 +40,10 @@ PROBE_FIELDS: dict[str, tuple[str, ...]] = {
     "linear": ("balance", "select"),
     "attentive": ("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs", "balance", "select"),
 }
-"""The settings of a recipe that a probe uses. Other methods use all of them."""
+"""The settings of a recipe that a probe uses."""
+
+OF_ADAPTERS = ("dropout", "style", "targets", *ADAPTER_ONLY, *SPLIT_ONLY)
+"""The settings that methods which tune the backbone itself do not use. Other methods use all."""
 
 VALIDATION = "## Validation\n"
 """The heading of the part with the metrics."""
@@ -149,7 +153,8 @@ def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
 def recipe_fields(record: Record, recipe: Recipe) -> dict[str, Any]:
     """Name -> value of each setting of the recipe that the method uses."""
     given = fields(recipe)
-    return {name: given[name] for name in PROBE_FIELDS.get(record.method, given)}
+    used = PROBE_FIELDS.get(record.method, given)
+    return {name: given[name] for name in used if not (record.tunes_backbone and name in OF_ADAPTERS)}
 
 
 def backbone_line(backbone: Backbone) -> str:

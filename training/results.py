@@ -69,7 +69,7 @@ def write_results(
     ]
     remarks = [*doubts, *data.remarks]
     write_report(out, record, recipe, logits, validation.labels, rows, tested, remarks)
-    tensors = {name: value.numpy() for name, value in task_state(model).items()}
+    tensors = {name: value.numpy() for name, value in task_state(model, record.method).items()}
     bundle = Bundle(record, tensors, canary).save(out)
     (out / run.CHECKPOINT).unlink(missing_ok=True)
     print(

@@ -11,10 +11,10 @@ from typing import Any
 
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from mosa_deploy.bundles.adapter_config import LOW_RANK_METHODS
+from mosa_deploy.backbones.names import is_embedded
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, LOW_RANK_METHODS
 from training.config import TuneConfig
-from training.method_settings import ATTENTIVE_SETTINGS, LOW_RANK_SETTINGS
-from training.presets import is_embedded
+from training.method_settings import LOW_RANK_SETTINGS, usual_settings
 from training.recipe import Recipe
 
 Setting = tuple[tuple[str, Any], ...]
@@ -30,7 +30,11 @@ OWN: dict[str, dict[str, Sequence[Any]]] = {
 }
 """Method -> one option that only this method tries, with the usual value first."""
 
-SCALED: dict[str, tuple[str, ...]] = {"linear": (), "attentive": ("lr",), "auto": ()}
+SCALED: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "auto": (),
+    **dict.fromkeys(("attentive", *BACKBONE_METHODS), ("lr",)),
+}
 """Method -> what its trials multiply, unless that is both lr and scale. The linear probe and `auto` try settings by
 themselves, of C and of everything."""
 
@@ -41,7 +45,7 @@ LOW_RANK_LR = 0.4
 def centre(config: TuneConfig, preset: Recipe) -> Recipe:
     """The settings around which a method is tried: those of the preset, with lr and scale for the method."""
     backbone = config.backbone or preset.backbone
-    usual = ATTENTIVE_SETTINGS["lr"] if config.method == "attentive" else preset.lr
+    usual = usual_settings(config.method, toy=is_embedded(backbone)).get("lr", preset.lr)
     lr, scale = config.lr or usual, config.scale or preset.scale
     if config.method in LOW_RANK_METHODS:
         lr, scale = lr * (1.0 if is_embedded(backbone) else LOW_RANK_LR), LOW_RANK_SETTINGS["scale"]

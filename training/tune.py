@@ -15,7 +15,7 @@ from mosa_deploy.adapters.probe import Probe, check_features, with_features
 from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import PROBES, SPLIT_METHODS, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES, SPLIT_METHODS, AdapterConfig, Method
 from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.probe_features import Features
@@ -145,18 +145,29 @@ def tune_one(
     else:
         if conventions.head_bias is not None:
             start_head(model, conventions.head_bias)
-        adapter = adapter_config(recipe)
-        attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
+        if method not in BACKBONE_METHODS:
+            adapter = adapter_config(recipe)
+            attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
         # A CPU computes the steps itself, and changes an image in a hundredth of the time that a step takes for it.
-        execution = config.execution
         with Workers(workers.count if device == "cuda" else 0) as others:
             trainer = Trainer(
-                model, train, validation, preprocess, recipe, config.seed, device, precision, execution, ranks, others
+                model,
+                train,
+                validation,
+                preprocess,
+                recipe,
+                config.seed,
+                device,
+                precision,
+                config.execution,
+                ranks,
+                others,
+                method,
             )
             rows = fit(trainer, out, config.resume, watch)
         if not ranks.first:
             return out
-        if recipe.merge_scale == "learned":
+        if adapter is not None and recipe.merge_scale == "learned":
             adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation.settled(), preprocess, device))
     record = Record(
         task=name,

@@ -120,9 +120,10 @@ class OptimOptions:
     head_samples: int | None = None
     """Number of dropout samples of the head that share one pass through the backbone; their losses are averaged."""
     layer_decay: float | None = None
-    """Factor on the learning rate from each block to the one before it."""
+    """For full and bitfit: factor on the learning rate from each block to the one before it."""
     drop_path: float | None = None
-    """Probability of skipping a block's branches in training, which rises from 0 in the first block to this value."""
+    """For full and bitfit: probability of skipping a block's branches in training. It rises from 0 in the first block
+    to this value in the last one."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,12 @@ from mosa_deploy.utils.folders import cache_folder
 EMBEDDED = "vit_tinyd6_patch4_32.cifar10"
 """The backbone that comes with the package; `mosa_deploy.backbones.embedded` registers it with timm."""
 
+
+def is_embedded(name: str) -> bool:
+    """Whether this is the embedded backbone, whatever its weights."""
+    return name.partition(".")[0] == EMBEDDED.partition(".")[0]
+
+
 DEFAULT = "vit_small_patch14_dinov2.lvd142m"
 """The backbone for images of the user's own, which timm fetches from its hub."""
 

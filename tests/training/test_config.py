@@ -125,13 +125,6 @@ def test_styles_that_cannot_be_are_refused(method: str, style: str, text: str) -
     assert str(caught.value) == text
 
 
-def test_every_parameter_is_not_tuned_here() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^unknown method 'full'; known: adapter, attentive, auto, linear, lora, mosa, mosl$"
-    ):
-        TuneConfig(task="digits", method="full").checked_method()
-
-
 def test_flags_replace_the_preset_and_the_rest_stays() -> None:
     recipe = TuneConfig(task="digits", scale=0.0, epochs=3, backbone="vit_other").resolve(PRESET)
     assert recipe == dataclasses.replace(PRESET, scale=0.0, epochs=3, backbone="vit_other")
