@@ -157,6 +157,8 @@ def report(config: Config) -> str:
             *((name, "adapter") for name in known if name.startswith("mosa") or name == "lora"),
             *(("best adapter", "best probe"), ("auto", "best adapter"), ("auto", "best probe")),
         ]
+        if {"bf16", "fp32"} <= known.keys():
+            pairs = [("bf16", "fp32")]
         parts += ["Test accuracy in percent, mean over the seeds.", accuracies_table(rows)]
         if {name for pair in pairs for name in pair} <= known.keys():
             parts += ["Points, paired by seed, with 95 % intervals.", differences_table(rows, pairs)]

@@ -25,6 +25,7 @@ from training.balance import class_weights, epoch_order
 from training.data import ImageSet, ImageSource
 from training.drop_path import set_drop_path
 from training.entry import Entry, cut
+from training.execution import compiling, less_memory, set_execution
 from training.head_samples import set_head_dropout
 from training.optimiser import Schedule, make_optimizer, seed_optimizer
 from training.ranks import Ranks
@@ -119,6 +120,8 @@ class Trainer:
         set_backbone_dropout(model, conventions.backbone_dropout)
         if method in BACKBONE_METHODS:
             set_drop_path(model, recipe.drop_path)
+        self.execution = execution or ExecutionOptions()
+        set_execution(model, self.execution)
         set_head_dropout(model, recipe.head_dropout, recipe.head_samples)
         self.optimizer = make_optimizer(model, recipe)
         self.average = WeightAverage(model, recipe.ema)
@@ -129,7 +132,7 @@ class Trainer:
             self.optimizer,
             self.average,
             recipe,
-            execution or ExecutionOptions(),
+            self.execution,
             device,
             precision,
             weights,
@@ -147,14 +150,13 @@ class Trainer:
         """
         while self.state.epoch < self.recipe.epochs and not stopped_early(self.state.history, self.recipe):
             try:
-                row = self.run_epoch(self.state.epoch)
+                with compiling(self.execution):
+                    row = self.run_epoch(self.state.epoch)
                 with self.average.applied():
                     self.select(row | self.validate())
             except torch.OutOfMemoryError:
-                batch = self.recipe.batch_size
                 raise TrainingError(
-                    f"{self.device} is out of memory at --batch-size {batch}: --batch-size {max(1, batch // 2)} halves"
-                    " what a step needs"
+                    f"{self.device} is out of memory: {less_memory(self.recipe.batch_size, self.execution)}"
                 ) from None
             finished(self)
         load_task_state(self.model, self.state.best_state, self.method)

@@ -44,6 +44,7 @@ def check_optimiser(recipe: Recipe, execution: ExecutionOptions, processes: int 
         f"--clip-grad {recipe.clip_grad:g}: dividing by second derivatives undoes it": recipe.clip_grad > 0,
         f"--accumulate {execution.accumulate}: it would keep every part until the last": execution.accumulate > 1,
         f"{processes} processes: each would have second derivatives of its own images": processes > 1,
+        "--checkpointing: it needs every activation": execution.checkpointing,
         "--compile: compiled code has no second derivatives": execution.compile,
     }
     if get_optimizer_info(name).second_order and any(against.values()):

@@ -62,7 +62,7 @@ class Step:
         if not images:
             return losses, 0
         self.optimizer.zero_grad()
-        with held_draws(self.model):
+        with held_draws(self.model), unfused(self.model, self.unfused):
             for part in batch.parts(self.execution.accumulate):
                 losses += self.backward(part, self.weights(part) / totals)
         self.ranks.add_gradients(self.parameters)
@@ -88,7 +88,7 @@ class Step:
     def backward(self, part: Batch, shares: Tensor) -> Tensor:
         """Add the gradients of a part, which has these shares in the losses of the batch; returns its own, (2,)."""
         place(self.model, part.cut.places, part.cut.total)
-        with self.autocast, unfused(self.model, self.unfused):
+        with self.autocast:
             logits = self.logits(self.entry.prepare(part.pixels.to(self.device)))
         labels = part.labels.to(self.device).repeat_interleave(self.recipe.head_samples, 0)
         losses = pass_losses(logits, labels, self.recipe.passes, self.class_weights)
@@ -102,9 +102,8 @@ class Step:
             loss.backward()
             return
         # `backward` with a graph would make cycles that hold memory.
-        for parameter, gradient in zip(
-            self.parameters, torch.autograd.grad(loss, self.parameters, create_graph=True), strict=True
-        ):
+        found = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, found, strict=True):
             parameter.grad = gradient
 
     def logits(self, prepared: Tensor) -> Tensor:

@@ -133,9 +133,10 @@ class ExecutionOptions:
     accumulate: int = 1
     """Compute each batch in this many parts, one after the other: the same update, in less memory."""
     checkpointing: bool = False
-    """Compute activations again in the backward pass, instead of keeping them: less memory, more time."""
+    """Compute the activations in a block again in the backward pass, instead of keeping them: less memory, more
+    time."""
     compile: bool = False
-    """Compile the model with torch.compile: the first step takes a minute or more, the others less time."""
+    """Compile the model's blocks with torch.compile: the first steps take a minute or more, the others less time."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""

@@ -135,7 +135,7 @@ def test_one_expert_is_the_dense_adapter(toy: Toy, passes: int, tolerance: float
         np.testing.assert_allclose(value, tuned[1][name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_out_of_memory_names_the_flag_that_halves_it(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_what_leaves_the_result_as_it_is(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(toy)
     trainer.fit(lambda trainer: setattr(trainer.state, "epoch", trainer.recipe.epochs))
 
@@ -144,7 +144,7 @@ def test_out_of_memory_names_the_flag_that_halves_it(toy: Toy, monkeypatch: pyte
 
     trainer.state.epoch = 0
     monkeypatch.setattr(trainer.model, "forward_features", exhausted)
-    with pytest.raises(TrainingError, match=r"^cpu is out of memory at --batch-size 8: --batch-size 4 halves "):
+    with pytest.raises(TrainingError, match=r"^cpu is out of memory: --resume --accumulate 2 computes a batch"):
         trainer.fit(lambda trainer: None)
     assert len(trainer.state.history) == 1
 
