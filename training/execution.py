@@ -84,7 +84,7 @@ def less_memory(batch_size: int, execution: ExecutionOptions) -> str:
     parts = 2 * execution.accumulate
     ways = []
     if parts <= batch_size:
-        ways.append(f"--resume --accumulate {parts} computes a batch in {parts} parts, with the same result")
+        ways.append(f"--resume --accumulate {parts} computes the same batch in {parts} parts")
     if not execution.checkpointing:
         ways.append("--resume --checkpointing keeps fewer activations, in more time")
     smaller = f"begin again with a --batch-size below {batch_size}"

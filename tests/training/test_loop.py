@@ -144,7 +144,7 @@ def test_out_of_memory_names_what_leaves_the_result_as_it_is(toy: Toy, monkeypat
 
     trainer.state.epoch = 0
     monkeypatch.setattr(trainer.model, "forward_features", exhausted)
-    with pytest.raises(TrainingError, match=r"^cpu is out of memory: --resume --accumulate 2 computes a batch"):
+    with pytest.raises(TrainingError, match=r"^cpu is out of memory: --resume --accumulate 2 computes the same batch"):
         trainer.fit(lambda trainer: None)
     assert len(trainer.state.history) == 1
 
