@@ -21,8 +21,12 @@ from training.recipe import Recipe
 from training.run import read_settings
 from training.search import ADAPTERS, Search
 from training.tune import tune
+from training.tune_options import OptimOptions
 
-SEARCH = TuneConfig(task=Few.name, method="auto", trials=4, worth=0.0, epochs=2, device="cpu")
+CLIPPED = OptimOptions(clip_grad=5.0)
+"""An option of the training loop, which probes do not have."""
+
+SEARCH = TuneConfig(task=Few.name, method="auto", trials=4, worth=0.0, epochs=2, optimisation=CLIPPED, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_winner_is_an_ordinary_run_that_knows_nothing_of_the_search(searched: Path) -> None:
     record = read_record(searched)
     assert record.method in ADAPTERS
-    assert read_settings(searched)["method"] == record.method
+    settings = read_settings(searched)
+    assert settings["method"] == record.method
+    assert settings["clip_grad"] == 5.0
     assert Bundle.load(searched).record == record
     assert not (searched / "trials").exists()
 

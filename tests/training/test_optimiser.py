@@ -16,7 +16,7 @@ from mosa_deploy.errors import ConfigError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.loop import Trainer
-from training.optimiser import Schedule, check_optimiser, is_kron, make_optimizer
+from training.optimiser import Schedule, check_optimiser, is_kron, make_optimizer, optimiser_remarks
 from training.recipe import Recipe, adapter_config
 from training.tune_options import SCHEDULES, ExecutionOptions
 
@@ -129,6 +129,13 @@ def test_adahessian_leaves_no_graph_behind(toy: Toy) -> None:
 def test_an_optimiser_that_is_not_here_is_one_line(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         check_optimiser(dataclasses.replace(RECIPE, opt=name), ExecutionOptions())
+
+
+def test_another_optimiser_is_asked_for_a_rate_of_its_own() -> None:
+    sgd = dataclasses.replace(RECIPE, opt="sgd")
+    (said,) = optimiser_remarks(sgd, {"opt": "sgd"})
+    assert said == "--opt sgd takes the learning rate 0.001, which was chosen for adamw: try others by --lr"
+    assert optimiser_remarks(sgd, {"opt": "sgd", "lr": 0.001}) == optimiser_remarks(RECIPE, {}) == []
 
 
 @pytest.mark.parametrize(
