@@ -136,7 +136,8 @@ class ExecutionOptions:
     """Compute the activations in a block again in the backward pass, instead of keeping them: less memory, more
     time."""
     compile: bool = False
-    """Compile the model's blocks with torch.compile: the first steps take a minute or more, later ones a little less than without."""
+    """Compile the model's blocks with torch.compile: the first steps take a minute or more, later ones a little less
+    than without."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
