@@ -133,7 +133,7 @@ def measure(config: Config, work: Path) -> Measured:
     with Workers(config.workers) as workers:
         start = time.perf_counter()
         data = read(config, work, preprocess, workers)
-        trainer = Watched(model, data.train, data.validation, preprocess, recipe, 0, "cpu")
+        trainer = Watched(model, data.train, data.validation, preprocess, recipe, 0)
         row = trainer.run_epoch(0)
         data.settled()
         total = time.perf_counter() - start

@@ -17,10 +17,10 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import provenance
+from training.devices import choose_device
 from training.entry import Entry
 from training.loop import Trainer
 from training.recipe import Recipe
-from training.tune import choose_device
 
 TARGET = 0.9
 """The smallest aim: this share of the speed that K of all blocks would have if nothing else cost time."""

@@ -30,11 +30,11 @@ from mosa_deploy.utils.intervals import median_interval
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import machine, provenance
 from training.data import Batch, Images, whole
+from training.devices import Computing, choose_device
 from training.loop import Trainer
 from training.precision import choose_precision
 from training.recipe import Recipe, adapter_config
 from training.step import Step
-from training.tune import choose_device
 
 REFERENCE = "dense adapter, two passes in one batch"
 MOSA = "MoSA, two passes in one batch"
@@ -102,10 +102,11 @@ def make_trainers(
     backbone = load_backbone(first.backbone, weights, classes=10, img_size=image_size)
     batch = noise(size_of(backbone), first.batch_size)
     preprocess = Preprocess(size=size_of(backbone))
+    computing = Computing(device, choose_precision(precision, device))
     found = {}
     for name, (kind, recipe) in kinds.items():
         model = attach(copy.deepcopy(backbone), adapter_config(recipe), split=recipe.experts > 1)
-        found[name] = kind(model, batch, batch, preprocess, recipe, 0, device, choose_precision(precision, device))
+        found[name] = kind(model, batch, batch, preprocess, recipe, 0, computing)
         model.train()
     return found
 

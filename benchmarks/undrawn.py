@@ -24,6 +24,7 @@ from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.seeds import derive
 from mosa_deploy.utils.versions import provenance
+from training.devices import Computing
 from training.loop import Trainer
 from training.reading import Reader
 from training.recipe import adapter_config
@@ -82,7 +83,7 @@ def accuracy(name: str, kind: type[Trainer], seed: int, precision: str) -> float
     torch.manual_seed(derive(seed, "head"))
     model.reset_classifier(len(splits.classes))
     attach(model, adapter_config(task.recipe), seed)
-    trainer = kind(model, train, validation, preprocess, task.recipe, seed, "cpu", precision)
+    trainer = kind(model, train, validation, preprocess, task.recipe, seed, Computing(precision=precision))
     trainer.fit(lambda trainer: print(f"{name}, seed {seed}, epoch {trainer.state.epoch}", flush=True))
     return max(row["validation_accuracy"] for row in trainer.state.history)
 

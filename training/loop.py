@@ -23,19 +23,17 @@ from training.augment import Augmentation, switched_on
 from training.average import WeightAverage
 from training.balance import class_weights, epoch_order
 from training.data import ImageSet, ImageSource
+from training.devices import Computing
 from training.drop_path import set_drop_path
 from training.entry import Entry, cut
 from training.execution import compiling, less_memory, set_execution
 from training.head_samples import set_head_dropout
 from training.optimiser import Schedule, make_optimizer, seed_optimizer
-from training.ranks import Ranks
 from training.recipe import Recipe
 from training.recipes import CONVENTIONS
 from training.reference import set_backbone_dropout
 from training.scores import rank, stopped_early, validation_row
-from training.step import Step, autocast
-from training.tune_options import ExecutionOptions
-from training.workers import Workers
+from training.step import Step
 
 Row = dict[str, float]
 
@@ -92,52 +90,36 @@ class Trainer:
         preprocess: Preprocess,
         recipe: Recipe,
         seed: int,
-        device: str,
-        precision: str = "fp32",
-        execution: ExecutionOptions | None = None,
-        ranks: Ranks | None = None,
-        workers: Workers | None = None,
+        computing: Computing | None = None,
         method: Method = "adapter",
     ) -> None:
+        self.computing = computing or Computing()
+        self.device = device = self.computing.device
         self.model, self.method = model.to(device), method
         self.classes = model.get_classifier().out_features
         self.augmentation = Augmentation(recipe, preprocess, self.classes, seed, device)
-        self.workers = workers or Workers(0)
-        """They change images ahead of the steps; without them a step waits for its images."""
         conventions = CONVENTIONS[recipe.recipe]
         self.entry = Entry.whole(model, preprocess)
         if recipe.adapt_blocks is not None and not conventions.backbone_dropout:
-            context = autocast(device, precision)
+            context = self.computing.autocast()
             self.entry, train, validation = cut(
                 model, train, validation, preprocess, device, context, changing=self.augmentation.is_on
             )
         self.train, self.validation = train, validation
-        self.preprocess, self.recipe, self.seed, self.device = preprocess, recipe, seed, device
-        self.state, self.ranks = State(), ranks or Ranks(device=device)
+        self.preprocess, self.recipe, self.seed = preprocess, recipe, seed
+        self.state, self.ranks = State(), self.computing.ranks
         self.steps = math.ceil(len(train) / recipe.batch_size)
         freeze(self.model, method)
         set_passes(self.model, recipe.passes)
         set_backbone_dropout(model, conventions.backbone_dropout)
         if method in BACKBONE_METHODS:
             set_drop_path(model, recipe.drop_path)
-        self.execution = execution or ExecutionOptions()
-        set_execution(model, self.execution)
+        set_execution(model, self.computing.execution)
         set_head_dropout(model, recipe.head_dropout, recipe.head_samples)
         self.optimizer = make_optimizer(model, recipe)
         self.average = WeightAverage(model, recipe.ema)
         weights = class_weights(train.labels, self.classes).to(device) if recipe.balance == "loss" else None
-        self.step = self.step_kind(
-            model,
-            self.entry,
-            self.optimizer,
-            self.average,
-            recipe,
-            self.execution,
-            device,
-            precision,
-            weights,
-            self.ranks,
-        )
+        self.step = self.step_kind(model, self.entry, self.optimizer, self.average, recipe, weights, self.computing)
         self.schedule = Schedule(self.optimizer, recipe, self.steps)
 
     def fit(self, finished: Callable[["Trainer"], None]) -> None:
@@ -150,13 +132,13 @@ class Trainer:
         """
         while self.state.epoch < self.recipe.epochs and not stopped_early(self.state.history, self.recipe):
             try:
-                with compiling(self.execution):
+                with compiling(self.computing.execution):
                     row = self.run_epoch(self.state.epoch)
                 with self.average.applied():
                     self.select(row | self.validate())
             except torch.OutOfMemoryError:
                 raise TrainingError(
-                    f"{self.device} is out of memory: {less_memory(self.recipe.batch_size, self.execution)}"
+                    f"{self.device} is out of memory: {less_memory(self.recipe.batch_size, self.computing.execution)}"
                 ) from None
             finished(self)
         load_task_state(self.model, self.state.best_state, self.method)
@@ -199,7 +181,7 @@ class Trainer:
         sums, seen, start = torch.zeros(2), 0, time.perf_counter()
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
         batches = self.train.batches(self.ranks.cuts(order, self.recipe.batch_size))
-        batches = self.augmentation.changed(batches, epoch, self.workers)
+        batches = self.augmentation.changed(batches, epoch, self.computing.workers)
         bar = progress(batches, f"epoch {epoch + 1}/{self.recipe.epochs}{left}", self.steps)
         for step, batch in enumerate(bar):
             self.schedule.before_step(epoch, step)

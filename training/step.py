@@ -14,16 +14,10 @@ from mosa_deploy.backbones.foldable import Transformer
 from training.attention import unfused
 from training.average import WeightAverage
 from training.data import Batch
+from training.devices import Computing
 from training.entry import Entry
 from training.optimiser import is_second_order
-from training.ranks import Ranks
 from training.recipe import Recipe
-from training.tune_options import ExecutionOptions
-
-
-def autocast(device: str, precision: str) -> torch.autocast:
-    """The context of training's forward passes, in `fp32` or `bf16`."""
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
 class Step:
@@ -36,20 +30,17 @@ class Step:
         optimizer: Optimizer,
         average: WeightAverage,
         recipe: Recipe,
-        execution: ExecutionOptions,
-        device: str,
-        precision: str,
         class_weights: Tensor | None,
-        ranks: Ranks,
+        computing: Computing,
     ) -> None:
         self.model, self.entry, self.optimizer, self.average = model, entry, optimizer, average
-        self.recipe, self.execution, self.device = recipe, execution, device
-        self.class_weights, self.ranks = class_weights, ranks
+        self.recipe, self.class_weights = recipe, class_weights
+        self.execution, self.ranks, self.device = computing.execution, computing.ranks, computing.device
         self.parameters = [each for each in model.parameters() if each.requires_grad]
-        self.autocast = autocast(device, precision)
+        self.autocast = computing.autocast()
         self.second_order = is_second_order(optimizer)
         # The fused kernels have no second derivatives.
-        self.unfused = self.second_order or (device == "cpu" and precision == "bf16")
+        self.unfused = self.second_order or (computing.device == "cpu" and computing.precision == "bf16")
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         """Mean cross entropy and consistency loss of the whole batch, (2,) on the CPU, and the number of its images.

@@ -23,11 +23,11 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import SharedTask
 from training.data import ImageSet
+from training.devices import choose_device
 from training.loop import predict, progress
 from training.options import EvaluateConfig
 from training.tasks import TASKS, find
 from training.tasks.cifar10 import CLASSES as CIFAR10
-from training.tune import choose_device
 
 BATCH = 256
 

@@ -1,52 +1,36 @@
 """Tune one task: `mosa tune --task NAME`.
 
-Reads from top to bottom: find the data, load the frozen backbone, train or fit, fit the temperature, write the run.
+Reads from top to bottom: plan the run, read the images, train or fit, write the results.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
-import timm.data
 import torch
 
 from mosa_deploy.adapters.attach import attach, freeze
-from mosa_deploy.adapters.probe import Probe, check_features, with_features
-from mosa_deploy.adapters.restore import describe_backbone
-from mosa_deploy.backbones.foldable import check_style
-from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.adapters.probe import Probe, TunedModel, with_features
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES, SPLIT_METHODS, AdapterConfig, Method
-from mosa_deploy.bundles.decode import Decode
-from mosa_deploy.bundles.preprocess import Preprocess
-from mosa_deploy.bundles.probe_features import Features
-from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE, Record
-from mosa_deploy.errors import ConfigError, DataError, command
-from mosa_deploy.runtimes import cuda
+from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.utils.seeds import derive
-from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.arguments import tune_config
 from training.attentive import fit_attentive
 from training.config import TuneConfig
-from training.dataset import Read, read_dataset
+from training.dataset import Data, Read, read_dataset
+from training.devices import Computing, choose_device
 from training.events import write_events
 from training.loop import Row, Trainer, Watch
 from training.merge_scale import fit_merge_scale
 from training.method_settings import AUTO
-from training.optimiser import check_optimiser, optimiser_remarks
-from training.precision import choose_precision, why_precision
-from training.presets import backbone_remarks, choose_image_size, preset
+from training.plan import Plan
 from training.probe import fit_probe
-from training.ranks import Ranks, first_speaks, is_cpu_wanted, joined
+from training.ranks import Ranks, first_speaks, joined
 from training.recipe import adapter_config
-from training.recipes import CONVENTIONS
-from training.recipes import remarks as recipe_remarks
 from training.reference import start_head
 from training.results import write_results
 from training.run_settings import describe
 from training.scores import early_ending
-from training.tasks import find
-from training.tasks.subset import Subset
 from training.workers import Workers
 
 
@@ -81,146 +65,63 @@ def tune_one(
     Raises:
         MosaError: as `tune`.
     """
-    task = find(config.task, config.labels, config.group)
-    name = config.task if config.name is None else config.name
-    if not re.fullmatch(TASK_NAME, name):
-        raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
-    recipe = config.resolve(preset(task, config.backbone))
-    check_optimiser(recipe, config.execution, ranks.count)
-    device = choose_device(config.device)
-    size = choose_image_size(config, recipe.backbone, device)
-    known = backbone_remarks(config, recipe, size, device)
-    config = replace(config, image_size=size)
-    precision = choose_precision(config.precision, device)
-    weights = Weights.choose(config.backbone_weights, config.random_weights)
-    # Data before weights, which may have to be downloaded.
-    splits = task.splits(config.data_dir, config.split)
-    if not splits.train:
-        raise DataError(
-            f"--data-dir {config.data_dir} holds a test set alone: add train/<class>/<file> to tune on, or evaluate a"
-            " tuned task on it"
-        )
-    splits = Subset(config.shots, config.fraction, config.draw).of(splits)
-    own = recipe_remarks(recipe.recipe, config.given()) + optimiser_remarks(recipe, config.given())
-    splits = replace(splits, remarks=(*known, *splits.remarks, *own))
-    conventions = CONVENTIONS[recipe.recipe]
-    model = load_backbone(recipe.backbone, weights, img_size=config.image_size)
-    features: Features = "attended" if method == "attentive" else config.features
-    check_features(model, features)
-    if method not in PROBES:
-        check_style(model, recipe.style)
-    backbone = describe_backbone(recipe.backbone, weights.source, model)
-    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model) | conventions.images, task.squash)
-    if config.white_level is not None:
-        preprocess = preprocess.model_copy(update={"decode": Decode(white=config.white_level)})
-    out = config.out or Path("runs") / name
-    if ranks.any(ranks.first and run.open_run(out, describe(config, recipe, precision), config.resume)):
+    plan = Plan.of(config, method, ranks)
+    config, out = plan.config, plan.out
+    if ranks.any(ranks.first and run.open_run(out, describe(config, plan.recipe, plan.precision), config.resume)):
         (out / run.CHECKPOINT).unlink(missing_ok=True)
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
-
-    how = "" if method in PROBES else f", {why_precision(config.precision, device)}"
-    print(f"{name}: {len(splits.classes)} classes, {splits.note}; {recipe.backbone} on {device}{how}{ranks}")
-    for remark in splits.remarks:
-        print(remark)
+    print(plan, *plan.splits.remarks, sep="\n")
     if ranks.first:
-        run.keep_split(out, splits, config.resume)
-    augmentation = replace(config.augmentation, augment=recipe.augment)
-    data = read(splits, preprocess, replace(config, augmentation=augmentation), ranks.folder(out), workers)
-    train, validation = data.train, data.validation
-    if len(train) < recipe.batch_size and method != "linear":
-        print(f"{len(train)} training images are fewer than --batch-size {recipe.batch_size}: one step per epoch")
+        run.keep_split(out, plan.splits, config.resume)
+    data = read(plan.splits, plan.preprocess, config, ranks.folder(out), workers)
+    if len(data.train) < plan.recipe.batch_size and method != "linear":
+        print(
+            f"{len(data.train)} training images are fewer than --batch-size {plan.recipe.batch_size}: one step per"
+            " epoch"
+        )
 
     torch.manual_seed(derive(config.seed, "head"))
-    tuned = with_features(model, features, len(splits.classes))
-    adapter: AdapterConfig | None = None
-    if isinstance(tuned, Probe) and method == "attentive":
-        whole = data.settled()
-        rows = fit_attentive(tuned, whole.train, whole.validation, preprocess, recipe, config.seed, device)
-    elif method == "linear":
-        rows = fit_probe(
-            tuned, train.settled(), validation.settled(), preprocess, device, recipe.balance, recipe.select
-        )
-        freeze(tuned)
+    tuned = with_features(plan.model, plan.features, len(plan.splits.classes))
+    if method in PROBES:
+        adapter, rows = None, fit_features(plan, tuned, data)
     else:
-        if conventions.head_bias is not None:
-            start_head(model, conventions.head_bias)
-        if method not in BACKBONE_METHODS:
-            adapter = adapter_config(recipe)
-            attach(model, adapter, config.seed, split=method in SPLIT_METHODS)
         # A CPU computes the steps itself, and changes an image in a hundredth of the time that a step takes for it.
-        with Workers(workers.count if device == "cuda" else 0) as others:
-            trainer = Trainer(
-                model,
-                train,
-                validation,
-                preprocess,
-                recipe,
-                config.seed,
-                device,
-                precision,
-                config.execution,
-                ranks,
-                others,
-                method,
-            )
-            rows = fit(trainer, out, config.resume, watch)
-        if not ranks.first:
-            return out
-        if adapter is not None and recipe.merge_scale == "learned":
-            adapter = replace(adapter, merge_scale=fit_merge_scale(model, validation.settled(), preprocess, device))
-    record = Record(
-        task=name,
-        dataset=config.task,
-        backbone=backbone,
-        method=method,
-        form="split" if method in SPLIT_METHODS else "merged",
-        adapter=adapter,
-        features=features,
-        classes=splits.classes,
-        preprocess=preprocess,
-        temperature=1.0,
-        metrics={},
-        seed=config.seed,
-        versions=library_versions(),
-        git_commit=git_commit(),
-    )
-    write_results(out, record, recipe, tuned, data.settled(), rows, device, tested=bool(splits.test))
+        with Workers(workers.count if plan.device == "cuda" else 0) as others:
+            computing = Computing(plan.device, plan.precision, config.execution, ranks, others)
+            adapter, rows = train(plan, data, computing, watch)
+    if ranks.first:
+        record = plan.record(adapter)
+        write_results(out, record, plan.recipe, tuned, data.settled(), rows, plan.device, tested=bool(plan.splits.test))
     return out
 
 
-def choose_device(name: str) -> str:
-    """The device `cpu` or `cuda`; `auto` chooses CUDA if it is available.
-
-    Raises:
-        ConfigError: the device is unknown or not available.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
-    if name == "auto" and is_cpu_wanted():
-        return "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device here; leave it out to use the CPU")
-    if name == "auto" and (reason := why_no_cuda()):
-        print(
-            f"warning: an NVIDIA GPU is here, but the CPU is used: {reason}; --device cpu if that is meant", flush=True
-        )
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+def fit_features(plan: Plan, tuned: TunedModel, data: Data) -> list[Row]:
+    """Fit a probe on the features of the frozen backbone; returns the rows of the history."""
+    recipe, whole = plan.recipe, data.settled()
+    sets = (whole.train, whole.validation, plan.preprocess)
+    if isinstance(tuned, Probe) and plan.method == "attentive":
+        return fit_attentive(tuned, *sets, recipe, plan.config.seed, plan.device)
+    rows = fit_probe(tuned, *sets, plan.device, recipe.balance, recipe.select)
+    freeze(tuned)
+    return rows
 
 
-def why_no_cuda() -> str | None:
-    """Why torch cannot use the GPU that is in this machine; None if it can, or if there is none or it is hidden."""
-    if torch.cuda.is_available() or not cuda.has_gpu() or cuda.is_hidden():
-        return None
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA, install one with it"
-    if not cuda.has_driver():
-        return cuda.NO_DRIVER
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return " ".join(str(error).split())[:300]
-    return "torch finds no device"
+def train(plan: Plan, data: Data, computing: Computing, watch: Watch | None) -> tuple[AdapterConfig | None, list[Row]]:
+    """Tune adapters, or the backbone itself; returns the adapters' settings and the rows of the history."""
+    model, recipe, method, seed = plan.model, plan.recipe, plan.method, plan.config.seed
+    if plan.conventions.head_bias is not None:
+        start_head(model, plan.conventions.head_bias)
+    adapter = None
+    if method not in BACKBONE_METHODS:
+        adapter = adapter_config(recipe)
+        attach(model, adapter, seed, split=method in SPLIT_METHODS)
+    trainer = Trainer(model, data.train, data.validation, plan.preprocess, recipe, seed, computing, method)
+    rows = fit(trainer, plan.out, plan.config.resume, watch)
+    if adapter is not None and recipe.merge_scale == "learned" and computing.ranks.first:
+        learned = fit_merge_scale(model, data.validation.settled(), plan.preprocess, plan.device)
+        adapter = replace(adapter, merge_scale=learned)
+    return adapter, rows
 
 
 def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[Row]:
@@ -231,7 +132,7 @@ def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[
         print(f"resumed after epoch {trainer.state.epoch}")
 
     def finished(trainer: Trainer) -> None:
-        if not trainer.ranks.first:
+        if not trainer.computing.ranks.first:
             return
         trainer.save(checkpoint)
         run.write_history(out, trainer.state.history)

@@ -251,7 +251,7 @@ def test_the_training_step_is_the_trainers(toy: Toy, experts: int, forwards: int
     preprocess = Preprocess(size=(16, 16))
     pair = [attach(toy(), adapter_config(recipe), split=experts > 1).train() for _ in range(2)]
     kind = Trainer if forwards == 1 else TwoForwards
-    trainer = kind(pair[0], batch, batch, preprocess, recipe, 0, "cpu")
+    trainer = kind(pair[0], batch, batch, preprocess, recipe, 0)
     for group in trainer.optimizer.param_groups:  # warm-up begins at a hundredth
         group["lr"] = recipe.lr
     step = TrainingStep(pair[1], normalise(pixels, preprocess), batch.labels, forwards, torch.float32)

@@ -25,7 +25,7 @@ from tests.support.app import running, top
 from tests.support.service import Server, serve
 from tests.support.tasks import TaskMaker
 from tests.support.walker import ROOT
-from training.tune import choose_device
+from training.devices import choose_device
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ \[\S+\] .+")
 

@@ -15,6 +15,7 @@ from mosa_deploy.adapters.attach import attach, task_state
 from mosa_deploy.errors import command
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import perturb, toy_transformer
+from training.devices import Computing
 from training.loop import Row, Trainer
 from training.ranks import Ranks, joined
 from training.recipe import Recipe, adapter_config
@@ -36,7 +37,7 @@ def trained(changes: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Tensor], l
     model = attach(toy_transformer(num_classes=3), adapter_config(recipe))
     perturb(model)
     images = random_images(22, 3), random_images(9, 3, seed=1)
-    trainer = Trainer(model, *images, PREPROCESS, recipe, 0, "cpu", ranks=ranks)
+    trainer = Trainer(model, *images, PREPROCESS, recipe, 0, Computing(ranks=ranks))
 
     def finished(trainer: Trainer) -> None:
         if "dies" in sys.argv and not ranks.first:

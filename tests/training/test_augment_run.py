@@ -22,6 +22,7 @@ from training.cache import CachedSet
 from training.config import TuneConfig
 from training.data import Images, normalise, whole
 from training.dataset import read_dataset
+from training.devices import Computing
 from training.inspection import Inspection
 from training.loop import Trainer
 from training.recipe import Recipe, adapter_config, recipe_faults
@@ -50,7 +51,7 @@ def make(toy: Toy) -> Make:
         model = attach(toy(num_classes=3), adapter_config(recipe), seed=0)
         perturb(model)
         execution = ExecutionOptions(accumulate=accumulate)
-        return Trainer(model, images, HELD_OUT, PREPROCESS, recipe, 0, "cpu", execution=execution)
+        return Trainer(model, images, HELD_OUT, PREPROCESS, recipe, 0, Computing(execution=execution))
 
     return made
 

@@ -33,7 +33,7 @@ RECIPE = Recipe(backbone="toy", experts=1, epochs=2, batch_size=8, lr=1e-2, pass
 def make_trainer(toy: Toy, method: BackboneMethod, **changes: Any) -> Trainer:
     train, validation = random_images(20, 3), random_images(9, 3, seed=1)
     recipe = replace(RECIPE, **changes)
-    return Trainer(toy(num_classes=3), train, validation, PREPROCESS, recipe, seed=0, device="cpu", method=method)
+    return Trainer(toy(num_classes=3), train, validation, PREPROCESS, recipe, seed=0, method=method)
 
 
 @pytest.mark.parametrize("method", BACKBONE_METHODS)

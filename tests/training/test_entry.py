@@ -13,6 +13,7 @@ from tests.support import swin
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.data import normalise
+from training.devices import Computing
 from training.entry import Entry, cut
 from training.loop import Trainer, logits_of, predict
 from training.recipe import Recipe, adapter_config
@@ -66,7 +67,7 @@ def trainer(toy: Toy, precision: str = "fp32", **changes: Any) -> Trainer:
     )
     torch.manual_seed(0)
     model = attach(toy(**DEPTH), adapter_config(recipe))
-    return Trainer(model, IMAGES, HELD_OUT, PREPROCESS, recipe, seed=0, device="cpu", precision=precision)
+    return Trainer(model, IMAGES, HELD_OUT, PREPROCESS, recipe, seed=0, computing=Computing(precision=precision))
 
 
 def test_tokens_are_computed_once_for_all_epochs(toy: Toy) -> None:

@@ -16,6 +16,7 @@ from tests.support import swin
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.data import whole
+from training.devices import Computing
 from training.execution import compiling, less_memory
 from training.loop import Trainer
 from training.recipe import Recipe, adapter_config
@@ -39,7 +40,9 @@ def make_trainer(
         train, validation = (
             dataclasses.replace(each, pixels=each.pixels.repeat(1, 2, 2, 1)) for each in (train, validation)
         )
-    return Trainer(model, train, validation, PREPROCESS, recipe, 0, "cpu", precision, execution)
+    return Trainer(
+        model, train, validation, PREPROCESS, recipe, 0, Computing("cpu", precision, execution or ExecutionOptions())
+    )
 
 
 def tuned(trainer: Trainer) -> dict[str, Tensor]:

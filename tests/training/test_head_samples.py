@@ -29,7 +29,7 @@ def make_trainer(model: Transformer, head_dropout: float, head_samples: int) -> 
     recipe = dataclasses.replace(RECIPE, head_dropout=head_dropout, head_samples=head_samples)
     perturb(attach(model, adapter_config(recipe)))
     torch.manual_seed(0)
-    trainer = Trainer(model, IMAGES, IMAGES, PREPROCESS, recipe, 0, "cpu")
+    trainer = Trainer(model, IMAGES, IMAGES, PREPROCESS, recipe, 0)
     trainer.model.train()
     return trainer
 

@@ -14,6 +14,7 @@ from mosa_deploy.errors import TrainingError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.data import whole
+from training.devices import Computing
 from training.loop import Trainer, predict
 from training.recipe import Recipe, adapter_config
 
@@ -30,7 +31,7 @@ def make_trainer(toy: Toy, **changes: Any) -> Trainer:
     recipe = dataclasses.replace(RECIPE, **changes)
     model = attach(toy(num_classes=3), adapter_config(recipe), seed=0)
     perturb(model)
-    return Trainer(model, random_images(20, 3), random_images(9, 3, seed=1), PREPROCESS, recipe, seed=0, device="cpu")
+    return Trainer(model, random_images(20, 3), random_images(9, 3, seed=1), PREPROCESS, recipe, seed=0)
 
 
 def test_task_loss_is_cross_entropy_and_half_the_two_divergences() -> None:
@@ -110,7 +111,7 @@ def test_bf16_steps_differ_from_fp32_and_validation_does_not(toy: Toy) -> None:
     for precision in ("fp32", "bf16"):
         trainer = make_trainer(toy)
         trainer = Trainer(
-            trainer.model, trainer.train, trainer.validation, PREPROCESS, trainer.recipe, 0, "cpu", precision
+            trainer.model, trainer.train, trainer.validation, PREPROCESS, trainer.recipe, 0, Computing("cpu", precision)
         )
         logits = predict(trainer.model, images, PREPROCESS, "cpu")
         trainer.model.train()
@@ -127,7 +128,7 @@ def test_one_expert_is_the_dense_adapter(toy: Toy, passes: int, tolerance: float
     tuned = []
     for split in (True, False):
         model = attach(toy(num_classes=3), adapter_config(recipe), seed=0, split=split)
-        trainer = Trainer(model, random_images(20, 3), random_images(9, 3, seed=1), PREPROCESS, recipe, 0, "cpu")
+        trainer = Trainer(model, random_images(20, 3), random_images(9, 3, seed=1), PREPROCESS, recipe, 0)
         trainer.fit(lambda trainer: None)
         tuned.append(task_state(merge(model)))
     assert tuned[0].keys() == tuned[1].keys()

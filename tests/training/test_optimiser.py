@@ -38,7 +38,7 @@ def make_trainer(toy: Toy, images: int = 8, **changes: Any) -> Trainer:
     recipe = dataclasses.replace(RECIPE, **changes)
     model = attach(toy(num_classes=3, depth=1), adapter_config(recipe))
     perturb(model)
-    return Trainer(model, random_images(images, 3), random_images(6, 3, seed=1), PREPROCESS, recipe, 0, "cpu")
+    return Trainer(model, random_images(images, 3), random_images(6, 3, seed=1), PREPROCESS, recipe, 0)
 
 
 def broken_and_resumed(toy: Toy, checkpoint: Path, after: int, **changes: Any) -> Trainer:

@@ -60,7 +60,7 @@ def make_trainer(toy: Toy, monkeypatch: pytest.MonkeyPatch, patience: int) -> Tr
     recipe = dataclasses.replace(RECIPE, patience=patience)
     model = attach(toy(num_classes=3, depth=1), adapter_config(recipe))
     perturb(model)
-    trainer = Trainer(model, random_images(8, 3), random_images(6, 3, seed=1), PREPROCESS, recipe, 0, "cpu")
+    trainer = Trainer(model, random_images(8, 3), random_images(6, 3, seed=1), PREPROCESS, recipe, 0)
     sharpness = [1.0, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     answers = torch.eye(3)[trainer.validation.labels]
     monkeypatch.setattr("training.loop.logits_of", lambda *_: sharpness[trainer.state.epoch] * answers)

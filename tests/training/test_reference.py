@@ -66,7 +66,7 @@ def test_the_head_starts_by_its_outputs_with_rare_classes(toy: Toy) -> None:
 def test_the_first_epoch_has_no_learning_rate_and_each_epoch_one(toy: Toy) -> None:
     recipe = Recipe(backbone="toy", bottleneck=2, epochs=8, batch_size=8, lr=1e-2, recipe="reference")
     model = attach(toy(num_classes=3), adapter_config(recipe))
-    trainer = Trainer(model, random_images(16, 3), random_images(3, 3), PREPROCESS, recipe, seed=0, device="cpu")
+    trainer = Trainer(model, random_images(16, 3), random_images(3, 3), PREPROCESS, recipe, seed=0)
     trainer.fit(lambda trainer: None)
     cosine = [5e-3 * (1 + np.cos(np.pi * epoch / 8)) for epoch in range(2, 8)]
     np.testing.assert_allclose([row["lr"] for row in trainer.state.history], [0, 5e-3, *cosine])

@@ -9,6 +9,7 @@ from mosa_deploy.adapters.attach import attach
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.data import whole
+from training.devices import Computing
 from training.loop import Trainer
 from training.recipe import Recipe, adapter_config
 from training.tune_options import ExecutionOptions
@@ -24,7 +25,7 @@ def gradients(toy: Toy, accumulate: int, **changes: Any) -> tuple[Tensor, dict[s
     model = attach(toy(num_classes=3), adapter_config(recipe))
     perturb(model)
     execution = ExecutionOptions(accumulate=accumulate)
-    trainer = Trainer(model, IMAGES, IMAGES, PREPROCESS, recipe, 0, "cpu", execution=execution)
+    trainer = Trainer(model, IMAGES, IMAGES, PREPROCESS, recipe, 0, Computing(execution=execution))
     trainer.model.train()
     losses, count = trainer.step(whole(IMAGES))
     assert count == len(IMAGES)
@@ -48,7 +49,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(toy: Toy, accumulate:
 def test_a_batch_of_which_nothing_can_be_read_changes_nothing(toy: Toy) -> None:
     model = attach(toy(num_classes=3), adapter_config(RECIPE))
     recipe = dataclasses.replace(RECIPE, ema=0.5)
-    trainer = Trainer(model, IMAGES, IMAGES, PREPROCESS, recipe, 0, "cpu")
+    trainer = Trainer(model, IMAGES, IMAGES, PREPROCESS, recipe, 0)
     batch = whole(IMAGES)
     trainer.step(batch)
     before = [each.clone() for each in (*trainer.average.parameters, *trainer.average.averages)]

@@ -1,0 +1,162 @@
+"""What a run is going to do: everything that is known before an image is decoded."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import timm.data
+
+from mosa_deploy.adapters.probe import check_features
+from mosa_deploy.adapters.restore import describe_backbone
+from mosa_deploy.backbones.foldable import Transformer, check_style
+from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.adapter_config import PROBES, SPLIT_METHODS, AdapterConfig, Method
+from mosa_deploy.bundles.decode import Decode
+from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.probe_features import Features
+from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE, Backbone, Record
+from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.utils.versions import git_commit, library_versions
+from training.config import TuneConfig
+from training.devices import choose_device
+from training.optimiser import check_optimiser, optimiser_remarks
+from training.precision import choose_precision, why_precision
+from training.presets import backbone_remarks, choose_image_size, preset
+from training.ranks import Ranks
+from training.recipe import Recipe
+from training.recipes import CONVENTIONS, Conventions
+from training.recipes import remarks as recipe_remarks
+from training.tasks import find
+from training.tasks.base import Splits, Task
+from training.tasks.subset import Subset
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run, its images and its backbone."""
+
+    config: TuneConfig
+    """What the user said, with the size of the images and the augmentation that were chosen."""
+    name: str
+    method: Method
+    recipe: Recipe
+    device: str
+    precision: str
+    computed: str
+    """Where and how, in words."""
+    splits: Splits
+    model: Transformer
+    backbone: Backbone
+    preprocess: Preprocess
+
+    @classmethod
+    def of(cls, config: TuneConfig, method: Method, ranks: Ranks) -> Self:
+        """Check the settings, find the images, and load the backbone.
+
+        Raises:
+            MosaError: an option, the data or the backbone cannot be used.
+        """
+        task = find(config.task, config.labels, config.group)
+        name = config.task if config.name is None else config.name
+        if not re.fullmatch(TASK_NAME, name):
+            raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
+        recipe = config.resolve(preset(task, config.backbone))
+        check_optimiser(recipe, config.execution, ranks.count)
+        device = choose_device(config.device)
+        precision = choose_precision(config.precision, device)
+        how = "" if method in PROBES else f", {why_precision(config.precision, device)}"
+        weights = Weights.choose(config.backbone_weights, config.random_weights)
+        # Data before weights, which may have to be downloaded.
+        splits = find_splits(task, config)
+        size = choose_image_size(config, recipe.backbone, device)
+        given = config.given()
+        known = backbone_remarks(config, recipe, size, device)
+        own = recipe_remarks(recipe.recipe, given) + optimiser_remarks(recipe, given)
+        model = load_backbone(recipe.backbone, weights, img_size=size)
+        check_features(model, features_of(config, method))
+        if method not in PROBES:
+            check_style(model, recipe.style)
+        return cls(
+            replace(config, image_size=size, augmentation=replace(config.augmentation, augment=recipe.augment)),
+            name,
+            method,
+            recipe,
+            device,
+            precision,
+            f"{device}{how}{ranks}",
+            replace(splits, remarks=(*known, *splits.remarks, *own)),
+            model,
+            describe_backbone(recipe.backbone, weights.source, model),
+            preprocess_of(model, recipe, task, config.white_level),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {len(self.splits.classes)} classes, {self.splits.note}; {self.recipe.backbone} on"
+            f" {self.computed}"
+        )
+
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return self.config.out or Path("runs") / self.name
+
+    @property
+    def features(self) -> Features:
+        """What the head reads."""
+        return features_of(self.config, self.method)
+
+    @property
+    def conventions(self) -> Conventions:
+        """What the recipe fixes beside its settings."""
+        return CONVENTIONS[self.recipe.recipe]
+
+    def record(self, adapter: AdapterConfig | None) -> Record:
+        """The record of the run's bundle, without metrics and temperature."""
+        split = self.method in SPLIT_METHODS
+        return Record(
+            task=self.name,
+            dataset=self.config.task,
+            backbone=self.backbone,
+            method=self.method,
+            form="split" if split else "merged",
+            adapter=adapter,
+            features=self.features,
+            classes=self.splits.classes,
+            preprocess=self.preprocess,
+            temperature=1.0,
+            metrics={},
+            seed=self.config.seed,
+            versions=library_versions(),
+            git_commit=git_commit(),
+        )
+
+
+def find_splits(task: Task, config: TuneConfig) -> Splits:
+    """The images of a task, as many as the options ask for.
+
+    Raises:
+        DataError: there are none to tune on.
+    """
+    splits = task.splits(config.data_dir, config.split)
+    if not splits.train:
+        raise DataError(
+            f"--data-dir {config.data_dir} holds a test set alone: add train/<class>/<file> to tune on, or evaluate a"
+            " tuned task on it"
+        )
+    return Subset(config.shots, config.fraction, config.draw).of(splits)
+
+
+def features_of(config: TuneConfig, method: Method) -> Features:
+    """What the head of a method reads."""
+    return "attended" if method == "attentive" else config.features
+
+
+def preprocess_of(model: Transformer, recipe: Recipe, task: Task, white_level: int | None) -> Preprocess:
+    """How images become the model's input: as timm has it, but for what recipe, task and options say."""
+    images = CONVENTIONS[recipe.recipe].images
+    preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model) | images, task.squash)
+    if white_level is None:
+        return preprocess
+    return preprocess.model_copy(update={"decode": Decode(white=white_level)})
