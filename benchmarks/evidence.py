@@ -28,8 +28,10 @@ from mosa_deploy.utils.versions import git_commit, machine
 from training import run
 from training.config import TuneConfig
 from training.evaluate import evaluate
+from training.method_settings import UNCHANGED
 from training.options import EvaluateConfig
 from training.tune import tune
+from training.tune_options import AugmentOptions
 
 FOLDER = Path(__file__).parent
 
@@ -122,16 +124,25 @@ class Job:
         return self.task, self.method, self.setting, self.seed
 
 
+def load_plan(config: Config) -> dict[str, Any]:
+    """A plan as its file has it.
+
+    Raises:
+        ConfigError: there is no such plan.
+    """
+    known = sorted(path.stem for path in config.plans.glob("*.toml"))
+    if config.plan not in known:
+        raise ConfigError(unknown_name("plan", config.plan, known))
+    return tomllib.loads((config.plans / f"{config.plan}.toml").read_text())
+
+
 def read_plan(config: Config) -> list[Job]:
     """The runs of a plan, in the order in which a part of them says most: all tasks and methods before a next setting.
 
     Raises:
         ConfigError: there is no such plan, or an option in it is unknown.
     """
-    known = sorted(path.stem for path in config.plans.glob("*.toml"))
-    if config.plan not in known:
-        raise ConfigError(unknown_name("plan", config.plan, known))
-    plan = tomllib.loads((config.plans / f"{config.plan}.toml").read_text())
+    plan = load_plan(config)
     tries = max(len(method["settings"]) for method in plan["methods"].values())
     return [
         _job(config, plan, task, method, method_options["settings"][i], seed)
@@ -154,12 +165,14 @@ def _job(config: Config, plan: dict[str, Any], task: str, method: str, setting: 
         options |= {"backbone_weights": config.weights}
     if "data_dir" in options:
         options |= {"data_dir": config.data_dir / options["data_dir"]}
+    changing = {name: options.pop(name) for name in UNCHANGED if name in options}
     unknown = sorted(options.keys() - {field.name for field in dataclasses.fields(TuneConfig)})
     if unknown:
         raise ConfigError(f"{config.plan}.toml: unknown option {unknown[0]}")
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     text = json.dumps(setting, sort_keys=True)
-    return Job(task, method, text, seed, TuneConfig(**options, name=task, seed=seed, draw=seed), plan["test"])
+    made = TuneConfig(**options, name=task, seed=seed, draw=seed, augmentation=AugmentOptions(**changing))
+    return Job(task, method, text, seed, made, plan["test"])
 
 
 def read_rows(path: Path) -> list[Row]:

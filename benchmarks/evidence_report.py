@@ -2,8 +2,9 @@
 
 A plan of development is answered by a table of settings: each method's is the one with the highest mean of validation
 accuracy over the tasks of the plan's own backbone. A plan that reads the test sets is answered by means over seeds and
-by paired differences. Their intervals are Student's, over the seeds, of the mean over the tasks. A plan of which runs
-are missing decides nothing, and its report says so.
+by paired differences. Their intervals are Student's, over the seeds, of the mean over the tasks. A plan may name the
+method, `reference`, that all others are compared with. A plan of which runs are missing decides nothing, and its report
+says so.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.evidence import Config, Job, Row, read_plan, read_rows
+from benchmarks.evidence import Config, Job, Row, load_plan, read_plan, read_rows
 from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.intervals import mean_interval
@@ -33,11 +34,13 @@ Choice = Callable[[str, int], Row]
 def settings_table(jobs: Sequence[Job], rows: Sequence[Row]) -> str:
     """Validation accuracy by method, setting and task; the best setting of each method is marked.
 
-    Tasks with a backbone of their own are shown, but they do not choose.
+    Tasks with a backbone of their own are shown, but they do not choose beside others.
     """
     found = {row.key: row.validation_accuracy for row in rows}
     tasks = list(dict.fromkeys(job.task for job in jobs))
-    choosing = [task for task in tasks if next(job for job in jobs if job.task == task).config.backbone_weights]
+    choosing = [
+        task for task in tasks if next(job for job in jobs if job.task == task).config.backbone_weights
+    ] or tasks
     lines: dict[str, list[tuple[float, list[str]]]] = {}
     for method, setting in dict.fromkeys((job.method, job.setting) for job in jobs):
         values = {task: _mean(found, jobs, task, method, setting) for task in tasks}
@@ -131,6 +134,16 @@ def differences_table(rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> 
     return table(("difference", *tasks, "mean of the tasks"), cells)
 
 
+def compared(methods: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
+    """What is compared with what: every method with the reference of its plan, or MoSA and LoRA with the adapter."""
+    if reference is not None:
+        return [(name, reference) for name in methods if name != reference]
+    return [
+        *((name, "adapter") for name in methods if name.startswith("mosa") or name == "lora"),
+        *(("best adapter", "best probe"), ("auto", "best adapter"), ("auto", "best probe")),
+    ]
+
+
 def _points(values: Sequence[float]) -> str:
     mean, low, high = (100 * value for value in mean_interval(values))
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
@@ -153,12 +166,10 @@ def report(config: Config) -> str:
     elif not missing:
         rows = by_setting(rows)
         known = choices(rows)
-        pairs = [
-            *((name, "adapter") for name in known if name.startswith("mosa") or name == "lora"),
-            *(("best adapter", "best probe"), ("auto", "best adapter"), ("auto", "best probe")),
-        ]
-        if {"bf16", "fp32"} <= known.keys():
-            pairs = [("bf16", "fp32")]
+        reference = load_plan(config).get("reference")
+        pairs = compared(list(known), reference)
+        if reference is not None:
+            parts += ["Validation accuracy in percent.", settings_table(jobs, rows)]
         parts += ["Test accuracy in percent, mean over the seeds.", accuracies_table(rows)]
         if {name for pair in pairs for name in pair} <= known.keys():
             parts += ["Points, paired by seed, with 95 % intervals.", differences_table(rows, pairs)]

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.evidence import Config, grid, read_plan
 from mosa_deploy.errors import ConfigError
+from training.tasks.base import REAL
 
 PLAN = """
 test = false
@@ -60,3 +61,21 @@ def test_every_method_of_the_development_plan_has_three_settings() -> None:
         settings[job.task, job.method] += 1
     assert {*settings.values()} == {3}
     assert len({job.key for job in jobs}) == len(jobs)
+
+
+def test_the_plan_of_augmentations_has_six_arms_that_differ_in_nothing_else() -> None:
+    jobs = read_plan(Config("augment"))
+    assert len({job.key for job in jobs}) == len(jobs) == 18
+    recipes = {job.method: job.config.resolve(REAL) for job in jobs}
+    arms = {name: (recipe.augment, recipe.ema) for name, recipe in recipes.items()}
+    assert arms == {
+        "none": ("none", 0.0),
+        "flip": ("flip", 0.0),
+        "crop": ("crop", 0.0),
+        "randaug": ("randaug", 0.0),
+        "none-ema": ("none", 0.99),
+        "crop-ema": ("crop", 0.99),
+    }
+    preset = replace(REAL, backbone="vit_small_patch14_dinov2.lvd142m")
+    assert {replace(recipe, augment="none", ema=0.0) for recipe in recipes.values()} == {preset}
+    assert {job.config.draw for job in jobs} == {0, 1, 2}

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from benchmarks.evidence import Row
-from benchmarks.evidence_report import accuracies_table, as_auto, by_validation, differences_table
+from benchmarks.evidence_report import accuracies_table, as_auto, by_validation, compared, differences_table
 
 ACCURACIES = {"linear": 0.70, "attentive": 0.72, "adapter": 0.74, "mosa-balanced": 0.75}
 SEEDS = range(5)
@@ -52,3 +52,8 @@ def test_auto_takes_an_adapter_only_if_it_is_worth_its_pass(gain: float, method:
     ]
     auto = as_auto(by_validation(rows, ["linear"]), by_validation(rows, ["adapter"]))
     assert auto("bolts", 0).method == method
+
+
+def test_a_plan_with_a_reference_compares_every_other_method_with_it() -> None:
+    assert compared(["none", "flip", "crop"], "none") == [("flip", "none"), ("crop", "none")]
+    assert ("mosa", "adapter") in compared(["adapter", "mosa"], None)
