@@ -19,9 +19,9 @@ from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import provenance
 from training.augment import generators, margin
+from training.devices import choose_device
 from training.loop import Trainer
 from training.recipe import Recipe
-from training.tune import choose_device
 from training.tune_options import StreamOptions
 from training.workers import Workers
 
@@ -68,8 +68,8 @@ def trainers(config: Config, device: str, workers: Workers) -> dict[str, Trainer
     found = make_trainers(kinds, config.image_size, device, config.precision)
     for trainer in found.values():
         size = (margin(trainer.preprocess, trainer.recipe.augment) or trainer.preprocess).size
-        trainer.train, trainer.workers = noise(size, config.batches * config.batch_size), workers
-        trainer.steps = config.batches
+        trainer.train, trainer.steps = noise(size, config.batches * config.batch_size), config.batches
+        trainer.computing = replace(trainer.computing, workers=workers)
     return found
 
 

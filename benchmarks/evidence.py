@@ -31,7 +31,7 @@ from training.evaluate import evaluate
 from training.method_settings import UNCHANGED
 from training.options import EvaluateConfig
 from training.tune import tune
-from training.tune_options import AugmentOptions
+from training.tune_options import AugmentOptions, StreamOptions
 
 FOLDER = Path(__file__).parent
 
@@ -197,7 +197,8 @@ def carry_out(job: Job, work: Path, device: str, commit: str) -> Row:
     work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with out.with_suffix(".log").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        tune(dataclasses.replace(job.config, out=out, device=device))
+        # Each of many runs on a GPU would start a process per core to augment images.
+        tune(dataclasses.replace(job.config, out=out, device=device, streaming=StreamOptions(workers=1)))
         seconds = time.monotonic() - start
         tested = None
         if job.test:

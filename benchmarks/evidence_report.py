@@ -164,12 +164,12 @@ def report(config: Config) -> str:
     if not jobs[0].test:
         parts += ["Validation accuracy in percent.", settings_table(jobs, rows)]
     elif not missing:
-        rows = by_setting(rows)
-        known = choices(rows)
         reference = load_plan(config).get("reference")
-        pairs = compared(list(known), reference)
         if reference is not None:
             parts += ["Validation accuracy in percent.", settings_table(jobs, rows)]
+        rows = by_setting(rows)
+        known = choices(rows)
+        pairs = compared(list(known), reference)
         parts += ["Test accuracy in percent, mean over the seeds.", accuracies_table(rows)]
         if {name for pair in pairs for name in pair} <= known.keys():
             parts += ["Points, paired by seed, with 95 % intervals.", differences_table(rows, pairs)]

@@ -62,7 +62,8 @@ class StreamOptions:
     cache_size: float = 50.0
     """The most that the cache may hold, in GB."""
     workers: int | None = None
-    """Processes that decode images into the cache. Default: one per core, at most 8."""
+    """Processes that decode images into the cache, and that augment images ahead of a GPU. Default: one per core, at
+    most 8."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""

@@ -190,6 +190,14 @@ def test_a_batch_of_one_image_is_not_mixed() -> None:
     assert torch.equal(targets, torch.eye(3)[labels])
 
 
+def test_a_batch_of_which_nothing_can_be_read_stays_empty() -> None:
+    batch = next(batches())
+    empty = Batch(batch.pixels[:0], batch.labels[:0], Cut(batch.cut.rows[:0], batch.cut.places[:0], 7))
+    made = augmentation(**EVERYTHING)
+    (found,) = made.changed(iter([empty]), 0, NONE)
+    assert len(made.mixed(found, 0, 0).labels) == 0
+
+
 def test_mixing_follows_from_seed_epoch_and_step() -> None:
     batch = whole(random_images(6, 3))
     drawn = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mosa_deploy.adapters.attach import attach, task_state
@@ -131,11 +132,12 @@ def test_a_loss_of_nan_names_what_is_on_and_the_way_out(make: Make) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images in two sets, one of them in both."""
+    """Images in two sets, one of them in both with the same pixels."""
     folder = tmp_path_factory.mktemp("photos")
     for name in ("train", "validation"):
         write_jpegs(folder / name, {"ash": 4, "oak": 4}, size=40)
-    (folder / "validation/oak/oak_1.jpg").write_bytes((folder / "train/oak/oak_2.jpg").read_bytes())
+    (folder / "validation/oak/oak_1.jpg").unlink()
+    Image.open(folder / "train/oak/oak_2.jpg").save(folder / "validation/oak/oak_1.png")
     return folder
 
 
@@ -151,7 +153,7 @@ def test_training_images_alone_have_a_margin_and_duplicates_are_found_as_without
     for data in found.values():
         assert torch.equal(data.validation.take(range(8)), found["none"].validation.take(range(8)))
         assert list(data.remarks) == list(found["none"].remarks)
-    assert any("the same" in remark for remark in found["crop"].remarks)
+    assert any("1 the same pixels" in remark for remark in found["crop"].remarks)
 
 
 def test_the_cache_tells_images_with_a_margin_apart(folder: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ STREAM = 1
 """Seed of the images. It is not 0 because the test set of seed 0 was used while the presets were chosen."""
 
 RECIPE = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
+"""It does not augment: a flip or a crop would change the class."""
 
 Point = tuple[float, float]
 
