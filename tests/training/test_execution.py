@@ -17,7 +17,7 @@ from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.data import whole
 from training.devices import Computing
-from training.execution import compiling, less_memory
+from training.execution import BlockForward, compiling, less_memory
 from training.loop import Trainer
 from training.recipe import Recipe, adapter_config
 from training.tune_options import ExecutionOptions
@@ -116,6 +116,14 @@ def test_compiled_blocks_give_the_same_run_to_rounding(
     expected = tuned(plain)
     for name, value in tuned(compiled).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_validation_computes_blocks_as_they_are(toy: Toy) -> None:
+    plain, compiled = (make_trainer(toy, each) for each in (ExecutionOptions(), COMPILE))
+    block = compiled.model.get_submodule("blocks.0").forward
+    assert isinstance(block, BlockForward)
+    vars(block)["trained"] = None
+    assert compiled.validate() == plain.validate()
 
 
 @pytest.mark.slow

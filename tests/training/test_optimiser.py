@@ -34,11 +34,11 @@ KINDS = ("adafactorbv", "adahessian", "adam", "adan", "lion", "muon", "radam", "
 """One of each kind of state; the others run with the slow tests."""
 
 
-def make_trainer(toy: Toy, images: int = 8, **changes: Any) -> Trainer:
+def make_trainer(toy: Toy, depth: int = 1, **changes: Any) -> Trainer:
     recipe = dataclasses.replace(RECIPE, **changes)
-    model = attach(toy(num_classes=3, depth=1), adapter_config(recipe))
+    model = attach(toy(num_classes=3, depth=depth), adapter_config(recipe))
     perturb(model)
-    return Trainer(model, random_images(images, 3), random_images(6, 3, seed=1), PREPROCESS, recipe, 0)
+    return Trainer(model, random_images(8, 3), random_images(6, 3, seed=1), PREPROCESS, recipe, 0)
 
 
 def broken_and_resumed(toy: Toy, checkpoint: Path, after: int, **changes: Any) -> Trainer:
@@ -94,8 +94,8 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw(toy: Toy) -> 
 
 
 def gradients_of(toy: Toy, opt: str) -> list[Tensor]:
-    """The gradients of the first step."""
-    trainer = make_trainer(toy, opt=opt, dropout=0.2, epochs=1)
+    """The gradients of the first step; with two blocks they pass through attention."""
+    trainer = make_trainer(toy, depth=2, opt=opt, dropout=0.2, epochs=1)
     seen: list[Tensor] = []
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
