@@ -22,9 +22,9 @@ from training.method_settings import (
     ADAPTER_ONLY,
     AUTO,
     METHODS_OF,
-    READING_ONCE,
     SPLIT_ONLY,
     UNCHANGED,
+    WITHOUT_AUGMENTATION,
     usual_settings,
 )
 from training.recipe import Recipe, flag, recipe_faults
@@ -223,8 +223,8 @@ class TuneConfig:
         if self.features != "cls" and self.method != "linear":
             faults.append(f"--features {self.features} is an option of --method linear: drop it")
         changing = [f"{flag(name)} {given[name]}" for name in UNCHANGED if given.get(name, 0) not in (0, "none")]
-        if changing and self.method in READING_ONCE:
-            faults.append(f"{', '.join(changing)}: --method {self.method} reads each image once, so drop it")
+        if changing and self.method in WITHOUT_AUGMENTATION:
+            faults.append(f"{', '.join(changing)}: --method {self.method} sees images as they are, so drop it")
         if self.balance == "sampler" and self.method == "linear":
             faults.append("--balance sampler is for methods with epochs: --method linear takes --balance loss")
         if self.trials is not None and self.trials < 1:
@@ -243,7 +243,7 @@ class TuneConfig:
             usual = {"scale": 1.0}
         settings = usual | {name: value for name, value in given.items() if name not in refused}
         settings |= ({} if self.method in SPLIT_METHODS else SPLIT_ONLY) | (
-            UNCHANGED if self.method in READING_ONCE else {}
+            UNCHANGED if self.method in WITHOUT_AUGMENTATION else {}
         )
         recipe = dataclasses.replace(preset, **settings)
         faults += recipe_faults(recipe)

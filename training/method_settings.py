@@ -25,7 +25,7 @@ UNCHANGED: dict[str, Any] = {"augment": "none", "erase": 0.0, "mixup": 0.0, "cut
 AUTO = "auto"
 """The value of --method that tries methods and keeps the best; see `training.auto`."""
 
-READING_ONCE = (*PROBES, AUTO)
+WITHOUT_AUGMENTATION = (*PROBES, AUTO)
 """The methods that have only these: a probe is fitted on features of images as they are, and `auto` tries probes on the
 same images as all methods."""
 

@@ -180,11 +180,11 @@ def test_a_streamed_run_equals_one_in_memory_and_keeps_calibration_images_of_the
 
 
 @pytest.mark.parametrize("method", ["linear", "attentive", "auto"])
-def test_methods_that_read_an_image_once_take_no_augmentation(method: str) -> None:
+def test_methods_that_see_images_as_they_are_take_no_augmentation(method: str) -> None:
     options = AugmentOptions(augment="crop", mixup=0.2, cutmix=0.0)
     config = TuneConfig("digits", method=method, augmentation=options)
     with pytest.raises(
-        ConfigError, match=rf"^--augment crop, --mixup 0.2: --method {method} reads each image once, so drop it$"
+        ConfigError, match=rf"^--augment crop, --mixup 0.2: --method {method} sees images as they are, so drop it$"
     ):
         config.resolve(RECIPE)
 
