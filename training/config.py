@@ -38,6 +38,9 @@ from training.tune_options import (
     StreamOptions,
 )
 
+EMA_DECAY = 0.99
+"""That of `--ema`: an average over about a hundred steps."""
+
 
 @dataclass(frozen=True)
 class TuneConfig:
@@ -96,8 +99,10 @@ class TuneConfig:
     groups of images)."""
     adapt_blocks: int | None = None
     """Number of last blocks to adapt, instead of all."""
-    ema: float | None = None
-    """Decay per step of a moving average of the weights, e.g. 0.99. The average is what is selected and saved."""
+    ema: bool = False
+    """Keep a moving average of the weights; the average is what is selected and saved."""
+    ema_decay: float | None = None
+    """Decay of this average per step. Default: 0.99."""
     recipe: str = "ours"
     """ours (the task's preset), paper (the MoSA paper's recipe for VTAB: direct resize, no augmentation, r = 16, lr
     5e-3, 100 epochs), or reference (paper, with the habits of the paper's code). Options that you give win."""
@@ -172,8 +177,11 @@ class TuneConfig:
 
     def given(self) -> dict[str, Any]:
         """The settings that the command line gives."""
-        fields = {field.name for field in dataclasses.fields(Recipe)}
-        return {name: value for name, value in self._options().items() if name in fields}
+        fields = {field.name for field in dataclasses.fields(Recipe)} - {"ema"}
+        given = {name: value for name, value in self._options().items() if name in fields}
+        if self.ema_decay is not None:
+            return given | {"ema": self.ema_decay}
+        return given | ({"ema": EMA_DECAY} if self.ema else {})
 
     def _options(self) -> dict[str, Any]:
         """All options that the command line gives."""

@@ -83,7 +83,6 @@ def recipe_faults(recipe: Recipe) -> list[str]:
         "batch_size": (recipe.batch_size >= 1, "at least 1"),
         "lr": (0 < recipe.lr < math.inf, "above 0"),
         "passes": (recipe.passes in (1, 2), "1 or 2"),
-        "ema": (0 <= recipe.ema < 1, "at least 0, below 1"),
         "consistency": (0 <= recipe.consistency < math.inf, "at least 0"),
         **{name: (0 <= getattr(recipe, name) <= 1, "0 to 1") for name in ("erase",)},
         **{name: (0 <= getattr(recipe, name) < math.inf, "at least 0") for name in ("mixup", "cutmix", "clip_grad")},
@@ -93,7 +92,8 @@ def recipe_faults(recipe: Recipe) -> list[str]:
         "layer_decay": (0 < recipe.layer_decay <= 1, "above 0, at most 1"),
         "dense_epochs": (0 <= recipe.dense_epochs <= recipe.epochs, f"0 to {recipe.epochs}, the epochs"),
     }
-    faults = [f"{flag(name)} {getattr(recipe, name)}: {text}" for name, (holds, text) in checks.items() if not holds]
+    faults = [] if 0 <= recipe.ema < 1 else [f"--ema-decay {recipe.ema}: at least 0, below 1"]
+    faults += [f"{flag(name)} {getattr(recipe, name)}: {text}" for name, (holds, text) in checks.items() if not holds]
     if recipe.sched not in SCHEDULES:
         faults.append(unknown_name("schedule", recipe.sched, SCHEDULES))
     if recipe.head_samples > 1 and recipe.head_dropout == 0:

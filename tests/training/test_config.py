@@ -135,7 +135,7 @@ def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
         describe(TuneConfig(task="digits", data_dir=Path("images")), PRESET, "bf16"), "config.json"
     )
     groups = {"reading", "streaming", "augmentation", "optimisation", "execution"}
-    elsewhere = groups | {"out", "resume", "device", "skip_duplicates", "trials", "worth"}
+    elsewhere = groups | {"out", "resume", "device", "skip_duplicates", "trials", "worth", "ema_decay"}
     options = {field.name for field in dataclasses.fields(TuneConfig)} - elsewhere | {"max_pixels"}
     assert described.keys() == options | {field.name for field in dataclasses.fields(Recipe)} | {"format_version"}
     assert described["data_dir"] == "images"
@@ -208,3 +208,11 @@ def test_probes_have_no_training_loop(method: str, groups: dict[str, Any], flag:
 def test_parts_of_a_batch_are_at_least_one() -> None:
     with pytest.raises(ConfigError, match=r"^--accumulate 0: at least 1$"):
         ExecutionOptions(accumulate=0)
+
+
+def test_ema_has_a_usual_decay_and_may_have_another() -> None:
+    off, on = TuneConfig(task="digits"), TuneConfig(task="digits", ema=True)
+    configs = (off, on, dataclasses.replace(on, ema_decay=0.9))
+    assert [config.resolve(PRESET).ema for config in configs] == [0.0, 0.99, 0.9]
+    with pytest.raises(ConfigError, match=r"^--ema-decay 1\.5: at least 0, below 1$"):
+        TuneConfig(task="digits", ema_decay=1.5).resolve(PRESET)

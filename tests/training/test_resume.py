@@ -49,7 +49,7 @@ def test_run_killed_within_an_epoch_and_resumed_equals_an_unbroken_one(
         batch_size=4,
         lr=1e-3,
         activate="balanced",
-        ema=0.5,
+        ema_decay=0.5,
         shots=20,
         device="cpu",
     )
