@@ -61,10 +61,12 @@ LOW_RANK_SETTINGS: dict[str, Any] = {
 ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "batch_size": 64, "passes": 1, "consistency": 0.0}
 """The values that the attentive probe uses instead: it has no dropout, so a second pass would say the same."""
 
-ONE_PASS: dict[str, Any] = {"passes": 1, "consistency": 0.0}
+BITFIT_SETTINGS: dict[str, Any] = {"passes": 1, "consistency": 0.0}
+"""The values that tuning of biases uses instead: without drop path a second pass would say the same. The learning rates
+that suit adapters suit it too."""
 
-FULL_SETTINGS: dict[str, Any] = {"lr": 1e-4, "layer_decay": 0.75, "drop_path": 0.1, **ONE_PASS}
-BITFIT_SETTINGS: dict[str, Any] = {"lr": 2e-3, **ONE_PASS}
+FULL_SETTINGS: dict[str, Any] = {**BITFIT_SETTINGS, "lr": 3e-4, "layer_decay": 0.75, "drop_path": 0.1}
+"""The values that tuning of the whole backbone uses instead."""
 
 USUAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(LOW_RANK_METHODS, LOW_RANK_SETTINGS),
@@ -74,7 +76,7 @@ USUAL: dict[str, dict[str, Any]] = {
 }
 """Method -> the values that it uses instead of those of the task's preset."""
 
-ON_TOY: dict[str, dict[str, Any]] = {"full": {"lr": 1e-3, "drop_path": 0.0}, "bitfit": {"lr": 1e-2}}
+ON_TOY: dict[str, dict[str, Any]] = {"full": {"lr": 1e-3, "drop_path": 0.0}}
 """Method -> what is otherwise on the embedded backbone."""
 
 
