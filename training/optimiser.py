@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, kron, list_optimizers
 from timm.optim.adahessian import Adahessian
+from timm.optim.muon import Muon
 from timm.scheduler import create_scheduler_v2
 from torch.optim import Optimizer
 
@@ -65,6 +66,8 @@ def make_optimizer(model: Transformer, recipe: Recipe) -> Optimizer:
     own: dict[str, Any] = {}
     if recipe.opt == "adamw":
         own["eps"] = 1e-6  # of the MoSA paper
+    if get_optimizer_info(recipe.opt).opt_class is Muon:
+        own["fallback_list"] = ("*.bias",)  # those of all experts (E, C) only look like a matrix
     if is_kron(recipe.opt):
         own["deterministic"] = True
     if recipe.layer_decay < 1:
