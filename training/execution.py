@@ -79,6 +79,11 @@ def compiling(execution: ExecutionOptions) -> Iterator[None]:
             ) from None
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device has too little memory: on a CPU only the text says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def less_memory(batch_size: int, execution: ExecutionOptions) -> str:
     """What makes a step fit that did not: first what leaves the result as it is."""
     parts = 2 * execution.accumulate

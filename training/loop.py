@@ -26,7 +26,7 @@ from training.data import ImageSet, ImageSource
 from training.devices import Computing
 from training.drop_path import set_drop_path
 from training.entry import Entry, cut
-from training.execution import compiling, less_memory, set_execution
+from training.execution import compiling, is_out_of_memory, less_memory, set_execution
 from training.head_samples import set_head_dropout
 from training.optimiser import Schedule, make_optimizer, seed_optimizer
 from training.recipe import Recipe
@@ -136,7 +136,9 @@ class Trainer:
                     row = self.run_epoch(self.state.epoch)
                 with self.average.applied():
                     self.select(row | self.validate())
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise TrainingError(
                     f"{self.device} is out of memory: {less_memory(self.recipe.batch_size, self.computing.execution)}"
                 ) from None

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -136,18 +137,33 @@ def test_one_expert_is_the_dense_adapter(toy: Toy, passes: int, tolerance: float
         np.testing.assert_allclose(value, tuned[1][name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_out_of_memory_names_what_leaves_the_result_as_it_is(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def exhaust_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def exhaust_cpu() -> None:
+    torch.empty(10**15)
+
+
+@pytest.mark.parametrize("exhaust", [exhaust_gpu, exhaust_cpu])
+def test_out_of_memory_names_what_leaves_the_result_as_it_is(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, exhaust: Callable[[], None]
+) -> None:
     trainer = make_trainer(toy)
     trainer.fit(lambda trainer: setattr(trainer.state, "epoch", trainer.recipe.epochs))
 
-    def exhausted(*_: Any, **__: Any) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
     trainer.state.epoch = 0
-    monkeypatch.setattr(trainer.model, "forward_features", exhausted)
+    monkeypatch.setattr(trainer.model, "forward_features", lambda *_, **__: exhaust())
     with pytest.raises(TrainingError, match=r"^cpu is out of memory: --resume --accumulate 2 computes the same batch"):
         trainer.fit(lambda trainer: None)
     assert len(trainer.state.history) == 1
+
+
+def test_other_errors_of_torch_are_not_taken_for_it(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(toy)
+    monkeypatch.setattr(trainer.model, "forward_features", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        trainer.fit(lambda trainer: None)
 
 
 def test_step_moves_adapters_and_head_and_nothing_else(toy: Toy) -> None:
