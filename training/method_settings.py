@@ -65,7 +65,7 @@ BITFIT_SETTINGS: dict[str, Any] = {"passes": 1, "consistency": 0.0}
 """The values that tuning of biases uses instead: without drop path a second pass would say the same. The learning rates
 that suit adapters suit it too."""
 
-FULL_SETTINGS: dict[str, Any] = {**BITFIT_SETTINGS, "lr": 3e-4, "layer_decay": 0.75, "drop_path": 0.1}
+FULL_SETTINGS: dict[str, Any] = {**BITFIT_SETTINGS, "lr": 3e-4, "layer_decay": 0.75}
 """The values that tuning of the whole backbone uses instead."""
 
 USUAL: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ USUAL: dict[str, dict[str, Any]] = {
 }
 """Method -> the values that it uses instead of those of the task's preset."""
 
-ON_TOY: dict[str, dict[str, Any]] = {"full": {"lr": 1e-3, "drop_path": 0.0}}
+ON_TOY: dict[str, dict[str, Any]] = {"full": {"lr": 1e-3}}
 """Method -> what is otherwise on the embedded backbone."""
 
 

@@ -80,7 +80,7 @@ def test_without_layer_decay_all_learn_at_one_rate(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("method", "backbone", "expected"),
     [
-        ("full", DEFAULT, (3e-4, 0.75, 0.1)),
+        ("full", DEFAULT, (3e-4, 0.75, 0.0)),
         ("full", EMBEDDED, (1e-3, 0.75, 0.0)),
         ("bitfit", DEFAULT, (5e-3, 1.0, 0.0)),
         ("bitfit", EMBEDDED, (1e-2, 1.0, 0.0)),
