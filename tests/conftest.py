@@ -6,11 +6,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from filelock import FileLock
 from timm.models.vision_transformer import VisionTransformer
 
@@ -18,13 +17,15 @@ from export.export import export
 from export.options import ExportConfig
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.store_layout import StoreLayout
-from tests.support.app import changing, running
 from tests.support.images import DATA
 from tests.support.models import toy_transformer
 from tests.support.runs import Once
 from tests.support.tasks import TaskMaker
 from training.config import TuneConfig
 from training.tune import tune
+
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -120,15 +121,20 @@ def copied(maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def client(maker: TaskMaker, archives: Mapping[str, Archive]) -> Iterator[TestClient]:
+def client(maker: TaskMaker, archives: Mapping[str, Archive]) -> "Iterator[TestClient]":
     """The service with all tasks, which nobody may change."""
+    # Tests of training and of GPUs run without the service's packages.
+    from tests.support.app import running
+
     with running(maker.root) as client:
         yield client
 
 
 @pytest.fixture
-def admin(copied: Path) -> Iterator[TestClient]:
+def admin(copied: Path) -> "Iterator[TestClient]":
     """The service on a store of one's own, by one who may change it."""
+    from tests.support.app import changing
+
     with changing(copied) as client:
         yield client
 

@@ -208,33 +208,58 @@ class TuneConfig:
         if self.recipe not in recipes.SETTINGS:
             raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
         preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
-        given = self.given()
+        settings = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
+        if not settings and self.style in SEQUENTIAL_STYLES:
+            settings = {"scale": 1.0}
+        refused = self._refused()
+        settings |= {name: value for name, value in self.given().items() if name not in refused}
+        settings |= {} if self.method in SPLIT_METHODS else SPLIT_ONLY
+        settings |= UNCHANGED if self.method in WITHOUT_AUGMENTATION else {}
+        recipe = dataclasses.replace(preset, **settings)
+        faults = [*self._misplaced(), *self._out_of_range(), *recipe_faults(recipe)]
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return recipe
+
+    def _refused(self) -> list[str]:
+        """The options that are given and that the method does not take."""
         refused = [
             name for name, methods in METHODS_OF.items() if name in self._options() and self.method not in methods
         ]
+        return refused + (["style"] if self.style == "low-rank" and "style" not in refused else [])
+
+    def _misplaced(self) -> list[str]:
+        """One text for each option that does not fit the method or the recipe."""
+        method, given, refused = self.method, self.given(), self._refused()
         faults = [
-            f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it" for name in refused
+            f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it"
+            for name in refused
+            if method not in METHODS_OF[name]
         ]
-        if self.method in PROBES:
+        if method in PROBES:
             loop = [name for name in self.loop_options() if name not in refused]
             faults += [f"{flag(name)} is for methods that tune the backbone: drop it" for name in loop]
-        if self.method in BACKBONE_METHODS:
+        if method in BACKBONE_METHODS:
+            adapters = [name for name in ADAPTER_ONLY if name in given]
             faults += [
-                f"{flag(name)} is an option of adapters: --method {self.method} has none, drop it"
-                for name in ADAPTER_ONLY
-                if name in given
+                f"{flag(name)} is an option of adapters: --method {method} has none, drop it" for name in adapters
             ]
             if self.recipe == "reference":
-                faults.append(f"--recipe reference is for adapters: --method {self.method} takes ours or paper")
+                faults.append(f"--recipe reference is for adapters: --method {method} takes ours or paper")
         if self.optimisation.opt is not None and recipes.CONVENTIONS[self.recipe].steps_per_expert:
             faults.append(f"--opt {self.optimisation.opt}: --recipe {self.recipe} has an optimiser of its own")
-        if self.features != "cls" and self.method != "linear":
+        if self.features != "cls" and method != "linear":
             faults.append(f"--features {self.features} is an option of --method linear: drop it")
         changing = [f"{flag(name)} {given[name]}" for name in UNCHANGED if given.get(name, 0) not in (0, "none")]
-        if changing and self.method in WITHOUT_AUGMENTATION:
-            faults.append(f"{', '.join(changing)}: --method {self.method} sees images as they are, so drop it")
-        if self.balance == "sampler" and self.method == "linear":
+        if changing and method in WITHOUT_AUGMENTATION:
+            faults.append(f"{', '.join(changing)}: --method {method} sees images as they are, so drop it")
+        if self.balance == "sampler" and method == "linear":
             faults.append("--balance sampler is for methods with epochs: --method linear takes --balance loss")
+        return faults
+
+    def _out_of_range(self) -> list[str]:
+        """One text for each option beside those of the recipe that has no meaning."""
+        faults = []
         if self.trials is not None and self.trials < 1:
             faults.append(f"--trials {self.trials}: at least 1")
         if self.worth is not None and not 0 <= self.worth <= 100:
@@ -243,18 +268,6 @@ class TuneConfig:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.white_level is not None and not 1 <= self.white_level <= WHITE_16:
             faults.append(f"--white-level {self.white_level}: 1 to {WHITE_16}")
-        if self.style == "low-rank" and "style" not in refused:
+        if self.style == "low-rank" and self.method in METHODS_OF["style"]:
             faults.append("--style low-rank: choose --method lora or mosl")
-            refused.append("style")
-        usual = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
-        if not usual and self.style in SEQUENTIAL_STYLES:
-            usual = {"scale": 1.0}
-        settings = usual | {name: value for name, value in given.items() if name not in refused}
-        settings |= ({} if self.method in SPLIT_METHODS else SPLIT_ONLY) | (
-            UNCHANGED if self.method in WITHOUT_AUGMENTATION else {}
-        )
-        recipe = dataclasses.replace(preset, **settings)
-        faults += recipe_faults(recipe)
-        if faults:
-            raise ConfigError("; ".join(faults))
-        return recipe
+        return faults

@@ -132,7 +132,7 @@ class ExecutionOptions:
     """How a step is computed. The result is the same to rounding, so --resume may change these."""
 
     accumulate: int = 1
-    """Compute each batch in this many parts, one after the other: the same update, in less memory."""
+    """Compute each batch in this many parts, one after the other, in less memory: the same update, but for dropout."""
     checkpointing: bool = False
     """Compute the activations in a block again in the backward pass, instead of keeping them: less memory, more
     time."""
