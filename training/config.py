@@ -207,6 +207,7 @@ class TuneConfig:
         """
         if self.recipe not in recipes.SETTINGS:
             raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
+        conventions = recipes.CONVENTIONS[self.recipe]
         preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
         settings = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
         if not settings and self.style in SEQUENTIAL_STYLES:
@@ -216,7 +217,7 @@ class TuneConfig:
         settings |= {} if self.method in SPLIT_METHODS else SPLIT_ONLY
         settings |= UNCHANGED if self.method in WITHOUT_AUGMENTATION else {}
         recipe = dataclasses.replace(preset, **settings)
-        faults = [*self._misplaced(), *self._out_of_range(), *recipe_faults(recipe)]
+        faults = [*self._misplaced(conventions), *self._out_of_range(), *recipe_faults(recipe)]
         if faults:
             raise ConfigError("; ".join(faults))
         return recipe
@@ -228,7 +229,7 @@ class TuneConfig:
         ]
         return refused + (["style"] if self.style == "low-rank" and "style" not in refused else [])
 
-    def _misplaced(self) -> list[str]:
+    def _misplaced(self, conventions: recipes.Conventions) -> list[str]:
         """One text for each option that does not fit the method or the recipe."""
         method, given, refused = self.method, self.given(), self._refused()
         faults = [
@@ -246,7 +247,7 @@ class TuneConfig:
             ]
             if self.recipe == "reference":
                 faults.append(f"--recipe reference is for adapters: --method {method} takes ours or paper")
-        if self.optimisation.opt is not None and recipes.CONVENTIONS[self.recipe].steps_per_expert:
+        if self.optimisation.opt is not None and conventions.steps_per_expert:
             faults.append(f"--opt {self.optimisation.opt}: --recipe {self.recipe} has an optimiser of its own")
         if self.features != "cls" and method != "linear":
             faults.append(f"--features {self.features} is an option of --method linear: drop it")
