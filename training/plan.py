@@ -18,6 +18,7 @@ from mosa_deploy.bundles.probe_features import Features
 from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE, Backbone, Record
 from mosa_deploy.errors import ConfigError, DataError
 from mosa_deploy.utils.versions import git_commit, library_versions
+from training import run
 from training.config import TuneConfig
 from training.devices import choose_device
 from training.optimiser import check_optimiser, optimiser_remarks
@@ -64,8 +65,9 @@ class Plan:
         recipe = config.resolve(preset(task, config.backbone))
         check_optimiser(recipe, config.execution, ranks.count)
         device = choose_device(config.device)
-        precision = choose_precision(config.precision, device)
-        how = "" if method in PROBES else f", {why_precision(config.precision, device)}"
+        asked = precision_of(config, name)
+        precision = choose_precision(asked, device)
+        how = "" if method in PROBES else f", {why_precision(asked, device)}"
         weights = Weights.choose(config.backbone_weights, config.random_weights)
         # Data before weights, which may have to be downloaded.
         splits = find_splits(task, config)
@@ -100,7 +102,7 @@ class Plan:
     @property
     def out(self) -> Path:
         """The folder of the run."""
-        return self.config.out or Path("runs") / self.name
+        return folder_of(self.config, self.name)
 
     @property
     def features(self) -> Features:
@@ -131,6 +133,21 @@ class Plan:
             versions=library_versions(),
             git_commit=git_commit(),
         )
+
+
+def folder_of(config: TuneConfig, name: str) -> Path:
+    """The folder of the run of this name."""
+    return config.out or Path("runs") / name
+
+
+def precision_of(config: TuneConfig, name: str) -> str:
+    """The precision that is asked for; a run that is resumed goes on in its own, unless another is named.
+
+    Raises:
+        ConfigError: the settings of the run are damaged.
+    """
+    begun = run.read_settings(folder_of(config, name)) if config.resume and config.precision == "auto" else {}
+    return str(begun.get("precision", config.precision))
 
 
 def find_splits(task: Task, config: TuneConfig) -> Splits:

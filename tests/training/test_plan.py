@@ -1,0 +1,24 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.config import TuneConfig
+from training.plan import precision_of
+from training.run_settings import describe
+from training.tasks import find
+
+
+@pytest.mark.parametrize("began", ["fp32", "bf16"])
+def test_a_resumed_run_goes_on_in_its_precision_unless_another_is_named(tmp_path: Path, began: str) -> None:
+    config = TuneConfig(task="digits", out=tmp_path)
+    (tmp_path / "config.json").write_text(describe(config, find("digits").recipe, began))
+    assert precision_of(config, "digits") == "auto"
+    resumed = replace(config, resume=True)
+    assert precision_of(resumed, "digits") == began
+    assert precision_of(replace(resumed, precision="fp32"), "digits") == "fp32"
+
+
+def test_a_run_that_is_not_there_leaves_the_choice(tmp_path: Path) -> None:
+    config = TuneConfig(task="digits", out=tmp_path / "none", resume=True)
+    assert precision_of(config, "digits") == "auto"
