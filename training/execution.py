@@ -73,7 +73,7 @@ def compiling(execution: ExecutionOptions) -> Iterator[None]:
         try:
             yield
         except TorchDynamoException as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).partition("\n\n")[0].split())[:300]
             raise TrainingError(
                 f"--compile: torch cannot compile the model here ({reason}): leave it out, also with --resume"
             ) from None
