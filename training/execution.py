@@ -68,10 +68,8 @@ def compiling(execution: ExecutionOptions) -> Iterator[None]:
     from torch._dynamo.exc import TorchDynamoException
 
     with warnings.catch_warnings():
-        # It looks at `grad` of whatever a block hands to its adapter.
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        # Before Python 3.12 it loads distutils.
-        warnings.filterwarnings("ignore", "The distutils package is deprecated", DeprecationWarning)
+        # The compiler and what it loads warn of what nobody here can change, such as distutils.
+        warnings.simplefilter("ignore")
         try:
             yield
         except TorchDynamoException as error:
