@@ -73,7 +73,8 @@ def compiling(execution: ExecutionOptions) -> Iterator[None]:
         try:
             yield
         except TorchDynamoException as error:
-            reason = " ".join(str(error).partition("\n\n")[0].split())[:300]
+            # "backend='inductor' raised:" and in the next line what.
+            reason = str(error).replace("raised:\n", "raised: ").splitlines()[0]
             raise TrainingError(
                 f"--compile: torch cannot compile the model here ({reason}): leave it out, also with --resume"
             ) from None

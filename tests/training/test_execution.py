@@ -137,6 +137,12 @@ def test_a_machine_without_a_compiler_is_one_line(toy: Toy, monkeypatch: pytest.
         tuned(make_trainer(toy, COMPILE))
 
 
+def test_what_the_backend_raised_is_in_the_line() -> None:
+    text = r"^--compile: .* \(backend='inductor' raised: ImportError: nothing\): leave it out"
+    with pytest.raises(TrainingError, match=text), compiling(COMPILE):
+        raise TorchDynamoException("backend='inductor' raised:\nImportError: nothing\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+
 def test_what_the_compiler_says_becomes_one_line() -> None:
     with (
         pytest.raises(TrainingError, match=r"^--compile: .* \(no g\+\+ here\): leave it out, also with --resume$"),
