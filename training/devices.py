@@ -17,7 +17,7 @@ class Computing:
 
     device: str = "cpu"
     precision: str = "fp32"
-    """Of training's forward passes, fp32 or bf16; weights and everything else are in fp32."""
+    """fp32 or bf16 for the forward passes of training. Weights and everything else are in fp32."""
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
     ranks: Ranks = field(default_factory=Ranks)
     """The processes that share every batch."""
