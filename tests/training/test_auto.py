@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -13,7 +14,7 @@ from mosa_deploy.errors import BackboneError, ConfigError, DataError
 from tests.support.runs import Few
 from training import auto, tasks
 from training.auto import PROBES, fitting, tune_auto
-from training.choice import Tried, choose, why
+from training.choice import Outcome, Tried, choose, why
 from training.config import TuneConfig
 from training.dataset import Read, read_dataset
 from training.loop import Row, Watch
@@ -115,14 +116,14 @@ def test_a_search_that_could_not_begin_leaves_nothing_in_the_way(tmp_path: Path)
 
 
 @pytest.mark.parametrize("option", [{"trials": 4}, {"worth": 2.0}])
-def test_the_options_of_a_search_go_with_it_alone(option: dict[str, int]) -> None:
+def test_the_options_of_a_search_go_with_it_alone(option: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^--(trials|worth) is an option of --method auto: drop it$"):
-        TuneConfig("digits", **option).resolve(Few.recipe)  # type: ignore[arg-type] # one option of any type
+        TuneConfig("digits", **option).resolve(Few.recipe)
 
 
-def tried(method: str, accuracy: float, nll: float = 0.5, outcome: str = "finished") -> Tried:
+def tried(method: str, accuracy: float, nll: float = 0.5, outcome: Outcome = "finished") -> Tried:
     probe = method == "linear"
-    return Tried(method, {}, Path(), probe, outcome, 0, accuracy, nll, 1.0)  # type: ignore[arg-type] # any outcome
+    return Tried(method, {}, Path(), probe, outcome, 0, accuracy, nll, 1.0)
 
 
 @pytest.mark.parametrize(
