@@ -213,6 +213,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write a checkpoint of the finished epochs."""
         state = {**vars(self.state), "averages": self.average.averages, "optimizer": self.optimizer.state_dict()}
+        state["averaged_steps"] = self.average.steps
         state["task"] = task_state(self.model, self.method)
         # Into memory first: torch.save does not say that the disk is full.
         content = io.BytesIO()
@@ -224,7 +225,9 @@ class Trainer:
         saved = torch.load(path, weights_only=True, map_location="cpu")
         load_task_state(self.model, saved.pop("task"), self.method)
         self.optimizer.load_state_dict(saved.pop("optimizer"))
-        self.average.load(saved.pop("averages", []))
+        averages, averaged_steps = saved.pop("averages", []), saved.pop("averaged_steps", 0)
         self.state = State(**saved)
+        # Earlier checkpoints do not count the steps.
+        self.average.load(averages, averaged_steps or self.state.epoch * self.steps)
         for row in self.state.history:
             self.schedule.after_epoch(row)

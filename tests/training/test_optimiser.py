@@ -73,6 +73,12 @@ def test_a_resumed_run_equals_an_unbroken_one_by_every_optimiser(toy: Toy, tmp_p
     assert_same_run(unbroken, broken_and_resumed(toy, tmp_path / "checkpoint.pt", 2, opt=name))
 
 
+def test_a_resumed_average_of_the_weights_equals_an_unbroken_one(toy: Toy, tmp_path: Path) -> None:
+    unbroken = make_trainer(toy, ema=0.99)
+    unbroken.fit(lambda trainer: None)
+    assert_same_run(unbroken, broken_and_resumed(toy, tmp_path / "checkpoint.pt", 2, ema=0.99))
+
+
 def test_the_optimiser_of_presets_is_adamw_with_the_papers_eps(toy: Toy) -> None:
     optimizer = make_optimizer(attach(toy(), adapter_config(RECIPE)), RECIPE)
     assert type(optimizer) is torch.optim.AdamW
