@@ -28,16 +28,18 @@ from mosa_deploy.backbones.load import Weights
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import read_samples
+from mosa_deploy.bundles.gate import pack_images
 from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.record import RECORD, Record
-from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, StoreLayout
+from mosa_deploy.bundles.store_layout import FOLDED, GRAPH, PARITY, TIMINGS, UNFOLDED, VALIDATION, StoreLayout
+from mosa_deploy.bundles.validation import PREFIX, read_validation
 from mosa_deploy.graphs.adapter_weights import Layout, choose_layout
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.fold import fold_bundle
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import check_runner, open_runner
 from mosa_deploy.runtimes.shared import SharedTask
-from mosa_deploy.utils.files import replacing_folder, sha256, write_text
+from mosa_deploy.utils.files import replacing_folder, sha256, write_bytes, write_text
 
 
 def export(config: ExportConfig) -> Path:
@@ -83,6 +85,7 @@ def export(config: ExportConfig) -> Path:
         merged = merged_bundle(bundle, model).save(aside)
         report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
+        write_validation(config.bundle, record, aside)
         replaced.keep()
         replaced.write_note(aside, Archive((aside / RECORD).read_bytes(), b"").key)
     print(f"{folder / file}: {node_types(folder / file).total()} nodes; merged bundle {merged.digest[:12]}")
@@ -136,6 +139,15 @@ def merged_bundle(bundle: Bundle, model: TunedModel) -> Bundle:
         return bundle
     tensors = {name: value.numpy() for name, value in task_state(model).items()}
     return Bundle(bundle.record.model_copy(update={"form": "merged"}), tensors, bundle.canary)
+
+
+def write_validation(source: Path, record: Record, folder: Path) -> None:
+    """Keep the validation images beside the bundle in `source` with the exported task, if there are any."""
+    images = read_validation(source, record)
+    if images:
+        write_bytes(folder / VALIDATION, pack_images(images, PREFIX))
+        note = ", as JPEG" if images[0].name.endswith(".jpg") else ""
+        print(f"{len(images)} validation images travel with the task{note}")
 
 
 def plain_graph(folder: Path, record: Record, weights: Weights | None) -> PlainGraph:

@@ -80,8 +80,10 @@ def pack(arguments: Sequence[str] | None = None, prog: str = "python -m mosa_dep
     from mosa_deploy.bundles.archive import Archive
     from mosa_deploy.utils.files import write_bytes
 
-    write_bytes(given.out, Archive.of(given.bundle, given.gate).pack())
-    print(f"{given.out}: {given.out.stat().st_size} bytes")
+    archive = Archive.of(given.bundle, given.gate)
+    write_bytes(given.out, archive.pack())
+    images = f", {len(archive.validation)} validation images among them" if archive.validation else ""
+    print(f"{given.out}: {given.out.stat().st_size} bytes{images}")
 
 
 def predict(arguments: Sequence[str], prog: str) -> None:

@@ -6,10 +6,8 @@ process is killed, the store names the old version or the new one. An export tha
 served if `mosa_deploy.bundles.decision` lets it.
 """
 
-import io
 import logging
 import sys
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,18 +23,22 @@ from mosa_deploy.bundles.decision import (
     parse_decision,
     parse_note,
 )
-from mosa_deploy.bundles.gate import LabelledImage, pack_gate, read_members
+from mosa_deploy.bundles.gate import PREFIX as GATE
+from mosa_deploy.bundles.gate import LabelledImage, pack_images, unpack_images
 from mosa_deploy.bundles.record import RECORD, TENSORS, Record, parse_record
 from mosa_deploy.bundles.store_layout import (
     DECISIONS,
     EXPORT_NOTE,
     TASKS,
     UPLOADS,
+    VALIDATION,
     decision_file,
     gate_file,
     task_folder,
     upload_file,
 )
+from mosa_deploy.bundles.validation import PREFIX as CARRIED
+from mosa_deploy.bundles.validation import check_validation
 from mosa_deploy.errors import MosaError, StoreError
 from serving.settings import Settings
 from serving.storage import LocalFiles, RemoteFiles, open_files
@@ -216,18 +218,33 @@ class TaskStore:
         Raises:
             StoreError: they are damaged.
         """
-        path = gate_file(name)
+        return self._images(gate_file(name), GATE, "send labelled images again")
+
+    def validation(self, version: Version) -> tuple[LabelledImage, ...]:
+        """The validation images that came with a version; `Preprocess.unresized` reads them. None if it has none.
+
+        Raises:
+            MosaError: they are missing with the whole version, or damaged.
+        """
+        name = version.record.task
+        if version.key != self.exported(name):
+            return self.archive(name, version.key).validation
+        images = self._images(f"{task_folder(name)}/{VALIDATION}", CARRIED, "export the task again")
+        check_validation(images, version.record)
+        return images
+
+    def _images(self, path: str, prefix: str, otherwise: str) -> tuple[LabelledImage, ...]:
+        """The images in a zip of the store; none if there is no such file."""
         try:
-            with zipfile.ZipFile(io.BytesIO(self.files.read(path))) as archive:
-                return read_members(archive)
-        except FileNotFoundError:
+            return unpack_images(self.files.read(path), prefix)
+        except (FileNotFoundError, NotADirectoryError):
             return ()
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
-            raise StoreError(f"{self}/{path} is damaged ({error}): remove it, or send labelled images again") from None
+        except (ValueError, OSError) as error:
+            raise StoreError(f"{self}/{path} is damaged ({error}): remove it, or {otherwise}") from None
 
     def keep_gate(self, name: str, images: Sequence[LabelledImage]) -> None:
         """Keep labelled images for the next uploads of a task."""
-        self.files.write(gate_file(name), pack_gate(images))
+        self.files.write(gate_file(name), pack_images(images))
 
     def forget_gate(self, name: str) -> None:
         """Remove the labelled images of a task."""
@@ -238,7 +255,10 @@ class TaskStore:
         if decision.current is None or decision.current != decision.exported:
             return
         try:
-            self.keep(self.archive(name, decision.current))
+            archive = self.archive(name, decision.current)
+            with suppress(MosaError):  # Without these images it can still be rolled back to.
+                archive = replace(archive, validation=self.validation(self.version(name, decision.current)))
+            self.keep(archive)
         except StoreError as fault:
             log.warning("no rollback to the export that was served: %s", fault, extra={"task": name})
 

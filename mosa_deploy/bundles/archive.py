@@ -2,7 +2,8 @@
 
     mosa pack runs/digits digits.mosa
 
-For an upload it may also hold labelled images, see `mosa_deploy.bundles.gate`.
+It may also hold labelled images: validation images of the task's tuning, see `mosa_deploy.bundles.validation`, and for
+an upload those of a gate, see `mosa_deploy.bundles.gate`. They do not change which bundle it is.
 
 It is read in memory, and everything is checked before anything is written: the names, the sizes that the directory
 states, the ratio, the checksums, the hash, and every tensor. Members are stored with fixed times, so that the same
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.gate import LabelledImage, is_member, read_gate, read_members
+from mosa_deploy.bundles.gate import PREFIX as GATE
+from mosa_deploy.bundles.gate import LabelledImage, is_member, read_gate, read_members, write_members
 from mosa_deploy.bundles.record import RECORD, TENSORS, parse_record
+from mosa_deploy.bundles.validation import PREFIX as VALIDATION
+from mosa_deploy.bundles.validation import check_validation, read_validation
 from mosa_deploy.errors import BundleError
 
 RECORD_LIMIT = 1 << 20
@@ -34,6 +38,7 @@ class Archive:
     record: bytes
     tensors: bytes
     gate: tuple[LabelledImage, ...] = ()
+    validation: tuple[LabelledImage, ...] = ()
 
     @property
     def key(self) -> str:
@@ -42,28 +47,31 @@ class Archive:
 
     @classmethod
     def of(cls, folder: Path, gate: Path | None = None) -> "Archive":
-        """Read the bundle in a folder, and the labelled images in another one.
+        """Read the bundle in a folder with its validation images, and the images of a gate in another folder.
 
         Raises:
             BundleError: it is damaged or missing.
-            DataError: the images are missing, or not in folders named after the classes.
+            DataError: the gate's images are missing, or not in folders named after the classes, or those that the
+                bundle's run has kept are damaged.
         """
-        bundle = Bundle.load(folder)
-        images = read_gate(gate, bundle.record.classes) if gate else ()
-        return cls((folder / RECORD).read_bytes(), (folder / TENSORS).read_bytes(), images)
+        record = Bundle.load(folder).record
+        images = read_gate(gate, record.classes) if gate else ()
+        files = (folder / RECORD).read_bytes(), (folder / TENSORS).read_bytes()
+        return cls(*files, images, read_validation(folder, record))
 
     @classmethod
     def unpack(cls, content: bytes, limit: int) -> "Archive":
         """Read a zip whose members hold at most `limit` bytes together.
 
         Raises:
-            BundleError: it is not a zip of these two files and a gate, or larger than it may be.
+            BundleError: it is not a zip of these two files and such images, or larger than it may be.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 _check(archive.infolist(), limit)
                 # A member that is longer than the directory states is cut there, and its checksum fails.
-                return cls(archive.read(RECORD), archive.read(TENSORS), read_members(archive))
+                images = read_members(archive, GATE), read_members(archive, VALIDATION)
+                return cls(archive.read(RECORD), archive.read(TENSORS), *images)
         except BundleError:
             raise
         except (
@@ -83,27 +91,33 @@ class Archive:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, content in ((RECORD, self.record), (TENSORS, self.tensors)):
                 archive.writestr(zipfile.ZipInfo(name), content)
-            for image in self.gate:
-                archive.writestr(zipfile.ZipInfo(image.member), image.content)
+            write_members(archive, self.gate, GATE)
+            write_members(archive, self.validation, VALIDATION)
         return buffer.getvalue()
 
     def bundle(self) -> Bundle:
         """The bundle that the two files hold.
 
         Raises:
-            BundleError: the record or the tensors are damaged, or do not fit each other.
+            BundleError: the record, the tensors or the validation images are damaged, or do not fit each other.
         """
-        return Bundle.parse(parse_record(self.record, RECORD), self.tensors, TENSORS)
+        bundle = Bundle.parse(parse_record(self.record, RECORD), self.tensors, TENSORS)
+        check_validation(self.validation, bundle.record)
+        return bundle
 
 
 def _check(members: list[zipfile.ZipInfo], limit: int) -> None:
     """Raises BundleError if the zip's directory names other files, or larger ones; no member is opened."""
-    names = sorted(member.orig_filename for member in members if not is_member(member.orig_filename))
+    names = sorted(
+        member.orig_filename
+        for member in members
+        if not any(is_member(member.orig_filename, prefix) for prefix in (GATE, VALIDATION))
+    )
     if names != sorted((RECORD, TENSORS)):
         shown = ", ".join(repr(name)[:80] for name in names[:5])
         raise BundleError(
-            f"a .mosa file holds {RECORD}, {TENSORS} and images in gate/<class>/, and nothing else, not"
-            f" {shown or 'nothing'}"
+            f"a .mosa file holds {RECORD}, {TENSORS} and images in {GATE}<class>/ and {VALIDATION}<class>/, and nothing"
+            f" else, not {shown or 'nothing'}"
         )
     if len({member.orig_filename for member in members}) < len(members):
         raise BundleError("a .mosa file holds each name once: pack it with `mosa pack`")

@@ -139,8 +139,8 @@ def allow_pixels(most: int) -> None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
 
 
-def encode(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels (H, W, 3) as a lossless PNG."""
+def encode(pixels: NDArray[np.uint8], kind: str = "png", **options: int) -> bytes:
+    """Pixels (H, W, 3) as a file: a lossless PNG, or of another kind with Pillow's options for it."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
+    Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()

@@ -9,6 +9,7 @@ import io
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,12 @@ class LabelledImage:
 
     @property
     def member(self) -> str:
-        """Its path in a `.mosa` file."""
-        return f"{PREFIX}{quote(self.label, safe=' ()[]+&,;=@!$~')}/{self.name}"
+        """Its path in a `.mosa` file, as one of a gate."""
+        return self.below(PREFIX)
+
+    def below(self, prefix: str) -> str:
+        """Its path in a zip, where `prefix` says what such images are for."""
+        return f"{prefix}{quote(self.label, safe=' ()[]+&,;=@!$~')}/{self.name}"
 
 
 def images_needed(margin: float) -> int:
@@ -43,25 +48,43 @@ def images_needed(margin: float) -> int:
     return math.ceil(LOSSES / margin - 1e-9)
 
 
-def is_member(name: str) -> bool:
-    """Whether a member of a `.mosa` file belongs to the gate: an image, or a folder that a zip tool noted."""
-    return re.fullmatch(r"gate/([^/]+/([^/]+)?)?", name) is not None
+def is_member(name: str, prefix: str = PREFIX) -> bool:
+    """Whether a member of a `.mosa` file is one of these images, or a folder of them that a zip tool noted."""
+    return re.fullmatch(rf"{prefix}([^/]+/([^/]+)?)?", name) is not None
 
 
-def read_members(archive: zipfile.ZipFile) -> tuple[LabelledImage, ...]:
-    """The images of a gate in an open zip."""
-    names = [name for name in archive.namelist() if name.startswith(PREFIX) and not name.endswith("/")]
-    split = ((name, *name.removeprefix(PREFIX).split("/")) for name in names)
+def read_members(archive: zipfile.ZipFile, prefix: str = PREFIX) -> tuple[LabelledImage, ...]:
+    """The images in an open zip."""
+    names = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
+    split = ((name, *name.removeprefix(prefix).split("/")) for name in names)
     return tuple(LabelledImage(file, unquote(label), archive.read(name)) for name, label, file in split)
 
 
-def pack_gate(images: Iterable[LabelledImage]) -> bytes:
+def write_members(archive: zipfile.ZipFile, images: Iterable[LabelledImage], prefix: str = PREFIX) -> None:
+    """Add images to an open zip, with fixed times."""
+    for image in images:
+        archive.writestr(zipfile.ZipInfo(image.below(prefix)), image.content)
+
+
+def pack_images(images: Iterable[LabelledImage], prefix: str = PREFIX) -> bytes:
     """The bytes of a zip with the images alone, as the store keeps them."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for image in images:
-            archive.writestr(zipfile.ZipInfo(image.member), image.content)
+        write_members(archive, images, prefix)
     return buffer.getvalue()
+
+
+def unpack_images(content: bytes, prefix: str = PREFIX) -> tuple[LabelledImage, ...]:
+    """The images in the bytes of such a zip.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return read_members(archive, prefix)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(str(error)) from None
 
 
 def read_gate(folder: Path, classes: Sequence[str]) -> tuple[LabelledImage, ...]:

@@ -65,6 +65,11 @@ class Preprocess(BaseModel):
             std=config["std"],
         )
 
+    @property
+    def unresized(self) -> Self:
+        """What reads images that have the input's size already, because this has resized and cropped them before."""
+        return self.model_copy(update={"resize": "none"})
+
     def read(self, content: bytes) -> Pixels:
         """An encoded image -> (H, W, 3) uint8.
 

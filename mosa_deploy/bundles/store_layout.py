@@ -2,6 +2,7 @@
 
     backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx shared-probes.onnx ... graph.json
     tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json export.json
+                               validation.zip
     uploads/<key>.mosa         versions that came by HTTP, named by the sha256 of their record
     decisions/<task>.json      which version is served, which others are kept, pin, lane
     gates/<task>.zip           labelled images on which a new version must not be worse than the served one
@@ -21,6 +22,8 @@ BACKBONES, TASKS, UPLOADS, DECISIONS, GATES = "backbones", "tasks", "uploads", "
 PLAIN, GRAPH = "plain.onnx", "graph.json"
 FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
 EXPORT_NOTE = "export.json"
+VALIDATION = "validation.zip"
+"""The validation images of an exported task, if its run kept any."""
 ENGINES = "engine.json"
 TIMINGS = "timings.cache"
 """The kernel timings of TensorRT's builds on this machine's GPU, at the root of the store."""

@@ -18,7 +18,9 @@ from mosa_deploy.adapters.attach import load_task_state, split_layers, task_stat
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, AdapterConfig, BackboneMethod, Style
+from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import read_samples
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.bundles.store_layout import PLAIN
@@ -28,6 +30,8 @@ from tests.support.runs import BACKBONE, make_run
 from tests.support.walker import ROOT
 
 TASK_FILES = {"adapter.json", "adapter.safetensors", "folded.onnx", "parity.json", "export.json"}
+TUNED_FILES = TASK_FILES | {"validation.zip"}
+"""A run that tuned has kept validation images."""
 
 
 @pytest.fixture
@@ -36,12 +40,20 @@ def copied(tmp_path: Path, parts_store: Path) -> Path:
     return Path(shutil.copytree(parts_store, tmp_path / "store"))
 
 
-def test_the_store_holds_the_backbone_once_and_five_files_a_task(store: Path, digits_run: Path) -> None:
+def test_the_store_holds_the_backbone_once_and_six_files_a_task(store: Path, digits_run: Path) -> None:
     sha256 = Bundle.load(digits_run).record.backbone.sha256
-    tasks = {f"tasks/{task}/{name}" for task in ("digits", "sprites-location") for name in TASK_FILES}
+    tasks = {f"tasks/{task}/{name}" for task in ("digits", "sprites-location") for name in TUNED_FILES}
     backbone = f"backbones/vit_tinyd6_patch4_32.cifar10-{sha256[:8]}"
     shared = {f"{backbone}/{name}" for name in ("plain.onnx", "shared.onnx", "graph.json")}
     assert set(files_of(store)) == {*shared, *tasks}
+
+
+def test_the_validation_images_of_the_run_travel_with_the_task(store: Path, digits_run: Path) -> None:
+    kept, exported = read_samples(digits_run, (32, 32)), Archive.of(store / "tasks" / "digits")
+    assert kept is not None
+    read = [exported.bundle().record.preprocess.unresized.read(image.content) for image in exported.validation]
+    np.testing.assert_array_equal(read, kept.validation)
+    assert [int(image.label) for image in exported.validation] == kept.labels.tolist()
 
 
 def test_the_stored_bundle_is_the_expectation_over_the_experts(parts_run: Path, parts_store: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -14,12 +15,13 @@ import pytest
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.decision import Decision
+from mosa_deploy.bundles.gate import LabelledImage, pack_images
 from mosa_deploy.errors import StoreError
 from serving.storage import LocalFiles, RemoteFiles, open_files
 from serving.store import TaskStore
 from tests.support.app import changing, put, running, top
 from tests.support.files import files_of
-from tests.support.tasks import TaskMaker
+from tests.support.tasks import TaskMaker, picture
 from tests.support.walker import ROOT
 
 LIMIT = 10 << 20
@@ -173,3 +175,40 @@ def test_a_disk_that_cannot_be_written_leaves_the_old_version(copied: Path, make
         assert top(client, "birds", maker.images[0])[0] == "class-0"
         (copied / "uploads").unlink()
         assert files_of(copied) == before
+
+
+def carried(label: str) -> tuple[LabelledImage, ...]:
+    """One validation image, of the size that the maker's tasks read."""
+    return (LabelledImage("000.png", label, picture(size=(32, 32))),)
+
+
+def test_the_validation_images_of_exported_and_uploaded_versions_are_there(copied: Path, maker: TaskMaker) -> None:
+    store, uploaded = TaskStore(LocalFiles(copied), LIMIT), maker.make("birds", 9)
+    exported = store.version("birds", str(store.exported("birds")))
+    assert store.validation(exported) == ()
+    (copied / "tasks" / "birds" / "validation.zip").write_bytes(pack_images(carried("class-1"), "validation/"))
+    assert store.validation(exported) == carried("class-1")
+    store.keep(replace(uploaded, validation=carried("class-2"), gate=carried("class-3")))
+    assert store.validation(store.version("birds", uploaded.key)) == carried("class-2")
+
+
+def test_damaged_validation_images_are_told_with_the_way_out(copied: Path) -> None:
+    (copied / "tasks" / "birds" / "validation.zip").write_bytes(b"PK")
+    store = TaskStore(LocalFiles(copied), LIMIT)
+    with pytest.raises(StoreError, match=r"birds/validation\.zip is damaged .*: remove it, or export the task again"):
+        store.validation(store.version("birds", str(store.exported("birds"))))
+
+
+def test_a_version_takes_its_validation_images_along(copied: Path, maker: TaskMaker) -> None:
+    (copied / "tasks" / "birds" / "validation.zip").write_bytes(pack_images(carried("class-1"), "validation/"))
+    store = TaskStore(LocalFiles(copied), LIMIT)
+    exported = store.archive("birds", str(store.exported("birds")))
+    with changing(copied, versions=2) as client:
+        put(client, "birds", replace(maker.make("birds", 8), validation=carried("class-2")))
+        kept = [Archive.unpack(path.read_bytes(), LIMIT) for path in (copied / "uploads").iterdir()]
+        assert {each.key: each.validation for each in kept}[exported.key] == carried("class-1")
+        put(client, "birds", maker.make("birds", 9))
+        put(client, "birds", maker.make("birds", 10))
+    left = [Archive.unpack(path.read_bytes(), LIMIT) for path in (copied / "uploads").iterdir()]
+    assert len(left) == 2
+    assert all(each.validation == () for each in left)
