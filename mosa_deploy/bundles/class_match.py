@@ -25,15 +25,15 @@ class ClassMatch:
 def match_classes(learned: Sequence[str], given: Sequence[str], where: str) -> ClassMatch:
     """Match the classes of the images in `where` with those that a task has learned.
 
-    Names are equal if they differ by case or Unicode form alone. A task that only knows numbers, such as `class0`,
-    takes other names in their sorted order, which a note says.
+    Names are equal if they differ by case, spaces or Unicode form alone. A task that only knows numbers, such as
+    `class0`, takes other names in their sorted order, which a note says.
 
     Raises:
         DataError: a class is missing or unknown; names all of them.
     """
     places = {name: place for place, name in enumerate(learned)}
     folded = _folded(learned)
-    found = [places.get(name, folded.get(_fold(name))) for name in given]
+    found = [places.get(name, folded.get(fold_name(name))) for name in given]
     if None in found and (numbered := _by_number(learned, given)) is not None:
         return numbered
     known = [place for place in found if place is not None]
@@ -43,19 +43,20 @@ def match_classes(learned: Sequence[str], given: Sequence[str], where: str) -> C
     pairs = [(name, learned[place]) for name, place in zip(given, known, strict=True)]
     other = [f"{name!a} for {own!a}" for name, own in pairs if name != own]
     if other:
-        notes.append(f"class names of {where} differ by case or Unicode form: {listed(other)}")
+        notes.append(f"class names of {where} differ by case, spaces or Unicode form: {listed(other)}")
     if known != sorted(known):
         notes.append(f"the classes of {where} are in another order than the task's; they are matched by name")
     return ClassMatch(tuple(known), tuple(notes))
 
 
-def _fold(name: str) -> str:
-    return normalize("NFC", normalize("NFC", name).casefold())
+def fold_name(name: str) -> str:
+    """A class name without what people do not see, or do not mean: case, Unicode form and superfluous spaces."""
+    return normalize("NFC", " ".join(normalize("NFC", name).casefold().split()))
 
 
 def _folded(names: Sequence[str]) -> dict[str, int]:
     """Folded name -> place, for the names that stay unique."""
-    folded = [_fold(name) for name in names]
+    folded = [fold_name(name) for name in names]
     return {name: place for place, name in enumerate(folded) if folded.count(name) == 1}
 
 

@@ -101,7 +101,7 @@ def test_rows_without_a_label(images: Path, tmp_path: Path) -> None:
 def test_names_that_differ_by_case_alone(images: Path, tmp_path: Path) -> None:
     path = write_table(tmp_path / "labels.csv", "file,label", [*ROWS[:9], ("9.jpg", "Ash")])
     assert refusal(images, path).startswith(
-        "classes 'Ash' and 'ash' in labels.csv differ by case or Unicode form alone"
+        "classes 'Ash' and 'ash' in labels.csv differ by case, spaces, leading zeros or Unicode form alone"
     )
 
 

@@ -84,7 +84,9 @@ def test_capitals_and_decomposed_accents_are_the_same_classes_and_said(
     folder = test_folder("Cat", "DOG", unicodedata.normalize("NFD", "élan"))
     assert evaluate(EvaluateConfig(bundle=run, data_dir=folder, device="cpu"))["accuracy"] == 1.0
     said = capsys.readouterr().err
-    assert f"warning: class names of --data-dir {folder} differ by case or Unicode form: 'Cat' for 'cat'" in said
+    assert (
+        f"warning: class names of --data-dir {folder} differ by case, spaces or Unicode form: 'Cat' for 'cat'" in said
+    )
 
 
 def test_every_answer_is_in_a_table_and_the_worst_mistakes_in_a_picture(

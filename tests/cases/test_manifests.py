@@ -115,8 +115,15 @@ def test_a_broken_line_of_json_is_named(images: Path, tmp_path: Path) -> None:
 
 
 def test_columns_that_are_not_used_are_named(images: Path, tmp_path: Path) -> None:
-    path = write_table(tmp_path / "labels.csv", "name,label,is_valid", [(*row, "True") for row in ROWS])
-    assert listed(images, path).remarks == (f"{path}: file from 'name', label from 'label'; not used: 'is_valid'",)
+    path = write_table(tmp_path / "labels.csv", "name,label,camera", [(*row, "nikon") for row in ROWS])
+    assert listed(images, path).remarks == (f"{path}: file from 'name', label from 'label'; not used: 'camera'",)
+
+
+@pytest.mark.parametrize("column", ["is_valid", "is_training_image", "fold"])
+def test_a_column_that_may_say_the_set_is_not_passed_over(images: Path, tmp_path: Path, column: str) -> None:
+    table = write_table(tmp_path / "labels.csv", f"file,label,{column}", [(*row, "1") for row in ROWS])
+    hint = f"; if {column!r} says the set, write train, validation and test into a column `split`"
+    assert listed(images, table).remarks[0].endswith(f"not used: {column!r}{hint}")
 
 
 def test_hugging_faces_metadata_in_each_set(tmp_path: Path) -> None:

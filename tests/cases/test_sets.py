@@ -141,3 +141,23 @@ def test_sets_inside_classes_are_never_mixed(tmp_path: Path, group: str | None) 
     assert refusal(write_images(tmp_path, *names), group=group) == (
         f"{tmp_path} holds 'ash/test/0.jpg', a set inside a class: put the classes into the sets, as in 'test/ash'"
     )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images/0.png", "images/1.png", "masks/0.png", "masks/1.png"),
+        ("images/train/0.jpg", "labels/train/0.txt"),
+        ("train/images/0.jpg", "train/labels/0.txt", "val/images/0.jpg", "val/labels/0.txt"),
+        ("JPEGImages/0.jpg", "SegmentationClass/0.png", "Annotations/0.xml"),
+    ],
+    ids=["segmentation", "detection", "detection, by sets", "Pascal VOC"],
+)
+def test_images_beside_what_was_drawn_over_them_are_no_two_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    said = refusal(write_images(tmp_path, *names))
+    assert "as data sets for detection or segmentation do: put the images into one folder per class" in said
+
+
+def test_classes_of_masks_and_without_are_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, *numbered("mask/{}.jpg", 5), *numbered("no mask/{}.jpg", 5))
+    assert Folder().splits(tmp_path, None).classes == ("mask", "no mask")

@@ -119,12 +119,18 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "shown"),
-    [("Cat", "cat", "'Cat' and 'cat'"), ("caf\u00e9", "cafe\u0301", r"'cafe\\u0301' and 'caf\\xe9'")],
+    [
+        ("Cat", "cat", "'Cat' and 'cat'"),
+        ("cat ", "cat", "'cat' and 'cat '"),
+        ("1", "01", "'01' and '1'"),
+        ("caf\u00e9", "cafe\u0301", r"'cafe\\u0301' and 'caf\\xe9'"),
+    ],
 )
 def test_names_that_cannot_be_told_apart_are_both_named(tmp_path: Path, one: str, other: str, shown: str) -> None:
     write_jpegs(tmp_path, {one: 5, other: 5, "dog": 5})
     with pytest.raises(
-        DataError, match=rf"^classes {shown} in .* differ by case or Unicode form alone: rename or join"
+        DataError,
+        match=rf"^classes {shown} in .* differ by case, spaces, leading zeros or Unicode form alone: rename or join",
     ):
         Folder().splits(tmp_path, None)
 

@@ -1,13 +1,15 @@
 """Class folders: their names, their images, and what is wrong with them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 from unicodedata import normalize
 
+from mosa_deploy.bundles.class_match import fold_name
 from mosa_deploy.bundles.image_files import Parts
 from mosa_deploy.errors import DataError
-from mosa_deploy.utils.set_names import set_of
+from mosa_deploy.utils.set_names import says_nothing, set_of
 from training.tasks.archives import TABLES
 from training.tasks.base import Example
 from training.tasks.sets import beside_sets, set_folders, set_source
@@ -18,6 +20,13 @@ Grouping = Callable[[Parts], str | None]
 
 WHOLE = "whole"
 """Stands for the name of a set where the images have yet to be split."""
+
+
+MARKS = re.compile(
+    r"annotations?|labels?|(seg(mentation)?)?_?(masks?|annotations?)|segmentations?|segmentation(class|object)"
+    r"|bbox(es)?|bounding_?boxes|ground_?truths?|gt|xmls?"
+)
+"""Folders of what others have drawn over the images beside them."""
 
 
 class Labelled(NamedTuple):
@@ -51,6 +60,7 @@ def read_classes(source: Source, grouping: Grouping | None = None) -> tuple[tupl
         hint = f"; if {tables[0]} names the classes, give it with --labels" if tables else ""
         raise DataError(f"{source.name} holds {len(classes)} class folder(s): a task needs at least two{hint}")
     check_names(classes, source.name)
+    _check_parts(classes, source.name)
     deep = sorted(parts for parts in source.images if len(parts) > 2)
     if deep and all(set_of(parts[1]) for parts in deep):
         raise DataError(
@@ -70,6 +80,17 @@ def read_classes(source: Source, grouping: Grouping | None = None) -> tuple[tupl
     return classes, [
         Example(shown(parts), read, labels[parts[0]], grouping(parts) if grouping else None) for parts, read in images
     ]
+
+
+def _check_parts(classes: Sequence[str], where: str) -> None:
+    """Raises DataError if the folders are no classes, but what a data set for detection or segmentation consists of."""
+    pictures = [name for name in classes if says_nothing(name) or name.lower() == "jpegimages"]
+    marks = [name for name in classes if MARKS.fullmatch(name.lower())]
+    if pictures and marks:
+        raise DataError(
+            f"{where} holds {pictures[0]!r} beside {marks[0]!r}, as data sets for detection or segmentation do: put the"
+            " images into one folder per class, or name each image's class in a table with --labels"
+        )
 
 
 def _too_deep(source: Source, deep: Sequence[Parts]) -> str:
@@ -141,7 +162,7 @@ def check_same(read: Mapping[str, Iterable[str]], where: Mapping[str, str]) -> N
 
 
 def check_names(classes: Sequence[str], where: str) -> None:
-    """Check that names are UTF-8, and that they differ by more than case or Unicode form (NFC).
+    """Check that names are UTF-8, and that they differ by more than case, spaces, leading zeros or Unicode form.
 
     Raises:
         DataError: a name is not, or two do not.
@@ -150,8 +171,12 @@ def check_names(classes: Sequence[str], where: str) -> None:
     for name in classes:
         if shown((name,)) != name:
             raise DataError(f"class {shown((name,))} in {where} has a name that is not UTF-8: rename it")
-        other = seen.setdefault(normalize("NFC", name).casefold(), name)
+        key = fold_name(name)
+        other = seen.setdefault(str(int(key)) if key.isdecimal() else key, name)
         if other != name:
             pair = f"{other!r} and {name!r}" if normalize("NFC", other) != normalize("NFC", name) else ""
             pair = pair or f"{other!a} and {name!a}"
-            raise DataError(f"classes {pair} in {where} differ by case or Unicode form alone: rename or join them")
+            raise DataError(
+                f"classes {pair} in {where} differ by case, spaces, leading zeros or Unicode form alone: rename or"
+                " join them"
+            )

@@ -31,6 +31,12 @@ SERIES = tuple(
 )
 """Columns that probably say which images belong together; it is the user who decides."""
 
+SET_LIKE = (
+    *("istrain", "istest", "isval", "isvalid", "istraining", "istrainingimage", "istestimage", "fold", "kfold"),
+    *("train", "test", "val"),
+)
+"""Columns that probably say which set an image belongs to, in words that are not read."""
+
 NO_LABEL = {"", "index", "width", "height", "text", "caption", "description", "url", "md5", "sha256", "bbox", "objects"}
 """Columns that are never taken for the label only because no other is there."""
 
@@ -81,7 +87,10 @@ class Columns:
         text = ", ".join(f"{name} from {column!r}" for name, column in taken.items())
         text += f"; not used: {', '.join(map(repr, unused[:MANY_CLASSES]))}" if unused else ""
         known = None if self.group else next((column for column in unused if _plain(column) in SERIES), None)
-        return text + (f"; --group {known} would keep the images of one {known} in one set" if known else "")
+        sets = None if self.split else next((column for column in unused if _plain(column) in SET_LIKE), None)
+        text += f"; --group {known} would keep the images of one {known} in one set" if known else ""
+        hint = f"; if {sets!r} says the set, write train, validation and test into a column `split`"
+        return text + (hint if sets else "")
 
 
 def find_columns(table: Table, group: str | None) -> tuple[Table, Columns]:

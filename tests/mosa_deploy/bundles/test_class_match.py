@@ -23,8 +23,14 @@ def test_case_and_unicode_form_are_matched_and_said() -> None:
     match = match_classes(CATS, ("Cat", "dog", unicodedata.normalize("NFD", "élan")), "photos")
     assert match.places == (0, 1, 2)
     assert match.notes == (
-        "class names of photos differ by case or Unicode form: 'Cat' for 'cat', 'e\\u0301lan' for '\\xe9lan'",
+        "class names of photos differ by case, spaces or Unicode form: 'Cat' for 'cat', 'e\\u0301lan' for '\\xe9lan'",
     )
+
+
+def test_superfluous_spaces_are_matched_and_said() -> None:
+    match = match_classes(("red deer", "roe deer"), ("red  deer ", "roe deer"), "photos")
+    assert match.places == (0, 1)
+    assert match.notes == ("class names of photos differ by case, spaces or Unicode form: 'red  deer ' for 'red deer'",)
 
 
 def test_exact_names_win_over_names_that_differ_by_case() -> None:
