@@ -50,9 +50,19 @@ def main() -> None:
     elif name == "--version":
         print(f"mosa-deploy {__version__}")
     elif name in known:
+        if name != "serve":  # The service reads more of them, and names the others in its log.
+            warn_of_variables()
         known[name].load()(arguments, f"mosa {name}")
     else:
         raise ConfigError(f"{unknown_name('command', name, known)}; see mosa --help")
+
+
+def warn_of_variables() -> None:
+    """Name each variable `MOSA_...` that looks like one of the commands' own, and that nothing reads."""
+    from mosa_deploy.utils.variables import unread_by_commands
+
+    for line in unread_by_commands():
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def commands() -> dict[str, EntryPoint]:
@@ -113,10 +123,7 @@ def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.a
     parser.add_argument("--top-k", type=int, default=3, help="how many classes to show")
     given = parser.parse_args(arguments)
     from mosa_deploy.client.ask import ask as run
-    from mosa_deploy.utils.variables import unread_by_client
 
-    for line in unread_by_client():
-        print(f"warning: {line}", file=sys.stderr)
     run(given.images, given.task, given.address, given.key, given.top_k)
 
 

@@ -69,6 +69,8 @@ class Registry:
                 self.release(self.acquire(entry.name))
             except MosaError as fault:
                 log.error("not serving %s: %s", entry.name, fault, extra={"task": entry.name})
+        for name in sorted({*self.folded} - self.entries.keys() - {"*"}):
+            log.warning("MOSA_FOLDED: %s", unknown_name("task", name, self.entries))
 
     def close(self) -> None:
         """Cancel the loads that have not begun, and wait for the others."""

@@ -15,7 +15,6 @@ from mosa_deploy.client.schema import (
     ChosenLane,
     Failure,
     Pin,
-    Rollback,
     Task,
     Tasks,
     TaskVersion,
@@ -88,8 +87,8 @@ def put(
     force: bool = False,
 ) -> ApiRequest[Task]:
     """Serve a `.mosa` file, or the bundle in a folder, as a task's new version."""
-    params: dict[str, Any] = {"new_classes": new_classes}
-    params |= {key: value for key, value in (("lane", lane), ("margin", margin), ("force", force)) if value}
+    given = {"lane": lane, "margin": margin, "force": force or None}
+    params = {"new_classes": new_classes, **{key: value for key, value in given.items() if value is not None}}
     return ApiRequest("PUT", _path(name), Task.model_validate_json, {"content": _packed(bundle), "params": params})
 
 
@@ -109,7 +108,7 @@ def roll_back(name: str, digest: str | None, new_classes: bool) -> ApiRequest[Ta
     """Serve the version of a digest, or the previous one; a second rollback to that would undo the first."""
     options: dict[str, Any] = {"params": {"new_classes": True}} if new_classes else {}
     if digest is not None:
-        options["json"] = Rollback(digest=digest).model_dump()
+        options["json"] = {"digest": digest}
     path = f"{_path(name)}/rollback"
     return ApiRequest("POST", path, Task.model_validate_json, options, repeatable=digest is not None)
 

@@ -14,7 +14,7 @@ CACHE = "MOSA_HOME"
 """The folder for what is fetched once."""
 
 OTHERS = (*CLIENT, CACHE)
-"""The variables that the service does not read."""
+"""The variables that commands read, and the service does not."""
 
 
 def unread(known: Collection[str]) -> list[str]:
@@ -29,6 +29,6 @@ def unread(known: Collection[str]) -> list[str]:
     return lines
 
 
-def unread_by_client() -> list[str]:
-    """The lines for variables that look like the client's; the service's may be set on the same machine."""
-    return [line for line in unread(CLIENT) if "did you mean" in line]
+def unread_by_commands() -> list[str]:
+    """The lines for variables that look like those of the commands; the service's may be set on the same machine."""
+    return [line for line in unread(OTHERS) if "did you mean" in line]

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from mosa_deploy.cli import ask
+from mosa_deploy.cli import ask, main
 from mosa_deploy.client import AsyncClient, Client
 from mosa_deploy.client.schema import ANSWER
 from mosa_deploy.errors import ConfigError, DataError, ServiceError
+from mosa_deploy.utils.variables import unread_by_commands
+from serving.settings import Settings, variable
 from tests.support.fake_service import BROKEN, FakeService, Reply, StartService, fake_services
 
 ANSWERED = Reply(200, json.dumps(ANSWER))
@@ -65,15 +68,34 @@ def test_the_command_assumes_http_too(
     assert len(service.received) == 1
 
 
-def test_a_misspelt_variable_is_named_but_those_of_a_service_are_not(
-    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "arguments", [("ask", "nowhere.jpg", "--task", "digits"), ("deploy", "nowhere"), ("backbone", "get")], ids=" ".join
+)
+def test_a_misspelt_variable_is_named_by_every_command(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service = start_service(Reply(200, json.dumps({"results": [ANSWER]})))
-    for name in ("MOSA_ADRESS", "MOSA_API_KEYS", "MOSA_ADMIN_KEYS", "MOSA_THREADS"):
+    for name in ("MOSA_ADRESS", "MOSA_HOEM"):
         monkeypatch.setenv(name, "x")
-    (tmp_path / "photo.jpg").write_bytes(b"the image")
-    ask([str(tmp_path / "photo.jpg"), "--task", "digits", "--address", service.address])
-    assert capsys.readouterr().err == "warning: MOSA_ADRESS is set, but nothing reads it: did you mean MOSA_ADDRESS?\n"
+    monkeypatch.setattr(sys, "argv", ["mosa", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.splitlines()[:-1] == [
+        "warning: MOSA_ADRESS is set, but nothing reads it: did you mean MOSA_ADDRESS?",
+        "warning: MOSA_HOEM is set, but nothing reads it: did you mean MOSA_HOME?",
+    ]
+
+
+def test_no_variable_of_a_service_is_taken_for_a_misspelt_one_of_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(variable(name), "x")
+    assert unread_by_commands() == []
+
+
+@pytest.mark.parametrize("digest", ["", "3F0C", "the one before"])
+def test_what_is_no_digest_is_left_to_the_service(start_service: StartService, digest: str) -> None:
+    refused = Reply(422, '{"detail": "digest: String should match pattern"}')
+    with Client(start_service(refused).address) as client, pytest.raises(ServiceError, match="digest: "):
+        client.roll_back("digits", digest)
 
 
 @pytest.mark.parametrize(

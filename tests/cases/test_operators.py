@@ -21,7 +21,7 @@ from serving.runtime import choose
 from serving.settings import Settings
 from serving.storage import LocalFiles, RemoteFiles
 from serving.store import check_store
-from tests.support.app import running, top
+from tests.support.app import running, top, warnings
 from tests.support.service import Server, serve
 from tests.support.tasks import TaskMaker
 from tests.support.walker import ROOT
@@ -185,6 +185,14 @@ def test_a_gpu_is_found_on_the_pci_bus(tmp_path: Path) -> None:
 
 def warned(said: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
+
+
+def test_a_task_that_is_to_be_folded_and_is_not_there_is_a_warning(
+    maker: TaskMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(maker.root, folded="bird,cracks", prefetch=0):
+        pass
+    assert warnings(caplog) == ["MOSA_FOLDED: unknown task 'bird'; did you mean birds?"]
 
 
 def test_a_second_service_on_one_store_is_a_warning(copied: Path, said: pytest.LogCaptureFixture) -> None:

@@ -84,3 +84,8 @@ def test_a_folder_without_a_bundle_is_not_sent(tmp_path: Path) -> None:
 
 def test_a_task_s_name_stays_one_part_of_the_path() -> None:
     assert requests.pin("../a?b", True).path == "/v1/tasks/..%2Fa%3Fb/pin"
+
+
+def test_a_margin_of_nothing_is_sent_and_not_taken_for_none() -> None:
+    request = requests.put("digits", b"bundle", False, None, margin=0.0)
+    assert request.options["params"] == {"new_classes": False, "margin": 0.0}
