@@ -18,7 +18,7 @@ from serving.classify import SentImage
 from serving.errors import BodyError, RequestError, first_faults, shown
 from serving.forms import URLENCODED, Part, read_multipart, read_urlencoded
 from serving.image_text import image_from_text, unwrapped
-from serving.images import is_image
+from serving.images import foreign_kind, is_image
 
 IMAGE_NAMES = ("image", "images", "file", "files")
 """The field of an image, and what other services call it."""
@@ -92,9 +92,14 @@ async def _read(body: bytes, content_type: str) -> tuple[list[Sent], Fields, boo
         return *_from_parts([_with_plus(part) for part in read_urlencoded(body)]), False
     if kind == URLENCODED and not (b"\0" in body or b"\n" in body or body.isascii()):
         raise BodyError(400, "curl's -d drops line breaks and zeros from an image: send it with --data-binary")
-    if not is_image(body) and body.isascii():
+    if _is_text(body):
         body = image_from_text(body.decode(), "the body")
     return [("the body", body)], {}, False
+
+
+def _is_text(body: bytes) -> bool:
+    """Whether a body is neither an image nor another kind of file, which may be ASCII too, as SVG is."""
+    return body.isascii() and b"\0" not in body and not is_image(body) and foreign_kind(body) is None
 
 
 def _from_parts(parts: Sequence[Part]) -> tuple[list[Sent], Fields]:

@@ -39,6 +39,9 @@ def shown(text: str) -> str:
     return short if short.isprintable() else ascii(short)[1:-1]
 
 
+ALTERNATIVES = ("str", "tuple[str, ...]")
+"""What pydantic adds to a fault's place where a field may be a text or a list: Python's words for it."""
+
 NAMED = 5
 """The most faults of one request that are named; a form may have a thousand."""
 
@@ -47,8 +50,9 @@ def first_faults(faults: Sequence[Any], skip: int = 0) -> str:
     """What pydantic or FastAPI found, in one line. `skip` leaves out the first parts of a fault's place."""
     found = []
     for fault in faults:
-        place = ".".join(map(str, fault["loc"][skip:] or fault["loc"]))
+        place = ".".join(str(part) for part in fault["loc"][skip:] or fault["loc"] if part not in ALTERNATIVES)
         reason = str(fault["msg"]).removeprefix("Value error, ")
+        reason = reason.replace("valid tuple", "valid list").replace("Tuple should", "the list should")
         if fault["type"] == "model_attributes_type":
             reason = "must be a JSON object, with Content-Type: application/json"
         if fault["type"] == "string_pattern_mismatch" and place == "name":

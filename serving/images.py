@@ -56,6 +56,7 @@ KINDS = (
     (rb"\x1f\x8b", "gzip, which Content-Encoding: gzip would have to say"),
     (rb"PK\x03\x04", "a zip file"),
     (rb"%PDF", "a PDF"),
+    (rb"%!PS", "PostScript"),
     (rb"....ftyp(isom|mp4|avc|M4V|qt  )", "a video"),
     (rb"(\xef\xbb\xbf)?\s*<", "SVG, HTML or XML"),
     (rb"\xef\xbf\xbd|\xc3\xbf\xc3\x98|\xc2\x89PNG", "an image whose bytes were read as text, which spoils them"),
@@ -63,10 +64,15 @@ KINDS = (
 """How files begin that people send by mistake, and what they are."""
 
 
+def foreign_kind(content: bytes) -> str | None:
+    """What a content is that is no image but begins as another known kind of file does; None if nobody knows."""
+    return next((words for start, words in KINDS if re.match(start, content, re.DOTALL)), None)
+
+
 def _no_image(content: bytes) -> str:
     """What is said of a content that no decoder knows."""
-    kind = next((f", but {words}" for start, words in KINDS if re.match(start, content, re.DOTALL)), "")
-    return f"not an image of a known type{kind}: send a PNG, JPEG or WebP file"
+    kind = foreign_kind(content)
+    return f"not an image of a known type{f', but {kind}' if kind else ''}: send a PNG, JPEG or WebP file"
 
 
 def _size(content: bytes) -> tuple[int, int]:

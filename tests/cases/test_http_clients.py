@@ -82,6 +82,23 @@ def test_what_is_no_image_is_told_what_it_is(client: TestClient, content: bytes,
 
 
 @pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG, HTML or XML"),
+        (b"<!DOCTYPE html><title>Not found</title>" + b" " * 2000, "SVG, HTML or XML"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+        (b"\x00\x00\x00\x20ftypisom\x00", "a video"),
+    ],
+    ids=["SVG", "a web page", "EPS", "video"],
+)
+def test_a_body_in_ascii_that_is_another_kind_of_file_is_not_taken_for_base64(
+    client: TestClient, content: bytes, kind: str
+) -> None:
+    reason = f"the body: not an image of a known type, but {kind}: send a PNG, JPEG or WebP file"
+    assert refusal(client.post("/classify?task=birds", content=content)) == (415, reason)
+
+
+@pytest.mark.parametrize(
     ("body", "kind"),
     [([], "a list"), (json.dumps({"task": "birds"}), "a text"), (3, "a number"), (True, "true or false")],
 )

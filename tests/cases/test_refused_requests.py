@@ -66,7 +66,9 @@ def test_a_form_s_field_is_never_ignored(
         ({"image": BASE64, "images": [BASE64], "task": "birds"}, 422, "`image` and `images` are both there"),
         ({"image": BASE64}, 422, "send `task`, once or for each image"),
         ({"task": "birds"}, 422, "`image` is missing: send one image at least"),
-        ({"images": [], "task": "birds"}, 422, "images: "),
+        ({"images": [], "task": "birds"}, 422, "images: the list should have at least 1 item"),
+        ({"images": BASE64, "task": "birds"}, 422, "images: Input should be a valid list"),
+        ({"image": BASE64, "task": 5}, 422, "task: Input should be a valid string; task: Input should be a valid list"),
         ({"image": "", "task": "birds"}, 422, "`image` is empty"),
         (
             {"image": "http://127.0.0.1/cat.png", "task": "birds"},
