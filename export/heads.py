@@ -24,7 +24,7 @@ from mosa_deploy.backbones.containers import locate, read_tensors
 from mosa_deploy.backbones.file_kinds import kind_of
 from mosa_deploy.backbones.parts import Found, Head, only_linear
 from mosa_deploy.errors import BackboneError
-from mosa_deploy.utils.text import read_json
+from mosa_deploy.utils.text import decode_text, read_json
 
 KNOWN = {"coef_", "intercept_", "classes_", "mean_", "scale_"}
 """What is read of scikit-learn's attributes."""
@@ -148,6 +148,10 @@ def _attributes(file: Path, option: str) -> dict[str, NDArray[Any]] | None:
             return {name: value.numpy() for name, value in tensors.items()} if "coef_" in tensors else None
 
 
+def _text(name: Any) -> str:
+    return decode_text(name) if isinstance(name, bytes) else str(name)
+
+
 def _of_scikit_learn(arrays: Mapping[str, NDArray[Any]], where: str) -> HeadAlone:
     """A head of a linear classifier's attributes.
 
@@ -172,7 +176,7 @@ def _of_scikit_learn(arrays: Mapping[str, NDArray[Any]], where: str) -> HeadAlon
     binary = len(weight) == 1
     if binary:
         weight, bias = np.concatenate([np.zeros_like(weight), weight]), np.concatenate([np.zeros(1), bias])
-    classes = tuple(str(name) for name in arrays.get("classes_", np.empty(0)).ravel())
+    classes = tuple(map(_text, arrays.get("classes_", np.empty(0)).ravel()))
     if classes and len(classes) != len(weight):
         raise BackboneError(
             f"{where} has {len(classes)} classes_ for {len(weight)} rows of coefficients: only classifiers with one row"

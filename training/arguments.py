@@ -88,9 +88,9 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _check_weights(file: Path | None) -> None:
-    if file is not None and not file.is_file():
-        raise BackboneError(f"--backbone-weights {file}: no such file")
+def _check_weights(path: Path | None) -> None:
+    if path is not None and not path.exists():
+        raise BackboneError(f"--backbone-weights {path}: no such file or folder")
 
 
 def _check_data_dir(folder: Path | None) -> None:

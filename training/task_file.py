@@ -25,6 +25,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from mosa_deploy.errors import ConfigError, unknown_name
+from mosa_deploy.utils.text import decode_text
 from training.config import TuneConfig
 from training.method_settings import METHODS_OF
 from training.tasks import TASKS
@@ -50,7 +51,7 @@ def read_task_file(path: Path) -> dict[str, Options]:
         ConfigError: the file cannot be read, or holds faults; lists every fault at once.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(decode_text(path.read_bytes()))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"--tasks-file {path} cannot be read ({reason}): give a TOML file of tasks") from None

@@ -95,6 +95,12 @@ def test_a_logistic_regression_keeps_its_probabilities(
         assert head.classes == ("soil", "weed", "wheat")[:classes]
 
 
+def test_class_names_that_were_saved_as_bytes_are_their_characters(tmp_path: Path) -> None:
+    arrays = attributes(fitted(3))
+    arrays["classes_"] = arrays["classes_"].astype(bytes)
+    assert read(as_npz(tmp_path / "head", arrays)).classes == ("soil", "weed", "wheat")
+
+
 def test_a_scaler_before_it_is_absorbed(tmp_path: Path) -> None:
     labels = np.arange(60) % 3
     with warnings.catch_warnings():

@@ -84,6 +84,12 @@ def test_a_fault_of_the_file_is_named(tmp_path: Path, text: str, said: str) -> N
         read_task_file(path)
 
 
+def test_a_file_that_was_written_on_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text("[tasks.digits]\r\nepochs = 2\r\n", encoding="utf-8-sig", newline="")
+    assert read_task_file(path)["digits"]["epochs"] == 2
+
+
 def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "tasks.toml"
     path.write_text("[defaults]\nlr = 'high'\n[tasks.a]\nepoch = 2\nshots = ['x']\n")

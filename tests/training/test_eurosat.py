@@ -134,9 +134,11 @@ def test_split_larger_than_the_folder_is_refused(folder: Path) -> None:
         EuroSat().splits(folder, "full")
 
 
-def test_list_file_decides_the_split(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_list_file_decides_the_split(folder: Path, tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "mine.txt"
-    path.write_text("train Forest/Forest_3.jpg\ntest River/River_1.jpg\nvalidation SeaLake/SeaLake_2.jpg\n")
+    lines = ("train Forest/Forest_3.jpg", "test River/River_1.jpg", "validation SeaLake/SeaLake_2.jpg")
+    path.write_text("\r\n".join(lines), encoding=encoding, newline="")
     splits = EuroSat().splits(folder, str(path))
     assert [(example.name, example.label) for example in splits.train] == [("Forest/Forest_3.jpg", 0)]
     assert [example.name for example in splits.validation] == ["SeaLake/SeaLake_2.jpg"]

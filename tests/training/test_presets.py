@@ -18,13 +18,20 @@ from training.tune import tune
 
 OTHER = "vit_base_patch16_224.augreg_in21k"
 
+REAL_TASKS = ("folder", "cifar10", "eurosat")
+
 
 def test_only_digits_and_sprites_take_the_toy_without_being_asked() -> None:
     backbones = {name: preset(task, None).backbone for name, task in TASKS.items()}
     assert {name for name, backbone in backbones.items() if backbone == EMBEDDED} == {
         *("digits", "sprites-location", "sprites-orientation")
     }
-    assert {backbones[name] for name in ("folder", "cifar10", "eurosat")} == {DEFAULT}
+    assert {backbones[name] for name in REAL_TASKS} == {DEFAULT}
+
+
+def test_presets_for_real_backbones_draw_experts_as_was_confirmed() -> None:
+    drawn = {(each.experts, each.scale, each.activate) for each in (TASKS[name].recipe for name in REAL_TASKS)}
+    assert drawn == {(2, 0.3, "balanced")}
 
 
 def test_the_toy_and_other_backbones_have_presets_of_their_own() -> None:

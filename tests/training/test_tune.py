@@ -16,9 +16,10 @@ from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.preprocess import probabilities
 from mosa_deploy.bundles.record import read_record
-from mosa_deploy.errors import ConfigError
+from mosa_deploy.errors import BackboneError, ConfigError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.runs import Few
+from training.arguments import tune_config
 from training.config import TuneConfig
 from training.reading import decode_all
 from training.results import write_calibration
@@ -197,6 +198,13 @@ def test_batch_larger_than_the_training_set_is_one_step_an_epoch_and_said(
 def test_unknown_precision_is_one_line(fails: Fails, tmp_path: Path) -> None:
     text = fails("--precision", "fp8", "--out", str(tmp_path / "run"))
     assert text == "error: --precision fp8: choose auto, fp32 or bf16\n"
+
+
+def test_weights_may_be_a_folder_as_transformers_saves_them(tmp_path: Path) -> None:
+    given = ["--task", "digits", "--backbone-weights"]
+    assert tune_config([*given, str(tmp_path)]).backbone_weights == tmp_path
+    with pytest.raises(BackboneError, match=r"gone: no such file or folder$"):
+        tune_config([*given, str(tmp_path / "gone")])
 
 
 def test_a_name_that_no_task_may_have_is_one_line(fails: Fails) -> None:

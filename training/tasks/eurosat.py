@@ -11,14 +11,14 @@ Expected accuracy: not measured. P. Helber et al., arXiv 1709.00029.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import DataError
 from mosa_deploy.utils.folders import cache_folder
 from mosa_deploy.utils.network import why_unreachable
-from training.recipe import Recipe
-from training.tasks.base import PERCENTAGES, Example, Splits, shares, stratified
+from mosa_deploy.utils.text import decode_text
+from training.tasks.base import PERCENTAGES, REAL, Example, Splits, shares, stratified
 from training.tasks.classes import read_classes
 from training.tasks.source import Source
 
@@ -32,7 +32,7 @@ class EuroSat:
     """10 classes of land use and land cover."""
 
     name = "eurosat"
-    recipe = Recipe(backbone=DEFAULT, epochs=100, warmup_epochs=10.0)
+    recipe = replace(REAL, epochs=100, batch_size=64, warmup_epochs=10.0)
     squash = True
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
@@ -94,10 +94,10 @@ def listed(classes: tuple[str, ...], examples: Sequence[Example], path: Path) ->
             f"--split {path}: give vtab, full, percentages such as {PERCENTAGES}, or a file of"
             " `train|validation|test <class>/<file>`"
         )
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"--split {path} is not text: give a file that lists the sets") from None
+    text = decode_text(path.read_bytes())
+    if "\0" in text:
+        raise DataError(f"--split {path} is not text: give a file that lists the sets")
+    lines = text.splitlines()
     known = {example.name: example for example in examples}
     sets: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     for number, line in enumerate(lines, start=1):
