@@ -18,7 +18,7 @@ import tyro
 
 from export.engines import BankLimits, Request, TensorRtRtx
 from export.export import export
-from export.formats import ENGINE_FORMATS, FORMATS, format_file
+from export.formats import ENGINE_FORMATS, FORMATS
 from export.fp16 import to_fp16
 from export.int8 import to_int8
 from export.options import ExportConfig, FileOptions
@@ -27,7 +27,7 @@ from export.trace import STAND_IN_CLASSES, trace_plain
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.record import read_record
-from mosa_deploy.bundles.store_layout import FOLDED, StoreLayout
+from mosa_deploy.bundles.store_layout import FOLDED, StoreLayout, format_file
 from mosa_deploy.errors import command
 from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner

@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 
 from export.engines import Backend, BankLimits, Request, choose_backend
-from export.formats import ENGINE_FORMATS, Written, format_file, milliseconds
+from export.formats import ENGINE_FORMATS, Written, milliseconds
 from export.options import FileOptions
 from export.parity import TOLERANCES, Chain
 from export.targets import ExportTarget
 from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.store_layout import format_file
 from mosa_deploy.runtimes.cuda import device_capability
 from mosa_deploy.runtimes.names import Precision
 from mosa_deploy.runtimes.tensorrt import load_engine

@@ -84,6 +84,7 @@ def export(config: ExportConfig) -> Path:
         file = targets[0].path.name
         merged = merged_bundle(bundle, model).save(aside)
         report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
+        report["files"] = {each.path.name: each.proof().model_dump() for each in written}
         write_text(aside / PARITY, json.dumps(report, indent=2) + "\n")
         write_validation(config.bundle, record, aside)
         replaced.keep()

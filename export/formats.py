@@ -20,9 +20,11 @@ from export.parity import TOLERANCES, Chain, Link
 from export.targets import ExportTarget
 from mosa_deploy.bundles.graph_index import add_graph_file, graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Pixels
+from mosa_deploy.bundles.store_layout import format_file
+from mosa_deploy.bundles.task_graph import ProvedFile
 from mosa_deploy.runtimes.names import Precision, Quantisation
 from mosa_deploy.runtimes.runner import open_runner
-from mosa_deploy.utils.files import replacing
+from mosa_deploy.utils.files import replacing, sha256
 
 FOR_TENSORRT = "int8-tensorrt"
 
@@ -55,10 +57,9 @@ class Written:
         """The size of the file in MB."""
         return self.path.stat().st_size / 1e6
 
-
-def format_file(graph: Path, name: str) -> Path:
-    """The path of a graph in another format."""
-    return graph if name == "fp32" else graph.with_suffix(f".{name}.onnx")
+    def proof(self) -> ProvedFile:
+        """What `parity.json` says of the file."""
+        return ProvedFile(sha256=sha256(self.path), accuracy=self.accuracy)
 
 
 def fp32_file(target: ExportTarget, chain: Chain) -> Written:

@@ -161,9 +161,9 @@ class TaskChanges:
     ) -> Gate | None:
         """Prove a version, write it and the decision, then give it to new requests."""
         name, before = entry.name, entry.decision
-        loaded = self.registry.cache.load(
-            version, bundle, self.registry.lane_of(name, decision, version.record), decision.pinned
-        )
+        lane = self.registry.lane_of(name, decision, version.record)
+        carried = keep.validation if keep else None
+        loaded = self.registry.cache.load(version, bundle, lane, decision.pinned, carried)
         try:
             gate = self.gate.judge(comparison, loaded) if comparison else None
             self.registry.store.keep_export(name, before)

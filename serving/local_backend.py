@@ -15,13 +15,18 @@ from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.client.schema import LaneName, Task, TaskVersion, Versions
 from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
+from serving.agreement import Agreement
 from serving.backend import Answered, Health, Lease, Outcome, PutOptions
 from serving.batching import Batcher, Item
+from serving.candidates import CandidateList, require_files
 from serving.changes import TaskChanges
 from serving.errors import RequestError, late
-from serving.lanes import Lanes, SharedLane
-from serving.model_cache import LoadedTask
+from serving.lanes import SharedLane
+from serving.loaded_task import LoadedTask
+from serving.loading import Loader
+from serving.opening import Lanes
 from serving.presence import Presence
+from serving.ranking import Ranking
 from serving.registry import Entry, Registry
 from serving.runtime import choose
 from serving.settings import Settings
@@ -45,24 +50,28 @@ class LocalBackend:
             MosaError: the runtime is missing, or there is nothing to serve and nobody may add a task.
         """
         self.settings = settings
-        runtimes = choose(settings.runtime)
+        runtimes = choose(settings.runtime, settings.precision)
         log.info("runtime: %s", runtimes)
         store = TaskStore(open_files(settings.artifacts), settings.max_upload)
         store.require_readable()
+        require_files(store.files, runtimes)
         self.batcher = Batcher(
             settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
         )
-        lanes = Lanes(self.batcher, runtimes, settings.threads, settings.active + 1)
+        lanes, candidates = Lanes(self.batcher, settings.threads, settings.active + 1), CandidateList(store, runtimes)
+        loader = Loader(store, lanes, candidates, Agreement(store, self.batcher, settings.max_accuracy_loss))
         limits: dict[LaneName, int] = {
             "shared": settings.active,
             "folded": settings.sessions,
             "unfolded": settings.sessions,
         }
-        self.registry = Registry(store, lanes, self.batcher, limits, settings.folded, metrics.event)
+        self.registry = Registry(store, loader, limits, settings.folded, metrics.event)
         self.changes = TaskChanges(self.registry, settings)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
         self.presence = Presence(store.files)
-        self.registry.open(settings.prefetch)
+        self.ranking = Ranking(candidates, lanes)
+        self.ranking.measure(self.registry.read())
+        self.registry.prefetch(settings.prefetch)
         if not settings.admin_keys:
             self._require_tasks()
 
@@ -195,6 +204,8 @@ class LocalBackend:
             lane=self.registry.lane_of(entry.name, entry.decision, record),
             runtime=plan.runtime if plan else None,
             precision=plan.precision if plan else None,
+            fallback=entry.loaded.fallback if entry.loaded else None,
+            fastest=self.ranking.said.get(record.backbone.folder) if record else None,
             state="refused" if entry.refused else "active" if entry.loaded else "registered",
             pinned=entry.decision.pinned,
             can_roll_back=entry.decision.previous is not None,

@@ -5,33 +5,21 @@ that the two answer differently count. See `mosa_deploy.bundles.gate` for how ma
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.gate import LOSSES, LabelledImage, check_gate, images_needed
-from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.client.schema import Gate
 from mosa_deploy.errors import BundleError, MosaError
 from serving.backend import PutOptions
-from serving.batching import Batcher
 from serving.errors import RequestError
-from serving.images import read_pixels
-from serving.model_cache import CANARY_SECONDS, LoadedTask, outputs_of
+from serving.loaded_task import LoadedTask, answers
 from serving.registry import DAMAGED, Entry, Registry
 from serving.settings import Settings
 
 log = logging.getLogger("mosa_deploy.serving")
-
-CHUNK = 32
-"""Images that are decoded and asked at once."""
-
-NAMED = 5
-"""The largest number of images that an error names."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +118,7 @@ class PromotionGate:
             self.registry.release(held)
 
     def _answers(self, loaded: LoadedTask, images: Sequence[LabelledImage]) -> tuple[bool, ...]:
-        return answers(loaded, images, self.registry.cache.batcher, self.settings.max_pixels)
+        return answers(loaded, images, self.registry.cache.loader.batcher, self.settings.max_pixels)
 
 
 def about(task: str) -> dict[str, str]:
@@ -149,33 +137,3 @@ def require_images(count: int, margin: float, which: str = "") -> None:
         f"{count} labelled images{which} cannot tell a difference of {margin:g}: that takes {needed}, so that a version"
         f" which is worse by it loses at least {LOSSES} (sign test, 5 %); send as many{told}, or ?force=true",
     )
-
-
-def answers(loaded: LoadedTask, images: Sequence[LabelledImage], batcher: Batcher, max_pixels: int) -> tuple[bool, ...]:
-    """Which images a version answers rightly.
-
-    Raises:
-        RequestError: 422 if an image cannot be read.
-    """
-    record, right, faults = loaded.version.record, list[bool](), list[str]()
-    for start in range(0, len(images), CHUNK):
-        part, items = images[start : start + CHUNK], []
-        deadline = time.monotonic() + CANARY_SECONDS
-        for image in part:
-            try:
-                items.append(loaded.item(read_pixels(image.content, [record.preprocess], max_pixels)[0], deadline))
-            except RequestError as error:
-                faults.append(f"{image.member}: {error.reason}")
-        if not faults:
-            batcher.submit(items, bounded=False)
-            rows = loaded.probabilities(outputs_of(items))
-            right += [is_right(record.classes, row, image) for row, image in zip(rows, part, strict=True)]
-    if faults:
-        more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-        raise RequestError(422, "; ".join(faults[:NAMED]) + more)
-    return tuple(right)
-
-
-def is_right(classes: Sequence[str], row: Array, image: LabelledImage) -> bool:
-    """Whether the likeliest of a row of probabilities (K,) is the image's class."""
-    return bool(np.isfinite(row).all()) and classes[int(row.argmax())] == image.label

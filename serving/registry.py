@@ -1,7 +1,7 @@
 """The registry: which version of which task answers now. `serving.changes` changes it under requests in flight."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from mosa_deploy.bundles.decision import Decision
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, MosaError, ParityError, StoreError, unknown_name
-from serving.batching import Batcher
 from serving.errors import RequestError
-from serving.lanes import Lanes
-from serving.model_cache import LoadedTask, ModelCache
+from serving.loaded_task import LoadedTask
+from serving.loading import Loader
+from serving.model_cache import ModelCache
 from serving.store import TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")
@@ -41,25 +41,28 @@ class Registry:
     def __init__(
         self,
         store: TaskStore,
-        lanes: Lanes,
-        batcher: Batcher,
+        loader: Loader,
         limits: Mapping[LaneName, int],
         folded: tuple[str, ...] = (),
         count: Callable[[str], None] = lambda event: None,
     ) -> None:
         """`folded` are the tasks of that lane unless a decision says otherwise. `count` counts loads and evictions."""
         self.store, self.folded, self.count = store, folded, count
-        self.cache = ModelCache(store, lanes, batcher, limits, self._evicted)
+        self.cache = ModelCache(loader, limits, self._evicted)
         self.lock = self.cache.lock
         self.entries: dict[str, Entry] = {}
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="mosa-load")
 
-    def open(self, prefetch: int) -> None:
-        """List the store and load up to `prefetch` tasks per lane. One that fails does not stop the others."""
+    def read(self) -> Iterable[tuple[Version, LaneName]]:
+        """List the store; returns the versions that can be loaded, with their lanes."""
         self.store.sweep()
-        for name in self.store.names():
-            self.entries[name] = self._read(name)
-        remaining = {lane: min(prefetch, limit) for lane, limit in self.cache.limits.items()}
+        self.entries = {name: self._read(name) for name in self.store.names()}
+        versions = [(entry, entry.version) for entry in self.entries.values() if entry.version]
+        return [(version, self.lane_of(entry.name, entry.decision, version.record)) for entry, version in versions]
+
+    def prefetch(self, count: int) -> None:
+        """Load up to `count` tasks per lane. One that fails does not stop the others."""
+        remaining = {lane: min(count, limit) for lane, limit in self.cache.limits.items()}
         for entry in sorted(self.entries.values(), key=lambda entry: not entry.decision.pinned):
             lane = self.lane_of(entry.name, entry.decision, entry.version.record if entry.version else None)
             if entry.version is None or not remaining[lane]:
@@ -71,6 +74,7 @@ class Registry:
                 log.error("not serving %s: %s", entry.name, fault, extra={"task": entry.name})
         for name in sorted({*self.folded} - self.entries.keys() - {"*"}):
             log.warning("MOSA_FOLDED: %s", unknown_name("task", name, self.entries))
+        self.cache.loader.lanes.drop_unused()
 
     def close(self) -> None:
         """Cancel the loads that have not begun, and wait for the others."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.runtimes.names import RuntimeSetting
+from mosa_deploy.runtimes.names import PrecisionSetting, RuntimeSetting
 from mosa_deploy.utils.variables import OTHERS, PREFIX, unread
 
 SECRET = ("api_keys", "admin_keys")
@@ -46,6 +46,12 @@ class Settings(BaseModel):
     """What runs the graphs. `tensorrt` uses the engines that fit this machine, and ONNX Runtime for other graphs.
     `auto` chooses `tensorrt` if it is installed and an NVIDIA GPU is present, else ONNX Runtime: on CUDA if that works,
     else on the CPU."""
+    precision: PrecisionSetting = "auto"
+    """What graphs are computed in. A task for which it is not proved stays in fp32, and `GET /v1/tasks` says why.
+    `auto` takes whatever answers fastest on this machine, of the files that the export wrote."""
+    max_accuracy_loss: Annotated[float, Field(ge=0, le=100)] = 0.3
+    """By how many points the accuracy of a task may be lower in int8 than in fp32, on the validation images that travel
+    with it."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Cores for one inference; 0 takes all."""
     workers: Count = 1

@@ -32,6 +32,7 @@ from mosa_deploy.bundles.store_layout import (
     TASKS,
     UPLOADS,
     VALIDATION,
+    agreement_file,
     decision_file,
     gate_file,
     task_folder,
@@ -266,6 +267,7 @@ class TaskStore:
         """Remove the uploaded versions that `before` kept and `now` does not."""
         for key in before.keys - now.keys:
             self.files.remove(upload_file(key))
+            self.files.remove(agreement_file(key))
 
     def exported(self, name: str) -> str | None:
         """Key of the version that `mosa export` wrote; None if it wrote none."""

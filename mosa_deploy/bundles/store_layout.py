@@ -6,6 +6,8 @@
     uploads/<key>.mosa         versions that came by HTTP, named by the sha256 of their record
     decisions/<task>.json      which version is served, which others are kept, pin, lane
     gates/<task>.zip           labelled images on which a new version must not be worse than the served one
+    agreements/<key>.json      how many of a version's validation images each graph answers rightly
+    measured/<machine>.json    how long a service's machine takes for each file of a backbone's graphs
 
 The graphs in other precisions lie beside each fp32 graph except the plain one: .fp16.onnx, .int8.onnx and
 .int8-tensorrt.onnx. So do engines, .<precision>.<capability>.engine, with one engine.json per folder.
@@ -18,6 +20,7 @@ from mosa_deploy.bundles.record import RECORD, Backbone
 from mosa_deploy.errors import StoreError
 
 BACKBONES, TASKS, UPLOADS, DECISIONS, GATES = "backbones", "tasks", "uploads", "decisions", "gates"
+AGREEMENTS, MEASURED = "agreements", "measured"
 
 PLAIN, GRAPH = "plain.onnx", "graph.json"
 FOLDED, UNFOLDED, PARITY = "folded.onnx", "unfolded.onnx", "parity.json"
@@ -27,6 +30,11 @@ VALIDATION = "validation.zip"
 ENGINES = "engine.json"
 TIMINGS = "timings.cache"
 """The kernel timings of TensorRT's builds on this machine's GPU, at the root of the store."""
+
+
+def format_file(graph: Path, name: str) -> Path:
+    """The path of a graph in another format, such as int8; fp32 is the graph itself."""
+    return graph if name == "fp32" else graph.with_suffix(f".{name}.onnx")
 
 
 def backbone_folder(backbone: Backbone) -> str:
@@ -52,6 +60,16 @@ def decision_file(task: str) -> str:
 def gate_file(task: str) -> str:
     """Path below the root of a task's labelled images."""
     return f"{GATES}/{task}.zip"
+
+
+def agreement_file(key: str) -> str:
+    """Path below the root of what the graphs of a version answered on its validation images."""
+    return f"{AGREEMENTS}/{key}.json"
+
+
+def measured_file(machine: str) -> str:
+    """Path below the root of the times that a machine took."""
+    return f"{MEASURED}/{machine}.json"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ TASK: Example = {
     "lane": "shared",
     "runtime": "onnxruntime-cpu",
     "precision": "fp32",
+    "fallback": None,
+    "fastest": None,
     "state": "active",
     "pinned": False,
     "can_roll_back": True,
@@ -147,6 +149,10 @@ class Task(Model):
     """The runtime of its graph, once the task is active."""
     precision: Arithmetic | None = None
     """The precision in which the runtime computes."""
+    fallback: str | None = None
+    """Why it is served otherwise than the settings would have it first: what speaks against each faster file."""
+    fastest: str | None = None
+    """What `auto` found to be the fastest for its backbone on this machine, with the times; null without a choice."""
     state: Literal["active", "registered", "refused"]
     """`registered` tasks are loaded when they are asked."""
     pinned: bool

@@ -7,13 +7,17 @@ whatever the activation makes of 0 is multiplied by 0. An empty slot is all zero
 import mmap
 import sys
 from math import prod
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout
 from mosa_deploy.utils.shapes import shapes_of
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 class Bank:
@@ -37,7 +41,7 @@ class Bank:
 
     def _zeros(self) -> dict[str, Array]:
         shapes = self.layout.shapes(self.bottleneck)
-        return {name: zero_pages((self.capacity, *shape)) for name, shape in shapes.items()}
+        return {name: zero_pages((self.capacity, *shape), np.float32) for name, shape in shapes.items()}
 
     def write(self, weights: AdapterWeights) -> int:
         """Put a task into a free slot and return the slot. The bank grows if none is free or the task is wider.
@@ -103,16 +107,16 @@ class Bank:
         self.growths += 1
 
 
-def zero_pages(shape: tuple[int, ...]) -> Array:
+def zero_pages(shape: tuple[int, ...], dtype: type[Number]) -> NDArray[Number]:
     """Zeros of which a page takes memory only once it is written.
 
     numpy would ask the kernel for huge pages, so that the first slot of each tensor takes 2 MB: room for a hundred.
     """
-    size = prod(shape) * np.dtype(np.float32).itemsize
+    size = prod(shape) * np.dtype(dtype).itemsize
     if sys.platform != "linux" or not size:
-        return np.zeros(shape, dtype=np.float32)
+        return np.zeros(shape, dtype=dtype)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(pages, dtype=np.float32).reshape(shape)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)
 
 
 def _corner(whole: Array, part: Array) -> Array:

@@ -45,6 +45,13 @@ def has_gpu() -> bool:
     return any(map(is_nvidia_display, Path("/sys/bus/pci/devices").glob("*")))
 
 
+def gpu_models() -> tuple[str, ...]:
+    """The models of NVIDIA's GPUs, as the driver names them; none without a driver."""
+    found = [path.read_text() for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    lines = [line for text in found for line in text.splitlines()]
+    return tuple(line.partition(":")[2].strip() for line in lines if line.startswith("Model:"))
+
+
 def is_nvidia_display(device: Path) -> bool:
     """Whether a device of the PCI bus is a display or 3D controller of NVIDIA's."""
     try:

@@ -43,11 +43,17 @@ RunnerName = Literal[GraphRunnerName, "tensorrt"]
 GRAPH_RUNNERS: tuple[GraphRunnerName, ...] = get_args(GraphRunnerName)
 RUNNERS: tuple[RunnerName, ...] = get_args(RunnerName)
 
+ARITHMETIC_OF_FILES: dict[GraphRunnerName, dict[Precision, Arithmetic]] = {
+    "onnxruntime-cpu": {"int8": "int8", "fp32": PROVIDER_ARITHMETIC["cpu"]},
+    "onnxruntime-cuda": {"fp16": "fp16", "fp32": PROVIDER_ARITHMETIC["cuda"]},
+    "openvino": {"int8": "int8", "fp32": "fp32"},
+    "openvino-bf16": {"int8": "int8", "fp32": "bf16"},
+}
+"""Runner -> the files that are worth giving to it, and the precision in which it computes each. The first is expected
+to be the fastest."""
+
 GRAPH_ARITHMETIC: dict[GraphRunnerName, Arithmetic] = {
-    "onnxruntime-cpu": PROVIDER_ARITHMETIC["cpu"],
-    "onnxruntime-cuda": PROVIDER_ARITHMETIC["cuda"],
-    "openvino": "fp32",
-    "openvino-bf16": "bf16",
+    runner: files["fp32"] for runner, files in ARITHMETIC_OF_FILES.items()
 }
 """Runner -> the precision in which it computes an fp32 graph."""
 
@@ -58,3 +64,6 @@ ON_GPU: tuple[RunnerName, ...] = ("onnxruntime-cuda", "tensorrt")
 
 RuntimeSetting = Literal["auto", RunnerName]
 """The values that MOSA_RUNTIME may have."""
+
+PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+"""The values that MOSA_PRECISION may have."""

@@ -70,7 +70,7 @@ def open_session(
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
-        if session.get_modelmeta().custom_metadata_map.get(QUANTISATION_KEY) == "tensorrt":
+        if quantisation(session) == "tensorrt":
             # Its eight-bit weights overflow the integer kernels of CPUs without VNNI. Run as they stand, the pairs of
             # Q and DQ compute what TensorRT does.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -80,6 +80,12 @@ def open_session(
     if wanted not in session.get_providers():
         raise ProviderError(f"{wanted} did not start, its libraries are missing: run on the CPU")
     return session
+
+
+def quantisation(session: onnxruntime.InferenceSession) -> str | None:
+    """What the file of a session was quantised for; None if it was not."""
+    found: str | None = session.get_modelmeta().custom_metadata_map.get(QUANTISATION_KEY)
+    return found
 
 
 class OnnxRunner:
@@ -93,6 +99,7 @@ class OnnxRunner:
     def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0, spinning: bool = True) -> None:
         self.session = open_session(path, provider, threads, spinning)
         self.provider, self.precision = provider, PROVIDER_ARITHMETIC[provider]
+        self.quantisation = quantisation(self.session)
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
         self.bound: dict[str, onnxruntime.OrtValue] = {}

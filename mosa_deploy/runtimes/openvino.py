@@ -14,22 +14,35 @@ from numpy.typing import NDArray
 
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ProviderError, StoreError
+from mosa_deploy.graphs.bank import zero_pages
 from mosa_deploy.runtimes.names import OpenVinoPrecision
+
+Halves = NDArray[np.uint16]
+"""The bits of numbers in bf16, which numpy does not know."""
 
 # fp32 is a hint too: without it OpenVINO takes bf16 on a CPU that has it.
 HINTS: dict[OpenVinoPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
+
+
+OLDEST = 2026
+"""The year of the oldest release that was tried."""
+
+INSTALL = "pip install 'mosa-deploy[openvino]'"
 
 
 def load_openvino(precision: OpenVinoPrecision = "fp32") -> Any:
     """Import the library, and check the precision.
 
     Raises:
-        ProviderError: the library is not installed, or the CPU lacks the precision.
+        ProviderError: the library is not installed or too old, or the CPU lacks the precision.
     """
     try:
         openvino = importlib.import_module("openvino")
     except ImportError:
-        raise ProviderError("OpenVINO is not installed: pip install 'mosa-deploy[openvino]'") from None
+        raise ProviderError(f"OpenVINO is not installed: {INSTALL}") from None
+    version = str(openvino.__version__)
+    if not version[:4].isdecimal() or int(version[:4]) < OLDEST:
+        raise ProviderError(f"OpenVINO {version} is installed, {OLDEST}.0 or later is needed: {INSTALL}")
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in capabilities:
         raise ProviderError("this CPU has no bf16: use OpenVINO in fp32")
@@ -51,25 +64,32 @@ class OpenVinoRunner:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
+        core = self.openvino.Core()
         try:
-            self.compiled = self.openvino.Core().compile_model(path, "CPU", hints)
+            model = core.read_model(path)
+            self.halved = gather_bf16(model) if precision == "bf16" else frozenset()
+            self.compiled = core.compile_model(model, "CPU", hints)
         except RuntimeError as error:
             raise StoreError(f"{path} cannot be loaded: {_reason(error)}; export it again") from error
         self.precision = precision
         self.inputs = [port.any_name for port in self.compiled.inputs]
-        self.bound: dict[str, Array] = {}
+        self.bound: dict[str, Array | Halves] = {}
         self.request, self.lock = self.compiled.create_infer_request(), threading.Lock()
 
     def bind(self, tensors: Mapping[str, Array]) -> None:
-        """Give inputs that stay from run to run, by name. They are read where they lie."""
+        """Give inputs that stay from run to run, by name. They are read where they lie; banks are copied to bf16."""
         with self.lock:
-            for name, tensor in tensors.items():
-                self._set(name, tensor)
             # What is bound must outlive the request.
-            self.bound = dict(tensors)
+            self.bound = {name: halves(tensor) if name in self.halved else tensor for name, tensor in tensors.items()}
+            for name, tensor in self.bound.items():
+                self._set(name, tensor)
 
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
-        """Nothing to do: bound inputs are read where they lie."""
+        """Write these slots of the banks in bf16 again, in place. Other inputs are read where they lie."""
+        with self.lock:
+            for name in self.halved & self.bound.keys():
+                for slot in slots:
+                    self.bound[name][slot] = to_bf16(tensors[name][slot])
 
     def device_lost(self) -> bool:
         """See `Runner`: a CPU is not lost."""
@@ -86,7 +106,51 @@ class OpenVinoRunner:
             return np.array(self.request.get_output_tensor(0).data, dtype=np.float32)
 
     def _set(self, name: str, value: NDArray[Any]) -> None:
-        self.request.set_tensor(name, self.openvino.Tensor(value, shared_memory=True))
+        if name in self.halved:
+            tensor = self.openvino.Tensor(value, self.openvino.Shape(value.shape), self.openvino.Type.bf16)
+        else:
+            tensor = self.openvino.Tensor(value, shared_memory=True)
+        self.request.set_tensor(name, tensor)
+
+
+def gather_bf16(model: Any) -> frozenset[str]:
+    """Let a model read in bf16 the inputs that are only gathered, and turn what is gathered into fp32.
+
+    Else the whole of a bank would be rounded in each run, which takes longer the more tasks it holds. Returns the names
+    of these inputs.
+    """
+    openvino, operators = importlib.import_module("openvino"), importlib.import_module("openvino.opset13")
+    found = []
+    for parameter in model.get_parameters():
+        readers = [target.get_node() for target in parameter.output(0).get_target_inputs()]
+        if parameter.get_element_type() != openvino.Type.f32 or not readers:
+            continue
+        if not all(node.get_type_name().startswith("Gather") for node in readers):
+            continue
+        parameter.set_element_type(openvino.Type.bf16)
+        for node in readers:
+            users = node.output(0).get_target_inputs()
+            gathered = operators.convert(node, openvino.Type.f32)
+            for user in users:
+                user.replace_source_output(gathered.output(0))
+        found.append(parameter.output(0).get_any_name())
+    model.validate_nodes_and_infer_types()
+    return frozenset(found)
+
+
+def halves(tensor: Array) -> Halves:
+    """A bank (T, ...) in bf16. Slots of zeros are not written, so that they take no memory."""
+    copy = zero_pages(tensor.shape, np.uint16)
+    for slot in range(len(tensor)):
+        if tensor[slot].any():
+            copy[slot] = to_bf16(tensor[slot])
+    return copy
+
+
+def to_bf16(values: Array) -> Halves:
+    """The bits of finite numbers, rounded to the nearest bf16."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def _reason(error: RuntimeError) -> str:

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 LIBRARIES = (
@@ -43,12 +45,15 @@ def command_line(module: str) -> str:
 
 def library_versions() -> dict[str, str]:
     """Name -> version of Python and of those of `LIBRARIES` that are installed."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
+    return {"python": platform.python_version(), **installed_versions(LIBRARIES)}
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Name -> version of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

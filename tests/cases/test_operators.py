@@ -132,7 +132,7 @@ def unusable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unusable")
 def test_a_gpu_without_a_driver_is_a_warning_of_the_service(said: pytest.LogCaptureFixture) -> None:
-    assert choose("auto").graphs == "onnxruntime-cpu"
+    assert choose("auto").last.runner == "onnxruntime-cpu"
     (line,) = warned(said)
     assert line.startswith("an NVIDIA GPU is here, but graphs run on the CPU: the driver's libcuda.so.1 is not found: ")
 
@@ -146,7 +146,7 @@ def test_a_gpu_on_which_onnx_runtime_does_not_start_is_one_with_the_reason(
 
     monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_driver", lambda: True)
     monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", fail)
-    assert choose("auto").graphs == "onnxruntime-cpu"
+    assert choose("auto").last.runner == "onnxruntime-cpu"
     (line,) = warned(said)
     assert "(libcublasLt.so.12: cannot open shared object file)" in line
 
@@ -156,7 +156,7 @@ def test_a_gpu_that_the_user_hides_is_no_warning(
     monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert choose("auto").graphs == "onnxruntime-cpu"
+    assert choose("auto").last.runner == "onnxruntime-cpu"
     assert choose_device("auto") == "cpu"
     assert (warned(said), capsys.readouterr().out) == ([], "")
 

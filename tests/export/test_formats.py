@@ -21,7 +21,8 @@ from export.overview import overview
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import read_index
-from mosa_deploy.errors import ConfigError, DataError, ParityError
+from mosa_deploy.bundles.task_graph import check_proved
+from mosa_deploy.errors import ConfigError, DataError, ParityError, StoreError
 from mosa_deploy.utils.files import sha256
 
 FORMATS = ("fp16", "int8", "int8-tensorrt")
@@ -72,6 +73,17 @@ def test_every_file_is_linked_to_the_fp32_graph_of_its_lane_by_its_own_tolerance
             assert link["cosine"] >= link["tolerance"]["cosine"] >= 0.95
             assert link["tolerance"]["reason"]
     assert links["folded.fp16.onnx"]["tolerance"]["cosine"] == 0.999
+
+
+def test_the_digest_of_every_file_is_recorded_with_the_bundle(exported: Path) -> None:
+    task = exported / "tasks" / "parts"
+    files = json.loads((task / "parity.json").read_text())["files"]
+    assert files.keys() == {
+        f"{lane}{name}.onnx" for lane in ("folded", "shared") for name in ("", ".fp16", ".int8", ".int8-tensorrt")
+    }
+    check_proved(task / "folded.int8.onnx", Bundle.load(task).digest)
+    with pytest.raises(StoreError, match=r"folded\.int8\.onnx is not the graph that was proved"):
+        check_proved(task / "folded.int8.onnx", "0" * 64)
 
 
 def test_a_shared_file_serves_the_next_task_as_it_is(exported: Path, run: Path, tmp_path: Path) -> None:

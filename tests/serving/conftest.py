@@ -1,5 +1,6 @@
 """What the service is asked, what it should answer, and the GPU that it may find."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from fastapi.testclient import TestClient
 from mosa_deploy.bundles.archive import Archive
 from tests.support.app import Classify, Reference
 from tests.support.host_gpu import HostGpu
+from tests.support.quantised import write_int8, write_proof
+from tests.support.runs import Once
 from tests.support.tasks import TaskMaker
 
 
@@ -51,3 +54,17 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     made = HostGpu()
     made.install(monkeypatch)
     return made
+
+
+@pytest.fixture(scope="session")
+def quantised(once: Once, maker: TaskMaker, archives: Mapping[str, Archive]) -> Path:
+    """The maker's store with an int8 file. Its export says that `birds` loses nothing by it, and `cracks` a point."""
+
+    def make(root: Path) -> None:
+        shutil.copytree(maker.root, root)
+        files = [write_int8(root, maker, archives["birds"])]
+        files.append(files[0].with_name("shared.onnx"))
+        write_proof(root, archives["birds"], files, {"fp32": 0.95, "int8": 0.95})
+        write_proof(root, archives["cracks"], files, {"fp32": 0.95, "int8": 0.94})
+
+    return once("quantised", make)

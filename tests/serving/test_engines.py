@@ -18,6 +18,7 @@ from mosa_deploy.runtimes.tensorrt_record import EngineRecord, engines_of, write
 from mosa_deploy.utils.files import sha256
 from tests.support.app import CPU, Reference, backend_of, changing, maker_on, plans, put, running, warnings
 from tests.support.host_gpu import HostGpu, write_engine
+from tests.support.quantised import write_proof
 from tests.support.tasks import TaskMaker
 
 LANES = {"birds": "shared", "cracks": "shared", "fields": "shared", "fields.b": "shared"}
@@ -83,7 +84,7 @@ def test_an_engine_that_does_not_fit_is_one_line(
     with running(copied, runtime="tensorrt") as client:
         assert set(plans(client).values()) == {CPU}
     (told,) = warnings(said)
-    assert told.startswith(f"birds without {engine.name}, by onnxruntime-cpu: ")
+    assert told.startswith(f"birds without {engine.name}, by onnxruntime-cpu in fp32: ")
     assert re.search(line, told), told
 
 
@@ -94,7 +95,8 @@ def test_onnx_runtime_takes_the_place_of_an_engine_that_fails_its_canary(
     engine = write_engine(shared, off=0.5)
     with running(copied) as client:
         reference.check(client, "birds")
-        assert engine not in backend_of(client).registry.cache.lanes._shared
+        lanes = backend_of(client).registry.cache.loader.lanes
+        assert engine not in [candidate.file for candidate in lanes._shared]
 
 
 def test_a_damaged_engine_json_is_one_line(
@@ -123,10 +125,11 @@ def test_the_canary_is_held_to_the_precision_that_the_engine_computes_in(
 
 
 def test_fp16_comes_before_int8_before_fp32_and_the_next_takes_the_place_of_one_that_fails(
-    gpu: HostGpu, said: pytest.LogCaptureFixture, copied: Path, shared: Path
+    gpu: HostGpu, said: pytest.LogCaptureFixture, copied: Path, shared: Path, archives: Mapping[str, Archive]
 ) -> None:
-    for precision in ("fp32", "int8", "fp16"):
-        write_engine(shared, precision, off=0.5 if precision == "fp16" else 0.0)
+    engines = [write_engine(shared, name, off=0.5 if name == "fp16" else 0.0) for name in ("fp32", "int8", "fp16")]
+    for task in LANES:
+        write_proof(copied, archives[task], [shared, *engines], {"fp32": 0.9, "int8": 0.9})
     write_engine(shared, "fp16", capability="sm89")
     names = [path.name for path in engines_of(shared.parent, "shared.onnx", "sm86")]
     assert names == [f"shared.{precision}.sm86.engine" for precision in ("fp16", "int8", "fp32")]
@@ -147,7 +150,7 @@ def test_a_task_too_wide_for_the_engine_runs_without_it(
         reference.check(client, "moths", wide)
         assert plans(client)["birds"] == ("tensorrt", "fp16")
     (told,) = warnings(said)
-    assert told.startswith("moths without shared.fp16.sm86.engine, by onnxruntime-cpu: a bottleneck of 9 ")
+    assert told.startswith("moths without shared.fp16.sm86.engine, by onnxruntime-cpu in fp32: a bottleneck of 9 ")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -186,9 +189,13 @@ def test_what_one_task_misses_on_a_proved_engine_costs_the_others_nothing(
 ) -> None:
     engine = write_engine(shared)
     with running(copied) as client:
-        lanes = backend_of(client).registry.cache.lanes
-        lanes.disable_engine(engine, "moths", ParityError("misses its canary"))
-        assert lanes.engines(shared.parent, shared.name) == [engine]
+        registry = backend_of(client).registry
+        candidates, birds = registry.cache.loader.candidates, registry.entry("birds").version
+        assert birds is not None
+        by_engine = candidates.of(birds, "shared").candidates[0]
+        assert by_engine.file == engine
+        candidates.fail(by_engine, "moths", ParityError("misses its canary"), serves=True, instead="onnxruntime-cpu")
+        assert not candidates.given_up
 
 
 def test_every_size_of_an_engine_has_run_before_the_first_request(gpu: HostGpu, copied: Path, shared: Path) -> None:

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.decision import Decision
 from serving.errors import RequestError
-from serving.model_cache import LoadedTask
+from serving.loaded_task import LoadedTask
 from serving.registry import Entry
 from serving.store import Version
 from tests.support.app import backend_of, changing, put, running, top

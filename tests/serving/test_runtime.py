@@ -9,9 +9,11 @@ from mosa_deploy.errors import ProviderError
 from mosa_deploy.runtimes.names import RUNNERS
 from serving.lanes import ExecutionPlan
 from serving.local_backend import LocalBackend
-from serving.runtime import Runtimes, choose
+from serving.runtime import Mode, choose
 from serving.settings import Settings
 from tests.support.host_gpu import HostGpu
+
+FP32 = Mode("onnxruntime-cpu", "fp32")
 
 
 def test_without_a_gpu_tensorrt_stops_the_start_and_auto_says_that_it_uses_no_engines(
@@ -20,8 +22,9 @@ def test_without_a_gpu_tensorrt_stops_the_start_and_auto_says_that_it_uses_no_en
     HostGpu().install(monkeypatch, capability=None)
     with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=tensorrt: no NVIDIA GPU is here"):
         LocalBackend(Settings(artifacts=str(tmp_path), runtime="tensorrt"))
-    assert choose("auto") == Runtimes("onnxruntime-cpu")
-    assert said.messages == ["no engines are used: no NVIDIA GPU is here"]
+    assert choose("auto").last == FP32
+    assert choose("auto").capability is None
+    assert said.messages[:1] == ["no engines are used: no NVIDIA GPU is here"]
 
 
 def test_cuda_that_does_not_start_stops_the_start_and_auto_takes_the_cpu(
@@ -33,7 +36,7 @@ def test_cuda_that_does_not_start_stops_the_start_and_auto_takes_the_cpu(
     monkeypatch.setattr("mosa_deploy.runtimes.cuda.has_driver", lambda: True)
     with pytest.raises(ProviderError, match=r"^MOSA_RUNTIME=onnxruntime-cuda: CUDAExecutionProvider did not start"):
         LocalBackend(Settings(artifacts=str(tmp_path), runtime="onnxruntime-cuda", admin_keys=("key",)))
-    assert choose("auto").graphs == "onnxruntime-cpu"
+    assert choose("auto").last == FP32
 
 
 def _no_library(*_: object) -> None:
@@ -44,7 +47,7 @@ def test_auto_without_tensorrt_names_the_extra(
     gpu: HostGpu, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mosa_deploy.runtimes.tensorrt.installed", list)
-    assert choose("auto") == Runtimes("onnxruntime-cpu")
+    assert (choose("auto").last, choose("auto").capability) == (FP32, None)
     assert said.messages[0].startswith("no engines are used: no TensorRT is installed: pip install 'mosa-deploy[tens")
 
 

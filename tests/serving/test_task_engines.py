@@ -1,5 +1,6 @@
 """A task's own engine in the service, on a GPU of numpy."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnx
 import pytest
 
 from mosa_deploy.graphs.fold import fold_bundle
+from mosa_deploy.utils.files import sha256
 from tests.support.app import CPU, Reference, changing, plans, put, running, warnings
 from tests.support.host_gpu import write_engine
 
@@ -17,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("gpu")
 def folded_engine(store: Path, reference: Reference, task: str, **how: Any) -> Path:
     """The task's own engine, beside its export."""
     graph = store / "tasks" / task / "folded.onnx"
-    onnx.save(fold_bundle(reference.maker.graph, reference.archives[task].bundle()), graph)
+    bundle = reference.archives[task].bundle()
+    onnx.save(fold_bundle(reference.maker.graph, bundle), graph)
+    (graph.parent / "parity.json").write_text(json.dumps({"bundle": bundle.digest, "folded_sha256": sha256(graph)}))
     return write_engine(graph, bank=None, **how)
 
 

@@ -1,0 +1,170 @@
+"""Opens lanes: here alone a candidate's file is checked and opened, and a shared graph gets its bank."""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import GraphIndex, graph_file, read_index
+from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.store_layout import FOLDED
+from mosa_deploy.bundles.task_graph import check_proved
+from mosa_deploy.client.schema import LaneName
+from mosa_deploy.errors import BundleError, StoreError
+from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout, choose_layout
+from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
+from mosa_deploy.runtimes.runner import Runner, open_runner
+from mosa_deploy.runtimes.tensorrt_record import read_records
+from serving.batching import Batcher, Item
+from serving.candidates import Candidate, write_command
+from serving.lanes import AnyLane, ExecutionPlan, OwnGraphLane, SharedLane
+from serving.store import Version
+
+
+class Lanes:
+    """Opens lanes, each shared one once, and warms them up."""
+
+    def __init__(self, batcher: Batcher, threads: int, capacity: int) -> None:
+        """`capacity` is the number of slots that a bank starts with. A slot takes memory once it is written."""
+        self.batcher, self.threads, self.capacity = batcher, threads, capacity
+        self._shared: dict[Candidate, SharedLane] = {}
+        self._lock = threading.Lock()
+
+    def shared(self, candidate: Candidate, record: Record, weights: AdapterWeights) -> SharedLane:
+        """The shared lane of a task.
+
+        Raises:
+            BundleError: the backbone has no shared graph for tasks of this kind.
+            StoreError: the file is damaged.
+            ProviderError: an engine does not fit this machine.
+        """
+        with self._lock:
+            if candidate not in self._shared:
+                lane = self._open_shared(candidate, record, weights)
+                self._warm(lane, record.preprocess, lane.empty)
+                self._shared[candidate] = lane
+            return self._shared[candidate]
+
+    def serves(self, candidate: Candidate) -> bool:
+        """Whether any task was proved in the shared lane of a candidate."""
+        with self._lock:
+            lane = self._shared.get(candidate)
+            return lane is not None and lane.proved
+
+    def _open_shared(self, candidate: Candidate, record: Record, weights: AdapterWeights) -> SharedLane:
+        assert candidate.file is not None
+        folder = candidate.file.parent
+        index = read_index(folder)
+        layout = choose_layout(record, index.files)
+        if not candidate.engine:
+            _check_shared(folder, index, layout, candidate)
+        runner = self._runner(candidate, candidate.file)
+        return SharedLane(runner, self._plan(candidate, runner), self._bank(candidate, layout, weights))
+
+    def _bank(self, candidate: Candidate, layout: SharedLayout, weights: AdapterWeights) -> Bank:
+        """A bank for a file of a shared graph, wide enough for the first task."""
+        assert candidate.file is not None
+        limits = read_records(candidate.file.parent)[candidate.file.name].bank if candidate.engine else None
+        bottleneck = max((weights[name].shape[0] for name in weights if name.endswith(".up")), default=1)
+        # A pass answers for every slot of a bank of queries, so it has few.
+        return Bank(layout, bottleneck, self.capacity if layout.by_slot else 1, limits)
+
+    def own(self, candidate: Candidate, kind: LaneName, bundle: Bundle, backbone: Path | None) -> OwnGraphLane:
+        """A new lane of one task. Its graph is folded here, into the backbone in that folder, if it has no file.
+
+        Raises:
+            StoreError: the file, or the backbone's graph, is missing or not the one that was proved.
+            ProviderError: an engine does not fit this machine.
+        """
+        if candidate.file is None:
+            assert backbone is not None
+            with folded_here(backbone, bundle) as path:
+                runner = self._runner(candidate, path)
+            lane = OwnGraphLane(kind, runner, self._plan(candidate, runner))
+        else:
+            lane = self._open_own(candidate, kind, bundle.digest)
+        self._warm(lane, bundle.record.preprocess, 0)
+        return lane
+
+    def _open_own(self, candidate: Candidate, kind: LaneName, digest: str) -> OwnGraphLane:
+        assert candidate.file is not None
+        if not candidate.engine:
+            check_proved(candidate.file, digest)
+        runner = self._runner(candidate, candidate.file)
+        return OwnGraphLane(kind, runner, self._plan(candidate, runner))
+
+    def trial(self, candidate: Candidate, kind: LaneName, version: Version) -> AnyLane:
+        """A lane in which no task is, to be timed before the service answers; its file must be there.
+
+        Raises:
+            MosaError: it cannot be opened.
+        """
+        if kind == "shared":
+            return self._open_shared(candidate, version.record, {})
+        return self._open_own(candidate, kind, version.digest)
+
+    def drop_unused(self) -> None:
+        """Close the shared graphs in which no task is."""
+        with self._lock:
+            self._shared = {candidate: lane for candidate, lane in self._shared.items() if lane.tasks}
+
+    def _runner(self, candidate: Candidate, path: Path | None) -> Runner:
+        assert path is not None
+        runner = open_runner(path, candidate.runner, self.threads, spinning=False)
+        if isinstance(runner, OnnxRunner) and runner.quantisation == "tensorrt":
+            raise StoreError(
+                f"{path} was quantised for TensorRT, and would be slow here: {write_command('int8')} writes one for"
+                " CPUs"
+            )
+        return runner
+
+    def _plan(self, candidate: Candidate, runner: Runner) -> ExecutionPlan:
+        return ExecutionPlan.of(candidate, runner, self.batcher.max_batch)
+
+    def _warm(self, lane: AnyLane, preprocess: Preprocess, slot: int) -> None:
+        """Run every batch size once, between the batches of other lanes."""
+        blank: NDArray[np.uint8] = np.zeros((*preprocess.size, 3), dtype=np.uint8)
+        for size in lane.sizes:
+            items = [Item(lane, blank, preprocess, slot, deadline=float("inf"))]
+            try:
+                self.batcher.call(partial(lane.run, items, size)).result()
+            except Exception as fault:  # ONNX Runtime's exceptions share no base class of their own.
+                reason = str(fault).splitlines()[0]
+                raise StoreError(f"the graph does not take images of {preprocess.size}: {reason}") from fault
+
+
+@contextmanager
+def folded_here(backbone: Path, bundle: Bundle) -> Iterator[Path]:
+    """A task's graph in a file of its own for a while, folded into the backbone whose graphs are in that folder.
+
+    Raises:
+        StoreError: the backbone's graph is missing or damaged.
+    """
+    # Only a service that folds needs onnx.
+    from mosa_deploy.graphs.backbone_graph import PlainGraph
+    from mosa_deploy.graphs.fold import fold_bundle
+
+    model = fold_bundle(PlainGraph.load(backbone), bundle)
+    with tempfile.TemporaryDirectory(prefix="mosa-") as aside:
+        path = Path(aside) / FOLDED
+        path.write_bytes(model.SerializeToString())
+        yield path
+
+
+def _check_shared(folder: Path, index: GraphIndex, layout: SharedLayout, candidate: Candidate) -> None:
+    """Raises BundleError if there is no graph for a layout, StoreError if its file was altered since it was written."""
+    if layout.file not in index.files:
+        raise BundleError(
+            f"{folder.name} has no {layout.file} in the store: `mosa export --bundle RUN --out STORE` of a task of this"
+            " kind writes it; or choose the folded lane"
+        )
+    assert candidate.file is not None
+    graph_file(folder, index, candidate.file.name)
