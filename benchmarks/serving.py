@@ -23,6 +23,7 @@ import tyro
 from benchmarks.serving_capacity import hot_add, memory, workers
 from benchmarks.serving_slots import slots
 from benchmarks.serving_soak import endurance, soak
+from benchmarks.serving_socket import over_socket
 from benchmarks.serving_speed import Bench, Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
 from mosa_deploy.backbones.embedded import NAME as EMBEDDED
 from mosa_deploy.bundles.store_layout import BACKBONES
@@ -139,6 +140,7 @@ def other_parts(config: Config) -> dict[str, Callable[[Path], Figures]]:
         "memory-64": of(64),
         "hot-add": lambda folder: hot_add(folder, *((10, 3) if quick else (2000, 100))),
         "workers": lambda folder: workers(folder, *((1, 20) if quick else (10, 200))),
+        "socket": lambda folder: over_socket(folder, 200 if quick else 5000),
         "soak": lambda folder: soak(folder, *((400, 20, 4, 16) if quick else (10_000, 500, 32, 64))),
         "slots": lambda folder: slots(folder, *((5_000, 8, 6) if quick else (1_000_000, 32, 24))),
         "endurance": lambda folder: endurance(folder, 6 if quick else 60 * config.minutes),

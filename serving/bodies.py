@@ -44,7 +44,7 @@ Sent = tuple[str, bytes]
 Fields = Mapping[str, Sequence[str]]
 """The values of `task`, `tasks` and `top_k`, as they were sent."""
 
-Count = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
+COUNT = TypeAdapter(Annotated[int, Field(ge=1, le=MOST_CLASSES)])
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class ClassifyRequest:
     """Whether the answer is a list, even of one result."""
 
 
-async def read_request(body: bytes, content_type: str, query: Fields, limit: int) -> ClassifyRequest:
+def read_request(body: bytes, content_type: str, query: Fields, limit: int) -> ClassifyRequest:
     """Read a request; at most `limit` answers may be asked for.
 
     Raises:
         BodyError: 400 or 422; it is damaged, or it is not clear what it asks for.
         RequestError: 400 if it asks for too much.
     """
-    images, fields, several = await _read(body, content_type)
+    images, fields, several = _read(body, content_type)
     for name in TEXTS:
         if query.get(name) and fields.get(name):
             raise BodyError(422, f"`{name}` is in the query and in the body: send it once")
@@ -76,11 +76,11 @@ async def read_request(body: bytes, content_type: str, query: Fields, limit: int
     return ClassifyRequest(tuple(sent), top_k, listed=several or bool(tasks) or len(sent) > 1)
 
 
-async def _read(body: bytes, content_type: str) -> tuple[list[Sent], Fields, bool]:
+def _read(body: bytes, content_type: str) -> tuple[list[Sent], Fields, bool]:
     """The images, the fields, and whether images came as a list."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
-        return *_from_parts(await read_multipart(body, content_type)), False
+        return *_from_parts(read_multipart(body, content_type)), False
     if MULTIPART_START.match(body):
         said = f"says {shown(kind)}" if kind else "is missing"
         raise BodyError(400, f"the body is a form, but its Content-Type {said}: let your client write it")
@@ -191,7 +191,7 @@ def _top_k(values: Sequence[str]) -> int:
     if not values:
         return TOP_K
     try:
-        return TypeAdapter(Count).validate_python(values[0].strip())
+        return COUNT.validate_python(values[0].strip())
     except ValidationError as fault:
         raise BodyError(422, f"top_k: {fault.errors()[0]['msg']}, not '{shown(values[0])}'") from None
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 
 from mosa_deploy.client.schema import MOST_CLASSES, Answer, Answers, ClassifyJson
-from serving.auth import may_ask
+from serving.auth import SECURITY, may_ask
 from serving.bodies import read_request
 from serving.classify import ClassifyHandler, RequestStats, SentImage, result
 from serving.errors import RequestError
-from serving.refusals import known_query
+from serving.refusals import CLASSIFY, known_query
 from serving.settings import Settings
 from serving.task_routes import ANYWHERE, NAMED_TASK
 
@@ -55,8 +55,16 @@ BODY: dict[str, Any] = {
 
 def add_classify_route(app: FastAPI) -> None:
     """Add the route to the app."""
-    asked = [Depends(may_ask), Depends(known_query)]
-    app.post("/classify", dependencies=asked, responses=ANYWHERE | NAMED_TASK, openapi_extra=BODY)(classify)
+    described = {**BODY, "security": SECURITY}
+    app.post(CLASSIFY, dependencies=[Depends(admit)], responses=ANYWHERE | NAMED_TASK, openapi_extra=described)(
+        classify
+    )
+
+
+async def admit(request: Request) -> None:
+    """Both checks in one dependency, because each takes FastAPI longer to solve than to run."""
+    await may_ask(request)
+    await known_query(request)
 
 
 async def classify(
@@ -78,7 +86,7 @@ async def classify(
         "top_k": [] if top_k is None else [str(top_k)],
     }
     content_type = request.headers.get("content-type", "")
-    asked = await read_request(await request.body(), content_type, query, settings.max_images)
+    asked = read_request(await request.body(), content_type, query, settings.max_images)
     handler: ClassifyHandler = request.app.state.classify_handler
     stats = RequestStats()
     results = await handler.handle(asked.images, asked.top_k, stats)

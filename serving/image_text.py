@@ -54,11 +54,11 @@ def image_from_text(text: str, field: str) -> bytes:
 
 def unwrapped(content: bytes) -> bytes:
     """An image's bytes, also where a client sent base64 of them, or a `data:` URL, as a file."""
-    if is_image(content):
+    if not content.isascii() or is_image(content):
         return content
     try:
         inside = image_from_text(content.decode("ascii"), "image")
-    except (UnicodeDecodeError, BodyError):
+    except BodyError:
         return content
     return inside if is_image(inside) else content
 

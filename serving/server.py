@@ -1,6 +1,7 @@
 """Changes to BentoML's server for which it has no setting.
 
-They are: how it stops, that it forgets answered requests, and that a start that cannot succeed ends it.
+They are: how it stops, that it forgets answered requests, that what only our app answers goes straight to it, and that
+a start that cannot succeed ends it.
 """
 
 import atexit
@@ -9,15 +10,21 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import uvicorn
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from bentoml._internal.utils.circus import Arbiter
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from mosa_deploy.errors import USAGE_EXIT
+from serving.http_protocol import BoundedHttpProtocol
 from serving.ports import port_error
 
 SUPERVISOR = "MOSADEPLOY_SUPERVISOR"
@@ -65,10 +72,11 @@ def supervise() -> None:
     Arbiter.initialize = initialized
 
 
-def prepare(drain: float) -> None:
+def prepare(drain: float, app: ASGIApp, paths: Sequence[str]) -> None:
     """Change the server of this worker. To be called at startup, once uvicorn has set its handler of SIGTERM.
 
-    After SIGTERM no connection is accepted, and requests in flight may take `drain` seconds to end.
+    After SIGTERM no connection is accepted, and requests in flight may take `drain` seconds to end. Requests to `paths`
+    go straight to `app`.
     """
     stop = signal.getsignal(signal.SIGTERM)
     server = getattr(stop, "__self__", None)
@@ -84,7 +92,34 @@ def prepare(drain: float) -> None:
         server.handle_exit(number, frame)
 
     signal.signal(signal.SIGTERM, refuse)
+    server.config.http_protocol_class = BoundedHttpProtocol
     remove_timer(server.config.loaded_app)
+    outermost = server.config.loaded_app
+    if isinstance(outermost, ProxyHeadersMiddleware) and not is_traced():
+        # uvicorn and Starlette have types of their own for an app.
+        outermost.app = cast(Any, DirectRoutes(app, frozenset(paths), cast(ASGIApp, outermost.app)))
+
+
+@dataclass(frozen=True)
+class DirectRoutes:
+    """An ASGI app that gives requests to some paths to one app, and all others to another.
+
+    BentoML's layers record a trace of every message of a request, which takes longer than our own layers and routes.
+    """
+
+    app: ASGIApp
+    paths: frozenset[str]
+    others: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        direct = scope["type"] == "http" and scope["path"] in self.paths
+        await (self.app if direct else self.others)(scope, receive, send)
+
+
+def is_traced() -> bool:
+    """Whether BentoML was told to send its traces somewhere; without that it records them in vain."""
+    return BentoMLContainer.tracing.exporter_type.get() is not None
 
 
 def _shut(descriptor: int) -> None:

@@ -15,6 +15,7 @@ from serving.app import attach, create_app
 from serving.backend import Backend
 from serving.leader import WorkerRendezvous
 from serving.local_backend import LocalBackend
+from serving.refusals import CLASSIFY
 from serving.remote_backend import InferenceServer, RemoteBackend
 from serving.settings import Settings, unread_variables
 from serving.store import check_store
@@ -81,7 +82,7 @@ class Classifier:
     @bentoml.on_startup  # type: ignore[untyped-decorator] # bentoml leaves it without types
     async def on_start(self) -> None:
         """Offer the backend to the other workers, and prepare the server for its end."""
-        server.prepare(settings.drain_s)
+        server.prepare(settings.drain_s, app, [CLASSIFY])
         if self.inference_server:
             await self.inference_server.start()
         # Modules stay for good. Frozen, they are not walked through by every full garbage collection, which takes a

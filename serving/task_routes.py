@@ -6,7 +6,7 @@ from fastapi import Depends, FastAPI, Path, Query, Request, Response
 
 from mosa_deploy.bundles.record import TASK_NAME
 from mosa_deploy.client.schema import DIGEST, ChosenLane, Fault, Pin, Rollback, Task, Tasks, Versions
-from serving.auth import may_ask, may_change
+from serving.auth import SCHEMES, may_ask, may_change
 from serving.backend import Backend, PutOptions
 from serving.errors import RequestError
 from serving.refusals import known_query
@@ -60,7 +60,7 @@ TheBackend = Annotated[Backend, Depends(backend_of)]
 
 def add_task_routes(app: FastAPI) -> None:
     """Add the routes of tasks to the app."""
-    ask, change = [Depends(may_ask), Depends(known_query)], [Depends(may_change), Depends(known_query)]
+    ask, change = ([*SCHEMES, Depends(allowed), Depends(known_query)] for allowed in (may_ask, may_change))
     named = ANYWHERE | NAMED_TASK
     changed = named | CHANGE
     app.get("/v1/tasks", dependencies=ask, responses=ANYWHERE | faults(422))(list_tasks)

@@ -26,7 +26,7 @@ PLATFORMS = {
 }
 """Our name, and the resolver's."""
 
-NEWER_GLIBC = {"tensorrt", "tensorrt-rtx", "openvino"}
+NEWER_GLIBC = {"tensorrt", "tensorrt-rtx", "openvino", "peers"}
 """Extras whose wheels for aarch64 need glibc 2.35."""
 
 SOURCES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu13-libs", "tensorrt-rtx-cu13")

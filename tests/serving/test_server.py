@@ -1,14 +1,18 @@
-"""What is taken out of BentoML's layers around the app."""
+"""What is taken out of BentoML's layers around the app, and what passes them by."""
 
+import asyncio
 from typing import Any
 
+import httpx
 import pytest
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from serving.server import remove_timer
+from serving.server import DirectRoutes, is_traced, remove_timer
 
 
 class Layer:
@@ -45,3 +49,22 @@ def test_bentoml_s_timer_is_removed_and_every_other_layer_stays(other: type[Laye
     assert before.count(TimeoutMiddleware) == 1
     remove_timer(app)
     assert layers(app) == [layer for layer in before if layer is not TimeoutMiddleware]
+
+
+def test_only_the_direct_paths_pass_the_layers_by() -> None:
+    app = DirectRoutes(PlainTextResponse("ours"), frozenset(["/classify"]), PlainTextResponse("theirs"))
+
+    async def texts() -> list[str]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            return [(await client.post(path)).text for path in ("/classify", "/classify/", "/v1/tasks", "/livez")]
+
+    assert asyncio.run(texts()) == ["ours", "theirs", "theirs", "theirs"]
+
+
+def test_traces_that_are_sent_somewhere_are_kept() -> None:
+    assert not is_traced()
+    BentoMLContainer.tracing.exporter_type.set("otlp")
+    try:
+        assert is_traced()
+    finally:
+        BentoMLContainer.tracing.exporter_type.set(None)

@@ -22,6 +22,9 @@ class Ask:
     """The number of the probe image."""
     status: int = 200
     """The expected HTTP status."""
+    path: str = "/classify"
+    headers: tuple[tuple[str, str], ...] = ()
+    """Besides the content type."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def classify(task: str, image: int, content: bytes, top_k: int = 1, status: int 
 async def send(session: aiohttp.ClientSession, ask: Ask, due: float | None = None) -> Reply:
     """Send one request and read its answer."""
     start = time.monotonic() if due is None else due
-    headers = {"content-type": ask.content_type}
-    async with session.post("/classify", data=ask.body, headers=headers) as response:
+    headers = {**dict(ask.headers), "content-type": ask.content_type}
+    async with session.post(ask.path, data=ask.body, headers=headers) as response:
         content = await response.read()
     return Reply(ask, start, time.monotonic(), response.status, json.loads(content))
 

@@ -19,7 +19,7 @@ from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.embedded import NAME as EMBEDDED
 from mosa_deploy.backbones.foldable import Transformer, image_size
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.adapter_config import AdapterConfig, Target
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Canary
@@ -54,14 +54,18 @@ class TaskMaker:
     root: Path
     name: str = EMBEDDED
     images: Sequence[bytes] = tuple(picture(seed) for seed in range(16))
+    weights: Weights | None = None
+    """Random ones if None; for the embedded backbone those of the package."""
+    side: int | None = None
+    """The side of the backbone's images in pixels; None is its own."""
     graph: PlainGraph = field(init=False)
     backbone: Backbone = field(init=False)
     preprocess: Preprocess = field(init=False)
     model: Transformer = field(init=False)
 
     def __post_init__(self) -> None:
-        weights = Weights("pretrained" if self.name == EMBEDDED else "random")
-        model = load_backbone(self.name, weights, STAND_IN_CLASSES)
+        weights = self.weights or Weights("pretrained" if self.name == EMBEDDED else "random")
+        model = load_backbone(self.name, weights, STAND_IN_CLASSES, self.side)
         self.backbone = describe_backbone(self.name, weights.source, model)
         height, width = image_size(model)
         self.preprocess = Preprocess(size=(height, width))
@@ -80,13 +84,14 @@ class TaskMaker:
         classes: int = CLASSES,
         turn: int = 0,
         features: Features = "cls",
+        targets: tuple[Target, ...] = ("q", "v"),
     ) -> Archive:
-        """A merged bundle; probes have no adapter. `turn` renames the classes cyclically."""
+        """A merged bundle; probes have no adapter. `turn` renames the classes cyclically. `targets` are LoRA's."""
         adapter = {
             "linear": None,
             "attentive": None,
             "mosa": AdapterConfig(bottleneck=bottleneck, experts=2),
-            "lora": AdapterConfig(bottleneck=bottleneck, experts=1, style="low-rank", targets=("q", "v")),
+            "lora": AdapterConfig(bottleneck=bottleneck, experts=1, style="low-rank", targets=targets),
         }[method]
         labels = [f"class-{k}" for k in range(classes)]
         record = Record.model_validate(
