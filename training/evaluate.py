@@ -74,9 +74,11 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     splits = find(images.task or subject.dataset, images.labels, images.group).splits(data_dir, images.split)
     for remark in splits.remarks:
         print(remark)
-    examples = splits.test
+    examples, reader = splits.test, Reader(subject.preprocess, config.reading)
     if folder is not None and config.own_images:
         examples = test_of_run(folder, splits)
+        reader.beside = len(splits.train) + len(splits.validation)
+        reader.accepted = run.read_unreadable(folder)
     print(f"{len(examples):,} test images, {splits.note}{others(config, splits)}")
     if not examples:
         raise DataError(
@@ -86,7 +88,6 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     match = match_classes(subject.classes, splits.classes, f"--data-dir {data_dir}" if data_dir else subject.dataset)
     for note in match.notes:
         print(f"warning: {note}", file=sys.stderr)
-    reader = Reader(subject.preprocess, config.reading)
     test = reader.images(examples, "test")
     reader.finish(out / run.UNREADABLE if out else None)
     drawn = bool(splits.train) and not config.own_images

@@ -1,7 +1,7 @@
 """Read the images of all sets of a data set once, and list every one that cannot be read before anything stops."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -49,6 +49,10 @@ class Reader:
     options: ReadOptions = field(default_factory=ReadOptions)
     total: int = 0
     """The number of images that were tried."""
+    beside: int = 0
+    """The number of images in sets that are not read: the limit counts over the whole data set."""
+    accepted: Collection[str] = ()
+    """Unreadable files that do not count, because a run was tuned without them."""
     unreadable: list[Unreadable] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
     """Those of the images that were decoded."""
@@ -119,7 +123,7 @@ class Reader:
         Raises:
             DataError: they are more than the options allow of all images.
         """
-        most = self.options.allowed(self.total)
+        most = self.options.allowed(self.total + self.beside)
         if not self.unreadable:
             if listing is not None:
                 listing.unlink(missing_ok=True)
@@ -129,7 +133,7 @@ class Reader:
         if listing is not None:
             write_csv(listing, Unreadable._fields, self.unreadable)
         count = f"{len(self.unreadable)} of {self.total} images are unreadable"
-        if len(self.unreadable) > most:
+        if sum(each.file not in self.accepted for each in self.unreadable) > most:
             raise DataError(
                 f"{count}{f', listed in {listing}' if listing else ''}, and --max-unreadable"
                 f" {self.options.max_unreadable} allows {most}: repair or remove them, or raise the limit; first"

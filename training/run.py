@@ -120,6 +120,15 @@ def read_seen(folder: Path) -> set[str]:
     )
 
 
+def read_unreadable(folder: Path) -> set[str]:
+    """The files in a run's `unreadable.csv`; none if it has no such file."""
+    path = folder / UNREADABLE
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        return {row["file"] for row in csv.DictReader(handle)}
+
+
 def write_history(out: Path, rows: list[Row]) -> None:
     """Write `history.csv`, one row per epoch."""
     buffer = io.StringIO()

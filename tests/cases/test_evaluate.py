@@ -5,6 +5,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from tests.support.images import write_jpegs
 from training.config import TuneConfig
 from training.evaluate import evaluate, print_evaluation
 from training.options import EvaluateConfig
+from training.tasks.folder import Folder
 from training.tune import tune
+from training.tune_options import ReadOptions
 
 CLASSES = ("cat", "dog", "élan")
 
@@ -129,6 +132,23 @@ def test_images_that_came_later_do_not_make_training_images_test_images(
     said = capsys.readouterr().err
     assert f"warning: images were added, removed or renamed since {tmp_path}/pets was tuned" in said
     assert "of which 12 of 12 images are here" in said
+
+
+@pytest.mark.parametrize(
+    ("broken", "options"),
+    [(2, {"reading": ReadOptions(max_unreadable="2")}), (1, {"skip_duplicates": True})],
+    ids=["the run left them out", "one of all images"],
+)
+def test_unreadable_test_images_are_counted_over_the_whole_data_set(
+    tmp_path: Path, broken: int, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_jpegs(tmp_path / "photos", dict.fromkeys(CLASSES, 40), size=16)
+    for example in Folder().splits(photos, None).test[:broken]:
+        (photos / example.name).write_bytes(b"")
+    out = tmp_path / "pets"
+    tune(TuneConfig("folder", backbone=EMBEDDED, method="linear", data_dir=photos, out=out, device="cpu", **options))
+    evaluate(EvaluateConfig(bundle=out, device="cpu"))
+    assert f"{broken} of 24 images are unreadable and left out" in capsys.readouterr().err
 
 
 def test_answers_at_chance_level_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
