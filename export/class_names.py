@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import yaml
+
 from export.facts import Fact, Facts
 from export.ordered_names import ordered
 from mosa_deploy.errors import ConfigError
@@ -10,7 +12,9 @@ from mosa_deploy.utils.text import decode_text, read_json
 
 Names = tuple[str, ...]
 
-FILES = (".txt", ".json", ".csv", ".names")
+YAML = (".yaml", ".yml")
+
+FILES = (".txt", ".json", ".csv", ".names", *YAML)
 """How the name of a file of class names ends."""
 
 NUMBERED = re.compile(r"\s*(\d+)[\s,;:]")
@@ -39,7 +43,13 @@ def class_names(
     if given is not None:
         return Fact(_checked(_read_names(given), count, f"--classes {given}"), f"--classes {given}")
     own = [Fact(_checked(fact.value, count, fact.where), fact.where) for fact in facts.names if _is_named(fact)]
-    named = own + [fact for fact in facts.base_names if _is_named(fact) and len(fact.value) == count]
+    fitting = [fact for fact in facts.entry_names if len(fact.value) == count]
+    named = own + [fact for fact in fitting + facts.base_names if _is_named(fact) and len(fact.value) == count]
+    facts.notes += [
+        f"{fact.where} names {len(fact.value)} classes, the head has {count} outputs: they are not taken"
+        for fact in facts.entry_names
+        if fact not in fitting
+    ]
     for other in named[1:]:
         if other.value != named[0].value:
             raise ConfigError(f"{named[0].where} and {other.where} name other classes: choose with --classes")
@@ -81,22 +91,34 @@ def _read_names(given: str) -> Names:
         if path.suffix in FILES:
             raise ConfigError(f"--classes {given}: no such file; give names with commas between them, or a file")
         return (given.strip(),)
-    if path.suffix == ".json":
+    if path.suffix in (".json", *YAML):
+        kind = "JSON" if path.suffix == ".json" else "YAML"
         try:
-            return ordered(read_json(path))
-        except ValueError as error:
+            return ordered(read_json(path) if kind == "JSON" else _read_yaml(path))
+        except (ValueError, yaml.YAMLError) as error:
+            said = str(error).partition("\n")[0]
             raise ConfigError(
-                f"--classes {given} is neither a JSON list of names nor an object of numbers and names: {error}"
+                f"--classes {given} is neither a {kind} list of names nor an object of numbers and names: {said}"
             ) from None
     return _of_lines(decode_text(path.read_bytes()).rstrip("\n").split("\n"), given)
 
 
+def _read_yaml(path: Path) -> object:
+    # Without types: a class called `no` would be False.
+    return yaml.load(decode_text(path.read_bytes()), Loader=yaml.BaseLoader)
+
+
 def _of_lines(lines: list[str], given: str) -> Names:
-    """One name per line. Where every line begins with its number, their order is that of the numbers already."""
+    """One name per line. Where every line begins with its number, their order is that of the numbers already.
+
+    These numbers are no part of the names, unless the names would not differ without them.
+    """
     numbers = [int(found[1]) for line in lines if (found := NUMBERED.match(line))]
     if sorted(numbers) == list(range(len(lines))) != numbers:
         raise ConfigError(f"--classes {given}: its lines are numbered, but not in that order: sort them")
-    return tuple(line.strip() for line in lines)
+    plain = tuple(line.strip() for line in lines)
+    named = tuple(NUMBERED.sub("", line, count=1).strip() for line in lines)
+    return named if numbers == list(range(len(lines))) and len({*named}) == len(lines) else plain
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -1,9 +1,12 @@
 """What a checkpoint of torch holds beside its tensors: class names, and the settings that its training was given."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from export.ordered_names import KEYS, ordered
 from mosa_deploy.backbones.containers import locate, read_torch
@@ -24,6 +27,20 @@ UNCERTAIN = (
 """Settings of which nobody knows what a script did with them."""
 
 
+LISTS = (Mapping, list, tuple, set, frozenset, np.ndarray)
+"""What class names may lie in."""
+
+PROBLEMS = ("problem_type", "problem", "task", "task_type", "mode", "objective")
+
+OTHER_PROBLEM = re.compile(r"multi[-_ ]?label([-_ ]classification)?|regression", re.IGNORECASE)
+
+MULTI_LABEL = re.compile(r"(is_)?multi_?label", re.IGNORECASE)
+
+LOSS = re.compile(r"loss|criterion", re.IGNORECASE)
+
+SIGMOID = re.compile(r"bce|binary_?cross_?entropy|sigmoid", re.IGNORECASE)
+
+
 def read_entries(path: Path) -> dict[str, Any]:
     """What a checkpoint of torch holds; nothing if it is none."""
     content = None
@@ -35,13 +52,35 @@ def read_entries(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def entry_names(entries: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Class names in a checkpoint, and under which key they lie."""
+def entry_names(entries: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...] | str, str]]:
+    """Class names in a checkpoint, or why they cannot be taken, and under which key they lie."""
     places = [("", entries), *((f"{key}.", settings) for key, settings in _settings(entries))]
     for outer, place in places:
         for key in KEYS:
-            with contextlib.suppress(ValueError):
+            try:
                 yield ordered(place.get(key)), outer + key
+            except ValueError as error:
+                if isinstance(place.get(key), LISTS):
+                    yield str(error), outer + key
+
+
+def other_problem(entries: Mapping[str, Any]) -> str | None:
+    """What a checkpoint says of a problem with several classes per image, or of regression."""
+    for name, value in _said(entries):
+        if MULTI_LABEL.fullmatch(name) and isinstance(value, bool | int) and value:
+            return f"{name} {value}"
+        if name in PROBLEMS and isinstance(value, str) and OTHER_PROBLEM.fullmatch(value):
+            return f"{name} {value}"
+    return None
+
+
+def sigmoid_loss(entries: Mapping[str, Any]) -> str | None:
+    """The setting by which each output of a checkpoint was trained by itself, with a sigmoid."""
+    for name, value in _said(entries):
+        said = value if isinstance(value, str) else type(value).__name__
+        if LOSS.search(name) and SIGMOID.search(said):
+            return f"{name} {said}"
+    return None
 
 
 def function_settings(entries: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -70,6 +109,21 @@ def _settings(entries: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
         # Those of timm's own script, with its model's name and pooling, are read as such.
         if isinstance(settings, Mapping) and "gp" not in settings:
             yield key, settings
+
+
+def _said(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting in a checkpoint, whatever it is called and whatever it lies in."""
+    for place in (entries, *(settings for _, settings in _settings(entries))):
+        yield from _walked(place)
+
+
+def _walked(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings within settings too; weights, and what optimisers hold, are none."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and not any(hasattr(each, "dtype") for each in value.values()):
+            yield from _walked(value)
+        else:
+            yield str(name), value
 
 
 def _flat(settings: Mapping[str, Any], plain: bool = True) -> Iterator[tuple[str, Any]]:

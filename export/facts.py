@@ -14,8 +14,16 @@ from typing import Any, Generic, TypeVar
 import timm
 
 from export import timm_files
-from export.entries import entry_names, function_settings, read_entries, uncertain_settings
+from export.entries import (
+    entry_names,
+    function_settings,
+    other_problem,
+    read_entries,
+    sigmoid_loss,
+    uncertain_settings,
+)
 from export.options import ConvertConfig
+from export.ordered_names import ordered
 from export.processor import FILES, read_processor
 from mosa_deploy.backbones import transformers
 from mosa_deploy.backbones.checkpoints import source_args
@@ -31,6 +39,14 @@ CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 OTHER_PROBLEMS = ("multi_label_classification", "regression")
 """What a config may call a problem whose outputs are no shares of one."""
+
+ONE_CLASS = "a bundle answers with one class per image, whose probabilities sum to 1; bring a single-label classifier"
+
+SOFTMAX = (
+    "its outputs are answered as a softmax, as timm's inference does, with one class per image; bring no model that was"
+    " tuned for several"
+)
+"""What to know of a model whose loss was that of a sigmoid."""
 
 WRAPPER = "timm_wrapper"
 """The kind of a model of timm inside transformers, whose images come from transformers' `load_image`."""
@@ -56,7 +72,9 @@ class Facts:
     preprocess: list[Fact[Preprocess]] = field(default_factory=list)
     names: list[Fact[tuple[str, ...]]] = field(default_factory=list)
     base_names: list[Fact[tuple[str, ...]]] = field(default_factory=list)
-    """Those inside a checkpoint or beside the backbone's weights, which may be of another head."""
+    """Those beside the backbone's weights, which may be of another head."""
+    entry_names: list[Fact[tuple[str, ...]]] = field(default_factory=list)
+    """Those inside a checkpoint."""
     shown: list[Fact[ModelArgs]] = field(default_factory=list)
     """What the tensors of a model of transformers show."""
     model_args: list[Fact[ModelArgs]] = field(default_factory=list)
@@ -102,7 +120,13 @@ def _read_tensors(facts: Facts, config: ConvertConfig) -> None:
 def _read_entries(facts: Facts, config: ConvertConfig) -> None:
     """Take what a checkpoint of the user's own training holds beside the tensors."""
     entries = read_entries(config.path)
-    facts.base_names += [Fact(names, f"{key} in {config.path}") for names, key in entry_names(entries)]
+    _check_trained_for(facts, entries, str(config.path))
+    for names, key in entry_names(entries):
+        where = f"{key} in {config.path}"
+        if isinstance(names, str):
+            facts.notes.append(f"{where} names no classes that can be taken: {names}; give --classes")
+        else:
+            facts.entry_names.append(Fact(names, where))
     for settings, key in function_settings(entries):
         where = f"{key} in {config.path}"
         facts.model_args.append(Fact(timm_files.model_args(settings, where), where))
@@ -111,6 +135,18 @@ def _read_entries(facts: Facts, config: ConvertConfig) -> None:
         facts.notes.append(
             f"{config.path} says {said}, which is not taken: give --preprocess, --image-size or a config.json"
         )
+
+
+def _check_trained_for(facts: Facts, entries: dict[str, Any], where: str) -> None:
+    """Note a sigmoid's loss.
+
+    Raises:
+        ConfigError: the settings in a checkpoint say that it answers with several classes per image, or a quantity.
+    """
+    if said := other_problem(entries):
+        raise ConfigError(f"{where} says {said}: {ONE_CLASS}")
+    if said := sigmoid_loss(entries):
+        facts.notes.append(f"{where} says {said}: {SOFTMAX}")
 
 
 def _add_base(facts: Facts, base: Facts) -> None:
@@ -135,9 +171,15 @@ def _read_folder(facts: Facts, config: ConvertConfig, folder: Path) -> None:
             raise BackboneError(f"{path}: {error}; bring another model") from None
         size = (found.get("vision_config") or found).get("image_size")
         facts.image_size = None if size is None else Fact(size, str(path))
-    labels = found.get("id2label")
-    if isinstance(labels, dict) and labels and config.classes is None:
-        facts.names.append(Fact(_in_order(labels, found.get("label2id"), str(path)), f"id2label in {path}"))
+    labels, numbers = found.get("id2label"), found.get("label2id")
+    if config.classes is None and isinstance(labels, dict) and labels:
+        facts.names.append(Fact(_in_order(labels, numbers, str(path)), f"id2label in {path}"))
+    elif config.classes is None and (labels or numbers):
+        key = "id2label" if labels else "label2id"
+        try:
+            facts.names.append(Fact(ordered(labels or numbers), f"{key} in {path}"))
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key}: {error}; repair it, or give --classes") from None
     processor = _find_processor(folder)
     if config.preprocess is None and processor is not None:
         read = read_processor(processor, config.resampler or "torchvision", option="")
@@ -159,10 +201,7 @@ def _is_of_images(path: Path) -> bool:
 def _check_problem(found: dict[str, Any], where: str) -> None:
     problem = found.get("problem_type")
     if problem in OTHER_PROBLEMS:
-        raise ConfigError(
-            f"{where} says problem_type {problem}: a bundle answers with one class per image, whose probabilities sum"
-            " to 1; bring a single-label classifier"
-        )
+        raise ConfigError(f"{where} says problem_type {problem}: {ONE_CLASS}")
 
 
 def _in_order(labels: dict[str, Any], numbers: Any, where: str) -> tuple[str, ...]:
@@ -219,10 +258,7 @@ def _read_training(facts: Facts, config: ConvertConfig, folder: Path) -> None:
         facts.model_args.append(Fact(timm_files.model_args(arguments, where), where))
         facts.class_map = settings.get("class_map") or None
         if settings.get("bce_loss"):
-            facts.notes.append(
-                f"{where} says bce_loss: its outputs are answered as the softmax that timm's inference takes, as one"
-                " class per image; bring no model that was tuned for several"
-            )
+            facts.notes.append(f"{where} says bce_loss: {SOFTMAX}")
         if config.preprocess is None:
             cfg = timm_files.pretrained_cfg(config.backbone)
             facts.preprocess.append(Fact(timm_files.preprocess(settings, cfg, where), where))

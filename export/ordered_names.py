@@ -1,8 +1,23 @@
 """Class names in the order of a head's outputs, from the lists and dictionaries in which people keep them."""
 
 from collections.abc import Mapping
+from typing import Any
 
-KEYS = ("id2label", "idx_to_class", "class_to_idx", "label_names", "class_names", "classes")
+import numpy as np
+
+from mosa_deploy.utils.text import decode_text
+
+KEYS = (
+    "id2label",
+    "label2id",
+    "idx_to_class",
+    "class_to_idx",
+    "label_names",
+    "class_names",
+    "classes",
+    "vocab",
+    "names",
+)
 """What people call them, in a file or in a checkpoint."""
 
 
@@ -12,14 +27,21 @@ def ordered(content: object) -> tuple[str, ...]:
     Raises:
         ValueError: it is none of these, or its numbers do not count from 0 without a gap.
     """
+    content = _plain(content)
     if isinstance(content, Mapping):
         inner = next((content[key] for key in KEYS if isinstance(content.get(key), list | tuple | Mapping)), None)
-        content = _by_number(content) if inner is None else inner
+        content = _by_number(content) if inner is None else _plain(inner)
     if isinstance(content, Mapping):
         content = _by_number(content)
-    if not isinstance(content, list | tuple) or not all(isinstance(name, str | int) for name in content):
+    if isinstance(content, set | frozenset):
+        raise ValueError("it has no order")
+    if not isinstance(content, list | tuple) or not all(isinstance(name, str | int | bytes) for name in content):
         raise ValueError("it holds no names")
-    return tuple(map(str, content))
+    return tuple(decode_text(name) if isinstance(name, bytes) else str(name) for name in content)
+
+
+def _plain(content: Any) -> object:
+    return content.tolist() if isinstance(content, np.ndarray) else content
 
 
 def _by_number(content: Mapping[object, object]) -> list[object]:

@@ -236,7 +236,10 @@ def _numpy_globals() -> list[Any]:
     """What torch needs to read numpy's arrays and scalars; none of them runs anything."""
     from numpy._core.multiarray import _reconstruct, scalar
 
-    kinds = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    kinds = [
+        type(np.dtype(code))
+        for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S", "O")
+    ]
     functions = [(function, f"numpy.{core}.multiarray.{function.__name__}")
                  for function in (_reconstruct, scalar) for core in ("_core", "core")]  # fmt: skip
     return [np.ndarray, np.dtype, *kinds, *functions]

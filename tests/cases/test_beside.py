@@ -148,6 +148,16 @@ def test_a_single_output_is_refused(here: Path) -> None:
         bundle(ConvertConfig(path, "timm", "parts", NAME, path, out=here / "run"))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"id2label": NAMES[::-1]}, {"label2id": dict(zip(NAMES, (4, 3, 2, 1, 0), strict=True))}],
+    ids=["list", "numbers"],
+)
+def test_a_config_may_name_the_classes_in_another_way(here: Path, said: dict[str, Any]) -> None:
+    (here / "timm" / "config.json").write_text(json.dumps({"model_type": "vit", **said}))
+    assert of_timm(here).classes == tuple(NAMES[::-1])
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_files_that_were_saved_on_windows_are_read(here: Path, encoding: str) -> None:
     for name, content in {"preprocessor_config.json": PROCESSOR, "config.json": {"id2label": ID2LABEL}}.items():
@@ -192,7 +202,7 @@ def test_a_name_on_the_hub_is_compared_without_its_place(here: Path, name: str) 
 def test_a_sigmoids_loss_and_resampled_positions_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "timm" / "args.yaml").write_text(json.dumps({"model": NAME, "bce_loss": True}))
     of_timm(here)
-    assert "args.yaml says bce_loss: its outputs are answered as the softmax" in capsys.readouterr().out
+    assert "args.yaml says bce_loss: its outputs are answered as a softmax" in capsys.readouterr().out
     shutil.rmtree(here / "run")
     write(here / "vit" / "preprocessor_config.json", **PROCESSOR | {"size": {"height": 96, "width": 96}})
     of_peft(here)

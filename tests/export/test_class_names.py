@@ -48,6 +48,29 @@ def test_lines_that_are_numbered_in_another_order_are_refused(tmp_path: Path) ->
         names(str(tmp_path / "labels.txt"), 2)
 
 
+@pytest.mark.parametrize("lines", ["0 bolt\n1 nut\n", "0: bolt\n1: nut\n", "0,bolt\r\n1,nut\r\n"])
+def test_the_numbers_of_lines_are_no_part_of_the_names(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "labels.txt").write_text(lines, newline="")
+    assert names(str(tmp_path / "labels.txt"), 2) == ("bolt", "nut")
+
+
+def test_numbers_without_which_names_would_be_equal_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("0 stars\n1 stars\n2 stars\n")
+    assert names(str(tmp_path / "labels.txt"), 3) == ("0 stars", "1 stars", "2 stars")
+
+
+@pytest.mark.parametrize("text", ["- yes\n- no\n", "names:\n  0: yes\n  1: no\n", "names: [yes, no]\n"])
+def test_a_yaml_file_gives_names_or_their_numbers(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    assert names(str(tmp_path / "data.yaml"), 2) == ("yes", "no")
+
+
+def test_names_in_a_checkpoint_that_do_not_fit_its_head_are_not_passed_over() -> None:
+    facts = Facts(entry_names=[Fact(("ground", "x", "y"), "classes in w.pth")])
+    assert class_names(None, facts, ("x", "y"), 2, HERE).value == ("x", "y")
+    assert facts.notes == ["classes in w.pth names 3 classes, the head has 2 outputs: they are not taken"]
+
+
 def test_a_file_of_names_that_is_missing_is_said_to_be() -> None:
     with pytest.raises(ConfigError, match=r"^--classes labels\.txt: no such file; give names with commas"):
         names("labels.txt", 2)
