@@ -9,9 +9,9 @@ import timm.data
 
 from mosa_deploy.adapters.probe import check_features
 from mosa_deploy.adapters.restore import describe_backbone
-from mosa_deploy.backbones.foldable import Transformer, check_style
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import PROBES, SPLIT_METHODS, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES, SPLIT_METHODS, AdapterConfig, Method
 from mosa_deploy.bundles.decode import Decode
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.probe_features import Features
@@ -25,7 +25,7 @@ from training.optimiser import check_optimiser, optimiser_remarks
 from training.precision import choose_precision, why_precision
 from training.presets import backbone_remarks, choose_image_size, preset
 from training.ranks import Ranks
-from training.recipe import Recipe
+from training.recipe import Recipe, adapter_config
 from training.recipes import CONVENTIONS, Conventions
 from training.recipes import remarks as recipe_remarks
 from training.tasks import find
@@ -79,6 +79,8 @@ class Plan:
         check_features(model, features_of(config, method))
         if method not in PROBES:
             check_style(model, recipe.style)
+        if method not in (*PROBES, *BACKBONE_METHODS):
+            adapter_config(recipe).adapted(blocks_of(model))
         return cls(
             replace(config, image_size=size, augmentation=replace(config.augmentation, augment=recipe.augment)),
             name,

@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from mosa_deploy.errors import ConfigError
 from training.config import TuneConfig
 from training.plan import precision_of
 from training.run_settings import describe
 from training.tasks import find
+from training.tune import tune
 
 
 @pytest.mark.parametrize("began", ["fp32", "bf16"])
@@ -22,3 +24,10 @@ def test_a_resumed_run_goes_on_in_its_precision_unless_another_is_named(tmp_path
 def test_a_run_that_is_not_there_leaves_the_choice(tmp_path: Path) -> None:
     config = TuneConfig(task="digits", out=tmp_path / "none", resume=True)
     assert precision_of(config, "digits") == "auto"
+
+
+def test_more_blocks_than_there_are_is_said_before_an_image_is_read(tmp_path: Path) -> None:
+    config = TuneConfig("digits", adapt_blocks=7, out=tmp_path / "run", device="cpu")
+    with pytest.raises(ConfigError, match=r"^--adapt-blocks 7: the backbone has 6 blocks$"):
+        tune(config)
+    assert not (tmp_path / "run").exists()
