@@ -29,7 +29,8 @@ def test_200_answers_equal_those_of_an_evaluation_of_the_same_file(
     config = own if folded else EvaluateConfig(onnx=shared, bundle=task)
     evaluation = measure(config, *choose_subject(config))
     classes = evaluation.subject.classes
-    with serve(root, tmp_path, precision="int8", threads=1, folded=folded) as server:
+    # A run of one epoch may lose an image of 256 by int8, which is 0.39 points.
+    with serve(root, tmp_path, precision="int8", max_accuracy_loss=3, threads=1, folded=folded) as server:
         server.wait_until("ready")
         (entry,) = httpx.get(f"{server.address}/v1/tasks").json()["tasks"]
         assert (entry["precision"], entry["fallback"]) == ("int8", None)

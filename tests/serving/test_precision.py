@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import onnx
 import pytest
 from fastapi.testclient import TestClient
 
+from export.fp16 import to_fp16
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import add_graph_file
 from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.bundles.store_layout import format_file
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
@@ -195,6 +199,24 @@ def test_fp16_takes_a_gpu(quantised: Path) -> None:
     assert refused(quantised, precision="fp16").startswith(
         "MOSA_PRECISION=fp16: onnxruntime-cpu does not compute in it, it takes an NVIDIA GPU"
     )
+
+
+def test_bf16_takes_openvino(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert refused(quantised, precision="bf16") == (
+        "MOSA_PRECISION=bf16: OpenVINO is not installed: pip install 'mosa-deploy[openvino]'"
+    )
+
+
+@pytest.mark.gpu
+def test_fp16_is_run_on_cuda_without_tensorrt(copied: Path, reference: Reference) -> None:
+    graph = backbone(copied) / "shared.onnx"
+    onnx.save(to_fp16(onnx.load(graph)), format_file(graph, "fp16"))
+    add_graph_file(format_file(graph, "fp16"))
+    with running(copied, runtime="onnxruntime-cuda", precision="fp16") as client:
+        assert plans(client)["birds"] == ("onnxruntime-cuda", "fp16")
+        assert plans(client)["grains"] == ("onnxruntime-cuda", "tf32")
+        reference.check(client, "birds", atol=2e-2)
 
 
 def test_settings_that_exclude_each_other_end_the_start(quantised: Path) -> None:

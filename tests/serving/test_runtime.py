@@ -1,15 +1,18 @@
 """What MOSA_RUNTIME means on a machine, and what is said where engines cannot be used."""
 
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import onnxruntime
 import pytest
 
-from mosa_deploy.errors import ProviderError
+from mosa_deploy.errors import ConfigError, ProviderError
 from mosa_deploy.runtimes.names import RUNNERS
 from serving.lanes import ExecutionPlan
 from serving.local_backend import LocalBackend
-from serving.runtime import Mode, choose
+from serving.runtime import Mode, Runtimes, choose
 from serving.settings import Settings
 from tests.support.host_gpu import HostGpu
 
@@ -49,6 +52,37 @@ def test_auto_without_tensorrt_names_the_extra(
     monkeypatch.setattr("mosa_deploy.runtimes.tensorrt.installed", list)
     assert (choose("auto").last, choose("auto").capability) == (FP32, None)
     assert said.messages[0].startswith("no engines are used: no TensorRT is installed: pip install 'mosa-deploy[tens")
+
+
+def test_cuda_runs_fp16_files_and_no_int8_file_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.runtime.check_runner", lambda name: None)
+    fp16, fp32 = Mode("onnxruntime-cuda", "fp16"), Mode("onnxruntime-cuda", "fp32")
+    found = choose("onnxruntime-cuda")
+    assert (found.contenders, found.last, found.unmeasured) == ((fp16, fp32), fp32, ())
+    assert choose("onnxruntime-cuda", "fp16").unmeasured == (fp16,)
+    with pytest.raises(ConfigError, match=r"^MOSA_PRECISION=int8: onnxruntime-cuda does not compute in it, it takes"):
+        choose("onnxruntime-cuda", "int8")
+
+
+def test_a_runtime_that_is_named_bf16_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.runtime.check_runner", lambda name: None)
+    bf16 = Mode("openvino-bf16", "fp32")
+    for found in (choose("openvino-bf16"), choose("openvino-bf16", "bf16"), choose("openvino", "bf16")):
+        assert (found.unmeasured, found.last) == ((bf16,), Mode("openvino", "fp32"))
+    assert choose("auto", "bf16") == Runtimes((bf16,), FP32, None, "bf16", (bf16,))
+    with pytest.raises(ConfigError, match=r"^MOSA_PRECISION=fp32: openvino-bf16 does not compute in it"):
+        choose("openvino-bf16", "fp32")
+
+
+def test_auto_goes_without_an_openvino_that_is_too_old(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    HostGpu().install(monkeypatch, capability=None)
+    module = types.ModuleType("openvino")
+    module.__spec__, module.__version__ = ModuleSpec("openvino", None), "2024.6"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "openvino", module)
+    assert {mode.runner for mode in choose("auto").contenders} == {"onnxruntime-cpu"}
+    assert any(line.startswith("OpenVINO is not used: OpenVINO 2024.6 is installed") for line in said.messages)
 
 
 def test_batches_are_padded_for_gpus_alone() -> None:
