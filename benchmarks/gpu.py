@@ -1,19 +1,18 @@
 """Measure what adapters cost on a GPU, in under 9 minutes: `python -m benchmarks.gpu`.
 
-It needs only torch and timm; if PEFT is installed, its mixed batch is timed too. All variants of a mode and batch size
-run in turn, in one process and in a new random order each round. Ratios are computed per round; the table has their
+Most of it needs only torch and timm; if PEFT is installed, its mixed batch is timed too. The modes `files` and
+`service` need what an export and the service need. All variants of a mode and batch size run in turn, in a new random
+order each round. Ratios are computed per round; the table has their
 median with a 95 % bootstrap interval. As a control, a copy of the plain model is compared with the plain model. If a
 variant fails, its row gives the reason; if the time runs out, it says `not measured`. The files are written again after
 every mode and batch size.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_models import INFERENCE, MIXED, PEFT, STEPS, Variant, inference_variants, training_steps
+from benchmarks.gpu_files import Exported
+from benchmarks.gpu_models import Variant, inference_variants, training_steps
+from benchmarks.gpu_plan import SHARES, Cell, Config, parse, plan
 from benchmarks.gpu_report import NOT_MEASURED, Row, heading, tables, write
 from benchmarks.gpu_timing import (
     COMPILE,
     EAGER,
+    FILES,
     GRAPHS,
+    SERVICE,
     TRAINING,
     Call,
     DeadlineError,
@@ -39,88 +42,8 @@ from benchmarks.gpu_timing import (
 )
 from mosa_deploy.backbones.foldable import image_size
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.errors import ConfigError, command
+from mosa_deploy.errors import command
 from mosa_deploy.utils.intervals import median_interval
-from mosa_deploy.utils.versions import git_commit
-
-SHARES = {EAGER: 1, GRAPHS: 1, TRAINING: 1, COMPILE: 4}
-"""Mode -> its share of the time, in the order in which they run; the slowest to prepare comes last."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """The command line."""
-
-    backbone: str
-    depth: int | None
-    bottleneck: int
-    batch_sizes: tuple[int, ...]
-    training_batch: int
-    training_bottleneck: int
-    modes: tuple[str, ...]
-    compile_backend: str
-    minutes: float
-    seconds: float | None
-    device: str
-    commit: str
-    out: Path
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The variants of one mode and batch size, which run in turn. The first one is the reference."""
-
-    mode: str
-    batch: int
-    variants: tuple[str, ...]
-
-
-def parse(arguments: Sequence[str]) -> Config:
-    """Read the command line.
-
-    Raises:
-        ConfigError: a GPU is asked for but not available, or a number is below 1.
-    """
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu", description="What adapters cost on a GPU.")
-    parser.add_argument("--backbone", default="vit_base_patch16_224", help="a plain timm ViT; its weights are random")
-    parser.add_argument("--depth", type=int, help="number of blocks, instead of the backbone's own")
-    parser.add_argument("--bottleneck", type=int, default=64, help="r of the adapters in inference")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--training-batch", type=int, default=64)
-    parser.add_argument("--training-bottleneck", type=int, default=16)
-    parser.add_argument("--modes", nargs="+", choices=list(SHARES), default=list(SHARES))
-    parser.add_argument("--compile-backend", default="inductor", help="torch.compile's")
-    parser.add_argument("--minutes", type=float, default=8.5, help="for everything, including building the models")
-    parser.add_argument(
-        "--seconds", type=float, help="for the rounds of each mode and batch, instead of what --minutes allows"
-    )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--commit", default=git_commit() or "unknown", help="to record if this is not a git checkout")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"), help="where gpu.csv and gpu.md go")
-    given = vars(parser.parse_args(arguments))
-    for name in ("batch_sizes", "training_batch", "bottleneck", "training_bottleneck", "depth"):
-        if given[name] is not None and np.min(given[name]) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {np.min(given[name])}: at least 1")
-    if given["device"] == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no NVIDIA GPU; install its driver, or try --device cpu")
-    if given["device"] == "auto":
-        given["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    return Config(**given | {name: tuple(given[name]) for name in ("batch_sizes", "modes")})
-
-
-def plan(config: Config) -> list[Cell]:
-    """The cells to measure, in the order in which they run."""
-    cells = []
-    for mode in (mode for mode in SHARES if mode in config.modes):
-        if mode == TRAINING:
-            cells.append(Cell(mode, config.training_batch, STEPS))
-            continue
-        # PEFT sorts the samples by adapter, in Python, at every call: neither captured nor compiled whole.
-        left_out = {PEFT} if mode != EAGER else set()
-        for batch in config.batch_sizes:
-            names = tuple(name for name in INFERENCE if name not in left_out and (batch > 1 or name != MIXED))
-            cells.append(Cell(mode, batch, names))
-    return cells
 
 
 class Bench:
@@ -135,6 +58,7 @@ class Bench:
         self.flops: dict[str, float] = {}
         self.faults: dict[str, str] = {}
         self.slowest: dict[str, float] = {}
+        self.exported = Exported(config.backbone, config.bottleneck, config.device)
 
     def build(self) -> None:
         """Make every variant in bf16 on the device. If one cannot be made, its error is recorded."""
@@ -168,7 +92,7 @@ class Bench:
         """
         training, reference = cell.mode == TRAINING, cell.variants[0]
         with torch.inference_mode(not training):
-            calls = self.training_calls(cell) if training else self.inference_calls(cell, rows)
+            calls = self.calls(cell, rows)
             if reference not in calls:
                 return
             if self.config.seconds is not None:
@@ -177,15 +101,26 @@ class Bench:
         for name, values in times.items():
             row = rows[name]
             row.note = row.note.removeprefix(NOT_MEASURED)
-            row.rounds, row.ms = len(values), 1000 * float(np.median(values))
+            row.rounds, row.ms = len(values), 1000 * float(np.median(values)) * cell.batch / cell.images
             row.images_per_second = 1000 * cell.batch / row.ms
             row.ratio, row.ratio_low, row.ratio_high = median_interval(values / times[reference])
-            if not training:
+            if cell.mode in (EAGER, GRAPHS, COMPILE):
                 row.flop_ratio = self.flops[name] / self.flops[reference]
         if training and self.config.device == "cuda":
             memory = {name: peak_mib(call) for name, call in calls.items()}
             for name, held in memory.items():
                 rows[name].memory_mib, rows[name].memory_ratio = held, held / memory[reference]
+
+    def calls(self, cell: Cell, rows: dict[str, Row]) -> dict[str, Call]:
+        """Name -> what is timed; in inference a variant that fails is missing, and its row says why."""
+        if cell.mode == TRAINING:
+            return self.training_calls(cell)
+        if cell.mode in (FILES, SERVICE):
+            if time.perf_counter() > self.deadline:
+                raise DeadlineError
+            files = self.exported
+            return files.calls(cell.batch, cell.variants) if cell.mode == FILES else files.loads(cell.batch)
+        return self.inference_calls(cell, rows)
 
     def training_calls(self, cell: Cell) -> dict[str, Call]:
         """The training steps, each on its own backbone."""
@@ -244,19 +179,25 @@ def carry_out(config: Config) -> list[Row]:
 
     keep()
     bench = Bench(config, deadline)
+    with closing(bench.exported):
+        measure_all(bench, cells, rows, keep)
+    return keep()
+
+
+def measure_all(bench: Bench, cells: list[Cell], rows: list[dict[str, Row]], keep: Callable[[], object]) -> None:
+    """Measure the cells in their order; `keep` writes the files."""
     for i, cell in enumerate(cells):
         now = time.perf_counter()
         share = SHARES[cell.mode] / sum(SHARES[later.mode] for later in cells[i:])
         print(f"{cell.mode}, batch {cell.batch}", flush=True)
         try:
-            bench.measure(cell, rows[i], now + share * (deadline - now))
+            bench.measure(cell, rows[i], now + share * (bench.deadline - now))
         except DeadlineError:
             print(f"{cell.mode}, batch {cell.batch}: {NOT_MEASURED}, the time is up", flush=True)
         except Exception as error:
             for row in rows[i].values():
                 row.note = headline(error)
         keep()
-    return keep()
 
 
 @command

@@ -19,7 +19,8 @@ LEGEND = """\
 Ratios are computed per round; the table has their median and its 95 % bootstrap interval. The first row of a mode and
 batch is the reference, and `control` is a copy of it. `merged low-rank` is the plain backbone with an update of rank 16
 added to every qkv; `unfolded` has the merged adapters as modules of their own; `shared` gathers each sample's rows from
-the banks of 8 tasks."""
+the banks of 8 tasks. In mode `files` ONNX Runtime's CUDA provider runs the exported files, with the images copied to
+the GPU and the answers back. In mode `service` the batch is the number of requests in flight over HTTP."""
 
 
 @dataclass

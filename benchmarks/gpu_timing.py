@@ -15,6 +15,7 @@ from torch._dynamo.exc import Unsupported
 from mosa_deploy.errors import ConfigError
 
 EAGER, GRAPHS, TRAINING, COMPILE = "eager", "CUDA graphs", "training", "compile"
+FILES, SERVICE = "files", "service"
 
 WARM_UP, MIN_ROUNDS = 3, 10
 

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from export.engines import Backend, BankLimits, Request, choose_backend
 from export.formats import ENGINE_FORMATS, Written, milliseconds
 from export.options import FileOptions
 from export.parity import TOLERANCES, Chain
 from export.targets import ExportTarget
-from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.store_layout import format_file
 from mosa_deploy.runtimes.cuda import device_capability
 from mosa_deploy.runtimes.names import Precision
@@ -41,12 +39,17 @@ class Build:
     def write(self, target: ExportTarget, precisions: Sequence[Precision], chain: Chain) -> Iterator[Written]:
         """Build and check one engine per precision. An engine built from the same file in the same way is kept.
 
+        A precision whose ONNX file was not written has no engine.
+
         Raises:
             ProviderError: the library refuses a graph.
             ParityError: an engine that runs here differs too much from the fp32 graph; it is not written.
         """
         for precision in precisions:
-            record, onnx = self.describe(target, precision), format_file(target.path, ENGINE_FORMATS[precision])
+            onnx = format_file(target.path, ENGINE_FORMATS[precision])
+            if not onnx.is_file():
+                continue
+            record = self.describe(target, precision)
             path = engine_file(target.path, precision, self.capability)
             kept = read_records(path.parent).get(path.name)
             if kept is not None and path.is_file() and same(kept, record):
@@ -107,8 +110,9 @@ def prove(target: ExportTarget, file: Path, path: Path, record: EngineRecord, ch
     """Compare an engine, which will be renamed to `path`, with its fp32 graph, if this machine has its GPU."""
     if device_capability() != record.capability:
         return Written(path, None, None, None)
-    answer, most = target.answer_by(load_engine(file, record)), record.batch_sizes[-1]
-    batches = [chain.inputs[i : i + most] for i in range(0, len(chain.inputs), most)]
-    logits: Array = np.concatenate([answer(images) for images in batches])
-    link = chain.branch(target.stage, path.name, logits, TOLERANCES[record.precision])
-    return Written(path, link, chain.accuracy(logits), milliseconds(answer, chain.inputs))
+    scales = read_index(path.parent).scales.get(record.onnx, {}) if target.shared else {}
+    scaled, most = target.scaled(chain.bundle, scales), record.batch_sizes[-1]
+    answer = scaled.answer_by(load_engine(file, record))
+    logits = chain.answers(path.name, answer, most)
+    link = chain.branch(chain.compare(target.stage, path.name, logits, TOLERANCES[record.precision]))
+    return Written(path, link, chain.accuracy(path.name, answer, most), milliseconds(answer, chain.inputs))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx
 
-from export.engine_files import choose_build
-from export.formats import fp32_file, write_formats
+from export.engine_files import Build, choose_build
+from export.formats import FORMATS, Limit, LossError, Written, fp32_file, write_format
 from export.int8 import require_enough
-from export.options import ExportConfig
+from export.options import ExportConfig, FileOptions
 from export.overview import overview
 from export.parity import BY_RUNNER, Chain, table
 from export.replacing import Replaced
@@ -46,6 +46,7 @@ def export(config: ExportConfig) -> Path:
     """Write the task into the store and return its folder.
 
     Raises:
+        LossError: an int8 file loses too much accuracy; it alone is not written.
         MosaError: the bundle, the backbone or the calibration does not fit, the store serves what may not be replaced,
             an engine cannot be built, or parity is broken; the store stays as it was.
     """
@@ -61,7 +62,7 @@ def export(config: ExportConfig) -> Path:
     store = StoreLayout(config.out)
     replaced = Replaced.find(store, record, config.new_classes, config.replace_upload)
     model = restore(bundle, weights)
-    chain = Chain(bundle, *(samples.compared(config.parity_images) if samples else ()))
+    chain = Chain(bundle, samples, config.parity_images)
     chain.add_model("expectation", model)
     chain.add_model("merged", merge(model))
     chain.require()
@@ -75,12 +76,10 @@ def export(config: ExportConfig) -> Path:
             add_runners(chain, target, config.runners)
         print(table(chain.links))
         chain.require()
-        written, calibration = [], samples.images if samples else None
+        written, refused = list[Written](), list[str]()
         for target in targets:
-            written += [fp32_file(target, chain), *write_formats(target, config.files.precisions, chain, calibration)]
-            if build is not None:
-                written += build.write(target, config.files.precisions, chain)
-        print(overview(written, folder, len(chain.labels)))
+            write_files(target, chain, config.files, build, written, refused)
+        print(overview(written, folder, len(chain.samples.labels)))
         file = targets[0].path.name
         merged = merged_bundle(bundle, model).save(aside)
         report = chain.report() | {"bundle": merged.digest, f"{Path(file).stem}_sha256": sha256(aside / file)}
@@ -90,7 +89,35 @@ def export(config: ExportConfig) -> Path:
         replaced.keep()
         replaced.write_note(aside, Archive((aside / RECORD).read_bytes(), b"").key)
     print(f"{folder / file}: {node_types(folder / file).total()} nodes; merged bundle {merged.digest[:12]}")
+    if refused:
+        raise LossError("; ".join(refused))
     return folder
+
+
+def write_files(
+    target: ExportTarget,
+    chain: Chain,
+    options: FileOptions,
+    build: Build | None,
+    written: list[Written],
+    refused: list[str],
+) -> None:
+    """Write the files of a target in every precision; add them to `written`, and why one is missing to `refused`.
+
+    Raises:
+        ParityError: a file differs too much.
+    """
+    fp32 = fp32_file(target, chain)
+    written.append(fp32)
+    limit = Limit(options.max_accuracy_loss, fp32.accuracy, len(chain.samples.labels))
+    for precision in options.precisions:
+        for name in FORMATS[precision]:
+            try:
+                written.append(write_format(target, precision, name, chain, limit))
+            except LossError as loss:
+                refused.append(str(loss))
+    if build is not None:
+        written += build.write(target, options.precisions, chain)
 
 
 def write_folded(
@@ -119,7 +146,7 @@ def add_runners(chain: Chain, target: ExportTarget, names: Sequence[str]) -> Non
     for name, tolerance in BY_RUNNER.items():
         if name in names and name != DEFAULT_RUNNER:
             logits = chain.answers(f"{target.name} by {name}", target.answer_by(open_runner(target.path, name)))
-            chain.branch(target.stage, f"{target.name} by {name}", logits, tolerance)
+            chain.branch(chain.compare(target.stage, f"{target.name} by {name}", logits, tolerance))
 
 
 def write_unfolded(chain: Chain, model: TunedModel, folder: Path) -> list[ExportTarget]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from onnxconverter_common import float16
 
+from export.intermediate import open_with_outputs
 from mosa_deploy.errors import ParityError
-from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS
 
 KEPT_IN_FP32 = ("LayerNormalization", "Softmax", "GatherND")
 """Norm and softmax sum many terms, which is too inaccurate in fp16. Gathering stays in fp32 so that banks are gathered
@@ -72,17 +71,8 @@ class Watch:
         inferred = onnx.shape_inference.infer_shapes(model).graph
         types = {entry.name: entry.type.tensor_type.elem_type for entry in (*inferred.value_info, *inferred.output)}
         self.values = [name for node in self.nodes for name in node.output if types.get(name) in FLOATS]
-        probe = onnx.ModelProto()
-        probe.CopyFrom(model)
-        del probe.graph.output[:]
-        probe.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in self.values)
-        options = onnxruntime.SessionOptions()
         # Optimisation could remove the node that should be named.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            probe.SerializeToString(), options, providers=[EXECUTION_PROVIDERS["cpu"]]
-        )
+        self.session = open_with_outputs(model, {name: types[name] for name in self.values}, optimise=False)
 
     def first_non_finite(self, feed: Mapping[str, NDArray[Any]]) -> str | None:
         """The first node in graph order with a non-finite output, with its type and weights; None if all are finite."""

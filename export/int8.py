@@ -9,22 +9,18 @@ the banks of a shared graph, which change after calibration; norms, softmax and 
 
 import copy
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from export.intermediate import Feed
+from export.smooth import PRODUCTS
 from mosa_deploy.bundles.calibration import CALIBRATION, Samples
 from mosa_deploy.errors import DataError
 from mosa_deploy.runtimes.names import QUANTISATION_KEY, Quantisation
-
-Feed = Mapping[str, NDArray[Any]]
-
-PRODUCTS = ("MatMul", "Gemm")
 
 LEAST_IMAGES = 32
 """Fewer calibration images would miss the outliers, which determine the ranges of activations."""

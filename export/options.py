@@ -35,6 +35,8 @@ class FileOptions:
     """Which files to write, and what the engines are built for."""
 
     precision: Annotated[str, tyro.conf.arg(help=PRECISION_HELP)] = "fp32"
+    max_accuracy_loss: float = 0.3
+    """How many percentage points of accuracy on the validation images an int8 file may lose against fp32."""
     targets: str = "onnx"
     """onnx, or onnx,tensorrt to build engines too. Engines are built from the ONNX files, which are always written."""
     engine_backend: Annotated[str | None, tyro.conf.arg(help=BACKEND_HELP)] = None
@@ -66,6 +68,8 @@ class FileOptions:
             for flag, value in (("bank-slots", self.bank_slots), ("bank-bottleneck", self.bank_bottleneck))
             if value < 1
         ]
+        if not 0 <= self.max_accuracy_loss <= 100:
+            faults.append(f"--max-accuracy-loss {self.max_accuracy_loss}: 0 to 100, in percentage points")
         if self.compute_capability is not None and not self.engines:
             faults.append("--compute-capability: engines are built with --targets onnx,tensorrt")
         if faults:
@@ -94,7 +98,7 @@ class ExportConfig:
     backbone_weights: Path | None = None
     """The file of backbone weights that the task was tuned with, if it was tuned with --backbone-weights."""
     parity_images: int = 24
-    """Number of validation images on which the stages are compared, besides the canary, and accuracy is measured."""
+    """Number of validation images on which the stages are compared, besides the canary. Accuracy is measured on all."""
     new_classes: bool = False
     """Replace a version with other classes. Clients will get other class names."""
     replace_upload: bool = False

@@ -7,7 +7,7 @@ from export.formats import Written
 
 COLUMNS = ("file", "MB", "parity", "cosine", "top-1 agreement", "accuracy", "ms, one image")
 
-VALIDATION = "accuracy: on {images} validation images, more with --parity-images; "
+VALIDATION = "accuracy: on {images} validation images; "
 TEST = "the test set: mosa evaluate --onnx FILE"
 SHARED_TOO = ", and --bundle {folder} for a shared one"
 DEFERRED = "parity: deferred for {files}: no GPU here runs it; the runner proves the canary before it serves"
@@ -21,6 +21,7 @@ def overview(written: Sequence[Written], folder: Path, images: int) -> str:
     rows = [COLUMNS, *(line(file) for file in written)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{file.path.name}: {file.left_out}" for file in written if file.left_out]
     deferred = [file.path.name for file in written if file.link is None]
     lines += [DEFERRED.format(files=", ".join(deferred))] if deferred else []
     whose = VALIDATION.format(images=images) if images else ""

@@ -1,13 +1,15 @@
-"""Parity: neighbouring stages give the same logits on the canary and on validation images.
+"""Parity: neighbouring stages give the same logits on the canary and on some validation images.
 
 canary -> expectation -> merged -> folded -> folded ONNX -> shared ONNX
 
-Files in other precisions are compared with the fp32 graph of their lane. Every link has its own tolerance.
+Files in other precisions are compared with the fp32 graph of their lane. Every link has its own tolerance. Accuracy is
+measured on all validation images of the run.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +18,16 @@ from tqdm import tqdm
 
 from export.targets import ExportTarget
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.calibration import Labels
-from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
+from mosa_deploy.bundles.calibration import Samples
+from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.errors import ParityError
 from mosa_deploy.runtimes.names import GRAPH_ARITHMETIC, Arithmetic, GraphRunnerName
 from mosa_deploy.runtimes.runner import open_runner
 
 BATCH = 32
 """Number of images at a time."""
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,13 @@ def compare_outputs(first: str, a: Array, second: str, b: Array, tolerance: Tole
 class Chain:
     """The stages so far, each compared with the one before."""
 
-    def __init__(self, bundle: Bundle, others: Pixels | None = None, labels: Labels | None = None) -> None:
-        """Stages are compared on the canary and on `others` (n, H, W, 3), the first of which have `labels`."""
+    def __init__(self, bundle: Bundle, samples: Samples | None = None, compared: int = 0) -> None:
+        """Stages are compared on the canary and on up to `compared` images of `samples`."""
         self.bundle, self.preprocess = bundle, bundle.record.preprocess
-        self.labels: Labels = np.empty(0, dtype=np.int64) if labels is None else labels
         pixels = bundle.canary.pixels(self.preprocess)
         self.canaries = len(pixels)
-        self.inputs = self.preprocess.normalise(pixels if others is None else np.concatenate([pixels, others]))
+        self.samples = Samples.unlabelled(pixels[:0]) if samples is None else samples
+        self.inputs = self.preprocess.normalise(np.concatenate([pixels, self.samples.compared(compared)]))
         self.links: list[Link] = []
         self.stage = "canary"
         self.output = bundle.canary.probabilities
@@ -140,13 +144,16 @@ class Chain:
         self.stage, self.output = stage, logits
         self.outputs[stage] = logits
 
-    def branch(self, first: str, second: str, logits: Array, tolerance: Tolerance) -> Link:
-        """Compare a file in another precision, or by another runner, with an earlier stage.
+    def compare(self, first: str, second: str, logits: Array, tolerance: Tolerance) -> Link:
+        """A file in another precision, or by another runner, beside an earlier stage; not yet a link of the chain."""
+        return compare_outputs(first, self.outputs[first], second, logits, tolerance)
+
+    def branch(self, link: Link) -> Link:
+        """Add a comparison to the chain.
 
         Raises:
-            ParityError: they disagree.
+            ParityError: the two disagree.
         """
-        link = compare_outputs(first, self.outputs[first], second, logits, tolerance)
         self.links.append(link)
         self.require()
         return link
@@ -160,17 +167,19 @@ class Chain:
         """A graph that is exported, run on the CPU, as the next stage."""
         self.add(target.stage, self.answers(target.stage, target.answer_by(open_runner(target.path))))
 
-    def answers(self, stage: str, answer: Callable[[Array], Array]) -> Array:
-        """The logits of all images, a batch at a time, with a bar on a terminal that tells the time left."""
-        batches = [self.inputs[start : start + BATCH] for start in range(0, len(self.inputs), BATCH)]
-        bar = tqdm(batches, desc=f"parity: {stage}", unit=" batches", leave=False, disable=None)
-        return np.concatenate([answer(images) for images in bar])
+    def answers(self, stage: str, answer: Callable[[Array], Array], batch: int = BATCH) -> Array:
+        """The logits of the images on which stages are compared."""
+        parts = [self.inputs[start : start + batch] for start in range(0, len(self.inputs), batch)]
+        return np.concatenate([answer(images) for images in progress(parts, f"parity: {stage}")])
 
-    def accuracy(self, logits: Array) -> float | None:
-        """The share of the labelled images whose class the logits name; None if no image has a label."""
-        if not len(self.labels):
+    def accuracy(self, name: str, answer: Callable[[Array], Array], batch: int = BATCH) -> float | None:
+        """The share of the labelled images whose class a graph names; None if no image has a label."""
+        labels, pixels = self.samples.labels, self.samples.validation
+        if not len(labels):
             return None
-        return float((logits[self.canaries :].argmax(1) == self.labels).mean())
+        parts = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
+        named = [answer(self.preprocess.normalise(part)).argmax(1) for part in progress(parts, f"accuracy: {name}")]
+        return float((np.concatenate(named) == labels).mean())
 
     def require(self) -> None:
         """Raises ParityError, naming the first pair of stages that disagree."""
@@ -183,12 +192,20 @@ class Chain:
 
     def report(self) -> dict[str, object]:
         """What `parity.json` says of the chain."""
+        others = len(self.inputs) - self.canaries
         return {
             "canary_images": self.canaries,
-            "validation_images": len(self.labels),
-            "other_images": len(self.inputs) - self.canaries - len(self.labels),
+            "validation_images": others if len(self.samples.labels) else 0,
+            "other_images": 0 if len(self.samples.labels) else others,
+            "accuracy_images": len(self.samples.labels),
             "links": [asdict(link) for link in self.links],
         }
+
+
+def progress(parts: list[Part], description: str) -> Iterable[Part]:
+    """The parts, with a bar on a terminal that tells the time left."""
+    bar: Iterable[Part] = tqdm(parts, desc=description, unit=" batches", leave=False, disable=None)
+    return bar
 
 
 def table(links: Sequence[Link]) -> str:

@@ -1,11 +1,14 @@
 """Export targets: the fp32 graph of each lane, which other files are made from, and how to feed these files."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from export.engines import IMAGES, SLOTS
-from export.int8 import Feed
+from export.intermediate import Feed
+from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import Exponents, scales_of
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.runtimes.runner import Runner
 from mosa_deploy.runtimes.shared import SharedTask
@@ -38,6 +41,12 @@ class ExportTarget:
     def stage(self) -> str:
         """Its name in the chain of `export.parity`."""
         return f"{self.name} ONNX"
+
+    def scaled(self, bundle: Bundle, exponents: Exponents) -> Self:
+        """The same with the bundle's task in a bank for a file that needs these scales."""
+        if self.task is None or not exponents:
+            return self
+        return replace(self, task=SharedTask.alone(bundle, self.task.bank.layout, scales_of(exponents)))
 
     def answer_by(self, runner: Runner) -> Callable[[Array], Array]:
         """A function from images (B, 3, H, W) to the task's logits (B, K), by a runner of one of the target's files."""

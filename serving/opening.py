@@ -22,6 +22,7 @@ from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout, cho
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.runner import Runner, open_runner
+from mosa_deploy.runtimes.shared import bank_scales
 from mosa_deploy.runtimes.tensorrt_record import read_records
 from serving.batching import Batcher, Item
 from serving.candidates import Candidate, write_command
@@ -75,7 +76,7 @@ class Lanes:
         limits = read_records(candidate.file.parent)[candidate.file.name].bank if candidate.engine else None
         bottleneck = max((weights[name].shape[0] for name in weights if name.endswith(".up")), default=1)
         # A pass answers for every slot of a bank of queries, so it has few.
-        return Bank(layout, bottleneck, self.capacity if layout.by_slot else 1, limits)
+        return Bank(layout, bottleneck, self.capacity if layout.by_slot else 1, limits, bank_scales(candidate.file))
 
     def own(self, candidate: Candidate, kind: LaneName, bundle: Bundle, backbone: Path | None) -> OwnGraphLane:
         """A new lane of one task. Its graph is folded here, into the backbone in that folder, if it has no file.

@@ -173,6 +173,16 @@ def test_a_decision_of_version_1_and_2_says_the_same() -> None:
     )
 
 
+def test_an_index_of_version_1_has_no_scales() -> None:
+    index = read_index(V1 / BACKBONE)
+    assert not any(index.bank_scales(file) for file in index.files)
+
+
+def test_the_scales_of_a_file_s_banks_are_powers_of_two() -> None:
+    scales = read_index(FIXTURES / "v2" / BACKBONE).bank_scales("shared.int8.onnx")
+    assert scales["blocks.0.down"].tolist() == [1, 0.5, 8, *[1] * 9]
+
+
 @pytest.mark.parametrize("task", ["birds", "cracks", "fields"])
 def test_a_store_of_version_1_gives_the_scores_of_its_time(copied: Path, task: str) -> None:
     expected = json.loads((V1 / "expected.json").read_text())[task]

@@ -21,7 +21,7 @@ from mosa_deploy.errors import ConfigError
 from mosa_deploy.graphs.adapter_weights import choose_layout
 from mosa_deploy.runtimes.names import DEFAULT_RUNNER
 from mosa_deploy.runtimes.runner import Runner, open_runner
-from mosa_deploy.runtimes.shared import SharedTask
+from mosa_deploy.runtimes.shared import SharedTask, bank_scales
 from training.data import ImageSet
 from training.devices import choose_device
 from training.loop import predict, progress
@@ -133,6 +133,7 @@ def shared_task(graph: Path, task: Path) -> SharedTask:
 
     Raises:
         ConfigError: the graph serves tasks of another kind.
+        StoreError: the index beside the graph is missing or damaged.
     """
     bundle = Bundle.load(task)
     file = f"{graph.name.split('.')[0]}.onnx"
@@ -141,7 +142,7 @@ def shared_task(graph: Path, task: Path) -> SharedTask:
         raise ConfigError(
             f"--onnx {graph} serves tasks of another kind than '{bundle.record.task}': give {layout.file}"
         )
-    return SharedTask.alone(bundle, layout)
+    return SharedTask.alone(bundle, layout, bank_scales(graph))
 
 
 def largest_batch(runner: Runner) -> int:

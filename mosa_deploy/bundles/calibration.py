@@ -39,11 +39,9 @@ class Samples:
         """Training images alone."""
         return cls(images, images[:0], np.empty(0, dtype=np.int64))
 
-    def compared(self, count: int) -> tuple[Pixels, Labels]:
-        """Up to `count` images on which stages are compared, and their labels: for all of them or for none."""
-        if len(self.labels):
-            return self.validation[:count], self.labels[:count]
-        return self.images[:count], self.labels
+    def compared(self, count: int) -> Pixels:
+        """Up to `count` images on which stages are compared: of validation, if there are any."""
+        return (self.validation if len(self.labels) else self.images)[:count]
 
 
 def read_samples(folder: Path, size: tuple[int, int]) -> Samples | None:

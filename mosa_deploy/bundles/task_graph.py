@@ -21,6 +21,8 @@ class ProvedFile(BaseModel):
     sha256: str
     accuracy: float | None
     """On validation images of the task; None if there were none."""
+    fault: str | None = None
+    """Why the task should not be answered from it; None if it holds."""
 
 
 PROVED_FILES = TypeAdapter(dict[str, ProvedFile])

@@ -160,4 +160,5 @@ def _open(
     index = read_index(backbone)
     layout = choose_layout(bundle.record, index.files)
     opened = open_runner(graph_file(backbone, index, layout.file), runner, threads)
-    return SharedTask.alone(bundle, layout).answer_by(opened), opened.precision
+    task = SharedTask.alone(bundle, layout, index.bank_scales(layout.file))
+    return task.answer_by(opened), opened.precision

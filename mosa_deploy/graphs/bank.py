@@ -2,10 +2,12 @@
 
 A task with a smaller bottleneck, or with adapters in some blocks alone, is padded with zeros. Padding adds nothing:
 whatever the activation makes of 0 is multiplied by 0. An empty slot is all zeros, so it is the plain backbone.
+A graph whose tokens were scaled reads rows that are scaled the other way, see `mosa_deploy.bundles.graph_index`.
 """
 
 import mmap
 import sys
+from collections.abc import Mapping
 from math import prod
 from typing import TypeVar
 
@@ -19,19 +21,28 @@ from mosa_deploy.utils.shapes import shapes_of
 
 Number = TypeVar("Number", bound=np.generic)
 
+BankScales = Mapping[str, Array]
+"""Name of a bank tensor -> what each of its rows is multiplied by."""
+
 
 class Bank:
     """Slots of equal size for the tasks of one shared graph. Their number and the bottleneck grow by doubling.
 
     The graph reads `tensors`. Growing replaces the tensors and increments `growths`. A runner that keeps a copy calls
     `changed_since` to learn which slots to upload again. `limits` are the most slots and the largest bottleneck that
-    the graph was built for; None if it takes any.
+    the graph was built for; None if it takes any. `scales` are those of the file that reads the bank,
+    `GraphIndex.bank_scales`; None if it has none.
     """
 
     def __init__(
-        self, layout: SharedLayout, bottleneck: int = 16, capacity: int = 1, limits: tuple[int, int] | None = None
+        self,
+        layout: SharedLayout,
+        bottleneck: int = 16,
+        capacity: int = 1,
+        limits: tuple[int, int] | None = None,
+        scales: BankScales | None = None,
     ) -> None:
-        self.layout, self.limits = layout, limits
+        self.layout, self.limits, self.scales = layout, limits, scales or {}
         slots, widest = limits or (capacity, bottleneck)
         self.capacity, self.bottleneck = min(capacity, slots), min(bottleneck, widest)
         self.growths = self.changes = 0
@@ -58,7 +69,8 @@ class Bank:
             self._grow(capacity=self.capacity * (1 if self.free else 2), bottleneck=max(self.bottleneck, needed))
         slot = self.free.pop(0)
         for name, value in weights.items():
-            _corner(self.tensors[name][slot], value)[...] = value
+            rows = self.scales[name][:, None] * value if name in self.scales else value
+            _corner(self.tensors[name][slot], value)[...] = rows
         self._mark_changed(slot)
         return slot
 

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout, adapter_weights, layout_of
-from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.graphs.bank import Bank, BankScales
 from mosa_deploy.runtimes.runner import Runner
+from mosa_deploy.runtimes.tensorrt_record import read_records
 
 Head = tuple[Array, Array]
 """A classifier's weight (K, F) and bias (K,)."""
@@ -21,6 +24,16 @@ def apply_head(features: Array, head: Head) -> Array:
     """Features (..., F) -> logits (..., K)."""
     weight, bias = head
     return np.asarray(features @ weight.T + bias, dtype=np.float32)
+
+
+def bank_scales(path: Path) -> BankScales:
+    """What a bank for this file of a shared graph multiplies its rows by; an engine has the scales of its ONNX file.
+
+    Raises:
+        StoreError: the index beside it is missing or damaged.
+    """
+    record = read_records(path.parent).get(path.name)
+    return read_index(path.parent).bank_scales(record.onnx if record else path.name)
 
 
 class SharedRunner:
@@ -66,13 +79,15 @@ class SharedTask:
         return cls(bank, bank.write(weights), head)
 
     @classmethod
-    def alone(cls, bundle: Bundle, layout: SharedLayout | None = None) -> Self:
+    def alone(cls, bundle: Bundle, layout: SharedLayout | None = None, scales: BankScales | None = None) -> Self:
         """Put a bundle's task into a bank of its own, for the graph of a layout; None is the task's own.
+
+        `scales` are the `bank_scales` of the file that reads the bank.
 
         Raises:
             BundleError: no shared graph can serve the task.
         """
-        bank = Bank(layout or layout_of(bundle.record))
+        bank = Bank(layout or layout_of(bundle.record), scales=scales)
         slot = bank.write(adapter_weights(bundle))
         return cls(bank, slot, bundle.head, bank.layout.columns(bundle.record.features, slot))
 

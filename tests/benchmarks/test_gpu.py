@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from benchmarks import gpu, gpu_timing
+from benchmarks import gpu, gpu_plan, gpu_timing
+from benchmarks.gpu_files import FILES, IN_FLIGHT, LOADS
 from benchmarks.gpu_models import (
     CONTROL,
     FOLDED,
@@ -57,6 +58,7 @@ BLOCKED = (
     "onnxruntime",
     "onnx",
     "joblib",
+    "tests",
     "torchmetrics",
     "peft",
 )
@@ -69,9 +71,10 @@ def read(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def run(out: Path, flags: str) -> list[dict[str, str]]:
+def run(out: Path, flags: str, modes: Sequence[str] = ()) -> list[dict[str, str]]:
+    chosen = ["--modes", *modes] if modes else []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["gpu", *flags.split(), "--out", str(out)])
+        patch.setattr(sys, "argv", ["gpu", *flags.split(), *chosen, "--out", str(out)])
         gpu.main()
     return read(out)
 
@@ -80,7 +83,7 @@ def run(out: Path, flags: str) -> list[dict[str, str]]:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a whole run."""
     folder = tmp_path_factory.mktemp("gpu")
-    run(folder, f"{TINY} 1 3")
+    run(folder, f"{TINY} 1 3", modes=("eager", "CUDA graphs", "training", "compile"))
     return folder
 
 
@@ -129,23 +132,48 @@ def test_the_flop_ratios_are_those_of_the_wider_feed_forward(out: Path) -> None:
 def test_without_the_packages_that_the_gpu_machine_lacks_what_needs_them_says_so_and_the_rest_is_measured(
     tmp_path: Path,
 ) -> None:
-    code = f"import sys, runpy; sys.modules.update(dict.fromkeys({BLOCKED}))\n"
-    code += f"sys.argv[1:] = {[*TINY.split(), '2', '--modes', 'eager', 'training', '--out', str(tmp_path)]}\n"
+    flags = [*TINY.split(), "2", "--modes", "eager", "training", "files", "service", "--out", str(tmp_path)]
+    code = f"import sys, runpy; sys.modules.update(dict.fromkeys({BLOCKED}))\nsys.argv[1:] = {flags}\n"
     code += "runpy.run_module('benchmarks.gpu', run_name='__main__')"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300, check=True, capture_output=True)
     rows = read(tmp_path)
-    notes = {row["variant"]: row["note"] for row in rows}
-    assert notes.keys() == {*INFERENCE, *STEPS}
+    notes = {(row["mode"], row["variant"]): row["note"] for row in rows}
+    of_export = {("files", name) for name in FILES} | {("service", name) for name in LOADS}
+    assert notes.keys() == {
+        *(("eager", name) for name in INFERENCE),
+        *(("training", name) for name in STEPS),
+        *of_export,
+    }
     faults = {name: note for name, note in notes.items() if note}
-    assert faults.keys() == {PEFT}
+    assert faults.keys() == {("eager", PEFT), *of_export}
     assert all(any(note.startswith(f"import of {name} halted") for name in BLOCKED) for note in faults.values())
     assert all(row["ms"] for row in rows if not row["note"])
     assert "peft: not installed" in (tmp_path / "gpu.md").read_text()
 
 
+def test_the_fp16_file_of_each_variant_is_timed_against_the_plain_one(tmp_path: Path) -> None:
+    rows = run(tmp_path, f"{TINY} 1 2 --modes files")
+    assert [(row["batch"], row["variant"]) for row in rows] == [
+        (batch, name) for batch in ("1", "2") for name in FILES if (batch, name) != ("1", MIXED)
+    ]
+    for row in rows:
+        assert (row["note"], row["flop_ratio"]) == ("", "")
+        assert float(row["ms"]) > 0
+    assert {row["ratio"] for row in rows if row["variant"] == PLAIN} == {"1.0"}
+
+
+@pytest.mark.slow
+def test_the_service_is_timed_by_the_images_that_it_answers(tmp_path: Path) -> None:
+    rows = run(tmp_path, f"{TINY} 1 --modes service --minutes 3")
+    assert [(row["batch"], row["variant"]) for row in rows] == [(str(n), name) for n in IN_FLIGHT for name in LOADS]
+    for row in rows:
+        assert row["note"] == ""
+        assert float(row["images_per_second"]) == pytest.approx(1000 * int(row["batch"]) / float(row["ms"]))
+
+
 def test_with_no_time_left_every_row_says_not_measured(tmp_path: Path) -> None:
-    rows = run(tmp_path, f"{TINY} 1 --modes eager training --minutes 0")
-    assert len(rows) == len(INFERENCE) - 1 + len(STEPS)
+    rows = run(tmp_path, f"{TINY} 1 --modes eager training files service --minutes 0")
+    assert len(rows) == len(INFERENCE) - 1 + len(STEPS) + len(FILES) - 1 + len(IN_FLIGHT) * len(LOADS)
     assert {row["note"] for row in rows} == {NOT_MEASURED}
     assert {row["ms"] for row in rows} == {""}
     assert (tmp_path / "gpu.md").read_text().count(f"| {NOT_MEASURED} |") == len(rows)
@@ -184,11 +212,11 @@ def test_a_mode_that_fails_is_named_in_its_rows_and_the_others_go_on(tmp_path: P
 
 @pytest.fixture
 def bench() -> gpu.Bench:
-    return gpu.Bench(gpu.parse([*TINY.split(), "2"]), deadline=time.perf_counter() + 1000)
+    return gpu.Bench(gpu_plan.parse([*TINY.split(), "2"]), deadline=time.perf_counter() + 1000)
 
 
 def test_a_variant_that_fails_leaves_the_others_to_be_compared(bench: gpu.Bench) -> None:
-    (cell,) = (cell for cell in gpu.plan(bench.config) if cell.mode == gpu_timing.EAGER)
+    (cell,) = (cell for cell in gpu_plan.plan(bench.config) if cell.mode == gpu_timing.EAGER)
     bench.build()
     bench.variants[FOLDED] = Variant(nn.Linear(3, 3).bfloat16())
     rows = {name: Row(cell.mode, cell.batch, name) for name in cell.variants}
@@ -200,7 +228,7 @@ def test_a_variant_that_fails_leaves_the_others_to_be_compared(bench: gpu.Bench)
 
 
 def test_a_variant_is_not_prepared_when_the_time_would_not_suffice_for_the_slowest_one(bench: gpu.Bench) -> None:
-    cell = gpu.Cell(gpu_timing.EAGER, 2, (PLAIN, CONTROL))
+    cell = gpu_plan.Cell(gpu_timing.EAGER, 2, (PLAIN, CONTROL))
     rows = {name: Row(cell.mode, cell.batch, name) for name in cell.variants}
     bench.slowest[gpu_timing.EAGER] = 2000.0
     assert bench.inference_calls(cell, rows) == {}
@@ -286,7 +314,7 @@ def test_a_captured_call_answers_as_the_eager_one(toy: Toy) -> None:
 )
 def test_a_flag_that_cannot_be_is_named(flags: str, text: str) -> None:
     with pytest.raises(ConfigError) as fault:
-        gpu.parse(flags.split())
+        gpu_plan.parse(flags.split())
     assert str(fault.value) == text
 
 

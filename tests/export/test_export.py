@@ -86,6 +86,7 @@ def test_parity_links_every_stage_and_names_the_files_that_it_holds_for(store: P
     assert all(link["tolerance"]["reason"] for link in report["links"])
     assert all(link["top1_agreement"] == 1 for link in report["links"])
     assert (report["canary_images"], report["validation_images"], report["other_images"]) == (8, 24, 0)
+    assert report["accuracy_images"] == {"digits": 256, "sprites-location": 200}[task]
     found = [
         hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("adapter.safetensors", "folded.onnx")
     ]

@@ -28,42 +28,25 @@ from mosa_deploy.utils.files import sha256
 FORMATS = ("fp16", "int8", "int8-tensorrt")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, parts_run: Path) -> Path:
-    """The run of `parts` with images to calibrate on."""
-    folder = Path(shutil.copytree(parts_run, tmp_path_factory.mktemp("calibrated") / "parts"))
-    pixels = np.random.default_rng(1).integers(0, 256, (32, 160, 160, 3), dtype=np.uint8)
-    np.savez_compressed(folder / "calibration.npz", images=pixels)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, run: Path, parts_store: Path) -> Path:
-    """A store with every file of the task; tests must not change it."""
-    root = Path(shutil.copytree(parts_store, tmp_path_factory.mktemp("formats") / "store"))
-    export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="int8,fp16")))
-    return root
-
-
 def backbone(root: Path) -> Path:
     (folder,) = root.glob("backbones/*")
     return folder
 
 
-def test_both_lanes_have_every_format_and_the_index_knows_the_shared_ones(exported: Path) -> None:
-    assert {path.name for path in (exported / "tasks" / "parts").glob("*.onnx")} == {
+def test_both_lanes_have_every_format_and_the_index_knows_the_shared_ones(format_store: Path) -> None:
+    assert {path.name for path in (format_store / "tasks" / "parts").glob("*.onnx")} == {
         "folded.onnx",
         *(f"folded.{name}.onnx" for name in FORMATS),
     }
     shared = {"shared.onnx", *(f"shared.{name}.onnx" for name in FORMATS)}
-    files = read_index(backbone(exported)).files
+    files = read_index(backbone(format_store)).files
     assert files.keys() == {"plain.onnx", *shared}
-    assert all(sha256(backbone(exported) / name) == digest for name, digest in files.items())
-    assert {path.name for path in backbone(exported).iterdir()} == {"graph.json", *files}
+    assert all(sha256(backbone(format_store) / name) == digest for name, digest in files.items())
+    assert {path.name for path in backbone(format_store).iterdir()} == {"graph.json", *files}
 
 
-def test_every_file_is_linked_to_the_fp32_graph_of_its_lane_by_its_own_tolerance(exported: Path) -> None:
-    report = json.loads((exported / "tasks" / "parts" / "parity.json").read_text())
+def test_every_file_is_linked_to_the_fp32_graph_of_its_lane_by_its_own_tolerance(format_store: Path) -> None:
+    report = json.loads((format_store / "tasks" / "parts" / "parity.json").read_text())
     links = {link["second"]: link for link in report["links"]}
     for lane in ("folded", "shared"):
         for name in FORMATS:
@@ -75,8 +58,8 @@ def test_every_file_is_linked_to_the_fp32_graph_of_its_lane_by_its_own_tolerance
     assert links["folded.fp16.onnx"]["tolerance"]["cosine"] == 0.999
 
 
-def test_the_digest_of_every_file_is_recorded_with_the_bundle(exported: Path) -> None:
-    task = exported / "tasks" / "parts"
+def test_the_digest_of_every_file_is_recorded_with_the_bundle(format_store: Path) -> None:
+    task = format_store / "tasks" / "parts"
     files = json.loads((task / "parity.json").read_text())["files"]
     assert files.keys() == {
         f"{lane}{name}.onnx" for lane in ("folded", "shared") for name in ("", ".fp16", ".int8", ".int8-tensorrt")
@@ -86,10 +69,10 @@ def test_the_digest_of_every_file_is_recorded_with_the_bundle(exported: Path) ->
         check_proved(task / "folded.int8.onnx", "0" * 64)
 
 
-def test_a_shared_file_serves_the_next_task_as_it_is(exported: Path, run: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(exported, tmp_path / "store"))
+def test_a_shared_file_serves_the_next_task_as_it_is(format_store: Path, calibrated_run: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(format_store, tmp_path / "store"))
     before = {path.name: path.stat().st_ino for path in backbone(root).glob("*.onnx")}
-    export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp16")))
+    export(ExportConfig(bundle=calibrated_run, out=root, files=FileOptions(precision="fp16")))
     assert {path.name: path.stat().st_ino for path in backbone(root).glob("*.onnx")} == before
     assert not (root / "tasks" / "parts" / "folded.int8.onnx").exists()
     links = json.loads((root / "tasks" / "parts" / "parity.json").read_text())["links"]
@@ -103,7 +86,7 @@ def test_int8_without_calibration_leaves_the_store_as_it_was(parts_run: Path, tm
 
 
 def test_a_file_that_is_not_finite_is_named_and_not_written(
-    run: Path, parts_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calibrated_run: Path, parts_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(shutil.copytree(parts_store, tmp_path / "store"))
 
@@ -118,7 +101,7 @@ def test_a_file_that_is_not_finite_is_named_and_not_written(
     with pytest.raises(
         ParityError, match=r"^folded\.fp16\.onnx: node \w+ \(MatMul, blocks\.3\.mlp\.fc2\.weight\) makes"
     ):
-        export(ExportConfig(bundle=run, out=root, files=FileOptions(precision="fp16")))
+        export(ExportConfig(bundle=calibrated_run, out=root, files=FileOptions(precision="fp16")))
     assert {path: sha256(path) for path in root.rglob("*") if path.is_file()} == before
 
 
@@ -138,7 +121,7 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(run: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+def built(calibrated_run: Path, format_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """Engines for a GPU that is not here."""
     pytest.importorskip("tensorrt_rtx")
     files = FileOptions(
@@ -148,8 +131,8 @@ def built(run: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -
         compute_capability="sm86",
         batch_sizes=(4, 1),
     )
-    root = Path(shutil.copytree(exported, tmp_path_factory.mktemp("engines") / "store"))
-    config = ExportConfig(bundle=run, out=root, files=files)
+    root = Path(shutil.copytree(format_store, tmp_path_factory.mktemp("engines") / "store"))
+    config = ExportConfig(bundle=calibrated_run, out=root, files=files)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.setattr("export.engine_files.device_capability", lambda: None)
         export(config)
@@ -189,10 +172,13 @@ def test_a_shared_engine_is_not_built_again(built: Built) -> None:
 
 
 def test_the_overview_shows_the_accuracy_of_every_file_on_the_validation_images(
-    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calibrated_run: Path, format_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, labelled = shutil.copytree(exported, tmp_path / "store"), shutil.copytree(run, tmp_path / "run")
-    bundle = Bundle.load(run)
+    root, labelled = (
+        shutil.copytree(format_store, tmp_path / "store"),
+        shutil.copytree(calibrated_run, tmp_path / "run"),
+    )
+    bundle = Bundle.load(calibrated_run)
     validation = np.random.default_rng(2).integers(0, 256, (4, 160, 160, 3), dtype=np.uint8)
     with torch.inference_mode():
         logits = restore(bundle)(torch.from_numpy(bundle.record.preprocess.normalise(validation)))
@@ -208,8 +194,8 @@ def test_the_overview_shows_the_accuracy_of_every_file_on_the_validation_images(
     ]
 
 
-def test_the_overview_has_a_line_a_file_and_names_what_was_not_measured(exported: Path) -> None:
-    folder = exported / "tasks" / "parts"
+def test_the_overview_has_a_line_a_file_and_names_what_was_not_measured(format_store: Path) -> None:
+    folder = format_store / "tasks" / "parts"
     text = overview([Written(folder / "folded.onnx", None, None, None)], folder, images=0)
     first, second, third, last = text.splitlines()
     assert first.split()[:2] == ["file", "MB"]

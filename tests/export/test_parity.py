@@ -7,6 +7,7 @@ from scipy.spatial.distance import cosine
 from export.parity import FP32, TOLERANCES, Chain, Link, Tolerance, compare_outputs, table
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.calibration import Samples
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ParityError
 
@@ -76,14 +77,20 @@ def test_every_tolerance_says_why_and_none_lets_an_unrelated_answer_pass() -> No
     assert TOLERANCES["fp16"].cosine == 0.999
 
 
-def test_accuracy_is_that_of_the_labelled_images_alone(parts_run: Path) -> None:
+def test_accuracy_is_that_of_all_labelled_images_and_of_no_others(parts_run: Path) -> None:
     bundle = Bundle.load(parts_run)
     height, width = bundle.record.preprocess.size
-    chain = Chain(bundle, np.zeros((4, height, width, 3), dtype=np.uint8), np.array([2, 0, 1, 1]))
-    canary = np.eye(3, dtype=np.float32)[: chain.canaries]
-    logits = np.concatenate([canary, np.eye(3, dtype=np.float32)[[2, 0, 1, 2]]])
-    assert chain.accuracy(logits) == 0.75
-    assert Chain(bundle).accuracy(canary) is None
+    images = np.zeros((4, height, width, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = [20, 0, 10, 20]
+    chain = Chain(bundle, Samples(images, images, np.array([2, 0, 1, 1])), compared=2)
+    assert len(chain.inputs) == chain.canaries + 2
+
+    def answer(inputs: Array) -> Array:
+        order = np.unique(chain.preprocess.normalise(images)[:, 0, 0, 0])
+        return np.eye(3, dtype=np.float32)[np.searchsorted(order, inputs[:, 0, 0, 0])]
+
+    assert chain.accuracy("x.onnx", answer, batch=3) == 0.75
+    assert Chain(bundle).accuracy("x.onnx", answer) is None
 
 
 def test_a_branch_is_compared_with_the_stage_that_it_names(chain: Chain) -> None:
@@ -91,14 +98,14 @@ def test_a_branch_is_compared_with_the_stage_that_it_names(chain: Chain) -> None
     for stage in ("expectation", "ONNX"):
         chain.add(stage, logits)
     near = logits * np.float32(1.001)
-    found = chain.branch("expectation", "half.onnx", near, TOLERANCES["fp16"])
+    found = chain.branch(chain.compare("expectation", "half.onnx", near, TOLERANCES["fp16"]))
     assert (found.first, found.second) == ("expectation", "half.onnx")
     assert found.max_error == pytest.approx(1e-3, rel=1e-2)
     # The way goes on from where it was.
     chain.add("shared ONNX", logits)
     assert (chain.links[-1].first, chain.links[-1].max_error) == ("ONNX", 0)
     with pytest.raises(ParityError, match=r"^'parts': ONNX and wrong\.onnx differ by .*, or this runner .*$"):
-        chain.branch("ONNX", "wrong.onnx", -logits, TOLERANCES["int8"])
+        chain.branch(chain.compare("ONNX", "wrong.onnx", -logits, TOLERANCES["int8"]))
 
 
 def test_the_canary_is_compared_after_the_temperature(chain: Chain, parts_run: Path) -> None:

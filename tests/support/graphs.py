@@ -15,7 +15,7 @@ from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout
-from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.graphs.bank import Bank, BankScales
 from tests.support.models import perturb
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3}
@@ -54,9 +54,9 @@ def noise(batch: int = 3, side: int = 28) -> Array:
     return np.random.default_rng(batch).standard_normal((batch, 3, side, side), dtype=np.float32)
 
 
-def random_bank(bottleneck: int = 4, capacity: int = 3) -> Bank:
+def random_bank(bottleneck: int = 4, capacity: int = 3, scales: BankScales | None = None) -> Bank:
     """A bank of random tasks whose adapters change the features, for the fixture `traced`."""
-    bank = Bank(Layout(BlockTopology(2, 24)), bottleneck, capacity)
+    bank = Bank(Layout(BlockTopology(2, 24)), bottleneck, capacity, scales=scales)
     for seed in range(capacity):
         rng = np.random.default_rng(seed)
         bank.write({n: rng.normal(0, 0.3, t.shape[1:]).astype(np.float32) for n, t in bank.tensors.items()})

@@ -165,3 +165,12 @@ def test_a_large_bank_takes_memory_only_for_the_slots_that_are_written() -> None
     needed = 10 * sum(value.nbytes for value in given.values())
     assert needed <= resident <= needed + 2 * mmap.PAGESIZE * len(bank.tensors)
     assert sum(tensor.nbytes for tensor in bank.tensors.values()) > 200_000_000
+
+
+def test_rows_are_multiplied_by_the_scales_of_the_file_that_reads_them() -> None:
+    given, scales = rows(3), {"blocks.1.down": np.array([1, 2, 4, 0.5, 1, 1], dtype=np.float32)}
+    bank = Bank(LAYOUT, bottleneck=4, scales=scales)
+    found = content(bank, bank.write(given))
+    np.testing.assert_array_equal(found["blocks.1.down"][2, :3], 4 * given["blocks.1.down"][2])
+    np.testing.assert_array_equal(found["blocks.1.down"][3, :3], given["blocks.1.down"][3] / 2)
+    np.testing.assert_array_equal(found["blocks.0.down"][:, :3], given["blocks.0.down"])
