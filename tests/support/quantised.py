@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from export.int8 import to_int8
+from export.smooth import smooth
 from export.targets import ExportTarget
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
@@ -28,13 +29,15 @@ IMAGES = 32
 
 
 def write_int8(root: Path, maker: TaskMaker, archive: Archive) -> Path:
-    """Quantise the shared graph of a store on a task of it, add it to the index, and return its path."""
+    """Smooth and quantise the shared graph of a store on a task of it, add it to the index, and return its path."""
     bundle = archive.bundle()
     graph = StoreLayout(root).backbone(bundle.record.backbone) / "shared.onnx"
     target = ExportTarget("shared", graph, SharedTask.alone(bundle, layout_of(bundle.record)))
     path = format_file(graph, "int8")
-    onnx.save(to_int8(onnx.load(graph), target.feeds(calibration(maker)), "cpu"), path)
-    add_graph_file(path)
+    smoothed = smooth(onnx.load(graph), target.feeds(calibration(maker)))
+    feeds = target.scaled(bundle, smoothed.exponents).feeds(calibration(maker))
+    onnx.save(to_int8(smoothed.model, feeds, "cpu"), path)
+    add_graph_file(path, smoothed.exponents)
     return path
 
 
