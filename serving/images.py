@@ -7,13 +7,13 @@ from PIL import Image, UnidentifiedImageError
 
 from mosa_deploy.bundles.decode import open_image
 from mosa_deploy.bundles.image_size import size_fault
-from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess, read_each
 from mosa_deploy.errors import DataError
 from serving.errors import RequestError
 
 
 def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: int) -> list[Pixels]:
-    """Decode once for each policy, and resize (H, W, 3) for each preprocess.
+    """The pixels (H, W, 3) for each preprocess.
 
     Raises:
         RequestError: 415 if the content is no image, 400 if the image is too large, too narrow or damaged.
@@ -21,8 +21,7 @@ def read_pixels(content: bytes, preprocesses: Sequence[Preprocess], max_pixels: 
     for preprocess in preprocesses:
         check_size(_size(content), preprocess, max_pixels)
     try:
-        images = {policy: policy.image(content) for policy in {preprocess.decode for preprocess in preprocesses}}
-        return [preprocess.pixels(images[preprocess.decode]) for preprocess in preprocesses]
+        return read_each(content, preprocesses)
     except DataError as fault:
         raise RequestError(400, str(fault)) from None
     except (ValueError, MemoryError, OSError) as fault:

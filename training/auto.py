@@ -71,6 +71,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
             f" {least} or more"
         )
     out = config.out or Path("runs") / (config.name or config.task)
+    config = replace(config, jpeg=run.jpeg_of(config, out, run.SEARCH))
     settings = json.loads(describe(config, recipe, config.precision)) | {"trials": trials, "worth": worth}
     if run.open_run(out, json.dumps(settings, indent=2) + "\n", config.resume, run.SEARCH):
         shutil.rmtree(out / TRIALS, ignore_errors=True)

@@ -139,6 +139,10 @@ class TuneConfig:
     """Seed of the images that --shots or --fraction draw. It is apart from --seed."""
     white_level: int | None = None
     """The value of 16-bit grey that is white, 1 to 65535: 4095 for a camera of 12 bits. The bundle keeps it."""
+    jpeg: Literal["auto", "scaled", "full"] = "auto"
+    """How JPEGs are decoded: scaled (the decoder itself makes a large photo smaller, but never below twice the size to
+    which it is resized, in a fifth of the time), full (every pixel), or auto (scaled; a run that is resumed goes on as
+    it began). The bundle keeps it."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     """Which images are left out."""
     streaming: StreamOptions = field(default_factory=StreamOptions)

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from mosa_deploy.bundles.preprocess import Pixels, Preprocess, read_each
 from mosa_deploy.errors import DataError
 from training.duplicates import Fingerprint, fingerprint
 from training.headers import Headers
@@ -48,11 +48,9 @@ def inspect(example: Example, how: Inspection) -> tuple[Finding, Pixels | None]:
     try:
         content = example.read()
         headers.look(content, example.name, how.preprocess, how.max_pixels)
-        image = how.preprocess.decode.image(content)
-        pixels = how.preprocess.pixels(image)
+        pixels, *larger = read_each(content, [how.preprocess] if how.margin is None else [how.preprocess, how.margin])
     except (DataError, OSError) as error:
         return Finding(headers, getattr(error, "strerror", None) or str(error)), None
     mark = fingerprint(content, pixels) if how.compared else None
     digest = mark.content if mark else hashlib.sha256(content).digest()
-    kept = pixels if how.margin is None else how.margin.pixels(image)
-    return Finding(headers, None, digest, int(pixels.max()), mark), kept
+    return Finding(headers, None, digest, int(pixels.max()), mark), larger[0] if larger else pixels

@@ -12,7 +12,7 @@ from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES, SPLIT_METHODS, AdapterConfig, Method
-from mosa_deploy.bundles.decode import Decode
+from mosa_deploy.bundles.decode import WHITE_16, Decode
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.probe_features import Features
 from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE, Backbone, Record
@@ -38,7 +38,7 @@ class Plan:
     """The settings of a run, its images and its backbone."""
 
     config: TuneConfig
-    """What the user said, with the size of the images and the augmentation that were chosen."""
+    """What the user said, with the size of the images, their decoding and the augmentation that were chosen."""
     name: str
     method: Method
     recipe: Recipe
@@ -65,6 +65,7 @@ class Plan:
         recipe = config.resolve(preset(task, config.backbone))
         check_optimiser(recipe, config.execution, ranks.count)
         device = choose_device(config.device)
+        jpeg = run.jpeg_of(config, folder_of(config, name))
         asked = precision_of(config, name)
         precision = choose_precision(asked, device)
         how = "" if method in PROBES else f", {why_precision(asked, device)}"
@@ -82,7 +83,12 @@ class Plan:
         if method not in (*PROBES, *BACKBONE_METHODS):
             adapter_config(recipe).adapted(blocks_of(model))
         return cls(
-            replace(config, image_size=size, augmentation=replace(config.augmentation, augment=recipe.augment)),
+            replace(
+                config,
+                image_size=size,
+                jpeg=jpeg,
+                augmentation=replace(config.augmentation, augment=recipe.augment),
+            ),
             name,
             method,
             recipe,
@@ -92,7 +98,7 @@ class Plan:
             replace(splits, remarks=(*known, *splits.remarks, *own)),
             model,
             describe_backbone(recipe.backbone, weights.source, model),
-            preprocess_of(model, recipe, task, config.white_level),
+            preprocess_of(model, recipe, task, Decode(white=config.white_level or WHITE_16, jpeg=jpeg)),
         )
 
     def __str__(self) -> str:
@@ -172,10 +178,8 @@ def features_of(config: TuneConfig, method: Method) -> Features:
     return "attended" if method == "attentive" else config.features
 
 
-def preprocess_of(model: Transformer, recipe: Recipe, task: Task, white_level: int | None) -> Preprocess:
+def preprocess_of(model: Transformer, recipe: Recipe, task: Task, decode: Decode) -> Preprocess:
     """How images become the model's input: as timm has it, but for what recipe, task and options say."""
     images = CONVENTIONS[recipe.recipe].images
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model) | images, task.squash)
-    if white_level is None:
-        return preprocess
-    return preprocess.model_copy(update={"decode": Decode(white=white_level)})
+    return preprocess.model_copy(update={"decode": decode})

@@ -19,10 +19,12 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+from mosa_deploy.bundles.decode import JpegDecoding
 from mosa_deploy.bundles.format_version import Fields
 from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.utils.files import write_bytes, write_text
+from training.config import TuneConfig
 from training.loop import Row
 from training.run_settings import RUN_FORMAT, differences, parse_settings
 from training.tasks.base import Splits
@@ -68,6 +70,18 @@ def read_settings(folder: Path, name: str = CONFIG) -> Fields:
     """
     path = folder / name
     return parse_settings(path.read_bytes(), str(path)) if path.is_file() else {}
+
+
+def jpeg_of(config: TuneConfig, folder: Path, name: str = CONFIG) -> JpegDecoding:
+    """How JPEGs are decoded: as is asked for; a run that is resumed goes on as it began, unless the other way is named.
+
+    Raises:
+        ConfigError: the settings of the run are damaged.
+    """
+    if config.jpeg != "auto":
+        return config.jpeg
+    begun = read_settings(folder, name).get("jpeg") if config.resume else None
+    return "full" if begun == "full" else "scaled"
 
 
 def keep_split(out: Path, splits: Splits, resume: bool) -> None:

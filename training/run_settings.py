@@ -36,11 +36,16 @@ def add_steps(fields: Fields) -> Fields:
     return images | updates | model | fields
 
 
+def add_jpeg(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 6, which says whether the JPEG decoder may make large photos smaller."""
+    return {"jpeg": "full"} | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images, add_recipe, add_steps),
+    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg),
     unstated=1,
 )
 
@@ -58,6 +63,7 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
         "precision": precision,
         "image_size": config.image_size,
         "white_level": config.white_level,
+        "jpeg": config.jpeg,
         "max_pixels": config.reading.max_pixels,
         "random_weights": config.random_weights,
         "backbone_weights": config.backbone_weights and str(config.backbone_weights),

@@ -5,11 +5,13 @@ Libraries disagree about what a file shows: where EXIF says is up, what lies beh
 """
 
 import io
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from mosa_deploy.bundles import heif
@@ -40,6 +42,33 @@ def open_image(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
+JpegDecoding = Literal["full", "scaled"]
+
+JPEGS = ("JPEG", "MPO")
+SCALES = (8, 4, 2)
+"""By how much a JPEG decoder can make an image smaller."""
+LEAST = 2
+"""How many times as large as it is resized to an image is decoded at least: resizing still weighs several pixels."""
+TRANSPOSED = 5
+"""From this orientation of EXIF on, width and height change places."""
+
+Size = tuple[float, float]
+"""(W, H)."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+Reduction = Callable[[tuple[int, int]], float]
+"""How many times smaller an upright image of this size will be made along each side, at least."""
+
+
+class Decoded(NamedTuple):
+    """An image, upright and in RGB."""
+
+    image: Image.Image
+    box: Box | None = None
+    """The part of it that the file shows, if that is not all: a decoder that makes an image smaller fills up its last
+    column and row."""
+
+
 WHITE_16 = 65535
 """The largest value of 16 bits."""
 
@@ -59,21 +88,52 @@ class Decode(BaseModel):
     white: Annotated[int, Field(ge=1, le=WHITE_16)] = WHITE_16
     """The value of 16-bit grey that becomes white: 4095 for a camera of 12 bits."""
 
+    jpeg: JpegDecoding = "full"
+    """`scaled` lets the JPEG decoder itself make a large photo smaller, by 2, 4 or 8, but never below twice the size to
+    which it is resized; `full` decodes every pixel."""
+
     def image(self, content: bytes) -> Image.Image:
         """The first frame of an encoded image. CMYK, palettes and the rest become RGB as Pillow converts them.
 
         Raises:
             DataError: the bytes are not an image that Pillow can read, or one whose values have no agreed white.
         """
-        try:
-            with open_image(content) as image:
-                return self._rgb(ImageOps.exif_transpose(image) if self.orientation == "exif" else image)
-        except DataError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise DataError(f"too large an image ({error}): make it smaller") from None
-        except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
-            raise DataError(f"not a readable image ({_reason(content, error)}") from error
+        (decoded,) = self.each(content, [_kept])
+        return decoded.image
+
+    def each(self, content: bytes, reductions: Sequence["Reduction"]) -> list["Decoded"]:
+        """The image for each of several uses, as it would be decoded for that use alone.
+
+        Raises:
+            DataError: see `image`.
+        """
+        with _opened(content) as image:
+            scales = [self._scale(image, reduction) for reduction in reductions]
+            found = {scales[0]: self._decoded(image, scales[0])}
+        for scale in {*scales} - found.keys():
+            with _opened(content) as image:
+                found[scale] = self._decoded(image, scale)
+        return [found[scale] for scale in scales]
+
+    def _scale(self, image: Image.Image, reduction: "Reduction") -> int:
+        """By how much the decoder may make the image smaller."""
+        if self.jpeg == "full" or image.format not in JPEGS:
+            return 1
+        size = image.size if self._orientation(image) < TRANSPOSED else image.size[::-1]
+        most = reduction(size) / LEAST
+        return next((scale for scale in SCALES if scale <= most), 1)
+
+    def _decoded(self, image: Image.Image, scale: int) -> "Decoded":
+        box = None
+        if scale > 1 and (drafted := image.draft(None, (image.width // scale, image.height // scale))):
+            _, (_, _, *shown) = drafted
+            box = _upright(image.size, (shown[0], shown[1]), self._orientation(image))
+        return Decoded(self._rgb(ImageOps.exif_transpose(image) if self.orientation == "exif" else image), box)
+
+    def _orientation(self, image: Image.Image) -> int:
+        """How the image is to be turned, by EXIF's numbers."""
+        number = image.getexif().get(ExifTags.Base.Orientation, 1) if self.orientation == "exif" else 1
+        return number if number in range(1, 9) else 1
 
     def _rgb(self, image: Image.Image) -> Image.Image:
         if self.grey16 == "scaled" and image.mode == "F":
@@ -101,6 +161,39 @@ class Decode(BaseModel):
         if transparent is not None and self.transparency == "white":
             grey[values == transparent] = 255
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _kept(_: tuple[int, int]) -> float:
+    """The `Reduction` of what is not resized."""
+    return 1.0
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Open an image to decode it, and say in one line what is wrong with it."""
+    try:
+        with open_image(content) as image:
+            yield image
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"too large an image ({error}): make it smaller") from None
+    except Exception as error:  # On damaged bytes Pillow also raises struct.error, TypeError and RuntimeError.
+        raise DataError(f"not a readable image ({_reason(content, error)}") from error
+
+
+def _upright(size: tuple[int, int], shown: Size, orientation: int) -> Box | None:
+    """Where the shown part (W, H) of an image lies once EXIF has turned it; None if all of it is shown.
+
+    As it is stored, what is not shown lies at the right and at the bottom.
+    """
+    if shown == size:
+        return None
+    sides = [(size[0], shown[0]), (size[1], shown[1])]
+    (width, across), (height, down) = sides[::-1] if orientation >= TRANSPOSED else sides
+    left = width - across if orientation in (2, 3, 6, 7) else 0.0
+    top = height - down if orientation in (3, 4, 7, 8) else 0.0
+    return left, top, left + across, top + down
 
 
 def _reason(content: bytes, error: Exception) -> str:

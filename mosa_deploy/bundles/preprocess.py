@@ -5,7 +5,7 @@ Their constants travel with the bundle.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from mosa_deploy.bundles.decode import Decode
+from mosa_deploy.bundles.decode import Box, Decode, Decoded, Size
 from mosa_deploy.bundles.resample import KERNELS, resize
 
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -76,24 +76,38 @@ class Preprocess(BaseModel):
         Raises:
             DataError: the image cannot be decoded.
         """
-        return self.pixels(self.decode.image(content))
+        return read_each(content, [self])[0]
 
-    def pixels(self, image: Image.Image) -> Pixels:
-        """An RGB image -> (H, W, 3) uint8."""
+    def reduction(self, size: tuple[int, int]) -> float:
+        """How many times smaller an image of (W, H) becomes along each side at least, as `Decode.each` asks.
+
+        What another library resizes, and what is not resized by weighing pixels, needs every pixel of the file.
+        """
+        if self.resize == "none" or self.interpolation == "nearest" or self.resampler != "pillow":
+            return 1.0
+        height, width = self._resized_to(size)
+        return min(size[0] / width, size[1] / height)
+
+    def pixels(self, image: Image.Image, box: Box | None = None) -> Pixels:
+        """An RGB image, or the box of it, -> (H, W, 3) uint8."""
         height, width = self.size
         if self.resize != "none":
-            image = self._resized(image)
+            image = self._resized(image, box)
         offset = OFFSETS[self.crop_offset]
         top, left = offset((image.height - height) / 2), offset((image.width - width) / 2)
         return np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
 
-    def _resized(self, image: Image.Image) -> Image.Image:
+    def _resized_to(self, size: Size) -> tuple[int, int]:
+        """(H, W) to which an image of (W, H) is resized before its crop."""
         height, width = (math.floor(side / self.crop_pct) for side in self.size)
-        if self.resize == "center":
-            height, width = _cover(image, (height, width))
+        return _cover(size, (height, width)) if self.resize == "center" else (height, width)
+
+    def _resized(self, image: Image.Image, box: Box | None) -> Image.Image:
+        left, top, right, bottom = box or (0, 0, *image.size)
+        height, width = self._resized_to((right - left, bottom - top))
         if self.resampler == "torchvision" and self.interpolation in KERNELS:
             return Image.fromarray(resize(np.asarray(image), height, width, KERNELS[self.interpolation]))
-        return image.resize((width, height), INTERPOLATION[self.interpolation])
+        return image.resize((width, height), INTERPOLATION[self.interpolation], box)
 
     def normalise(self, pixels: Pixels) -> Array:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float32: (x / 255 - mean) / std."""
@@ -102,14 +116,28 @@ class Preprocess(BaseModel):
         return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
 
 
-def _cover(image: Image.Image, target: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) that keeps the aspect ratio and covers `target`, rounded as torchvision and timm do."""
-    height, width = target
+def read_each(content: bytes, preprocesses: Sequence[Preprocess]) -> list[Pixels]:
+    """An encoded image as each of several tasks reads it, (H, W, 3) uint8; what they have in common is done once.
+
+    Raises:
+        DataError: the image cannot be decoded.
+    """
+    decoded: dict[Preprocess, Decoded] = {}
+    for policy in {preprocess.decode for preprocess in preprocesses}:
+        alike = [preprocess for preprocess in preprocesses if preprocess.decode == policy]
+        images = policy.each(content, [preprocess.reduction for preprocess in alike])
+        decoded |= zip(alike, images, strict=True)
+    return [preprocess.pixels(*decoded[preprocess]) for preprocess in preprocesses]
+
+
+def _cover(size: Size, target: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) that keeps the aspect ratio of (W, H) and covers `target`, rounded as torchvision and timm do."""
+    (across, down), (height, width) = size, target
     if height == width:
-        short = min(image.height, image.width)
-        return int(height * image.height / short), int(width * image.width / short)
-    ratio = min(image.height / height, image.width / width)
-    return round(image.height / ratio), round(image.width / ratio)
+        short = min(across, down)
+        return int(height * down / short), int(width * across / short)
+    ratio = min(down / height, across / width)
+    return round(down / ratio), round(across / ratio)
 
 
 def probabilities(logits: Array, temperature: float) -> Array:

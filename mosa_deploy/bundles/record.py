@@ -39,8 +39,19 @@ def _reads_timms_features(fields: Fields) -> Fields:
     return fields
 
 
+def _decodes_every_pixel(fields: Fields) -> Fields:
+    """Version 4 says whether the JPEG decoder may make large photos smaller.
+
+    Before it there was one way, which is the default: every pixel is decoded.
+    """
+    return fields
+
+
 RECORD_FORMAT = FileFormat(
-    RECORD, BundleError, remedy="copy the bundle again", migrations=(_decoded_as_ever, _reads_timms_features)
+    RECORD,
+    BundleError,
+    remedy="copy the bundle again",
+    migrations=(_decoded_as_ever, _reads_timms_features, _decodes_every_pixel),
 )
 
 TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"

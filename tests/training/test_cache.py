@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mosa_deploy.bundles.decode import PILLOW_PIXELS
+from mosa_deploy.bundles.decode import PILLOW_PIXELS, Decode
 from mosa_deploy.errors import ConfigError, DataError, WriteError
 from tests.support.images import PREPROCESS, write_jpegs
 from training.cache import CachedSet, finding, reserve
@@ -48,6 +48,12 @@ def test_the_cache_gives_back_what_is_known_of_each_image(examples: list[Example
         found, decoded = inspect(example, HOW)
         assert finding(record, example.name) == found
         np.testing.assert_array_equal(pixels, 0 if decoded is None else decoded)
+
+
+def test_another_way_to_decode_has_another_place(examples: list[Example], tmp_path: Path) -> None:
+    scaled = PREPROCESS.model_copy(update={"decode": Decode(jpeg="scaled")})
+    folders = {CachedSet.of(tmp_path, examples, replace(HOW, preprocess=each)).folder for each in (PREPROCESS, scaled)}
+    assert len(folders) == 2
 
 
 def test_an_image_that_is_there_is_not_decoded_again(examples: list[Example], tmp_path: Path) -> None:
