@@ -113,7 +113,10 @@ BEIT = Family("BEiT", refused="its blocks add relative positions in the attentio
 DINOV3 = Family("DINOv3", refused="its blocks rotate positions in the attention, which is not supported yet")
 SWIN = Family("Swin", refused="only ViTs of transformers can be read")
 
-SUPPORTED = "ViT, DeiT, MAE, MSN, DINOv2 (with registers too), I-JEPA, CLIP and SigLIP of transformers can be read"
+SUPPORTED = (
+    "ViT, DeiT, MAE, MSN, DINOv2 (with registers too), I-JEPA, CLIP and SigLIP of transformers can be read, and `mosa"
+    " backbone list` shows what is here or can be fetched"
+)
 
 
 def timm_name(name: str) -> str | None:

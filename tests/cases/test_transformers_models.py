@@ -219,7 +219,8 @@ def test_the_two_heads_of_a_deit_with_a_teacher_are_refused(tmp_path: Path) -> N
 )
 def test_other_models_are_refused_by_name(tmp_path: Path, make: Callable[[], Any], fault: str) -> None:
     saved(make, tmp_path)
-    with pytest.raises(BackboneError, match=rf"^--backbone-weights .*model\.safetensors {fault}"):
+    expected = rf"^--backbone-weights .*model\.safetensors {fault}.* `mosa backbone list` shows what is here"
+    with pytest.raises(BackboneError, match=expected):
         features(tmp_path, "vit_base_patch16_224")
 
 
