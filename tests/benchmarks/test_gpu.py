@@ -146,16 +146,15 @@ def test_without_the_packages_that_the_gpu_machine_lacks_what_needs_them_says_so
     }
     faults = {name: note for name, note in notes.items() if note}
     assert faults.keys() == {("eager", PEFT), *of_export}
-    assert all(any(note.startswith(f"import of {name} halted") for name in BLOCKED) for note in faults.values())
+    said = tuple(f"{start}{name}" for name in BLOCKED for start in ("import of ", "No module named '"))
+    assert all(note.startswith(said) for note in faults.values())
     assert all(row["ms"] for row in rows if not row["note"])
     assert "peft: not installed" in (tmp_path / "gpu.md").read_text()
 
 
 def test_the_fp16_file_of_each_variant_is_timed_against_the_plain_one(tmp_path: Path) -> None:
-    rows = run(tmp_path, f"{TINY} 1 2 --modes files")
-    assert [(row["batch"], row["variant"]) for row in rows] == [
-        (batch, name) for batch in ("1", "2") for name in FILES if (batch, name) != ("1", MIXED)
-    ]
+    rows = run(tmp_path, f"{TINY} 2 --modes files")
+    assert [row["variant"] for row in rows] == list(FILES)
     for row in rows:
         assert (row["note"], row["flop_ratio"]) == ("", "")
         assert float(row["ms"]) > 0
