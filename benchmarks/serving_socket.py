@@ -17,6 +17,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from benchmarks.serving_speed import Figures
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from mosa_deploy.errors import ServiceError
 from serving.backend import Answered, Backend, Lease, Outcome
 from serving.errors import RequestError
 from serving.remote_backend import InferenceServer, RemoteBackend
@@ -85,6 +86,8 @@ def over_socket(folder: Path, requests: int, in_flight: int = 16) -> Figures:
     found: Figures = {"requests": requests, "in flight": in_flight}
     try:
         while not path.exists():
+            if leader.exitcode is not None:
+                raise ServiceError(503, f"the process that infers ended with {leader.exitcode}")
             time.sleep(0.05)
         with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
             backend = RemoteBackend(path)
