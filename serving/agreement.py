@@ -116,9 +116,13 @@ class Agreement:
         """
         found = choices.proved.get(candidate.file.name) if candidate.file else None
         fp32 = choices.proved.get(choices.graph)
-        if not (found and fp32 and found.sha256 == candidate.digest) or found.accuracy is None or fp32.accuracy is None:
-            raise ParityError(
-                "nothing says what int8 costs it: its bundle carries no validation images, and no export recorded the"
-                " accuracy of this file; tune or export it again"
-            )
-        return fp32.accuracy, found.accuracy
+        if found and found.sha256 != candidate.digest:
+            found = None
+        if found and fp32 and found.accuracy is not None and fp32.accuracy is not None:
+            return fp32.accuracy, found.accuracy
+        if found and found.fault:
+            raise ParityError(f"its export found that {found.fault}")
+        raise ParityError(
+            "nothing says what int8 costs it: its bundle carries no validation images, and no export recorded the"
+            " accuracy of this file; tune or export it again"
+        )

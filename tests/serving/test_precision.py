@@ -21,7 +21,7 @@ from mosa_deploy.bundles.store_layout import format_file
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
 from mosa_deploy.graphs.adapter_weights import layout_of
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
-from mosa_deploy.runtimes.shared import SharedTask
+from mosa_deploy.runtimes.shared import SharedTask, bank_scales
 from mosa_deploy.utils.files import sha256
 from serving.local_backend import LocalBackend
 from serving.settings import Settings
@@ -52,7 +52,8 @@ def fallbacks(client: TestClient) -> dict[str, Any]:
 def by_file(file: Path, bundle: Bundle, image: bytes) -> Array:
     """What a shared file gives for a task and an image: probabilities (K,)."""
     preprocess = bundle.record.preprocess
-    answer = SharedTask.alone(bundle, layout_of(bundle.record)).answer_by(OnnxRunner(file, threads=1))
+    task = SharedTask.alone(bundle, layout_of(bundle.record), bank_scales(file))
+    answer = task.answer_by(OnnxRunner(file, threads=1))
     logits = answer(preprocess.normalise(preprocess.read(image)[None]))
     return np.asarray(probabilities(logits, bundle.record.temperature)[0])
 
@@ -89,6 +90,16 @@ def test_a_task_of_which_nothing_is_known_stays_in_fp32(quantised: Path) -> None
     with running(quantised, precision="int8") as client:
         assert plans(client)["fields"] == CPU
         assert "nothing says what int8 costs it" in fallbacks(client)["fields"]
+
+
+def test_what_the_export_found_wrong_is_said(store: Path) -> None:
+    proof = store / "tasks" / "birds" / "parity.json"
+    fields = json.loads(proof.read_text())
+    fields["files"]["shared.int8.onnx"] |= {"accuracy": None, "fault": "it differs from fp32 by a cosine of 0.5"}
+    proof.write_text(json.dumps(fields))
+    with running(store, precision="int8") as client:
+        reason = "shared.int8.onnx: its export found that it differs from fp32 by a cosine of 0.5"
+        assert fallbacks(client)["birds"] == reason
 
 
 def test_a_task_whose_graph_has_no_int8_file_names_the_command(quantised: Path) -> None:
