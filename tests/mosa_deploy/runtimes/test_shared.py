@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.graph_index import GraphIndex
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout, adapter_weights
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.names import Arithmetic
-from mosa_deploy.runtimes.shared import SharedRunner, SharedTask, apply_head
+from mosa_deploy.runtimes.shared import SharedRunner, SharedTask, apply_head, bank_scales
+from mosa_deploy.runtimes.tensorrt_record import EngineRecord, write_record
 
 LAYOUT = Layout(BlockTopology(1, 6))
 
@@ -109,3 +112,34 @@ def test_tasks_of_one_bank_each_answer_from_their_own_slot(k: int) -> None:
     logits = tasks[k].answer_by(Recorder())(images(2))
     wanted = apply_head(np.full((2, 6), tasks[k].slot, dtype=np.float32), tasks[k].head)
     np.testing.assert_array_equal(logits, wanted)
+
+
+def test_an_engine_reads_rows_of_the_scales_of_the_file_that_it_was_built_from(tmp_path: Path) -> None:
+    files = dict.fromkeys(("shared.onnx", "shared.int8-tensorrt.onnx"), "0" * 64)
+    scales: dict[str, tuple[int, ...]] = {"blocks.0.down": (3, -1)}
+    index = GraphIndex(
+        backbone="0" * 64,
+        depth=1,
+        embed_dim=2,
+        parameters={},
+        files=files,
+        scales={"shared.int8-tensorrt.onnx": scales},
+    )
+    (tmp_path / "graph.json").write_text(index.model_dump_json())
+    record = EngineRecord(
+        library="tensorrt",
+        version="10",
+        precision="int8",
+        capability="sm86",
+        batch_sizes=(1,),
+        bank=(4, 4),
+        onnx="shared.int8-tensorrt.onnx",
+        onnx_sha256="",
+        sha256="",
+        parity="deferred",
+    )
+    write_record(tmp_path / "shared.int8.sm86.engine", record)
+    found = {name: bank_scales(tmp_path / name) for name in (*files, "shared.int8.sm86.engine")}
+    assert found["shared.onnx"] == {}
+    assert found["shared.int8.sm86.engine"]["blocks.0.down"].tolist() == [8, 0.5]
+    assert found["shared.int8-tensorrt.onnx"]["blocks.0.down"].tolist() == [8, 0.5]
