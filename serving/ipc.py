@@ -15,7 +15,14 @@ Head = dict[str, Any]
 
 
 async def send(writer: asyncio.StreamWriter, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> None:
-    """Write one message."""
+    """Write one message.
+
+    Raises:
+        OSError: the connection is closed.
+    """
+    # uvloop would raise a RuntimeError.
+    if writer.is_closing():
+        raise ConnectionResetError("the connection is closed")
     text = json.dumps({**head, "sizes": [len(blob) for blob in blobs]}).encode()
     writer.write(HEAD.pack(len(text)))
     writer.write(text)

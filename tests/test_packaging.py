@@ -65,7 +65,7 @@ def test_the_base_needs_four_packages() -> None:
 
 def test_a_dependency_says_why_where_it_first_appears() -> None:
     section = TEXT[TEXT.index("dependencies = [") : TEXT.index("[tool.")]
-    first = dict(reversed(re.findall(r'"([A-Za-z][\w.-]*)[><=][^"]*"(.*)', section)))
+    first = dict(reversed(re.findall(r'"([A-Za-z][\w.-]*)(?:\[\w+\])?[><=][^"]*"(.*)', section)))
     assert {canonicalize_name(name) for name in first} == names(
         [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
     )

@@ -30,9 +30,10 @@ def bank_scales(path: Path) -> BankScales:
     """What a bank for this file of a shared graph multiplies its rows by; an engine has the scales of its ONNX file.
 
     Raises:
-        StoreError: the index beside it is missing or damaged.
+        StoreError: the index beside it, or the record of an engine, is missing or damaged.
     """
-    record = read_records(path.parent).get(path.name)
+    # A damaged record of engines stops no ONNX file.
+    record = None if path.suffix == ".onnx" else read_records(path.parent).get(path.name)
     return read_index(path.parent).bank_scales(record.onnx if record else path.name)
 
 

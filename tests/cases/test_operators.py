@@ -188,9 +188,9 @@ def warned(said: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_task_that_is_to_be_folded_and_is_not_there_is_a_warning(
-    maker: TaskMaker, caplog: pytest.LogCaptureFixture
+    copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running(maker.root, folded="bird,cracks", prefetch=0):
+    with running(copied, folded="bird,cracks", prefetch=0):
         pass
     assert warnings(caplog) == ["MOSA_FOLDED: unknown task 'bird'; did you mean birds?"]
 
