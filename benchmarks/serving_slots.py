@@ -95,7 +95,7 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
     for found in versions.values():
         maker.store(found[0])
     settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
-    with patch("serving.lanes.open_runner", CheapRunner):
+    with patch("serving.opening.open_runner", CheapRunner):
         backend = LocalBackend(settings)
         try:
             return asyncio.run(asked(backend, versions, numbers, [image(maker, c) for c in range(16)], items))

@@ -163,7 +163,7 @@ def test_the_fp16_file_of_each_variant_is_timed_against_the_plain_one(tmp_path: 
 
 @pytest.mark.slow
 def test_the_service_is_timed_by_the_images_that_it_answers(tmp_path: Path) -> None:
-    rows = run(tmp_path, f"{TINY} 1 --modes service --minutes 3")
+    rows = run(tmp_path, f"{TINY} 1 --modes service --minutes 20")
     assert [(row["batch"], row["variant"]) for row in rows] == [(str(n), name) for n in IN_FLIGHT for name in LOADS]
     for row in rows:
         assert row["note"] == ""
