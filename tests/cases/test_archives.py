@@ -109,6 +109,20 @@ def test_a_member_outside(tmp_path: Path, name: str) -> None:
     assert refusal(path) == f"--data-dir {path}: member {written!r} lies outside the archive; pack it again"
 
 
+def test_the_same_file_twice_is_one(tmp_path: Path) -> None:
+    splits = Folder().splits(tarred(tmp_path / "trees.tar", *NAMES, "oak/0.jpg"), None)
+    assert sizes(splits) == sizes(Folder().splits(tarred(tmp_path / "once.tar", *NAMES), None))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tarred(tmp_path / "trees.tar", *NAMES)
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo("oak/0.jpg")
+        member.size = len(jpeg()) + 1
+        archive.addfile(member, io.BytesIO(jpeg() + b"0"))
+    assert refusal(path) == f"--data-dir {path} holds two files 'oak/0.jpg' that differ: pack it again"
+
+
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_a_link_or_device(tmp_path: Path, kind: int) -> None:
     path = zipped(tmp_path / "trees.zip", *NAMES)

@@ -62,7 +62,8 @@ def list_archive(path: Path) -> Archive:
     """What lies in an archive of any suffix.
 
     Raises:
-        DataError: the archive is damaged, encrypted or of another kind, or a member is a link or lies outside.
+        DataError: the archive is damaged, encrypted or of another kind, a member is a link or lies outside, or two
+            members have one name.
     """
     listing, contents, guessed = Listing(), dict[Parts, bytes](), None
     if path.suffix.lower() in TABLES:
@@ -82,7 +83,9 @@ def list_archive(path: Path) -> Archive:
         guessed = guessed or (member.name if member.guessed else None)
         if not member.folder:
             content = member.read()
-            if listing.add(parts, partial(io.BytesIO, content)):
+            if contents.get(parts, content) != content:
+                raise DataError(f"--data-dir {path} holds two files {member.name!r} that differ: pack it again")
+            if parts not in contents and listing.add(parts, partial(io.BytesIO, content)):
                 contents[parts] = content
     return Archive(listing, contents, guessed)
 
