@@ -1,8 +1,5 @@
 """What MOSA_RUNTIME means on a machine, and what is said where engines cannot be used."""
 
-import sys
-import types
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import onnxruntime
@@ -15,6 +12,7 @@ from serving.local_backend import LocalBackend
 from serving.runtime import Mode, Runtimes, choose
 from serving.settings import Settings
 from tests.support.host_gpu import HostGpu
+from tests.support.openvino import pretend_openvino
 
 FP32 = Mode("onnxruntime-cpu", "fp32")
 
@@ -78,9 +76,7 @@ def test_auto_goes_without_an_openvino_that_is_too_old(
     monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
 ) -> None:
     HostGpu().install(monkeypatch, capability=None)
-    module = types.ModuleType("openvino")
-    module.__spec__, module.__version__ = ModuleSpec("openvino", None), "2024.6"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "openvino", module)
+    pretend_openvino(monkeypatch, "2024.6")
     assert {mode.runner for mode in choose("auto").contenders} == {"onnxruntime-cpu"}
     assert any(line.startswith("OpenVINO is not used: OpenVINO 2024.6 is installed") for line in said.messages)
 

@@ -1,9 +1,6 @@
 """OpenVINO, where it is installed, and what is said where it is not."""
 
-import sys
-import types
 from collections.abc import Mapping
-from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
@@ -19,6 +16,7 @@ from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.openvino import OpenVinoRunner, load_openvino, to_bf16
 from mosa_deploy.runtimes.runner import Runner
 from mosa_deploy.runtimes.shared import SharedRunner
+from tests.support.openvino import pretend_openvino
 from tests.support.tasks import TaskMaker
 
 
@@ -29,15 +27,8 @@ def test_numbers_are_rounded_to_the_nearest_bf16() -> None:
     np.testing.assert_array_equal(to_bf16(values), expected)
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Pretend that a version of OpenVINO is installed."""
-    module = types.ModuleType("openvino")
-    module.__spec__, module.__version__ = ModuleSpec("openvino", None), version  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "openvino", module)
-
-
 def test_a_release_that_is_too_old_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, "2024.6.0-17404-4c0f47d2335")
+    pretend_openvino(monkeypatch, "2024.6.0-17404-4c0f47d2335")
     with pytest.raises(ProviderError, match=r"^OpenVINO 2024\.6\.0-\S+ is installed, 2026\.0 or later is needed: pip"):
         load_openvino()
 
@@ -49,7 +40,7 @@ def in_bf16(maker: TaskMaker) -> OpenVinoRunner:
     try:
         return OpenVinoRunner(StoreLayout(maker.root).backbone(maker.backbone) / "shared.onnx", "bf16", 1)
     except ProviderError as missing:
-        pytest.skip(str(missing))
+        pytest.skip(str(missing))  # this CPU does not multiply in bf16
 
 
 def features(runner: Runner, maker: TaskMaker, archives: Mapping[str, Archive]) -> list[Array]:
