@@ -13,13 +13,12 @@ bundle gives the same bytes.
 import hashlib
 import io
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.gate import DAMAGED_ZIP, LabelledImage, is_member, read_gate, read_members, write_members
 from mosa_deploy.bundles.gate import PREFIX as GATE
-from mosa_deploy.bundles.gate import LabelledImage, is_member, read_gate, read_members, write_members
 from mosa_deploy.bundles.record import RECORD, TENSORS, parse_record
 from mosa_deploy.bundles.validation import PREFIX as VALIDATION
 from mosa_deploy.bundles.validation import check_validation, read_validation
@@ -74,15 +73,7 @@ class Archive:
                 return cls(archive.read(RECORD), archive.read(TENSORS), *images)
         except BundleError:
             raise
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-            OSError,
-        ) as error:
+        except DAMAGED_ZIP as error:
             raise BundleError(f"not a readable .mosa file ({error}): pack it with `mosa pack`") from None
 
     def pack(self) -> bytes:

@@ -20,6 +20,9 @@ from mosa_deploy.errors import BundleError, DataError, unknown_name
 
 PREFIX = "gate/"
 
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, OSError)
+"""What the library raises for a zip that is cut off or damaged, encrypted, or packed by an unknown method."""
+
 LOSSES = 5
 """So many images must a version that is worse by the margin lose, when it gains none, for chance to explain it in less
 than 5 % of the cases: the sign test on the images that two versions answer differently gives 0.5 ** 5 = 0.031."""
@@ -83,7 +86,7 @@ def unpack_images(content: bytes, prefix: str = PREFIX) -> tuple[LabelledImage, 
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return read_members(archive, prefix)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except DAMAGED_ZIP as error:
         raise ValueError(str(error)) from None
 
 
