@@ -67,7 +67,7 @@ class Exported:
     """The exported tasks of a model, and the images whose answers are known."""
 
     root: Path
-    """Of the store."""
+    """The folder of the store."""
     weights: Path | None
     images: tuple[bytes, ...]
     distinct: int

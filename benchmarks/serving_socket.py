@@ -23,7 +23,7 @@ from serving.errors import RequestError
 from serving.remote_backend import InferenceServer, RemoteBackend
 
 SIDES = (32, 224)
-"""Of the images, in pixels."""
+"""The heights and widths of the images, in pixels."""
 CLASSES = tuple(f"class-{k}" for k in range(100))
 TASK = "task"
 

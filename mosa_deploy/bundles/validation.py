@@ -21,8 +21,9 @@ BUDGET = 3 << 20
 """The most bytes that they take. With an adapter of rank 64 for a ViT-B and the largest canary that makes 10 MB, which
 a service takes by default (MOSA_MAX_UPLOAD); mostly it is half of that."""
 QUALITY = 85
-"""Of the JPEGs that take the place of PNGs if these exceed the budget: 256 photos of 224 px have 21 MB as PNG, and 3
-MB so. The service compares two graphs on the same pixels, so what JPEG changes in them is no part of the difference."""
+"""The quality of JPEGs, which are kept if PNGs would exceed the budget. 256 photos of 224 px take 21 MB as PNG, and
+3 MB as JPEG. The service compares two graphs on the same pixels, so what JPEG changes in them does not count as a loss.
+"""
 
 
 def encode_validation(samples: Samples, classes: Sequence[str]) -> tuple[LabelledImage, ...]:
