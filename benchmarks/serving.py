@@ -2,8 +2,8 @@
 
 When a part ends, it writes `<part>.json` into `--out`, with date, machine and versions. `serving.md` is made from all
 these files. So parts can be measured at different times (`--only slots,soak`), and an interrupted part does not affect
-the others. Speed is measured on ViT-B/16 with random weights, correctness and memory on the embedded backbone. Quick
-runs use only the embedded backbone.
+the others. Speed is measured on ViT-B/16 with random weights, `speed-s` on DINOv2 ViT-S/14, correctness and memory
+on the embedded backbone. Quick runs use only the embedded backbone.
 """
 
 import json
@@ -11,8 +11,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.serving_auto import against_fp32
 from benchmarks.serving_capacity import hot_add, memory, workers
 from benchmarks.serving_slots import slots
 from benchmarks.serving_soak import endurance, soak
@@ -32,15 +33,19 @@ from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import command_line, git_commit, library_versions, machine
 
+VIT_S, VIT_B = "vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_224"
+
 
 @dataclass(frozen=True)
 class Config:
     """Measure the service: its speed, memory and correctness under load."""
 
     only: str = ""
-    """Comma-separated parts to measure. Default: all."""
+    """Comma-separated parts to measure; `speed` means all parts whose names begin so. Default: all."""
     quick: bool = False
     """Use small numbers and the embedded backbone, to check that everything works. The times mean little."""
+    weights: Path | None = None
+    """The file of DINOv2 ViT-S/14's weights, which `speed-s` serves; else they are random."""
     minutes: float = 20
     """Length of the endurance run in minutes."""
     out: Path = Path("benchmarks/results/serving")
@@ -70,6 +75,12 @@ class Aim:
 
 
 AIMS = (
+    Aim("speed-s", "ratio", least=2.0),
+    Aim("speed-s", "mixed / one task", least=0.95),
+    Aim("speed-s", "alternating / same task, p50", most=1.02),
+    Aim("speed-b", "ratio", least=2.2),
+    Aim("speed-b", "mixed / one task", least=0.95),
+    Aim("speed-b", "alternating / same task, p50", most=1.02),
     Aim("bare", "ratio", least=0.90),
     Aim("bare", "wrong", most=0),
     Aim("load", "Poisson p99/p50", most=2.5),
@@ -82,6 +93,8 @@ AIMS = (
     Aim("workers", "not of the new version", most=0),
     Aim("soak", "wrong answers", most=0),
     Aim("soak", "other failures", most=0),
+    Aim("soak-auto", "wrong answers", most=0),
+    Aim("soak-auto", "other failures", most=0),
     Aim("slots", "wrong answers", most=0),
     Aim("slots", "failed", most=0),
     Aim("endurance", "growth %", most=2),
@@ -122,26 +135,40 @@ def speed_parts(config: Config) -> list[tuple[Scale, dict[str, OfBench]]]:
     if config.quick:
         small = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
         return [(small, {**parts, "embedded": profile})]
-    large = Scale("vit_base_patch16_224", 64, tasks=8, images=16, leg=32, rounds=16, arrivals=240)
+    large = Scale(VIT_B, 64, tasks=8, images=16, leg=32, rounds=16, arrivals=240)
     small = Scale(EMBEDDED, 16, tasks=8, images=64, leg=2000, rounds=4, arrivals=2000)
     return [(large, parts), (small, {"embedded": profile})]
+
+
+def auto_scales(config: Config) -> dict[str, Scale]:
+    """What the parts that compare `auto` with fp32 serve."""
+    if config.quick:
+        return dict.fromkeys(
+            ("speed-s", "speed-b"), Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=0)
+        )
+    size = Scale(VIT_B, 64, tasks=8, images=16, leg=64, rounds=12, arrivals=0)
+    return {"speed-s": replace(size, backbone=VIT_S, weights=config.weights, side=224), "speed-b": size}
 
 
 def other_parts(config: Config) -> dict[str, Callable[[Path], Figures]]:
     """Parts that each start their own service."""
     quick = config.quick
 
+    def soaked(precision: str, folder: Path) -> Figures:
+        return soak(folder, *((400, 20, 4, 16) if quick else (10_000, 500, 32, 64)), precision)
+
     def of(bottleneck: int) -> Callable[[Path], Figures]:
         counts = (12, 6, 2) if quick else (2000, 100, 10)
         return lambda folder: memory(folder, bottleneck, *counts)
 
     return {
+        **{name: partial(against_fp32, scale) for name, scale in auto_scales(config).items()},
         "memory-16": of(16),
         "memory-64": of(64),
         "hot-add": lambda folder: hot_add(folder, *((10, 3) if quick else (2000, 100))),
         "workers": lambda folder: workers(folder, *((1, 20) if quick else (10, 200))),
         "socket": lambda folder: over_socket(folder, 200 if quick else 5000),
-        "soak": lambda folder: soak(folder, *((400, 20, 4, 16) if quick else (10_000, 500, 32, 64))),
+        **{name: partial(soaked, precision) for name, precision in (("soak", "fp32"), ("soak-auto", "auto"))},
         "slots": lambda folder: slots(folder, *((5_000, 8, 6) if quick else (1_000_000, 32, 24))),
         "endurance": lambda folder: endurance(folder, 6 if quick else 60 * config.minutes),
     }
@@ -154,10 +181,7 @@ def measure(config: Config) -> list[str]:
         ConfigError: a part is unknown.
     """
     known = [*chain(*(parts for _, parts in speed_parts(config))), *other_parts(config)]
-    chosen = [name for name in config.only.split(",") if name] or known
-    unknown = [unknown_name("part", name, known) for name in chosen if name not in known]
-    if unknown:
-        raise ConfigError("; ".join(unknown))
+    chosen = chosen_parts(config.only, known)
     written = []
     with tempfile.TemporaryDirectory(prefix="mosa-serving-") as scratch:
         for i, measured in enumerate(parts_of(config, chosen)):
@@ -168,6 +192,20 @@ def measure(config: Config) -> list[str]:
                 written.append(part)
     write_text(config.out / "serving.md", report(config.out))
     return written
+
+
+def chosen_parts(only: str, known: Sequence[str]) -> list[str]:
+    """The parts that `--only` names, each by its name or by the word that its name begins with; all if it is empty.
+
+    Raises:
+        ConfigError: a part is unknown.
+    """
+    given = [name for name in only.split(",") if name]
+    of_name = {name: [part for part in known if part == name or part.startswith(f"{name}-")] for name in given}
+    unknown = [unknown_name("part", name, known) for name, parts in of_name.items() if not parts]
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    return [*chain(*of_name.values())] or list(known)
 
 
 def with_backbones(scratch: Path, name: str) -> Path:

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.load import arriving, even, throughput, wrong
+from benchmarks.serving_auto import carrying, served_by
 from benchmarks.serving_speed import Figures
 from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.runtimes.names import CANARY_TOLERANCE
 from tests.support.load import Ask, Reply, classify, closed, connect, send
+from tests.support.quantised import write_int8, write_validation
 from tests.support.service import KEY, Server, serve
 from tests.support.tasks import CLASSES, TaskMaker
 
-TOLERANCE = 1e-4
-"""The largest difference of a probability from that of the task's folded graph, run alone."""
+TOLERANCE = {"fp32": 1e-4, "auto": CANARY_TOLERANCE["int8"]}
+"""By MOSA_PRECISION: the most by which a probability may differ from that of the task's folded graph, run alone."""
 
 VERSIONS = 3
 UPLOAD = 64 << 10
@@ -77,21 +80,30 @@ class Known:
         return float(np.abs(given - expected).max())
 
 
-def soak(folder: Path, requests: int, changes: int, tasks: int, in_flight: int) -> Figures:
-    """Send requests, one in twenty of them invalid, while tasks are replaced, rolled back, removed and pinned."""
-    maker = TaskMaker(folder / "store")
+def soak(folder: Path, requests: int, changes: int, tasks: int, in_flight: int, precision: str = "fp32") -> Figures:
+    """Send requests, one in twenty of them invalid, while tasks are replaced, rolled back, removed and pinned.
+
+    For `auto`, the shared graph is there in int8 too, and every version carries validation images.
+    """
+    # Later parts reuse the backbones in `store`, which have no int8 files.
+    maker = TaskMaker(folder / ("quantised" if precision == "auto" else "store"))
     known = Known.make(maker, tasks)
+    if precision == "auto":
+        known.versions = {name: [carrying(maker, each) for each in own] for name, own in known.versions.items()}
+        write_int8(maker.root, maker, known.versions["task-0"][0])
     for versions in known.versions.values():
         maker.store(versions[0])
+        write_validation(maker.root, versions[0], versions[0].validation)
     limit = UPLOAD + max(len(version.pack()) for versions in known.versions.values() for version in versions)
     asks = list(requests_of(known, maker.images, requests, limit))
-    with serve(maker.root, folder, admin_keys=KEY, max_upload=limit) as server:
+    with serve(maker.root, folder, admin_keys=KEY, max_upload=limit, precision=precision) as server:
         server.wait_until("ready")
         replies, histories = asyncio.run(under_changes(server, asks, known, changes, in_flight))
+        served = served_by(server.address)
     counts: Counter[str] = Counter()
     largest = 0.0
     for reply in replies:
-        verdict = judge(reply, known, histories)
+        verdict = judge(reply, known, histories, TOLERANCE[precision])
         counts[verdict] += 1
         if verdict == "right":
             largest = max(largest, known.error(reply))
@@ -101,6 +113,7 @@ def soak(folder: Path, requests: int, changes: int, tasks: int, in_flight: int) 
         **{name: counts[name] for name in ("right", "wrong answers", "bad ones refused", "busy", "while removed")},
         "other failures": counts["other failures"],
         "largest error": largest,
+        "served by": served,
     }
 
 
@@ -191,7 +204,7 @@ class Operator:
         changes[-1] = (begin, time.monotonic(), digest)
 
 
-def judge(reply: Reply, known: Known, histories: Mapping[str, History]) -> str:
+def judge(reply: Reply, known: Known, histories: Mapping[str, History], tolerance: float) -> str:
     """The category of a reply, under which it is counted."""
     history = histories.get(reply.ask.task)
     possible = history.possible(reply.start, reply.end) if history else set()
@@ -200,7 +213,7 @@ def judge(reply: Reply, known: Known, histories: Mapping[str, History]) -> str:
     if reply.ask.status != 200:
         return "bad ones refused" if reply.status == reply.ask.status else "other failures"
     if reply.status == 200:
-        right = reply.fields["bundle"] in possible and known.error(reply) <= TOLERANCE
+        right = reply.fields["bundle"] in possible and known.error(reply) <= tolerance
         return "right" if right and reply.fields["task"] == reply.ask.task else "wrong answers"
     return "busy" if reply.status == 503 else "other failures"
 

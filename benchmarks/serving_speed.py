@@ -14,6 +14,8 @@ import numpy as np
 import psutil
 
 from benchmarks.load import arriving, even, poisson, throughput, wrong
+from mosa_deploy.backbones.load import Weights
+from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.store_layout import StoreLayout
 from mosa_deploy.graphs.adapter_weights import adapter_weights, layout_of
 from mosa_deploy.graphs.bank import Bank
@@ -21,10 +23,13 @@ from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner
 from mosa_deploy.utils.intervals import ratio_interval
 from tests.support.load import Ask, classify, closed
-from tests.support.service import Server, serve
+from tests.support.service import HERE, Server, serve
 from tests.support.tasks import CLASSES, TaskMaker, picture
 
 Figures = dict[str, Any]
+
+SENT_SIZE = (240, 320)
+"""Width and height of the images that are sent."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,15 @@ class Scale:
     rounds: int
     arrivals: int
     """Number of requests in an open-loop load."""
+    weights: Path | None = None
+    """The file of the backbone's weights; random ones, or those of the package, if None."""
+    side: int | None = None
+    """The side of the backbone's images in pixels; None is its own."""
 
 
 @dataclass
 class Bench:
-    """A running service with its tasks, all in fp32 and the shared lane."""
+    """A running service with its tasks, all in the shared lane."""
 
     scale: Scale
     maker: TaskMaker
@@ -70,20 +79,44 @@ class Bench:
         return throughput(replies), wrong(replies, self.shift, CLASSES)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A store with tasks."""
+
+    scale: Scale
+    maker: TaskMaker
+    archives: dict[str, Archive]
+    """Task -> its bundle. The seed of a task is its place here."""
+
+    @classmethod
+    def make(cls, scale: Scale, folder: Path, count: int = 16) -> "Stored":
+        """Make the tasks, whose answers to `count` images are known."""
+        images = tuple(picture(seed, size=SENT_SIZE) for seed in range(count))
+        weights = Weights("file", scale.weights) if scale.weights else None
+        maker = TaskMaker(folder / "store", scale.backbone, images, weights, scale.side)
+        names = [f"task-{t}" for t in range(scale.tasks)]
+        archives = {name: maker.make(name, seed, scale.bottleneck) for seed, name in enumerate(names)}
+        for archive in archives.values():
+            maker.store(archive)
+        return cls(scale, maker, archives)
+
+    @contextmanager
+    def serve(self, folder: Path, precision: str) -> Iterator[Bench]:
+        """Start a service with its log in `folder`, and warm it up."""
+        images, names = self.maker.images, list(self.archives)
+        asks = {name: [classify(name, i, content) for i, content in enumerate(images)] for name in names}
+        settings = {"max_batch": self.scale.images, "deadline_s": 120, "precision": precision}
+        with serve(self.maker.root, folder, HERE, **settings) as server:
+            server.wait_until("ready")
+            made = Bench(self.scale, self.maker, server, asks, {name: seed for seed, name in enumerate(names)})
+            made.leg(names, self.scale.images)
+            yield made
+
+
 @contextmanager
 def bench(scale: Scale, folder: Path) -> Iterator[Bench]:
-    """Make the tasks, start the service and warm it up."""
-    height, width = 240, 320
-    images = tuple(picture(seed, size=(width, height)) for seed in range(16))
-    maker = TaskMaker(folder / "store", scale.backbone, images)
-    names = [f"task-{t}" for t in range(scale.tasks)]
-    for seed, name in enumerate(names):
-        maker.store(maker.make(name, seed, scale.bottleneck))
-    asks = {name: [classify(name, i, content) for i, content in enumerate(images)] for name in names}
-    with serve(maker.root, folder, max_batch=scale.images, deadline_s=120) as server:
-        server.wait_until("ready")
-        made = Bench(scale, maker, server, asks, {name: seed for seed, name in enumerate(names)})
-        made.leg(names, scale.images)
+    """Make the tasks, and serve them in fp32."""
+    with Stored.make(scale, folder).serve(folder, "fp32") as made:
         yield made
 
 

@@ -71,7 +71,7 @@ def read_request(body: bytes, content_type: str, query: Fields, limit: int) -> C
     fields = {name: [*query.get(name, ()), *fields.get(name, ())] for name in TEXTS}
     if not images:
         raise BodyError(422, "`image` is missing: send one image at least")
-    top_k, tasks = _top_k(fields["top_k"]), _names(fields["tasks"])
+    top_k, tasks = count(fields["top_k"][0]) if fields["top_k"] else TOP_K, _names(fields["tasks"])
     sent = assign(images, [_name(each) for each in fields["task"]], tasks, limit)
     return ClassifyRequest(tuple(sent), top_k, listed=several or bool(tasks) or len(sent) > 1)
 
@@ -187,13 +187,16 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _top_k(values: Sequence[str]) -> int:
-    if not values:
-        return TOP_K
+def count(text: str) -> int:
+    """A number of classes.
+
+    Raises:
+        BodyError: 422; it is none, or too large.
+    """
     try:
-        return COUNT.validate_python(values[0].strip())
+        return COUNT.validate_python(text.strip())
     except ValidationError as fault:
-        raise BodyError(422, f"top_k: {fault.errors()[0]['msg']}, not '{shown(values[0])}'") from None
+        raise BodyError(422, f"top_k: {fault.errors()[0]['msg']}, not '{shown(text)}'") from None
 
 
 def _names(values: Sequence[str]) -> list[str]:

@@ -180,6 +180,8 @@ class TaskChanges:
         self.registry.cache.release(loaded)
         self.registry.store.forget_between(before, decision)
         self.registry.log_loaded(loaded)
+        if loaded.postponed:
+            self.registry.improve(entry)
         return gate
 
 

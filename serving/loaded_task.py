@@ -22,8 +22,8 @@ from serving.store import Version
 
 CANARY_SECONDS = 60.0
 
-CHUNK = 32
-"""Images that are decoded and asked at once."""
+CHUNK = 4
+"""Images that are decoded and asked at once; requests that come meanwhile wait for no more."""
 
 NAMED = 5
 """The largest number of images that an error names."""
@@ -42,6 +42,8 @@ class LoadedTask:
     """The features that the head reads."""
     fallback: str | None = None
     """Why a later candidate than the first serves it."""
+    postponed: bool = False
+    """Whether an earlier candidate has yet to be compared with fp32."""
     users: int = 0
     retired: bool = False
     pinned: bool = False

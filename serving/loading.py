@@ -31,6 +31,8 @@ class LoadRequest:
     choices: Choices
     validation: Callable[[], Images]
     """Reads the validation images that travel with it."""
+    compare: bool = True
+    """Whether to wait until its images have been compared; else a candidate that needs this is postponed."""
 
 
 class Loader:
@@ -40,24 +42,30 @@ class Loader:
         self.store, self.lanes, self.candidates, self.agreement = store, lanes, candidates, agreement
         self.batcher = lanes.batcher
 
-    def load(self, version: Version, bundle: Bundle, lane: LaneName, validation: Images | None = None) -> LoadedTask:
+    def load(self, version: Version, bundle: Bundle, lane: LaneName, brought: Images | None = None) -> LoadedTask:
         """Load a version by the first candidate on which it is proved.
 
-        `validation` are the images that travel with it, if it is not in the store yet.
+        `brought` are the validation images of a version that is not in the store yet. Nobody waits until these are
+        compared: the version is loaded by what needs no comparison, and `postponed`.
 
         Raises:
             MosaError: what it misses on the last candidate, if it is proved on none.
         """
         choices = self.candidates.of(version, lane)
-        read = partial(self.store.validation, version) if validation is None else lambda: validation
-        wanted = LoadRequest(version, bundle, lane, choices, read)
+        read = partial(self.store.validation, version) if brought is None else lambda: brought
+        wanted = LoadRequest(version, bundle, lane, choices, read, compare=not brought)
         reasons = [choices.missing] if choices.missing else []
         faults: dict[Candidate, MosaError] = {}
+        postponed = False
         for candidate in choices.candidates[:-1]:
             if reason := self.candidates.given_up.get(candidate):
                 reasons.append(f"{candidate.name}: {reason}")
                 continue
             try:
+                if self._must_wait(candidate, wanted):
+                    postponed = True
+                    reasons.append(f"{candidate.name}: it is being compared with fp32 on the validation images")
+                    continue
                 loaded = self._load_by(candidate, wanted)
                 break
             except MosaError as fault:
@@ -69,7 +77,7 @@ class Loader:
         for candidate, missed in faults.items():
             serves = self.lanes.serves(candidate)
             self.candidates.fail(candidate, version.record.task, missed, serves, str(loaded.lane.plan))
-        loaded.fallback = "; ".join(reasons) or None
+        loaded.fallback, loaded.postponed = "; ".join(reasons) or None, postponed
         return loaded
 
     def free(self, loaded: LoadedTask) -> None:
@@ -77,6 +85,12 @@ class Loader:
         lane = loaded.lane
         if isinstance(lane, SharedLane):
             self.batcher.call(partial(lane.clear, loaded.slot))
+
+    def _must_wait(self, candidate: Candidate, wanted: LoadRequest) -> bool:
+        """Whether only images can tell what a candidate costs a version, and its sender shall not wait for that."""
+        if wanted.compare or candidate.precision != "int8":
+            return False
+        return self.agreement.evidence(candidate, wanted.version, wanted.choices) is None
 
     def _load_by(self, candidate: Candidate, wanted: LoadRequest) -> LoadedTask:
         loaded = self._place(candidate, wanted)

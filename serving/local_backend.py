@@ -177,8 +177,8 @@ class LocalBackend:
     def stop(self) -> None:
         """Finish everything that is queued, and stop."""
         self._changers.shutdown()
-        self.registry.close()
         self.batcher.close()
+        self.registry.close()
         self.presence.close()
         self.registry.store.files.close()
 

@@ -52,6 +52,8 @@ class Registry:
         self.lock = self.cache.lock
         self.entries: dict[str, Entry] = {}
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="mosa-load")
+        # Requests wait for loads, and must not wait for comparisons.
+        self._improver = ThreadPoolExecutor(1, thread_name_prefix="mosa-compare")
 
     def read(self) -> Iterable[tuple[Version, LaneName]]:
         """List the store; returns the versions that can be loaded, with their lanes."""
@@ -77,8 +79,9 @@ class Registry:
         self.cache.loader.lanes.drop_unused()
 
     def close(self) -> None:
-        """Cancel the loads that have not begun, and wait for the others."""
+        """Cancel the loads that have not begun, and wait for the others; a batcher that is closed ends them soon."""
         self._loaders.shutdown(cancel_futures=True)
+        self._improver.shutdown(cancel_futures=True)
 
     def entry(self, name: str) -> Entry:
         """A task of the store that is not removed.
@@ -181,6 +184,30 @@ class Registry:
             else:
                 self.cache.retire(loaded)
             self.cache.release(loaded)
+
+    def improve(self, entry: Entry) -> None:
+        """Compare a version that was postponed, without waiting, and let a faster candidate serve it if it may."""
+        assert entry.version is not None
+        self._improver.submit(self._improve, entry, entry.version)
+
+    def _improve(self, entry: Entry, version: Version) -> None:
+        task = entry.name
+        try:
+            bundle = self.store.archive(task, version.key).bundle()
+            lane = self.lane_of(task, entry.decision, version.record)
+            loaded = self.cache.load(version, bundle, lane, entry.decision.pinned)
+        except MosaError as fault:
+            log.warning("%s stays as it is: %s", task, fault, extra={"task": task})
+            return
+        with self.lock:
+            # It may have been changed, or evicted, meanwhile.
+            old = entry.loaded if self.entries.get(task) is entry and entry.version is version else None
+            if old:
+                entry.loaded = loaded
+            self.cache.retire(old or loaded)
+            self.cache.release(loaded)
+        if old:
+            self.log_loaded(loaded)
 
     def log_loaded(self, loaded: LoadedTask) -> None:
         """Say in the log, and count, that a version is loaded."""
