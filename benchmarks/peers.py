@@ -59,6 +59,8 @@ class Config:
     memory_gb: float | None = None
     """Memory that the models of one server may take; a server that would need more is not started. Default: three
     quarters of what is free."""
+    work: Path | None = None
+    """Folder for the exported tasks, which a later run finds there. Default: a temporary one."""
     quick: bool = False
     """Use the embedded backbone, two tasks and short loads, to check that everything works. The times mean little."""
     out: Path = Path("benchmarks/results/peers")
@@ -121,8 +123,10 @@ def run(config: Config) -> None:
             print(f"{name} is left out: give --weights FILE with the weights of {model.backbone}", flush=True)
             continue
         rows: list[Measured] = []
-        with tempfile.TemporaryDirectory(prefix="mosa-peers-") as folder:
-            for row in measured(config, model, Path(folder)):
+        with tempfile.TemporaryDirectory(prefix="mosa-peers-") as scratch:
+            folder = config.work / name if config.work else Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            for row in measured(config, model, folder):
                 rows.append(row)
                 print(line(name, row), flush=True)
                 write_text(config.out / f"{name}.json", json.dumps(described(model, rows), indent=2) + "\n")

@@ -101,7 +101,7 @@ class Exported:
 
 
 def make(model: Model, folder: Path, tasks: int, weights: Path | None, precisions: str) -> Exported:
-    """Make and export the distinct tasks of a model.
+    """Make and export the distinct tasks of a model, or find those that are in `folder` since an earlier run.
 
     Raises:
         MosaError: the weights do not fit, or the export fails.
@@ -110,6 +110,9 @@ def make(model: Model, folder: Path, tasks: int, weights: Path | None, precision
     images = tuple(picture(seed, kind="jpeg", size=SIZE) for seed in range(IMAGES))
     given = Weights("file", file) if file else None
     distinct, store = min(DISTINCT, tasks), folder / "store"
+    done = folder / f"{distinct}-{precisions}"
+    if done.exists():
+        return Exported(store, file, images, distinct)
     # The export finds the graphs that are traced here.
     maker = TaskMaker(store, model.backbone, images, given, model.side)
     for seed in range(distinct):
@@ -120,6 +123,7 @@ def make(model: Model, folder: Path, tasks: int, weights: Path | None, precision
         files = FileOptions(precision=precisions)
         export(ExportConfig(bundle=run, out=store, backbone_weights=file, files=files))
         write_adapter(bundle, StoreLayout(store).task(name) / ADAPTER)
+    done.touch()
     return Exported(store, file, images, distinct)
 
 
