@@ -34,11 +34,12 @@ def figures(out: Path, part: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_no_answer_is_of_another_task_or_version(out: Path) -> None:
     slots = figures(out, "slots")
-    for part, most in (("soak", 1e-5), ("soak-auto", 0.3)):
+    # Uploads take longer beside comparisons, so tasks are away for longer.
+    for part, most, least in (("soak", 1e-5, 300), ("soak-auto", 0.3, 150)):
         soak = figures(out, part)
         assert (soak["wrong answers"], soak["other failures"]) == (0, 0)
         assert sum(soak[name] for name in ("right", "bad ones refused", "while removed", "busy")) == 400
-        assert soak["right"] > 300
+        assert soak["right"] > least
         assert soak["bad ones refused"] > 10
         assert 0 < soak["largest error"] < most
     assert slots["right"] == slots["items"] >= 5000
