@@ -203,7 +203,7 @@ class Registry:
             # It may have been changed, or evicted, meanwhile.
             old = entry.loaded if self.entries.get(task) is entry and entry.version is version else None
             if old:
-                entry.loaded = loaded
+                entry.loaded, loaded.pinned = loaded, entry.decision.pinned
             self.cache.retire(old or loaded)
             self.cache.release(loaded)
         if old:

@@ -134,3 +134,16 @@ def test_a_version_that_is_replaced_while_it_is_compared_does_not_come_back(
         # Both comparisons have ended then.
         backend_of(client).registry.close()
         assert (plans(client)["owls"], top(client, "owls", maker.images[0])[1]) == (INT8, second.bundle().digest)
+
+
+def test_a_task_that_is_pinned_while_it_is_compared_stays_pinned(
+    store: Path, maker: TaskMaker, hard: list[LabelledImage]
+) -> None:
+    owls = replace(undecided(maker, "owls", FLAT), validation=tuple(hard))
+    with changing(store, precision="int8", max_accuracy_loss=100) as client:
+        put(client, "owls", owls)
+        assert client.post("/v1/tasks/owls/pin").status_code < 300
+        wait_for(lambda: plans(client)["owls"] == INT8)
+        loaded = backend_of(client).registry.entries["owls"].loaded
+        assert loaded
+        assert loaded.pinned
