@@ -18,14 +18,21 @@ from export.latency_plot import draw_ratios
 from export.options import LatencyConfig
 from export.timing import Row, Times, time_sessions
 from export.trace import STAND_IN_CLASSES
-from export.variants import MIXED_TASKS, Task, Variant, random_task, write_variants
+from export.variants import MIXED_TASKS, Task, Variant, in_precision, random_task, write_variants
 from mosa_deploy.adapters.restore import load_recorded, restore
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError, ProviderError, command
 from mosa_deploy.graphs.adapter_weights import adapter_weights
-from mosa_deploy.runtimes.names import GRAPH_RUNNERS, GraphRunnerName
+from mosa_deploy.runtimes.names import (
+    ARITHMETIC_OF_FILES,
+    GRAPH_RUNNERS,
+    PRECISIONS,
+    Arithmetic,
+    GraphRunnerName,
+    Precision,
+)
 from mosa_deploy.runtimes.runner import check_runner
 from mosa_deploy.utils.files import write_csv, write_text
 from mosa_deploy.utils.intervals import ratio_interval
@@ -36,15 +43,16 @@ BOTTLENECK = 64
 """Default r of random adapters."""
 
 COLUMNS = (
-    *("runner", "variant", "r", "batch", "median ms", "ratio to plain", "95 % interval", "FLOP ratio"),
+    *("runner", "precision", "variant", "r", "batch", "median ms", "ratio to plain", "95 % interval", "FLOP ratio"),
     *("nodes", "optimised", "MB", "rounds"),
 )
 
 NOTES = """\
-Ratio: latency over that of the plain graph by the same runner. Every graph was opened again {sessions} times; each
-opening gives the median ratio of its rounds, and the table has their geometric mean with Student's 95 % interval.
-`control` is the plain graph again: it shows the noise. FLOP ratio: what the matrix products predict. Nodes: in the
-file, and after ONNX Runtime has optimised it for the CPU. MB: the file and its banks.
+Ratio: latency over that of the plain graph by the same runner in the same precision. Every graph was opened again
+{sessions} times; each opening gives the median ratio of its rounds, and the table has their geometric mean with
+Student's 95 % interval. `control` is the plain graph again: it shows the noise. FLOP ratio: what the matrix products
+predict. Nodes: in the file, and after ONNX Runtime has optimised it for the CPU. MB: the file and its banks. int8 files
+are calibrated on noise: time depends on shapes alone.
 """
 
 
@@ -113,8 +121,29 @@ def choose_runners(names: Sequence[str] | None) -> list[GraphRunnerName]:
     return found
 
 
-def measure(config: LatencyConfig, given: Subject, runners: Sequence[GraphRunnerName]) -> list[Row]:
-    """Write the graphs and time them: one row per runner, batch size and variant."""
+def files_of(runners: Sequence[GraphRunnerName], precisions: Sequence[str]) -> list[tuple[GraphRunnerName, Precision]]:
+    """The runners, each with the precisions of the files that suit it.
+
+    Raises:
+        ConfigError: no runner takes files of one of the precisions.
+    """
+    for name in precisions:
+        if not any(name in ARITHMETIC_OF_FILES[runner] for runner in runners):
+            suited = [runner for runner, files in ARITHMETIC_OF_FILES.items() if name in files]
+            raise ConfigError(
+                f"--precisions {name}: {', '.join(runners)} would run it slower than fp32; it suits {', '.join(suited)}"
+            )
+    return [
+        (runner, file)
+        for file in PRECISIONS
+        if file in precisions
+        for runner in runners
+        if file in ARITHMETIC_OF_FILES[runner]
+    ]
+
+
+def measure(config: LatencyConfig, given: Subject, pairs: Sequence[tuple[GraphRunnerName, Precision]]) -> list[Row]:
+    """Write the graphs and time them: one row per runner, precision, batch size and variant."""
     height, width = image_size(given.model)
     batches = [
         np.random.default_rng(size).standard_normal((size, 3, height, width), dtype=np.float32)
@@ -123,23 +152,26 @@ def measure(config: LatencyConfig, given: Subject, runners: Sequence[GraphRunner
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         print("tracing", flush=True)
-        variants = write_variants(Path(scratch), given.model, given.tasks, config.chosen_variants)
-        for runner in runners:
-            print(f"timing {len(variants)} graphs by {runner}", flush=True)
-            opens = {variant.label: functools.partial(variant.open, runner, config.threads) for variant in variants}
+        written = write_variants(Path(scratch), given.model, given.tasks, config.chosen_variants)
+        variants = {file: in_precision(written, file, batches[0]) for file in dict.fromkeys(file for _, file in pairs)}
+        for runner, file in pairs:
+            precision = ARITHMETIC_OF_FILES[runner][file]
+            print(f"timing {len(written)} graphs by {runner} in {precision}", flush=True)
+            opens = {each.label: functools.partial(each.open, runner, config.threads) for each in variants[file]}
             times = time_sessions(opens, batches, config.seconds, config.sessions, runner)
             for size, found in zip(config.batch_sizes, times, strict=True):
-                rows += [row_of(runner, variant, size, found) for variant in variants]
+                rows += [row_of(runner, precision, each, size, found) for each in variants[file]]
     return rows
 
 
-def row_of(runner: str, variant: Variant, batch: int, times: Times) -> Row:
+def row_of(runner: str, precision: Arithmetic, variant: Variant, batch: int, times: Times) -> Row:
     """Summarise the times of one variant at one batch size."""
     own = np.concatenate([opened[variant.label] for opened in times])
     ratios = [float(np.median(opened[variant.label] / opened["plain"])) for opened in times]
     ratio, low, high = ratio_interval(ratios)
     return Row(
         runner=runner,
+        precision=precision,
         variant=variant.name,
         bottleneck=variant.bottleneck,
         batch=batch,
@@ -160,7 +192,7 @@ def latency_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = []
     for row in rows:
-        what = (row.runner, row.variant, row.bottleneck or "", row.batch)
+        what = (row.runner, row.precision, row.variant, row.bottleneck or "", row.batch)
         interval = f"{row.ratio_low:.3f} - {row.ratio_high:.3f}"
         ratios = (f"{row.median_ms:.2f}", f"{row.ratio:.3f}", interval, f"{row.flop_ratio:.4f}")
         counts = (row.nodes, row.optimised_nodes, f"{row.megabytes:.1f}", row.rounds)
@@ -180,9 +212,9 @@ def write(config: LatencyConfig, words: str, rows: Sequence[Row]) -> None:
 
 def print_latency(config: LatencyConfig) -> None:
     """Time the variants, write the results, and print their table."""
-    runners = choose_runners(config.runners)
+    pairs = files_of(choose_runners(config.runners), config.precisions)
     given = subject(config)
-    rows = measure(config, given, runners)
+    rows = measure(config, given, pairs)
     write(config, given.words, rows)
     print(latency_table(rows))
     print(f"written to {config.out}")

@@ -22,6 +22,7 @@ PRECISION_HELP = (
 BACKEND_HELP = f"Library that builds the engines: {' or '.join(get_args(Library))}. Default: the one that is installed."
 RUNNERS_HELP = f"Runners that must give the same answers as the default one: any of {', '.join(GRAPH_RUNNERS)}."
 TIMED_HELP = f"Runners to time: any of {', '.join(GRAPH_RUNNERS)}. Default: all that this machine has."
+FILES_HELP = f"Precisions of the timed files: any of {', '.join(PRECISIONS)}. A runner takes those that suit it."
 
 VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
 """The variants that `mosa latency` can time, in the order of its table; `export.variants` describes them."""
@@ -206,6 +207,7 @@ class LatencyConfig:
     Default: plain, control, folded and shared with --bundle, all with --backbone.
     """
     runners: Annotated[tuple[str, ...] | None, tyro.conf.arg(help=TIMED_HELP)] = None
+    precisions: Annotated[tuple[str, ...], tyro.conf.arg(help=FILES_HELP)] = ("fp32",)
     batch_sizes: tuple[int, ...] = (1, 8)
     """Batch sizes to time."""
     seconds: float = 20.0
@@ -227,6 +229,7 @@ class LatencyConfig:
         for flag, names, known in (
             ("variant", self.variants, VARIANTS),
             ("runner", self.runners, GRAPH_RUNNERS),
+            ("precision", self.precisions, PRECISIONS),
         ):
             if names is not None and not names:
                 faults.append(f"--{flag}s: give at least one of {', '.join(known)}")

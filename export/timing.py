@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.runtimes.names import Arithmetic
 
 WARM_UP = 2
 """Untimed runs of each variant before the first timed one."""
@@ -32,9 +33,11 @@ Times = list[dict[str, NDArray[np.float64]]]
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one variant at one batch size. Ratios are to the plain graph with the same runner."""
+    """One variant at one batch size. Ratios are to the plain graph with the same runner in the same precision."""
 
     runner: str
+    precision: Arithmetic
+    """What the runner computes in."""
     variant: str
     bottleneck: int
     """r; 0 if the variant has no adapter."""

@@ -13,7 +13,7 @@ The plain, shared and unfolded graphs are traced once for all r; numpy puts the 
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,18 +22,23 @@ import onnx
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from export.engines import IMAGES, SLOTS
+from export.fp16 import to_fp16
+from export.int8 import to_int8
+from export.intermediate import Feed
 from export.timing import Answer
 from export.trace import node_types, optimised_node_types, trace_plain, trace_shared
 from mosa_deploy.adapters.attach import attach
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.store_layout import format_file
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import PARTS, AdapterWeights, Layout
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.graphs.fold import Parameters, fold_adapter, head_parameters
-from mosa_deploy.runtimes.names import RunnerName
+from mosa_deploy.runtimes.names import Precision, RunnerName
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner, SharedTask, apply_head
 
@@ -65,8 +70,6 @@ class Variant:
     tasks: Sequence[Task]
     flop_ratio: float
     path: Path
-    nodes: int
-    optimised_nodes: int
 
     @property
     def label(self) -> str:
@@ -80,10 +83,27 @@ class Variant:
         return (self.path.stat().st_size + sum(tensor.nbytes for tensor in bank)) / 1e6
 
     @cached_property
+    def nodes(self) -> int:
+        """The number of nodes in the file."""
+        return node_types(self.path).total()
+
+    @cached_property
+    def optimised_nodes(self) -> int:
+        """The number of nodes after ONNX Runtime has optimised the file for the CPU."""
+        return optimised_node_types(self.path, self.path.with_name("optimised.onnx")).total()
+
+    @cached_property
     def in_bank(self) -> list[SharedTask]:
         """The tasks in one bank."""
         bank = Bank(Layout(self.tasks[0].topology), self.bottleneck, len(self.tasks))
         return [SharedTask.write(bank, task.weights, (task.head, task.bias)) for task in self.tasks]
+
+    def feed(self, images: Array) -> Feed:
+        """Every input of the graph by name; all samples are of the first task."""
+        if self.name not in SHARED:
+            return {IMAGES: images}
+        task = self.in_bank[0]
+        return {IMAGES: images, SLOTS: task.slots(len(images)), **task.bank.tensors}
 
     def open(self, runner: RunnerName, threads: int) -> Answer:
         """Load the graph and return a function from images to logits."""
@@ -126,15 +146,28 @@ def write_variants(
     for name, r, graph in trace_variants(model, {r: alike[0] for r, alike in tasks.items()}, names):
         path = folder / f"{name}-{r}.onnx"
         onnx.save(graph, path)
-        nodes = node_types(path).total(), optimised_node_types(path, folder / "optimised.onnx").total()
-        files[name, r] = path, *nodes
+        files[name, r] = path
     ratios = {r: flops(outline(model, r)) / flops(model) for r in tasks} | {0: 1.0}
     found = []
     for name in names:
         for r in (0,) if name in WITHOUT_ADAPTER else tasks:
             file = files[("plain", 0) if name == "control" else ("shared", 0) if name in SHARED else (name, r)]
-            found.append(Variant(name, r, tasks.get(r, ()), ratios[r], *file))
+            found.append(Variant(name, r, tasks.get(r, ()), ratios[r], file))
     return found
+
+
+def in_precision(variants: Sequence[Variant], precision: Precision, images: Array) -> list[Variant]:
+    """The variants with their fp32 files in another precision, each file written once; int8 is calibrated on `images`.
+
+    Every product with a constant weight is quantised, with nothing left out: time depends on shapes alone.
+    """
+    if precision == "fp32":
+        return list(variants)
+    for path, variant in {variant.path: variant for variant in variants}.items():
+        graph = onnx.load(path)
+        made = to_int8(graph, [variant.feed(images)], "cpu") if precision == "int8" else to_fp16(graph)
+        onnx.save(made, format_file(path, precision))
+    return [replace(variant, path=format_file(variant.path, precision)) for variant in variants]
 
 
 def trace_variants(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from export.latency import choose_runners, main, subject
+from export.latency import choose_runners, files_of, main, subject
 from export.options import QUICK, VARIANTS, LatencyConfig
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle
@@ -32,26 +32,29 @@ class Printed:
     @property
     def rows(self) -> dict[tuple[str, int], dict[str, str]]:
         with (self.folder / "latency.csv").open() as handle:
-            return {(row["variant"], int(row["bottleneck"])): row for row in csv.DictReader(handle)}
+            rows = [row for row in csv.DictReader(handle) if row["precision"] == "fp32"]
+        return {(row["variant"], int(row["bottleneck"])): row for row in rows}
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> Printed:
     folder, stdout = tmp_path_factory.mktemp("latency"), StringIO()
     flags = "--backbone vit_tinyd6_patch4_32.cifar10 --bottlenecks 16 8 --variants folded control"
-    flags += " --runners onnxruntime-cpu --seconds 0.2 --sessions 3 --batch-sizes 1 --threads 1"
+    flags += " --runners onnxruntime-cpu --precisions int8 fp32 --seconds 0.2 --sessions 3 --batch-sizes 1 --threads 1"
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout):
         patch.setattr(sys, "argv", ["latency", *flags.split(), "--out", str(folder)])
         main()
     return Printed(folder, stdout.getvalue())
 
 
-def test_the_table_has_a_line_a_variant_and_bottleneck_and_is_kept_with_the_machine(printed: Printed) -> None:
+def test_the_table_has_one_line_per_precision_variant_and_bottleneck_and_is_kept_with_the_machine(
+    printed: Printed,
+) -> None:
     lines = [line for line in printed.stdout.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines[2:]]
+    cells = [[cell.strip() for cell in line.split("|")[1:6]] for line in lines[2:]]
     runner = "onnxruntime-cpu"
     wanted = [("plain", ""), ("control", ""), ("folded", "8"), ("folded", "16")]
-    assert cells == [[runner, *names, "1"] for names in wanted]
+    assert cells == [[runner, precision, *names, "1"] for precision in ("fp32", "int8") for names in wanted]
     assert (printed.folder / "latency.md").read_text().split("\n\n")[2].strip() == "\n".join(lines)
     text = (printed.folder / "latency.md").read_text()
     assert "vit_tinyd6_patch4_32.cifar10, r = 8, 16" in text
@@ -103,6 +106,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"runners": ()},
         "--runners: give at least one of onnxruntime-cpu, onnxruntime-cuda, openvino, openvino-bf16",
     ),
+    ({"precisions": ("fp8",)}, "unknown precision 'fp8'; did you mean fp32 or fp16?"),
     ({"runners": ("openvino-b16",)}, "unknown runner 'openvino-b16'; did you mean openvino-bf16 or openvino?"),
     ({"bottlenecks": (16, 0)}, "--bottlenecks 0: at least 1"),
     ({"batch_sizes": ()}, "--batch-sizes: give at least one"),
@@ -114,6 +118,25 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         "--sessions 1: at least 3, fewer give no interval; --threads -1: 0 for all cores, or how many",
     ),
 ]
+
+
+def test_a_runner_is_timed_with_the_files_that_suit_it_each_precision_beside_its_own_plain_graph() -> None:
+    found = files_of(["onnxruntime-cpu", "onnxruntime-cuda", "openvino-bf16"], ("int8", "fp16", "fp32"))
+    assert found == [
+        ("onnxruntime-cpu", "fp32"),
+        ("onnxruntime-cuda", "fp32"),
+        ("openvino-bf16", "fp32"),
+        ("onnxruntime-cuda", "fp16"),
+        ("onnxruntime-cpu", "int8"),
+        ("openvino-bf16", "int8"),
+    ]
+
+
+def test_a_precision_that_suits_no_chosen_runner_is_refused_with_those_that_it_suits() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--precisions fp16: openvino would run it slower than fp32; it suits onnxr"
+    ):
+        files_of(["openvino"], ("fp32", "fp16"))
 
 
 @pytest.mark.parametrize(("options", "text"), FAULTS, ids=[text[:30] for _, text in FAULTS])

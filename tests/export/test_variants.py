@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from export.options import VARIANTS
 from export.trace import node_types
-from export.variants import Task, Variant, flops, outline, random_task, write_variants
+from export.variants import Task, Variant, flops, in_precision, outline, random_task, write_variants
 from mosa_deploy.adapters.attach import attach
 from mosa_deploy.adapters.fold import fold, widened_ratio
 from mosa_deploy.backbones.foldable import Transformer
@@ -21,7 +21,7 @@ from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ProviderError
-from mosa_deploy.runtimes.names import RunnerName
+from mosa_deploy.runtimes.names import Precision, RunnerName
 from mosa_deploy.runtimes.runner import check_runner
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3}
@@ -166,3 +166,18 @@ def test_the_flop_ratio_of_a_variant_is_that_of_its_bottleneck(variants: dict[tu
     assert extra(("plain", "control", "lora"), 0) == {0.0}
     (each,) = {*extra(("folded", "unfolded", "shared"), 3), *extra(("folded", "unfolded", "shared-mixed"), 7)}
     assert each > 0
+
+
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.1), ("fp16", 2e-3)])
+def test_a_variant_in_another_precision_gives_nearly_the_same_logits(
+    variants: dict[tuple[str, int], Variant], precision: Precision, error: float
+) -> None:
+    given, images = [each for (_, r), each in variants.items() if r in (0, 7)], noise(8)
+    found = in_precision(given, precision, images)
+    assert [each.name for each in found] == [each.name for each in given]
+    for before, after in zip(given, found, strict=True):
+        assert after.nodes > before.nodes
+        exact = np.asarray(before.open("onnxruntime-cpu", 1)(images))
+        apart = np.asarray(after.open("onnxruntime-cpu", 1)(images)) - exact
+        assert 0 < np.linalg.norm(apart) < error * np.linalg.norm(exact), before.name
+        assert len(onnx.load(after.path).SerializeToString()) < len(onnx.load(before.path).SerializeToString())
