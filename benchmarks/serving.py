@@ -25,7 +25,18 @@ from benchmarks.serving_capacity import hot_add, memory, workers
 from benchmarks.serving_slots import slots
 from benchmarks.serving_soak import endurance, soak
 from benchmarks.serving_socket import over_socket
-from benchmarks.serving_speed import Bench, Figures, Scale, against_bare, alternating, bench, loaded, mixed, profile
+from benchmarks.serving_speed import (
+    EVENT_LOOP,
+    Bench,
+    Figures,
+    Scale,
+    against_bare,
+    alternating,
+    bench,
+    loaded,
+    mixed,
+    profile,
+)
 from mosa_deploy.backbones.embedded import NAME as EMBEDDED
 from mosa_deploy.bundles.store_layout import BACKBONES
 from mosa_deploy.errors import ConfigError, command, unknown_name
@@ -87,6 +98,7 @@ AIMS = (
     Aim("load", "steady p99/p50", most=2.5),
     Aim("mixed", "ratio", least=0.95),
     Aim("alternating", "ratio", most=1.02),
+    Aim("embedded", EVENT_LOOP, most=1.0),
     Aim("memory-16", "ratio", most=1.2),
     Aim("memory-64", "ratio", most=1.2),
     Aim("hot-add", "p99 ms", most=300),
@@ -136,7 +148,7 @@ def speed_parts(config: Config) -> list[tuple[Scale, dict[str, OfBench]]]:
         small = Scale(EMBEDDED, 4, tasks=3, images=8, leg=24, rounds=2, arrivals=24)
         return [(small, {**parts, "embedded": profile})]
     large = Scale(VIT_B, 64, tasks=8, images=16, leg=32, rounds=16, arrivals=240)
-    small = Scale(EMBEDDED, 16, tasks=8, images=64, leg=2000, rounds=4, arrivals=2000)
+    small = Scale(EMBEDDED, 16, tasks=8, images=16, leg=4000, rounds=4, arrivals=0)
     return [(large, parts), (small, {"embedded": profile})]
 
 

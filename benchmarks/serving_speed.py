@@ -28,6 +28,8 @@ from tests.support.tasks import CLASSES, TaskMaker, picture
 
 Figures = dict[str, Any]
 
+EVENT_LOOP = "CPU ms an image, event loop (HTTP, multipart, routes, JSON, log)"
+
 SENT_SIZE = (240, 320)
 """Width and height of the images that are sent."""
 
@@ -247,7 +249,7 @@ def profile(made: Bench) -> Figures:
         "in flight": made.scale.images,
         "batch": float(np.mean(batch_sizes(lines))),
         "busy cores": (loop + others) / seconds,
-        "CPU ms an image, event loop (HTTP, multipart, routes, JSON, log)": 1000 * loop / count,
+        EVENT_LOOP: 1000 * loop / count,
         "CPU ms an image, other threads (decoding, batches, graph)": 1000 * others / count,
         "CPU ms an image, this client": 1000 * (time.process_time() - client) / count,
         "graph ms an image": 1000 * graph_seconds(lines) / count,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -54,6 +55,27 @@ class RequestStats:
             self.parts[name] = max(self.parts.get(name, 0.0), round(1000 * seconds, 2))
 
 
+@dataclass(frozen=True)
+class Read:
+    """An image that a thread decodes."""
+
+    name: str
+    preprocesses: Sequence[Preprocess]
+    future: "asyncio.Future[list[Pixels]] | None"
+    """None if there is nothing to decode it for."""
+
+    def result(self, deadline_s: float) -> dict[Preprocess, Pixels] | RequestError:
+        """The pixels by preprocess, or what went wrong; an image that is not there by now is late."""
+        if self.future is None:
+            return {}
+        if self.future.cancelled():
+            return late(deadline_s)
+        try:
+            return dict(zip(self.preprocesses, self.future.result(), strict=True))
+        except RequestError as error:
+            return RequestError(error.status, f"{self.name}: {error.reason}")
+
+
 class ClassifyHandler:
     """Handles a request: leases versions, decodes images in threads, and infers, all within one deadline."""
 
@@ -95,25 +117,24 @@ class ClassifyHandler:
         self, sent: Sequence[SentImage], leases: Mapping[str, Lease | RequestError], end: float
     ) -> list[dict[Preprocess, Pixels] | RequestError]:
         """For each image, its pixels (H, W, 3) by the preprocesses of its tasks."""
-        loop = asyncio.get_running_loop()
+        reads = [self._read(image, leases) for image in sent]
+        futures = [read.future for read in reads if read.future]
+        try:
+            if futures:
+                await asyncio.wait(futures, timeout=max(0.0, end - time.monotonic()))
+        finally:
+            for future in futures:
+                future.cancel()
+        return [read.result(self.settings.deadline_s) for read in reads]
 
-        async def one(image: SentImage) -> dict[Preprocess, Pixels] | RequestError:
-            found = [lease for lease in map(leases.__getitem__, image.tasks) if isinstance(lease, Lease)]
-            preprocesses = list(dict.fromkeys(lease.preprocess for lease in found))
-            if not preprocesses:
-                return {}
-            try:
-                made = loop.run_in_executor(
-                    self.decoders, read_pixels, image.content, preprocesses, self.settings.max_pixels
-                )
-                pixels = await asyncio.wait_for(made, max(0.0, end - time.monotonic()))
-            except RequestError as error:
-                return RequestError(error.status, f"{image.name}: {error.reason}")
-            except TimeoutError:
-                return late(self.settings.deadline_s)
-            return dict(zip(preprocesses, pixels, strict=True))
-
-        return list(await asyncio.gather(*map(one, sent)))
+    def _read(self, image: SentImage, leases: Mapping[str, Lease | RequestError]) -> "Read":
+        """Let a thread decode an image, unless no task is there to classify it."""
+        found = [lease for lease in map(leases.__getitem__, image.tasks) if isinstance(lease, Lease)]
+        preprocesses = list(dict.fromkeys(lease.preprocess for lease in found))
+        if not preprocesses:
+            return Read(image.name, [], None)
+        work = partial(read_pixels, image.content, preprocesses, self.settings.max_pixels)
+        return Read(image.name, preprocesses, asyncio.get_running_loop().run_in_executor(self.decoders, work))
 
     async def _infer(
         self,
