@@ -111,9 +111,12 @@ class Preprocess(BaseModel):
 
     def normalise(self, pixels: Pixels) -> Array:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float32: (x / 255 - mean) / std."""
-        scaled = pixels.astype(np.float32) / np.float32(255)
-        normal = (scaled - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
-        return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
+        # Channels first: numpy is ten times slower along a last axis of three.
+        images = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+        images /= np.float32(255)
+        images -= np.asarray(self.mean, dtype=np.float32)[:, None, None]
+        images /= np.asarray(self.std, dtype=np.float32)[:, None, None]
+        return images
 
 
 def read_each(content: bytes, preprocesses: Sequence[Preprocess]) -> list[Pixels]:
