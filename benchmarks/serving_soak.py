@@ -182,7 +182,8 @@ class Operator:
             await self.change(name, now, "POST", "/pin", pinned, "application/json")
         else:
             if kind == 2:
-                await self.change(name, GONE, "DELETE", "")
+                # A pinned task is removed by force.
+                await self.change(name, GONE, "DELETE", "?force=true")
             others = [v for v in self.known.versions[name] if v.bundle().digest != now]
             version = others[int(self.rng.integers(len(others)))]
             await self.change(name, version.bundle().digest, "PUT", "", version.pack())
