@@ -23,6 +23,7 @@ def draw_ratios(path: Path, title: str, rows: Sequence[Row]) -> None:
     figure, axes = plt.subplots(
         1,
         len(panels),
+        sharex=True,
         sharey=True,
         squeeze=False,
         figsize=(3 + 3 * len(panels), 1.6 + 0.45 * len(labels)),
