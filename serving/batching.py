@@ -5,6 +5,7 @@ slot is written while a batch reads it, and once `call` is done every later batc
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -109,10 +110,15 @@ class Batcher:
         bound: int = 512,
         deadline: float = 30.0,
         observe: Callable[[Sequence[Item]], None] | None = None,
+        coming: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """`bound` is the most items that wait. `observe` is called after every batch. `deadline` is for messages."""
+        """`bound` is the most items that wait. `observe` is called after every batch. `deadline` is for messages.
+
+        `coming` says how many requests are on their way to a batch, those in the queue included: no batch waits for
+        more than these.
+        """
         self.max_batch, self.max_wait, self.bound, self.deadline = max_batch, max_wait, bound, deadline
-        self.observe = observe
+        self.observe, self.coming = observe, coming
         self.broken: str | None = None
         """Why this process can run nothing any more."""
         self._queues: dict[Lane, deque[Item]] = {}
@@ -178,7 +184,8 @@ class Batcher:
                 if lane is not None:
                     queue = self._queues[lane]
                     remaining = queue[0].entered + self.max_wait - time.monotonic()
-                    if remaining <= 0 or len(queue) >= min(self.max_batch, lane.sizes[-1]) or self._closing:
+                    full = len(queue) >= min(self.max_batch, lane.sizes[-1])
+                    if full or remaining <= 0 or self._waiting >= self.coming() or self._closing:
                         items, size = self._take(lane)
                         return lambda: self._run(lane, items, size)
                     self._changed.wait(remaining)

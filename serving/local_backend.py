@@ -55,8 +55,15 @@ class LocalBackend:
         store = TaskStore(open_files(settings.artifacts), settings.max_upload)
         store.require_readable()
         require_files(store.files, runtimes)
+        self._leased = 0
+        """How many leases requests hold."""
         self.batcher = Batcher(
-            settings.max_batch, settings.max_wait_ms / 1000, settings.queue, settings.deadline_s, self._observe
+            settings.max_batch,
+            settings.max_wait_ms / 1000,
+            settings.queue,
+            settings.deadline_s,
+            self._observe,
+            lambda: self._leased,
         )
         lanes, candidates = Lanes(self.batcher, settings.threads, settings.active + 1), CandidateList(store, runtimes)
         loader = Loader(store, lanes, candidates, Agreement(store, self.batcher, settings.max_accuracy_loss))
@@ -93,6 +100,7 @@ class LocalBackend:
             for task in tasks:
                 try:
                     leases[task] = await self._lease(task, end)
+                    self._leased += 1
                 except RequestError as error:
                     leases[task] = error
         except BaseException:
@@ -109,6 +117,7 @@ class LocalBackend:
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """See `Backend`."""
+        self._leased -= len(leases)
         for lease in leases:
             self.registry.release(lease.handle)
 

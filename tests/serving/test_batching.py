@@ -109,6 +109,24 @@ def test_items_that_wait_together_run_together() -> None:
     batcher.close()
 
 
+def test_a_batch_waits_only_for_requests_that_are_on_their_way() -> None:
+    lane, coming = Echo(), 1
+    batcher = Batcher(max_wait=60, coming=lambda: coming)
+    alone = item(lane, 1)
+    batcher.submit([alone])
+    assert alone.future.result(timeout=10)[0] == 1
+    coming = 3
+    first, second = item(lane, 2), item(lane, 3)
+    batcher.submit([first])
+    with pytest.raises(TimeoutError):
+        first.future.result(timeout=0.2)
+    coming = 2
+    batcher.submit([second])
+    wait([first.future, second.future], timeout=10)
+    assert lane.ran == [(1, 1), (2, 2)]
+    batcher.close()
+
+
 def test_a_lane_of_few_sizes_gets_those_alone_and_no_more_items_than_the_most() -> None:
     lane, batcher = Echo((8, 32)), Batcher(max_batch=20, max_wait=0.2)
     items = [item(lane, i) for i in range(14, 44)]

@@ -1,6 +1,7 @@
 """The service as it is deployed: `bentoml serve` in a process of its own, asked over HTTP."""
 
 import asyncio
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from mosa_deploy.bundles.archive import Archive
 from tests.support.app import ADMIN, scores
@@ -146,6 +148,14 @@ def test_an_impossible_setting_stops_the_start_in_one_line(tmp_path: Path) -> No
         assert "Traceback" not in server.log.read_text()
 
 
+def classify_slowly(server: Server, count: int) -> httpx.Response:
+    """Classify `count` images that each take more than half a second to decode."""
+    content = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(content, "png")
+    files = [("image", (f"{i}.png", content.getvalue())) for i in range(count)]
+    return httpx.post(f"{server.address}/classify", files=files, data={"task": "birds"}, timeout=60)
+
+
 def wait_until_begun(server: Server, requests: int) -> None:
     """Wait until so many requests are in work, beside the one that asks."""
     for _ in range(200):
@@ -160,15 +170,18 @@ def wait_until_begun(server: Server, requests: int) -> None:
 def test_told_to_stop_it_answers_what_it_has_begun(
     maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path
 ) -> None:
-    with serve(maker.root, tmp_path, prefetch=1, threads="1", max_wait_ms="6000", max_batch="64") as server:
+    with serve(maker.root, tmp_path, prefetch=1, threads="1", decoders="1") as server:
         server.wait_until("ready")
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(9) as pool:
+            slow = pool.submit(classify_slowly, server, 4)
+            wait_until_begun(server, 1)
             asked = [pool.submit(server.classify, "birds", maker.images[i]) for i in range(8)]
-            wait_until_begun(server, 8)
+            wait_until_begun(server, 9)
             server.process.send_signal(signal.SIGTERM)
             server.wait_until_refused()
             assert not any(each.done() for each in asked)
             answers = [each.result() for each in asked]
+            assert len(slow.result().json()["results"]) == 4
         assert [next(iter(scores(answer))) for answer in answers] == [f"class-{i}" for i in range(8)]
         assert server.process.wait(30) == 0
 
@@ -176,10 +189,10 @@ def test_told_to_stop_it_answers_what_it_has_begun(
 def test_told_to_stop_it_waits_no_longer_than_it_was_told(
     maker: TaskMaker, archives: Mapping[str, Archive], tmp_path: Path
 ) -> None:
-    with serve(maker.root, tmp_path, prefetch=1, max_wait_ms="8000", deadline_s="60", drain_s="1.5") as server:
+    with serve(maker.root, tmp_path, prefetch=1, decoders="1", deadline_s="60", drain_s="1.5") as server:
         server.wait_until("ready")
         with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(server.classify, "birds", maker.images[0])
+            asked = pool.submit(classify_slowly, server, 16)
             wait_until_begun(server, 1)
             server.process.send_signal(signal.SIGTERM)
             assert asked.result().status_code == 500

@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,15 @@ def test_an_image_above_the_limit_is_refused_before_it_is_decoded(copied: Path) 
 
 def test_a_full_queue_and_a_passed_deadline_are_told_with_a_time_to_come_back(copied: Path) -> None:
     with running(copied, queue=2, deadline_s=0.3) as client:
-        backend_of(client).batcher.max_wait = 5
+        batcher, gate = backend_of(client).batcher, threading.Event()
+        batcher.call(lambda: gate.wait(10))
         files = [("image", ("a.png", picture(seed))) for seed in range(3)]
         full = client.post("/classify", files=files, data={"task": "birds"})
         assert [each["status"] for each in full.json()["results"]] == [503] * 3
         alone = client.post("/classify", files=files[:1], data={"task": "birds"})
         assert (alone.status_code, alone.json()["detail"][:24]) == (504, "no answer within 0.3 s: ")
-        backend_of(client).batcher.max_wait = 0
-        assert backend_of(client).batcher.waiting <= 1
+        assert batcher.waiting <= 1
+        gate.set()
 
 
 def test_a_gpu_that_is_lost_makes_the_service_dead(copied: Path) -> None:
