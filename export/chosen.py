@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import timm.data
-from timm.models.vision_transformer import VisionTransformer
 
 from export import timm_files
 from export.facts import Fact, Facts
 from export.options import ConvertConfig
 from export.processor import read_processor
+from mosa_deploy.backbones.foldable import Vit
 from mosa_deploy.backbones.function import arguments, set_function
-from mosa_deploy.backbones.transformers import DEFAULT_EPS, layer_norm_eps
+from mosa_deploy.backbones.transformers import layer_norm_eps
 from mosa_deploy.bundles.decode import TIMM, TRANSFORMERS
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.bundles.preprocess import Preprocess
@@ -86,7 +86,7 @@ def choose_model_args(facts: Sequence[Fact[ModelArgs]], flags: ModelArgs) -> Fac
     return Fact(args, ", ".join(dict.fromkeys(fact.where for fact in chosen.values())))
 
 
-def timms_own(name: str, model: VisionTransformer, library: Library) -> Fact[Preprocess]:
+def timms_own(name: str, model: Vit, library: Library) -> Fact[Preprocess]:
     """How timm reads images for a backbone, decoded as the library does with which the task was tuned.
 
     torchvision's ViTs have transforms of their own.
@@ -104,7 +104,7 @@ def timms_own(name: str, model: VisionTransformer, library: Library) -> Fact[Pre
     return Fact(own.model_copy(update={"decode": TRANSFORMERS}), warned, known=False)
 
 
-def untold(config: ConvertConfig, facts: Facts, model: VisionTransformer) -> Iterator[str]:
+def untold(config: ConvertConfig, facts: Facts, model: Vit) -> Iterator[str]:
     """What to say if neither a file nor a flag says what the model computes with its tensors."""
     if facts.model_args or config.model_args != ModelArgs():
         return
@@ -116,15 +116,11 @@ def untold(config: ConvertConfig, facts: Facts, model: VisionTransformer) -> Ite
     )
 
 
-def fit_eps(model: VisionTransformer, given: ModelArgs, tuned: float | None, of_transformers: bool) -> Iterator[str]:
-    """Set the eps of a model, in place, where neither flags nor files say it, and say so.
-
-    It is that of the `tuned` checkpoint, else transformers' default for its own ViT.
-    """
-    eps = tuned if tuned is not None else DEFAULT_EPS if of_transformers else None
-    if given.norm_eps is None and eps is not None and eps != layer_norm_eps(model):
-        set_function(model, ModelArgs(norm_eps=eps))
-        yield f"norm_eps {eps:g}: that of a ViT of transformers without a config.json; otherwise give --norm-eps"
+def fit_eps(model: Vit, given: ModelArgs, tuned: float | None) -> Iterator[str]:
+    """Set the eps of a model, in place, to that with which it was tuned, if neither flags nor files say it; say so."""
+    if given.norm_eps is None and tuned is not None and tuned != layer_norm_eps(model):
+        set_function(model, ModelArgs(norm_eps=tuned))
+        yield f"norm_eps {tuned:g}: that of a ViT of transformers without a config.json; otherwise give --norm-eps"
 
 
 def resampled(trained: Fact[Any] | None, preprocess: Preprocess, of_transformers: bool) -> Iterator[str]:
@@ -153,8 +149,8 @@ def taken(record: Record, preprocess: Fact[Preprocess], classes: Fact[tuple[str,
     )
     if read.resampler == "torchvision":
         yield (
-            "probabilities agree with transformers' default processors on a CPU; its Pillow processors round some"
-            " pixels otherwise: --resampler pillow"
+            "probabilities agree with transformers' default processors on a CPU, but DINOv3's does not round to grey"
+            " levels after resizing; its Pillow processors round some pixels otherwise: --resampler pillow"
         )
     more = ", ..." if len(record.classes) > SHOWN else ""
     yield f"classes: {', '.join(record.classes[:SHOWN])}{more}; from {classes.where}"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from export.accuracy import BLIND, check_accuracy
@@ -24,6 +23,7 @@ from export.peft_adapter import read_peft
 from export.sample_images import DrawnImages, check_labels, read_images, sample_images, smooth_noise
 from export.sources import Task, of_peft, of_timm, shown_by_names
 from mosa_deploy.adapters.restore import describe_backbone, restore
+from mosa_deploy.backbones.foldable import Vit
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.calibration import Samples, write_samples
@@ -60,14 +60,14 @@ def convert(config: ConvertConfig) -> Path:
     trained = trained_at(find_geometry(config))
     size = processor.value.size if processor else config.image_size or (trained.value if trained else None)
     model = load_backbone(config.backbone, weights, img_size=size, model_args=args.value)
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, Vit):
         raise BackboneError(f"--backbone {config.backbone}: only tasks of ViTs can be brought; tune one on this Swin")
     task = of_timm(config, model) if adapter is None else of_peft(config, adapter, model)
     check_finite(config, task)
     if task.classes:
         facts.names.insert(0, Fact(task.classes, f"classes_ in {config.path}"))
     facts.notes += [f"{config.path}: {note}" for note in task.notes]
-    facts.notes += fit_eps(model, args.value, task.eps, task.of_transformers)
+    facts.notes += fit_eps(model, args.value, task.eps)
     folders = images.folders if images else ()
     count, natural = len(task.tensors["head.weight"]), not task.of_transformers
     names = class_names(config.classes, facts, folders, count=count, path=config.path, natural=natural)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from export.facts import Fact
 from export.options import ConvertConfig
 from mosa_deploy.backbones.checkpoints import check_patches, find_source
+from mosa_deploy.backbones.foldable import Vit
 from mosa_deploy.backbones.function import without_init
 from mosa_deploy.backbones.load import check_name
 from mosa_deploy.backbones.names import as_timm
@@ -55,7 +55,7 @@ def find_geometry(config: ConvertConfig) -> Geometry | None:
     check_name(config.backbone)
     with torch.device("meta"):
         outline = timm.create_model(as_timm(config.backbone), num_classes=0, **without_init(config.backbone))
-    if not isinstance(outline, VisionTransformer):
+    if not isinstance(outline, Vit):
         return None  # It is refused where it is loaded.
     check_patches(outline, f"--backbone {config.backbone}", found, str(geometry.where))
     return geometry

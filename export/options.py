@@ -194,7 +194,7 @@ class LatencyConfig:
     bundle: Path | None = None
     """Folder of the run whose task is timed. Give this or --backbone."""
     backbone: str | None = None
-    """Name of a plain timm ViT or Swin, which is timed with random adapters."""
+    """Name of a plain timm ViT, DINOv3 or Swin, which is timed with random adapters."""
     backbone_weights: Path | None = None
     """Load the backbone's weights from this file instead of timm's hub."""
     random_weights: bool = False

@@ -25,8 +25,10 @@ from mosa_deploy.backbones.transformers_names import (
     CLIP,
     DEIT,
     DINOV2,
+    DINOV3,
     IJEPA,
     MODELS,
+    OF_DINOV3,
     SIGLIP,
     VIT,
     Family,
@@ -39,7 +41,8 @@ PARTS = ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector
 """The tensors of an update, after the name of its module."""
 
 PARAMETER = re.compile(
-    r"blocks\.\d+\.(norm1|norm2|attn\.(q|k|v|qkv|proj)|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.ls[12]\.gamma"
+    r"blocks\.\d+\.(norm1|norm2|attn\.(q|k|v|qkv|proj)|mlp\.fc[12])\.(weight|bias)"
+    r"|blocks\.\d+\.(ls[12]\.gamma|gamma_[12]|attn\.[qv]_bias)"
     r"|(norm|norm_pre|fc_norm|patch_embed\.proj)\.(weight|bias)|cls_token|pos_embed|reg_token"
 )
 """Parameters of a backbone that an adapter may hold whole, by timm's names."""
@@ -114,6 +117,7 @@ class PeftAdapter:
             "deit": DEIT,
             "dinov2": DINOV2,
             "dinov2_with_registers": DINOV2,
+            "dinov3": DINOV3,
             "ijepa": IJEPA,
             "vision_model": towers,
         }
@@ -171,9 +175,16 @@ def read_peft(folder: Path, adapter: str | None = None) -> PeftAdapter:
         dropout=settings.lora_dropout,
         of_transformers=any(timm_name(name.rpartition(".lora_")[0] or name) is not None for name in tensors),
         whole={own[name]: tensors[name] for name in whole},
-        model=next((first for name in tensors if (first := name.partition(".")[0]) in MODELS), None),
+        model=_model_of(tensors),
         notes=tuple(notes),
     )
+
+
+def _model_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """What a model of transformers calls its backbone; a DINOv3 has no classifier around it that would name it."""
+    if any(OF_DINOV3.fullmatch(name) for name in tensors):
+        return "dinov3"
+    return next((first for name in tensors if (first := name.partition(".")[0]) in MODELS), None)
 
 
 def _check_mapped(odd: set[str], folder: Path) -> None:

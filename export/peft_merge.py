@@ -7,6 +7,7 @@ from torch import Tensor
 
 from export.peft_adapter import Change, PeftAdapter
 from mosa_deploy.backbones.checkpoints import HEAD
+from mosa_deploy.backbones.eva_names import eva_name
 from mosa_deploy.errors import BundleError
 
 QKV = ("q", "k", "v")
@@ -54,12 +55,13 @@ def merge_head(adapter: PeftAdapter, head: Mapping[str, Tensor], where: str) -> 
 
 
 def _parameter(state: Mapping[str, Tensor], module: str, part: str) -> Tensor | None:
-    """A parameter by timm's name; q, k and v are the rows of qkv that they are joined to."""
+    """A parameter by the name that timm's ViT has for it; q, k and v are the rows of qkv that they are joined to."""
     outer, _, last = module.rpartition(".")
-    if last not in QKV:
-        return state.get(f"{module}.{part}")
-    joined = state.get(f"{outer}.qkv.{part}")
-    return None if joined is None else joined.chunk(3)[QKV.index(last)]
+    joined = state.get(f"{outer}.qkv.{part}") if last in QKV else None
+    if joined is not None:
+        return joined.chunk(3)[QKV.index(last)]
+    name = f"{module}.{part}"
+    return state.get(name, state.get(eva_name(name)))
 
 
 @torch.no_grad()

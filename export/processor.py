@@ -21,6 +21,7 @@ Resampler = Literal["torchvision", "pillow"]
 Settings = dict[str, Any]
 
 HALF = [0.5, 0.5, 0.5]
+IMAGENET: Settings = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 CLIP: Settings = {
     "resample": 3, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224, "default_to_square": False,
     "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -34,6 +35,7 @@ DEFAULTS: dict[str, Settings] = {
     "Siglip": {"resample": 3, "default_to_square": False, "do_convert_rgb": True},
     "CLIP": CLIP,
     "Bit": CLIP,
+    "DINOv3ViT": IMAGENET,
     "ConvNext": {"resample": 3, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256, "default_to_square": False},
 }
 """What each kind of processor does where its file is silent. Kinds that are not here may take other steps."""

@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass
 from functools import partial
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,8 +14,9 @@ from export.options import ConvertConfig
 from export.peft_adapter import PeftAdapter
 from export.peft_merge import merge_adapter, merge_head
 from mosa_deploy.backbones.checkpoints import find_source, load_weights, read_head, source_args
+from mosa_deploy.backbones.foldable import Vit
 from mosa_deploy.backbones.load import fingerprint
-from mosa_deploy.backbones.transformers import CONFIG_FILE, layer_norm_eps, tokens_beside
+from mosa_deploy.backbones.transformers import CONFIG_FILE, layer_norm_eps, model_args, tokens_beside
 from mosa_deploy.backbones.transformers_names import CLIP, TIMMS, check_head_input
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.model_args import ModelArgs
@@ -37,7 +37,7 @@ class Task:
     library: Library = "timm"
     """With which it was tuned: each reads images in its own way."""
     eps: float | None = None
-    """The eps of its LayerNorms, if the source is a whole model."""
+    """The eps of its LayerNorms, if the source is a whole model, or one of transformers."""
     notes: tuple[str, ...] = ()
     """What the source does not say, and how it was taken."""
 
@@ -71,7 +71,7 @@ def _is_clip(config: ConvertConfig) -> bool:
     return found is not None and found.family is CLIP
 
 
-def of_peft(config: ConvertConfig, adapter: PeftAdapter, model: VisionTransformer) -> Task:
+def of_peft(config: ConvertConfig, adapter: PeftAdapter, model: Vit) -> Task:
     """A LoRA task from an adapter of PEFT, or a full one if it tuned more than low-rank updates of a block's layers.
 
     The scaling factors are absorbed into B. Updates of lower rank are padded with zeros to the largest rank.
@@ -82,10 +82,15 @@ def of_peft(config: ConvertConfig, adapter: PeftAdapter, model: VisionTransforme
     """
     where = f"{FROM_PEFT} {config.path}"
     head = dict(adapter.head) or merge_head(adapter, _base_head(config, model, where), where)
-    family = adapter.family(has_class_token=model.has_class_token)
+    family = adapter.family(has_class_token=model.cls_token is not None)
     if family is not None:
         check_head_input(model, family, head["head.weight"].shape[1], where)
-    made = partial(Task, library="transformers" if adapter.of_transformers else "timm", notes=adapter.notes)
+    made = partial(
+        Task,
+        library="timm" if family is None else "transformers",
+        eps=None if family is None else model_args({}, family.name).norm_eps,
+        notes=adapter.notes,
+    )
     if not adapter.is_low_rank:
         return made("full", merge_adapter(adapter, model.state_dict(), where) | head)
     if not adapter.updates:
@@ -107,7 +112,7 @@ def of_peft(config: ConvertConfig, adapter: PeftAdapter, model: VisionTransforme
     return made("lora", tensors, settings)
 
 
-def _base_head(config: ConvertConfig, model: VisionTransformer, where: str) -> dict[str, Tensor]:
+def _base_head(config: ConvertConfig, model: Vit, where: str) -> dict[str, Tensor]:
     """The head of the model before tuning, which the adapter updates."""
     if config.backbone_weights is None:
         raise BundleError(
@@ -117,7 +122,7 @@ def _base_head(config: ConvertConfig, model: VisionTransformer, where: str) -> d
     return read_head(config.backbone_weights, model.state_dict(), "--backbone-weights").tensors
 
 
-def of_timm(config: ConvertConfig, model: VisionTransformer) -> Task:
+def of_timm(config: ConvertConfig, model: Vit) -> Task:
     """A linear task from a checkpoint or a head alone, or a full one if another parameter differs from the backbone's.
 
     Raises:

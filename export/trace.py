@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.trace_shared import SLOTS, SharedBackbone
-from export.windows import gathered
+from export.traceable import traceable
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
 from mosa_deploy.backbones.load import randomise
 from mosa_deploy.bundles.graph_index import GraphIndex, ParameterRef
@@ -131,7 +131,7 @@ def trace(
     Raises:
         BackboneError: a parameter is not in the graph unchanged.
     """
-    model = gathered(model)
+    model = traceable(model)
     stand_in = copy.deepcopy(model)
     randomise(stand_in)
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,8 +12,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from export.traceable import traceable
 from mosa_deploy.adapters.fold import linear_of
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_foldable, feed_forward
+from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_foldable, drop_layer_scale, feed_forward
 from mosa_deploy.graphs.adapter_weights import PARTS, Layout
 from mosa_deploy.utils.affine import absorb_norm
 
@@ -58,13 +59,13 @@ class SharedLinear(nn.Module):
 
 
 class SharedBackbone(nn.Module):
-    """A headless copy of a plain ViT or Swin that reads the banks of a layout."""
+    """A headless copy of a plain backbone that reads the banks of a layout."""
 
     def __init__(self, model: Transformer, layout: Layout) -> None:
         super().__init__()
         self.inputs: Inputs = {}
         self.names = list(layout.shapes(1))
-        self.backbone = check_foldable(copy.deepcopy(model))
+        self.backbone = check_foldable(copy.deepcopy(traceable(model)))
         self.backbone.reset_classifier(0)
         for name, block in blocks_of(self.backbone).items():
             if layout.modules:
@@ -82,14 +83,13 @@ class SharedBackbone(nn.Module):
 @torch.no_grad()
 def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
     """Replace a block's FFN by `SharedMlp`, in place, with norm2 and LayerScale absorbed."""
-    norm, fc1, act, fc2, layer_scale = feed_forward(block)
-    ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
+    norm, fc1, act, fc2, gamma = feed_forward(block)
+    ls2 = torch.ones_like(norm.weight) if gamma is None else gamma
     wide = linear_of(*absorb_norm(fc1.weight, fc1.bias, norm.weight, norm.bias))
     narrow = linear_of(ls2[:, None] * fc2.weight, ls2 * fc2.bias)
     block.mlp = SharedMlp(wide, act, narrow, inputs, name)
     block.norm2 = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
-    if layer_scale is not None:
-        block.ls2 = nn.Identity()
+    drop_layer_scale(block)
 
 
 def share_layers(block: nn.Module, layout: Layout, inputs: Inputs, name: str) -> None:

@@ -75,8 +75,8 @@ def print_list() -> None:
     assert len(head) == len(Entry._fields)
     print(table(head, entries(), align="llrll"))
     print(
-        "\nAny plain ViT or Swin of timm will do: --backbone NAME fetches it from timm's hub, and --backbone-weights"
-        " FILE reads a file of yours."
+        "\nAny plain ViT, DINOv3 or Swin of timm will do: --backbone NAME fetches it from timm's hub, and"
+        " --backbone-weights FILE reads a file of yours."
     )
 
 

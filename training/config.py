@@ -54,7 +54,7 @@ class TuneConfig:
     name: str | None = None
     """Name of the tuned task in its run and in the service. Default: the value of --task."""
     backbone: str | None = None
-    """Name of a plain timm ViT or Swin, or of one that `mosa backbone list` shows."""
+    """Name of a plain timm ViT, DINOv3 or Swin, or of one that `mosa backbone list` shows."""
     backbone_weights: Path | None = None
     """Load the backbone's weights from this .safetensors, .npz or torch (.pth, .pt, .bin, .tar) file instead of timm's
     hub."""

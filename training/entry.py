@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mosa_deploy.adapters.attach import adapters
-from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.foldable import Transformer, image_size
 from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import Images, ImageSource, normalise
 
@@ -65,12 +66,37 @@ def steps_of(model: Transformer) -> Iterator[Step]:
     if isinstance(model, VisionTransformer):
         yield from (model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre)
         yield from model.blocks
+    elif isinstance(model, Eva):
+        turns = turns_of(model)
+        yield from (model.patch_embed, lambda patches: model._pos_embed(patches)[0], model.norm_pre)
+        yield from (TurningBlock(block, turns) for block in model.blocks)
     else:
         yield model.patch_embed
         for stage in model.layers:
             yield stage.get_submodule("downsample")
             yield from stage.get_submodule("blocks").children()
     yield from (model.norm, model.forward_head)
+
+
+class TurningBlock(nn.Module):
+    """A block of an Eva, with the turns by which its attention tells patches apart."""
+
+    def __init__(self, block: nn.Module, turns: Tensor | None) -> None:
+        super().__init__()
+        self.block, self.turns = block, turns
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        out: Tensor = self.block(x, rope=self.turns)
+        return out
+
+
+@torch.no_grad()
+def turns_of(model: Eva) -> Tensor | None:
+    """Sines and cosines of the positions of an Eva's patches (N, 2 C / heads): the same for all images of its size."""
+    pixels = torch.zeros(1, 3, *image_size(model), device=model.patch_embed.proj.weight.device)
+    turns: Tensor | None = model._pos_embed(model.patch_embed(pixels))[1]
+    return turns
 
 
 def in_turn(steps: list[Step], x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Dropout before the head, also with several masks for one pass through the backbone."""
 
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +25,4 @@ class HeadDropout(nn.Module):
 def set_head_dropout(model: Transformer, p: float, samples: int) -> None:
     """Let training drop features before the head, with so many masks; with p = 0 the model stays as it is."""
     if p:
-        model.set_submodule(
-            "head_drop" if isinstance(model, VisionTransformer) else "head.drop", HeadDropout(p, samples)
-        )
+        model.set_submodule("head.drop" if isinstance(model, SwinTransformer) else "head_drop", HeadDropout(p, samples))

@@ -65,7 +65,7 @@ class CompareConfig:
     epochs: int | None = None
     """Number of epochs of every run. Default: that of each task's preset."""
     backbone: str | None = None
-    """Name of a plain timm ViT or Swin. Default: that of each task's preset."""
+    """Name of a plain timm ViT, DINOv3 or Swin. Default: that of each task's preset."""
     backbone_weights: Path | None = None
     """File of the backbone's weights, as in `mosa tune`."""
     image_size: int | None = None

@@ -1,8 +1,9 @@
-"""Attach adapters to a timm ViT or Swin, freeze the backbone, and read or load what a task owns."""
+"""Attach adapters to a timm ViT, DINOv3 or Swin, freeze the backbone, and read or load what a task owns."""
 
 from typing import TypeVar
 
 import torch
+from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -52,6 +53,25 @@ class AdaptedBlock(Adapted):
         return self.adapter.block_output(h, block.drop_path2(block.ls2(block.mlp(block.norm2(h)))))
 
 
+class AdaptedEvaBlock(Adapted):
+    """A timm `EvaBlock` with an adapter; its attention turns queries and keys by the positions of their patches."""
+
+    block: EvaBlock
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        block = self.block
+        attended = block.attn(block.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
+        h = self.adapter.after_attention(x + block.drop_path1(_scaled(attended, block.gamma_1)))
+        return self.adapter.block_output(h, block.drop_path2(_scaled(block.mlp(block.norm2(h)), block.gamma_2)))
+
+
+def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    return x if gamma is None else gamma * x
+
+
 class AdaptedSwinBlock(Adapted):
     """A timm `SwinTransformerBlock` with an adapter; it has no LayerScale, and attends within windows of the image."""
 
@@ -63,6 +83,14 @@ class AdaptedSwinBlock(Adapted):
         attended = x + block.drop_path1(block._attn(block.norm1(x)))
         h = self.adapter.after_attention(attended.flatten(1, 2))
         return self.adapter.block_output(h, block.drop_path2(block.mlp(block.norm2(h)))).reshape(x.shape)
+
+
+ADAPTED: dict[type[nn.Module], type[Adapted]] = {
+    Block: AdaptedBlock,
+    EvaBlock: AdaptedEvaBlock,
+    SwinTransformerBlock: AdaptedSwinBlock,
+}
+"""Class of a block -> class of the same with an adapter."""
 
 
 def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = True) -> Model:
@@ -103,21 +131,25 @@ def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = 
 def _with_adapter(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> Adapted:
     part = feed_forward(block)
     width, eps = part.norm.normalized_shape[0], part.norm.eps
-    if isinstance(block, SwinTransformerBlock):
-        adapter = ParallelAdapter(width, config, part.act, eps, generator)
-        adapter.copy_norm_(part.norm)
-        return AdaptedSwinBlock(block, adapter)
+    adapter: ParallelAdapter | PfeifferAdapter | HoulsbyAdapter
     match config.style:
         case "pfeiffer":
-            return AdaptedBlock(block, PfeifferAdapter(width, config, eps, generator))
+            adapter = PfeifferAdapter(width, config, eps, generator)
         case "houlsby":
-            return AdaptedBlock(block, HoulsbyAdapter(width, config, generator))
+            adapter = HoulsbyAdapter(width, config, generator)
         case _:
-            return AdaptedBlock(block, ParallelAdapter(width, config, part.act, eps, generator))
+            adapter = ParallelAdapter(width, config, part.act, eps, generator)
+            if isinstance(block, SwinTransformerBlock):
+                adapter.copy_norm_(part.norm)
+    return ADAPTED[type(block)](block, adapter)
 
 
 def _attach_low_rank(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> None:
     """Give every linear layer that holds a target a low-rank adapter, in place."""
+    attention = block.get_submodule("attn")
+    if isinstance(attention, EvaAttention):
+        # Else it would take the weight of qkv, past the adapter, to join it with biases of its own.
+        attention.qkv_bias_separate = True
     for module in dict.fromkeys(TARGET_SLICES[target].module for target in TARGET_SLICES if target in config.targets):
         linear = block.get_submodule(module)
         assert isinstance(linear, nn.Linear)

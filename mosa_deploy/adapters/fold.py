@@ -4,7 +4,7 @@ A low-rank adapter is added to the weight of its layer: W' = W + s B A.
 
 A parallel adapter and the FFN read the same normalised h, so norm2's affine is absorbed by what reads it, and the FFN
 is widened from M to M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm (in a Swin the same),
-ls2 the LayerScale (1 where there is none) and s the scale:
+ls2 the LayerScale (gamma_2 of an Eva, 1 where there is none) and s the scale:
 
     fc1' = [ W1 diag(g2) ; D diag(ga) ]     b1' = [ b1 + W1 be2 ; d + D bea ]
     fc2' = [ ls2 * W2 , s * U ]             b2' = ls2 * b2 + s * u
@@ -82,13 +82,13 @@ def _widen(adapted: Adapted) -> None:
     """Make the adapter r more hidden units of its block's FFN, in place."""
     block, adapter = adapted.block, adapted.adapter
     assert isinstance(adapter, ParallelAdapter)
-    norm, fc1, _, fc2, layer_scale = feed_forward(block)
+    norm, fc1, _, fc2, gamma = feed_forward(block)
     assert isinstance(adapter.down, nn.Linear)
     assert isinstance(adapter.up, nn.Linear)
     down, own_norm = adapter.down, adapter.norm
     down_weight, down_bias = absorb_norm(down.weight, down.bias, own_norm.weight, own_norm.bias)
     fc1_weight, fc1_bias = absorb_norm(fc1.weight, fc1.bias, norm.weight, norm.bias)
-    ls2 = torch.ones_like(norm.weight) if layer_scale is None else layer_scale.gamma
+    ls2 = torch.ones_like(norm.weight) if gamma is None else gamma
     wide = linear_of(torch.cat([fc1_weight, down_weight]), torch.cat([fc1_bias, down_bias]))
     narrow = linear_of(
         torch.cat([ls2[:, None] * fc2.weight, adapter.scale * adapter.up.weight], dim=1),
@@ -98,8 +98,8 @@ def _widen(adapted: Adapted) -> None:
     block.set_submodule("mlp.fc2", narrow)
     norm.weight.fill_(1.0)
     norm.bias.fill_(0.0)
-    if layer_scale is not None:
-        layer_scale.gamma.fill_(1.0)
+    if gamma is not None:
+        gamma.fill_(1.0)
 
 
 def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:

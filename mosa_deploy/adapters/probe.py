@@ -9,10 +9,9 @@ from typing import Any, cast
 
 import torch
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mosa_deploy.backbones.foldable import Transformer, topology_of
+from mosa_deploy.backbones.foldable import Transformer, Vit, topology_of
 from mosa_deploy.bundles.probe_features import Features, earlier_blocks, features_width
 from mosa_deploy.errors import BackboneError
 
@@ -40,7 +39,7 @@ class Probe(nn.Module):
         """
         super().__init__()
         check_features(backbone, features)
-        assert isinstance(backbone, VisionTransformer)
+        assert isinstance(backbone, Vit)
         backbone.reset_classifier(0)
         self.backbone, self.features = backbone, features
         self.topology = topology_of(backbone)
@@ -68,8 +67,10 @@ class Probe(nn.Module):
         if self.query is not None:
             return attend(self.patches(images), self.query)
         earlier = earlier_blocks(self.topology) if self.features == "blocks" else 0
+        # An Eva without prefix tokens cannot return them.
+        prefixed = self.backbone.num_prefix_tokens > 0
         found: Any = self.backbone.forward_intermediates(
-            images, indices=earlier + 1, return_prefix_tokens=True, output_fmt="NLC"
+            images, indices=earlier + 1, return_prefix_tokens=prefixed, output_fmt="NLC"
         )
         last, blocks = found
         own = [self._token(block) for block in blocks[:-1]]
@@ -88,7 +89,7 @@ class Probe(nn.Module):
     def _token(self, block: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """The class token of a block's output, or the mean of its patches, after the backbone's last norm."""
         patches, prefix = block if isinstance(block, tuple) else (block, None)
-        wanted = prefix[:, :1] if prefix is not None and self.backbone.has_class_token else patches
+        wanted = patches if prefix is None or self.backbone.cls_token is None else prefix[:, :1]
         token: Tensor = self.backbone.fc_norm(self.backbone.norm(wanted)).mean(1)
         return token
 

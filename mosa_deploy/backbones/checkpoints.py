@@ -14,12 +14,14 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from timm.models import swin_transformer
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from mosa_deploy.backbones.containers import INDEX, locate, read_tensors
+from mosa_deploy.backbones.eva_names import eva_state
 from mosa_deploy.backbones.file_kinds import kind_of
-from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.foldable import Transformer, Vit
 from mosa_deploy.backbones.parts import ANCHOR, Found, Head, find_backbone, find_head
 from mosa_deploy.backbones.transformers import fit_to_config
 from mosa_deploy.backbones.transformers_names import TIMMS
@@ -67,11 +69,13 @@ def load_weights(model: Transformer, name: str, path: Path, option: str = OPTION
         found = find_backbone(read_tensors(file, option), f"{option} {file}")
         check_patches(model, name, found, f"{option} {file}")
         faults = _load_state(model, found)
-        if not faults and found.family is not None and isinstance(model, VisionTransformer):
+        if not faults and found.family is not None and isinstance(model, Vit):
             fit_to_config(model, file.parent, found.family.name)
     if faults:
         pooled = option != OPTION and "unexpected fc_norm.weight" in faults and "missing norm.weight" in faults
         hint = "; its norm stands behind the pooling: give --pool avg" if pooled else ""
+        if isinstance(model, Eva) and "unexpected blocks.0.attn.q_bias" in faults:
+            hint = f"; with biases of q and v it is {name.partition('.')[0]}_qkvb"
         raise BackboneError(f"{option} {file} does not fit {name}: {_shortened(faults)}{hint}")
     return found
 
@@ -82,7 +86,7 @@ def check_patches(model: Transformer, name: str, found: Found, where: str) -> No
     Raises:
         BackboneError: the model has patches of another size.
     """
-    if not isinstance(model, VisionTransformer) or ANCHOR not in found.state:
+    if not isinstance(model, Vit) or ANCHOR not in found.state:
         return
     sizes = (tuple(found.state[ANCHOR].shape[2:]), tuple(model.get_parameter(ANCHOR).shape[2:]))
     if len(sizes[0]) == 2 and sizes[0] != sizes[1]:
@@ -133,7 +137,8 @@ def find_source(path: Path, option: str) -> Found | None:
 def source_args(path: Path, option: str) -> ModelArgs:
     """With which arguments timm's ViT computes what a model of transformers does with the tensors in a file.
 
-    Where its classifier is a module of the user's own, only its tokens are known, not what the classifier reads.
+    Where its classifier is a module of the user's own, only its tokens are known, not what the classifier reads. It is
+    taken to read the class token of a DINOv3, which comes without one.
 
     Raises:
         BackboneError: the file cannot be read, or is of a model that cannot be.
@@ -142,7 +147,9 @@ def source_args(path: Path, option: str) -> ModelArgs:
     if found is None or found.family is None:
         return TIMMS
     args = found.family.args
-    return args if HEAD[0] in found.state else ModelArgs(reg_tokens=args.reg_tokens, class_token=args.class_token)
+    if HEAD[0] in found.state or (found.family.head == "any" and found.prefix):
+        return args
+    return ModelArgs(reg_tokens=args.reg_tokens, class_token=args.class_token)
 
 
 def _is_googles(file: Path) -> bool:
@@ -166,7 +173,9 @@ def _load_state(model: Transformer, found: Found) -> str:
         state |= {key: torch.zeros_like(value) for key, value in without.items()}
     filtered = state
     with contextlib.suppress(Exception):  # What timm cannot resample is listed below, by its shape.
-        if isinstance(model, VisionTransformer):
+        if isinstance(model, Eva):
+            filtered = eva_state(state, model)
+        elif isinstance(model, VisionTransformer):
             filtered = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
         else:
             filtered = swin_transformer.checkpoint_filter_fn(state, model)

@@ -6,10 +6,10 @@ from typing import Any, get_args
 import timm
 import torch
 from timm.layers import Attention, AttentionPoolLatent, get_act_layer
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva
 from torch import nn
 
-from mosa_deploy.backbones.foldable import Transformer
+from mosa_deploy.backbones.foldable import Transformer, Vit
 from mosa_deploy.backbones.names import as_timm
 from mosa_deploy.bundles.model_args import Activation, ModelArgs, Pool
 from mosa_deploy.errors import BackboneError
@@ -28,21 +28,42 @@ IN_PLACE = ("num_heads", "act_layer", "norm_eps")
 """What `set_function` sets."""
 
 
-def created_with(args: ModelArgs) -> dict[str, Any]:
-    """The arguments for `timm.create_model`; the eps is set by `set_function`."""
-    return {name: value for name, value in args.given().items() if name != "norm_eps"}
+EVAS = {"fc_norm": "use_fc_norm", "final_norm": "use_post_transformer_norm", "reg_tokens": "num_reg_tokens"}
+"""What timm's `Eva` calls the arguments of its ViT."""
+
+
+def created_with(name: str, args: ModelArgs) -> dict[str, Any]:
+    """The arguments for `timm.create_model`; what that does not take is set by `set_function`."""
+    eva = _is_eva(name)
+    later = ("norm_eps", "act_layer") if eva else ("norm_eps",)
+    given = {key: value for key, value in args.given().items() if key not in later}
+    return {EVAS.get(key, key): value for key, value in given.items()} if eva else given
+
+
+def published_args(name: str) -> ModelArgs:
+    """What a backbone computes if nobody says otherwise: what timm has, but for DINOv3.
+
+    Its authors read the class token, which timm's model takes part in only if it is asked to.
+    """
+    return ModelArgs(global_pool="token") if "_dinov3" in name.partition(".")[0] and _is_eva(name) else ModelArgs()
+
+
+def _is_eva(name: str) -> bool:
+    return timm.models.is_model_in_modules(name.partition(".")[0], "eva")
 
 
 @torch.no_grad()
-def set_function(model: VisionTransformer, args: ModelArgs) -> None:
+def set_function(model: Vit, args: ModelArgs) -> None:
     """Set the heads, the activation and the eps of a model, in place. None leaves a part as it is.
 
     Raises:
-        BackboneError: the width cannot be divided among so many heads.
+        BackboneError: the width cannot be divided among so many heads, or positions turn another number of them.
     """
     heads = args.num_heads
     if heads is not None and model.embed_dim % heads:
         raise BackboneError(f"num_heads {heads} does not divide the backbone's width {model.embed_dim}")
+    if isinstance(model, Eva) and heads not in (None, own := arguments(model)["num_heads"]):
+        raise BackboneError(f"num_heads {heads}: this backbone turns {own} heads by their positions")
     # An attention pool has heads and an FFN of its own, of the same kind.
     pools = [(pool, pool.mlp) for pool in model.modules() if isinstance(pool, AttentionPoolLatent)]
     for attention, mlp in [
@@ -75,7 +96,7 @@ def departures(name: str, model: Transformer) -> ModelArgs:
     Raises:
         BackboneError: it pools or activates in a way that a record cannot state.
     """
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, Vit):
         return ModelArgs()
     own, timms = arguments(model), _timms(name)
     other = {key: value for key, value in own.items() if value != timms[key]}
@@ -88,8 +109,8 @@ def departures(name: str, model: Transformer) -> ModelArgs:
     return ModelArgs(**other)
 
 
-def arguments(model: VisionTransformer) -> dict[str, Any]:
-    """What a model computes with its tensors, by the names of timm's arguments."""
+def arguments(model: Vit) -> dict[str, Any]:
+    """What a model computes with its tensors, by the names that timm's ViT has for its arguments."""
     block = model.blocks[0]
     inner: Any = getattr(block, "block", block)  # An adapted block holds timm's.
     attention, norm = inner.attn, inner.norm2
@@ -97,9 +118,9 @@ def arguments(model: VisionTransformer) -> dict[str, Any]:
         "global_pool": model.global_pool,
         "fc_norm": not isinstance(model.fc_norm, nn.Identity),
         "final_norm": not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)),
-        "pool_include_prefix": model.pool_include_prefix,
-        "class_token": model.has_class_token,
-        "reg_tokens": model.num_reg_tokens,
+        "pool_include_prefix": getattr(model, "pool_include_prefix", False),
+        "class_token": model.cls_token is not None,
+        "reg_tokens": 0 if model.reg_token is None else model.reg_token.shape[1],
         "no_embed_class": model.no_embed_class,
         "num_heads": getattr(attention, "num_heads", None),
         "act_layer": _activation(inner.mlp.act),
@@ -124,4 +145,4 @@ def _timms(name: str) -> dict[str, Any]:
     """The arguments of timm's own model; none for a Swin."""
     with torch.device("meta"):
         model = timm.create_model(as_timm(name), num_classes=0, **without_init(name))
-    return arguments(model) if isinstance(model, VisionTransformer) else {}
+    return arguments(model) if isinstance(model, Vit) else {}

@@ -1,4 +1,4 @@
-"""Backbones: any plain timm ViT or Swin by name, its weights from the package, from timm's hub or from a file.
+"""Backbones: any plain timm ViT, DINOv3 or Swin by name, its weights from the package, from timm's hub or from a file.
 
 Importing this module registers the embedded backbone with timm.
 """
@@ -11,13 +11,12 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.checkpoints import load_weights
-from mosa_deploy.backbones.foldable import Transformer, check_class, check_foldable
-from mosa_deploy.backbones.function import created_with, set_function, without_init
+from mosa_deploy.backbones.foldable import Transformer, Vit, check_class, check_foldable
+from mosa_deploy.backbones.function import created_with, published_args, set_function, without_init
 from mosa_deploy.backbones.names import DINOV2_S, FROM_INDEX, as_timm
 from mosa_deploy.backbones.transformers import tokens_beside
 from mosa_deploy.bundles.model_args import ModelArgs
@@ -56,13 +55,13 @@ def load_backbone(
     model_args: ModelArgs | None = None,
     **kwargs: Any,
 ) -> Transformer:
-    """A timm ViT or Swin in evaluation mode: images (B, 3, H, W) -> logits (B, classes), or features (B, C).
+    """A timm ViT, DINOv3 or Swin in evaluation mode: images (B, 3, H, W) -> logits (B, classes), or features (B, C).
 
     The head has `classes` outputs and is freshly initialised; with 0 there is none. `weights` are timm's pretrained
     ones if None, or those of a file if a path is given. `img_size` is the side, or (H, W), of the images in pixels:
     timm resamples the position embedding, and `timm.data.resolve_model_data_config` of the model gives that size.
     `model_args` say in what it departs from timm's model; what they leave open, a `config.json` of transformers beside
-    the file of weights may say.
+    the file of weights may say. Without any, a DINOv3 pools its class token, as its authors do and timm does not.
     Other `kwargs` go to timm, e.g. `mlp_ratio`.
 
     Raises:
@@ -74,7 +73,9 @@ def load_backbone(
     args = model_args or ModelArgs()
     if args.reg_tokens is None:
         args = args.changed(tokens_beside(weights.file).given())
-    kwargs |= created_with(args)
+    if model_args is None:
+        kwargs = created_with(name, published_args(name)) | kwargs
+    kwargs |= created_with(name, args)
     if img_size is not None:
         kwargs["img_size"] = (img_size, img_size) if isinstance(img_size, int) else img_size
     # A model that cannot be used is refused before its weights are fetched.
@@ -91,7 +92,7 @@ def load_backbone(
         load_weights(model, name, weights.file)
     elif weights.source == "random":
         randomise(model)
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, Vit):
         set_function(model, args)
     if img_size is not None:
         cast(dict[str, Any], model.pretrained_cfg)["input_size"] = (3, *kwargs["img_size"])
@@ -127,7 +128,7 @@ def check_name(name: str) -> None:
         raise BackboneError(f"--backbone {name}: with the tag of its weights it is {DINOV2_S.name}")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        modules = ("vision_transformer", "deit", "swin_transformer", embedded.__name__.rpartition(".")[2])
+        modules = ("vision_transformer", "deit", "eva", "swin_transformer", embedded.__name__.rpartition(".")[2])
         plain = [known for module in modules for known in timm.list_models(module=module)]
         said = unknown_name("backbone", architecture, plain)
         raise BackboneError(f"{said}; `mosa backbone list` shows those that are here")

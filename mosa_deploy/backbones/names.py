@@ -18,6 +18,9 @@ def is_embedded(name: str) -> bool:
 DEFAULT = "vit_small_patch14_dinov2.lvd142m"
 """The backbone for images of the user's own, which timm fetches from its hub."""
 
+DINOV3 = "vit_small_patch16_dinov3.lvd1689m"
+"""The smallest DINOv3, which errors offer beside the default."""
+
 WEIGHTS = "model.safetensors"
 
 

@@ -30,7 +30,8 @@ AVERAGED = re.compile(r"(^|[._])(ema|averaged?|swa)([._]|$)")
 """Averages of the weights, which their authors evaluate, as timm does."""
 
 BACKBONE = re.compile(
-    r"(blocks|layers|patch_embed|norm|norm_pre|fc_norm)\..*|(cls|reg|dist|mask)_token|register_tokens|pos_embed"
+    r"(blocks|layers|patch_embed|norm|norm_pre|fc_norm|rope|rope_embed|local_cls_norm)\..*|(cls|reg|dist|mask)_token"
+    r"|(register|storage)_tokens|pos_embed"
 )
 """Names of timm's that belong to a backbone."""
 

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
-
-from mosa_deploy.backbones.foldable import feed_forward
+from mosa_deploy.backbones.foldable import Vit, feed_forward
 from mosa_deploy.backbones.function import set_function
 from mosa_deploy.bundles.model_args import Activation, ModelArgs
 from mosa_deploy.errors import BackboneError
@@ -16,9 +14,13 @@ CONFIG_FILE = "config.json"
 DEFAULT_EPS = 1e-12
 """`layer_norm_eps` of a transformers ViT whose config does not give one; timm's is 1e-6."""
 
+ROPE_THETA = 100.0
+"""`rope_theta` of every published DINOv3, which timm's models have too."""
+
 DEFAULTS: dict[str, tuple[str, float]] = {
     "vit_msn": ("gelu", 1e-6),
     "dinov2": ("gelu", 1e-6),
+    "dinov3": ("gelu", 1e-5),
     "clip": ("quick_gelu", 1e-5),
     "siglip": ("gelu_pytorch_tanh", 1e-6),
 }
@@ -60,12 +62,14 @@ def model_args(config: dict[str, Any], family: str = "") -> ModelArgs:
     `family` is the model's kind by its tensors, for a config that does not state it.
 
     Raises:
-        BackboneError: its activation is none of timm's, or a value is of no use.
+        BackboneError: its activation or its `rope_theta` is none of timm's, or a value is of no use.
     """
     kind = str(config.get("model_type") or family).lower()
     config = config | (config.get("vision_config") or {})
     known = (default for name, default in DEFAULTS.items() if kind.startswith(name))
     default_act, default_eps = next(known, ("gelu", DEFAULT_EPS))
+    if kind.startswith("dinov3") and config.get("rope_theta", ROPE_THETA) != ROPE_THETA:
+        raise BackboneError(f"rope_theta {config['rope_theta']}, known is {ROPE_THETA:g}")
     act = config.get("hidden_act", default_act)
     if act not in ACTIVATIONS:
         raise BackboneError(f"hidden_act {act}, known are {', '.join(ACTIVATIONS)}")
@@ -91,7 +95,7 @@ def tokens_beside(weights: Path | None) -> ModelArgs:
     return ModelArgs(reg_tokens=1) if config.get("model_type") == "deit" else ModelArgs()
 
 
-def fit_to_config(model: VisionTransformer, folder: Path, family: str = "") -> None:
+def fit_to_config(model: Vit, folder: Path, family: str = "") -> None:
     """Let `model` compute, in place, what the ViT computes whose weights lie in the folder, as its config says.
 
     Without a config it is what models of this `family` compute by default.
@@ -107,6 +111,6 @@ def fit_to_config(model: VisionTransformer, folder: Path, family: str = "") -> N
         raise BackboneError(f"{path} does not fit the backbone: {error}; choose another ViT") from None
 
 
-def layer_norm_eps(model: VisionTransformer) -> float:
+def layer_norm_eps(model: Vit) -> float:
     """The eps of a model's LayerNorms."""
     return feed_forward(model.blocks[0]).norm.eps

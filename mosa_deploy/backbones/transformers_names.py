@@ -1,7 +1,7 @@
 """Names of tensors in models of Hugging Face's transformers, as timm's names, and what their classifiers read.
 
-Names of transformers 5 and of older releases are known: ViT, MAE, MSN, DINOv2, I-JEPA, CLIP and SigLIP. Query, key and
-value, which transformers keep apart, are called `attn.q`, `attn.k` and `attn.v` here.
+Names of transformers 5 and of older releases are known: ViT, MAE, MSN, DINOv2, DINOv3, I-JEPA, CLIP and SigLIP. Query,
+key and value, which transformers keep apart, are called `attn.q`, `attn.k` and `attn.v` here.
 """
 
 import math
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from mosa_deploy.backbones.foldable import Vit
 from mosa_deploy.bundles.model_args import ModelArgs
 from mosa_deploy.errors import BackboneError
 
@@ -48,6 +49,9 @@ IN_BLOCK = {
     "norm2": "norm2",
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
+    # DINOv3
+    "mlp.up_proj": "mlp.fc1",
+    "mlp.down_proj": "mlp.fc2",
     # CLIP and SigLIP
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
@@ -65,6 +69,7 @@ OUTSIDE_BLOCKS = {
     "embeddings.distillation_token": "reg_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.patch_embeddings": "patch_embed.proj",
     "layernorm": "norm",
     "classifier": "head",
     # CLIP and SigLIP
@@ -81,7 +86,12 @@ OUTSIDE_BLOCKS = {
 }
 """Modules and parameters before and after the blocks: transformers' name -> timm's."""
 
-BLOCK = re.compile(r"(?:encoder\.layer|encoder\.layers|layers|layer)\.(\d+)\.(.+)")
+BLOCK = re.compile(r"(?:encoder\.layer|encoder\.layers|model\.layer|layers|layer)\.(\d+)\.(.+)")
+
+OF_DINOV3 = re.compile(r"(model\.)?layer\.\d+\.(attention\.[qkvo]_proj|mlp\.(up|down)_proj)\..*")
+"""Names in the blocks of a DINOv3 that no other model has."""
+
+GATED = re.compile(r"(model\.)?layer\.\d+\.mlp\.gate_proj\..*")
 
 QKV = ("q", "k", "v")
 """In the order in which timm's `qkv` joins them."""
@@ -95,9 +105,10 @@ class Family:
     """A kind of model of transformers, told by its tensors."""
 
     name: str
-    head: Literal["token", "mean", "mean before norm", "token and mean"] = "token"
+    head: Literal["token", "mean", "mean before norm", "token and mean", "any"] = "token"
     """What its classifier reads: the class token after the last norm, the mean of all tokens after it, the mean of the
-    patches before it, or the class token and the mean of the patches."""
+    patches before it, or the class token and the mean of the patches. Where transformers has no classifier, the user's
+    own reads what the backbone gives."""
     args: ModelArgs = TIMMS
     """With which a ViT of timm has its tensors, and gives its classifier that."""
     refused: str = ""
@@ -110,12 +121,13 @@ SIGLIP, IJEPA = Family("SigLIP", "mean", MEAN), Family("I-JEPA", "mean", MEAN)
 CLIP = Family("CLIP", "mean before norm", ModelArgs(global_pool="avg", fc_norm=False, final_norm=False))
 DEIT = Family("DeiT", args=ModelArgs(reg_tokens=1))
 BEIT = Family("BEiT", refused="its blocks add relative positions in the attention")
-DINOV3 = Family("DINOv3", refused="its blocks rotate positions in the attention, which is not supported yet")
+DINOV3 = Family("DINOv3", "any", ModelArgs(global_pool="token"))
+DINOV3_GATED = Family("DINOv3", refused="its FFNs are gated (SwiGLU), as in the sizes S+, H+ and 7B")
 SWIN = Family("Swin", refused="only ViTs of transformers can be read")
 
 SUPPORTED = (
-    "ViT, DeiT, MAE, MSN, DINOv2 (with registers too), I-JEPA, CLIP and SigLIP of transformers can be read, and `mosa"
-    " backbone list` shows what is here or can be fetched"
+    "ViT, DeiT, MAE, MSN, DINOv2 (with registers too), DINOv3 (S, B and L), I-JEPA, CLIP and SigLIP of transformers can"
+    " be read, and `mosa backbone list` shows what is here or can be fetched"
 )
 
 
@@ -144,7 +156,7 @@ def family_of(state: Mapping[str, Tensor]) -> Family | None:
     names = {_without_model(name) for name in state}
     clip, dinov3 = ANCHORS[1:]
     if dinov3 in names:
-        return DINOV3
+        return DINOV3_GATED if any(GATED.fullmatch(name) for name in names) else DINOV3
     if clip in names:
         return CLIP if "embeddings.class_embedding" in names else SIGLIP
     if not any(name.endswith(ANCHORS[0]) for name in names):
@@ -193,12 +205,19 @@ def _reshape_embeddings(named: dict[str, Tensor]) -> None:
             named[f"attn_pool.q.{part}"], named[f"attn_pool.kv.{part}"] = joined[:width], joined[width:]
 
 
-def check_head_input(model: VisionTransformer, family: Family, inputs: int, where: str) -> None:
+def check_head_input(model: Vit, family: Family, inputs: int, where: str) -> None:
     """Whether a model's head reads what the classifier of a family reads; it has so many `inputs`.
 
     Raises:
-        BackboneError: it does not, or no model of timm does.
+        BackboneError: it does not, or no model of timm does; or the model is no DINOv3 where the family is, or only it.
     """
+    if (family is DINOV3) != isinstance(model, Eva):
+        here, name = (
+            ("ViT", "vit_*_patch16_dinov3 of that size") if family is DINOV3 else ("DINOv3", "ViT of that kind")
+        )
+        raise BackboneError(f"{where} is of transformers' {family.name}, --backbone is a {here}: name timm's {name}")
+    if family.head == "any":
+        return
     if family.head == "token and mean" and inputs == 2 * model.num_features:
         raise BackboneError(
             f"{where} is of transformers' {family.name}, whose classifier reads the class token and the mean of the"
@@ -210,7 +229,8 @@ def check_head_input(model: VisionTransformer, family: Family, inputs: int, wher
         case "mean":
             reads, right = "mean of all tokens after the last norm", pool == "avg" and not model.num_prefix_tokens
         case "mean before norm":
-            reads, right = "mean of the patches before the last norm", pool == "avg" and not model.pool_include_prefix
+            prefix = getattr(model, "pool_include_prefix", False)
+            reads, right = "mean of the patches before the last norm", pool == "avg" and not prefix
             normed = not normed and isinstance(model.fc_norm, nn.Identity)
         case _:
             reads, right = "class token after the last norm", pool == "token"

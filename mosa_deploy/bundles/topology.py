@@ -1,6 +1,6 @@
 """The topology of a backbone: timm's names of its blocks and its head, and how wide they are.
 
-    ViT     blocks.<i>                   C              head
+    ViT     blocks.<i>                   C              head         DINOv3 too
     Swin    layers.<stage>.blocks.<i>    C 2^stage      head.fc
 
 Every other module takes names and widths from here. This needs the standard library alone, since the shared graph is
@@ -19,7 +19,7 @@ class BlockTopology:
     width: int
     """C, timm's embed_dim; a Swin's first stage has this width."""
     stages: tuple[int, ...] = ()
-    """How many blocks each stage of a Swin has; empty for a ViT."""
+    """How many blocks each stage of a Swin has; empty for a ViT or a DINOv3."""
 
     @property
     def blocks(self) -> dict[str, int]:

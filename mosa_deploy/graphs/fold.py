@@ -24,6 +24,9 @@ Parameters = dict[str, Array]
 TABLE = ".relative_position_bias_table"
 """How timm's names of a Swin's position biases end."""
 
+LAYER_SCALES = ("ls2.gamma", "gamma_2")
+"""What timm's ViT and its Eva call the LayerScale of a block's FFN."""
+
 
 def fold_bundle(graph: PlainGraph, bundle: Bundle) -> onnx.ModelProto:
     """The graph of one task: images (B, 3, H, W) -> logits (B, K), node for node the backbone's graph.
@@ -59,7 +62,7 @@ def fold_parameters(graph: PlainGraph, bundle: Bundle) -> Parameters:
     """
     check_backbone(graph, bundle)
     if bundle.record.tunes_backbone:
-        own = gather_windows({name: value.astype(np.float32) for name, value in bundle.tensors.items()})
+        own = as_traced({name: value.astype(np.float32) for name, value in bundle.tensors.items()})
         check_complete(graph, own, bundle.record.method)
         return own
     return head_parameters(graph, *bundle.head) | fold_adapter(graph, adapter_weights(bundle))
@@ -79,6 +82,25 @@ def check_complete(graph: PlainGraph, own: Parameters, method: Method) -> None:
     faults = shape_faults(expected, shapes_of(own))
     if faults:
         raise BundleError(f"the tuned parameters do not fit the backbone's graph: {faults}")
+
+
+def as_traced(own: Parameters) -> Parameters:
+    """The same by the names of the graph, where these are not timm's.
+
+    Raises:
+        BundleError: see `gather_windows`.
+    """
+    return join_biases(gather_windows(own))
+
+
+def join_biases(own: Parameters) -> Parameters:
+    """The same with the biases of q and v of an Eva as its graph has them: one of qkv, in which k has zeros."""
+    joined = dict(own)
+    for name in [name for name in own if name.endswith(".attn.q_bias")]:
+        attention = name.removesuffix(".q_bias")
+        query, value = joined.pop(name), joined.pop(f"{attention}.v_bias")
+        joined[f"{attention}.qkv.bias"] = np.concatenate([query, np.zeros_like(query), value])
+    return joined
 
 
 def gather_windows(own: Parameters) -> Parameters:
@@ -123,8 +145,8 @@ def fold_block(graph: PlainGraph, block: str, weights: AdapterWeights) -> Parame
     fc1, bias1, fc2, bias2, gain, shift = (graph.parameter(f"{block}.{name}").astype(np.float64) for name in names)
     down, down_bias, up, up_bias = (weights[f"{block}.{part}"] for part in ("down", "down_bias", "up", "up_bias"))
     fc1, bias1 = absorb_norm(fc1, bias1, gain, shift)
-    gamma = f"{block}.ls2.gamma"
-    layer_scale = graph.parameter(gamma).astype(np.float64) if gamma in graph.index.parameters else np.ones_like(gain)
+    gammas = [f"{block}.{name}" for name in LAYER_SCALES if f"{block}.{name}" in graph.index.parameters]
+    layer_scale = graph.parameter(gammas[0]).astype(np.float64) if gammas else np.ones_like(gain)
     values = (
         np.concatenate([fc1, down.T]),
         np.concatenate([bias1, down_bias]),
@@ -134,6 +156,4 @@ def fold_block(graph: PlainGraph, block: str, weights: AdapterWeights) -> Parame
         np.zeros_like(shift),
     )
     folded = {f"{block}.{name}": value.astype(np.float32) for name, value in zip(names, values, strict=True)}
-    if gamma in graph.index.parameters:
-        folded[gamma] = np.ones_like(gain, dtype=np.float32)
-    return folded
+    return folded | {gamma: np.ones_like(gain, dtype=np.float32) for gamma in gammas}

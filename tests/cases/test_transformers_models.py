@@ -91,8 +91,8 @@ def beit() -> Any:
     return hf.BeitForImageClassification(hf.BeitConfig(**WIDE, **LABELS))
 
 
-def dinov3() -> Any:
-    return hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**WIDE, **LABELS))
+def gated_dinov3() -> Any:
+    return hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**WIDE, **LABELS, use_gated_mlp=True))
 
 
 def swin() -> Any:
@@ -213,7 +213,10 @@ def test_the_two_heads_of_a_deit_with_a_teacher_are_refused(tmp_path: Path) -> N
     ("make", "fault"),
     [
         (beit, "is a BEiT of transformers: its blocks add relative positions in the attention; ViT, DeiT, MAE"),
-        (dinov3, "is a DINOv3 of transformers: its blocks rotate positions in the attention, which is not supported"),
+        (
+            gated_dinov3,
+            r"is a DINOv3 of transformers: its FFNs are gated \(SwiGLU\), as in the sizes S\+, H\+ and 7B; ViT",
+        ),
         (swin, "is a Swin of transformers: only ViTs of transformers can be read; ViT, DeiT, MAE"),
     ],
 )

@@ -11,7 +11,7 @@ from export.convert import convert
 from export.export import export
 from export.options import ConvertConfig, ExportConfig, FileOptions
 from export.trace import node_types, trace_plain
-from export.windows import gathered
+from export.traceable import traceable
 from mosa_deploy.adapters.probe import plain_backbone
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.foldable import Transformer
@@ -134,13 +134,13 @@ def test_every_parameter_is_found_by_timms_name_but_for_the_bias_tables(root: Pa
 def test_the_biases_are_gathered_in_a_copy_and_the_model_keeps_its_tables() -> None:
     model = load_backbone(swin.NAME, Weights("random"), 3)
     before = set(model.state_dict())
-    copied = set(gathered(model).state_dict())
+    copied = set(traceable(model).state_dict())
     assert set(model.state_dict()) == before
     assert {name.removesuffix("_table") for name in before} == copied
 
 
 def test_a_parameter_that_the_graph_does_not_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.trace.gathered", lambda model: model)
+    monkeypatch.setattr("export.trace.traceable", lambda model: model)
     with pytest.raises(BackboneError, match=r"^the graph does not hold layers\..*relative_position_bias_table"):
         trace_plain(load_backbone(swin.NAME, Weights("random"), 3), "0" * 64)
 

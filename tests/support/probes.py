@@ -22,6 +22,7 @@ from tests.support.tasks import picture
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 28, "depth": 5}),
     "pooled class token": ("vit_base_patch16_224", {"img_size": 32, "depth": 2, "global_pool": "avg"}),
+    "DINOv3": ("vit_small_patch16_dinov3", {"img_size": 32, "depth": 3}),
     "no class token": ("vit_tinyd6_patch4_32", {"img_size": 8, "depth": 3}),
 }
 """Name -> timm's name of a backbone, and its arguments."""

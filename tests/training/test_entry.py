@@ -8,8 +8,8 @@ import torch
 from mosa_deploy.adapters.attach import attach, task_state
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import AdapterConfig
-from tests.support import swin
+from mosa_deploy.bundles.adapter_config import AdapterConfig, Style
+from tests.support import eva, swin
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy, perturb
 from training.data import normalise
@@ -59,6 +59,17 @@ def test_a_swin_is_cut_within_a_stage() -> None:
     with torch.no_grad():
         assert torch.equal(entry.forward(entry.prepare(pixels)), model(normalise(pixels, PREPROCESS)))
     assert entry.prepare(pixels).shape == (4, 8, 8, 32)
+
+
+@pytest.mark.parametrize("style", ["parallel", "houlsby"])
+def test_a_dinov3_is_cut_with_the_positions_of_its_patches(style: Style) -> None:
+    model = load_backbone(eva.NAME, Weights("random"), classes=3, depth=4)
+    model = adapted(model, blocks=2, style=style, scale=1.0)
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    entry = Entry.before_adapters(model, PREPROCESS)
+    with torch.no_grad():
+        assert torch.equal(entry.forward(entry.prepare(pixels)), model(normalise(pixels, PREPROCESS)))
+    assert entry.prepare(pixels).shape == (4, 21, 32)
 
 
 def trainer(toy: Toy, precision: str = "fp32", **changes: Any) -> Trainer:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mosa_deploy.backbones.names import DEFAULT, DINOV2_S, EMBEDDED
+from mosa_deploy.backbones.names import DEFAULT, DINOV2_S, DINOV3, EMBEDDED
 from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import BackboneError
 from tests.support.images import write_jpegs
@@ -43,7 +43,14 @@ def test_the_toy_and_other_backbones_have_presets_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "device", "expected"),
-    [(DEFAULT, "cpu", 98), (DINOV2_S.name, "cuda", 224), (OTHER, "cpu", None), (EMBEDDED, "cpu", None)],
+    [
+        (DEFAULT, "cpu", 98),
+        (DINOV2_S.name, "cuda", 224),
+        (DINOV3, "cpu", 96),
+        (DINOV3, "cuda", 256),
+        (OTHER, "cpu", None),
+        (EMBEDDED, "cpu", None),
+    ],
 )
 def test_the_size_of_the_images_suits_backbone_and_device(backbone: str, device: str, expected: int | None) -> None:
     assert choose_image_size(TuneConfig(task="folder"), backbone, device) == expected

@@ -71,9 +71,7 @@ def test_blocks_that_cannot_fold_are_refused_by_name(toy: Toy, kwargs: dict[str,
 
 
 def test_a_model_that_is_no_vit_is_refused_by_its_class() -> None:
-    with pytest.raises(
-        BackboneError, match=r"^this model is a ResNet, not a plain ViT or Swin: choose one of timm's vit_"
-    ):
+    with pytest.raises(BackboneError, match=r"^this model is a ResNet, not a plain ViT or Swin: choose a plain"):
         attach(timm.create_model("test_resnet"), CONFIG)
 
 

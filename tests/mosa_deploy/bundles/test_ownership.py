@@ -18,6 +18,11 @@ BIASES = ["patch_embed.proj.bias", "blocks.0.norm1.bias", "blocks.0.attn.qkv.bia
 HEAD = ["head.bias", "head.weight"]
 
 
+def test_the_biases_of_q_and_v_in_a_dinov3_are_biases_and_its_layer_scale_is_none() -> None:
+    names = ["blocks.0.attn.q_bias", "blocks.0.attn.v_bias", "blocks.0.gamma_1"]
+    assert [owns("bitfit", name, VIT) for name in names] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("method", "own"),
     [("mosa", HEAD), ("linear", HEAD), ("bitfit", [*BIASES, *HEAD]), ("full", [*WEIGHTS, *BIASES, *HEAD])],
