@@ -3,8 +3,8 @@
 A plan of development is answered by a table of settings: each method's is the one with the highest mean of validation
 accuracy over the tasks of the plan's own backbone. A plan that reads the test sets is answered by means over seeds and
 by paired differences. Their intervals are Student's, over the seeds, of the mean over the tasks. A plan may name the
-method, `reference`, that all others are compared with. A plan of which runs are missing decides nothing, and its report
-says so.
+method, `reference`, that all others are compared with, and another plan of the same tasks and seeds, `beside`, whose
+runs stand beside its own. A plan of which runs are missing decides nothing, and its report says so.
 """
 
 from collections import Counter
@@ -164,9 +164,12 @@ def report(config: Config) -> str:
     if not jobs[0].test:
         parts += ["Validation accuracy in percent.", settings_table(jobs, rows)]
     elif not missing:
-        reference = load_plan(config).get("reference")
+        plan = load_plan(config)
+        reference = plan.get("reference")
         if reference is not None:
             parts += ["Validation accuracy in percent.", settings_table(jobs, rows)]
+        if "beside" in plan:
+            rows = [*read_rows(config.results / f"{plan['beside']}.csv"), *rows]
         rows = by_setting(rows)
         known = choices(rows)
         pairs = compared(list(known), reference)

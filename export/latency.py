@@ -42,6 +42,9 @@ from mosa_deploy.utils.versions import machine, provenance
 BOTTLENECK = 64
 """Default r of random adapters."""
 
+SAME_SHAPES = ("plain", "control", "folded")
+"""The variants of a bundle whose fold changes no shape."""
+
 COLUMNS = (
     *("runner", "precision", "variant", "r", "batch", "median ms", "ratio to plain", "95 % interval", "FLOP ratio"),
     *("nodes", "optimised", "MB", "rounds"),
@@ -62,7 +65,25 @@ class Subject:
 
     model: Transformer
     tasks: dict[int, list[Task]]
+    """By bottleneck; 0 is an adapter whose fold changes no shape."""
     words: str
+
+    def variants(self, config: LatencyConfig) -> list[str]:
+        """The variants to time, in the order of the table.
+
+        Raises:
+            ConfigError: one of them is for adapters beside the FFN alone.
+        """
+        names = config.chosen_variants
+        others = [name for name in config.variants or () if name not in SAME_SHAPES]
+        if 0 not in self.tasks:
+            return names
+        if others:
+            raise ConfigError(
+                f"--variants {' '.join(others)}: for adapters beside the FFN; this bundle's folds at the same shapes,"
+                f" so choose among {', '.join(SAME_SHAPES)}"
+            )
+        return [name for name in names if name in SAME_SHAPES]
 
 
 def subject(config: LatencyConfig) -> Subject:
@@ -85,6 +106,8 @@ def subject(config: LatencyConfig) -> Subject:
         used = given or Weights(record.backbone.source)
         model = load_recorded(record, used, STAND_IN_CLASSES)
         own = Task(record.backbone.topology, adapter_weights(bundle), *bundle.head)
+        if record.adapter.style != "parallel":
+            return Subject(model, {0: [own]}, f"{record.task} on {record.backbone.name}, {record.adapter.style}")
         others = random_tasks(model, record.adapter.bottleneck)[1:]
         words = f"{record.task} on {record.backbone.name}, r = {record.adapter.bottleneck}"
         return Subject(model, {record.adapter.bottleneck: [own, *others]}, words)
@@ -144,6 +167,7 @@ def files_of(runners: Sequence[GraphRunnerName], precisions: Sequence[str]) -> l
 
 def measure(config: LatencyConfig, given: Subject, pairs: Sequence[tuple[GraphRunnerName, Precision]]) -> list[Row]:
     """Write the graphs and time them: one row per runner, precision, batch size and variant."""
+    names = given.variants(config)
     height, width = image_size(given.model)
     batches = [
         np.random.default_rng(size).standard_normal((size, 3, height, width), dtype=np.float32)
@@ -152,7 +176,7 @@ def measure(config: LatencyConfig, given: Subject, pairs: Sequence[tuple[GraphRu
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         print("tracing", flush=True)
-        written = write_variants(Path(scratch), given.model, given.tasks, config.chosen_variants)
+        written = write_variants(Path(scratch), given.model, given.tasks, names)
         variants = {file: in_precision(written, file, batches[0]) for file in dict.fromkeys(file for _, file in pairs)}
         for runner, file in pairs:
             precision = ARITHMETIC_OF_FILES[runner][file]

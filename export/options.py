@@ -24,7 +24,7 @@ RUNNERS_HELP = f"Runners that must give the same answers as the default one: any
 TIMED_HELP = f"Runners to time: any of {', '.join(GRAPH_RUNNERS)}. Default: all that this machine has."
 FILES_HELP = f"Precisions of the timed files: any of {', '.join(PRECISIONS)}. A runner takes those that suit it."
 
-VARIANTS = ("plain", "control", "folded", "lora", "unfolded", "shared", "shared-mixed")
+VARIANTS = ("plain", "control", "folded", "lora", "repadapter", "ssf", "unfolded", "shared", "shared-mixed")
 """The variants that `mosa latency` can time, in the order of its table; `export.variants` describes them."""
 
 QUICK = ("plain", "control", "folded", "shared")

@@ -8,13 +8,15 @@ See `mosa_deploy.graphs.bank`.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from export.traceable import traceable
 from mosa_deploy.adapters.fold import linear_of
-from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_foldable, drop_layer_scale, feed_forward
+from mosa_deploy.backbones.foldable import Transformer, check_foldable, drop_layer_scale, feed_forward
+from mosa_deploy.bundles.adapter_config import Style
 from mosa_deploy.graphs.adapter_weights import PARTS, Layout
 from mosa_deploy.utils.affine import absorb_norm
 
@@ -58,6 +60,48 @@ class SharedLinear(nn.Module):
         return out + torch.matmul(torch.matmul(x, down), up)
 
 
+class SharedReader(nn.Module):
+    """A linear layer behind the RepAdapter of each sample's slot."""
+
+    def __init__(self, linear: nn.Linear, inputs: Inputs, name: str) -> None:
+        super().__init__()
+        self.linear = linear
+        self.inputs, self.name = inputs, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        slots = self.inputs[SLOTS]
+        down, up, bias = (self.inputs[f"{self.name}.{part}"][slots] for part in ("down", "up", "bias"))
+        out: Tensor = self.linear(x + torch.matmul(torch.matmul(x, down), up) + bias[:, None])
+        return out
+
+
+class SharedScale(nn.Module):
+    """An operation whose result is scaled and shifted as each sample's slot says."""
+
+    def __init__(self, operation: nn.Module, inputs: Inputs, name: str) -> None:
+        super().__init__()
+        self.operation = operation
+        self.inputs, self.name = inputs, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the operation gives, (B, N, out) or (B, out, H, W)."""
+        slots = self.inputs[SLOTS]
+        scale, shift = (self.inputs[f"{self.name}.{part}"][slots][:, None] for part in ("scale", "shift"))
+        if isinstance(self.operation, nn.Conv2d):
+            scale, shift = scale.transpose(1, 2)[..., None], shift.transpose(1, 2)[..., None]
+        out: Tensor = self.operation(x)
+        return out + out * scale + shift
+
+
+SHARED_LAYERS: dict[Style, Callable[..., nn.Module]] = {
+    "low-rank": SharedLinear,
+    "repadapter": SharedReader,
+    "ssf": SharedScale,
+}
+"""Style -> what takes the place of a layer that has weights of its own."""
+
+
 class SharedBackbone(nn.Module):
     """A headless copy of a plain backbone that reads the banks of a layout."""
 
@@ -67,11 +111,12 @@ class SharedBackbone(nn.Module):
         self.names = list(layout.shapes(1))
         self.backbone = check_foldable(copy.deepcopy(traceable(model)))
         self.backbone.reset_classifier(0)
-        for name, block in blocks_of(self.backbone).items():
+        for name in layout.places:
+            part = self.backbone.get_submodule(name)
             if layout.modules:
-                share_layers(block, layout, self.inputs, name)
+                self.backbone.set_submodule(name, SHARED_LAYERS[layout.style](part, self.inputs, name))
             else:
-                share_mlp(block, self.inputs, name)
+                share_mlp(part, self.inputs, name)
 
     def forward(self, images: Tensor, slots: Tensor, banks: list[Tensor]) -> Tensor:
         """Images (B, 3, H, W), slots (B,) and banks in the order of the layout -> features (B, C)."""
@@ -90,11 +135,3 @@ def share_mlp(block: nn.Module, inputs: Inputs, name: str) -> None:
     block.mlp = SharedMlp(wide, act, narrow, inputs, name)
     block.norm2 = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
     drop_layer_scale(block)
-
-
-def share_layers(block: nn.Module, layout: Layout, inputs: Inputs, name: str) -> None:
-    """Replace the layers that the layout names by `SharedLinear`, in place."""
-    for module, _, _ in layout.modules:
-        layer = block.get_submodule(module)
-        assert isinstance(layer, nn.Linear)
-        block.set_submodule(module, SharedLinear(layer, inputs, f"{name}.{module}"))

@@ -4,6 +4,8 @@
     control        the same file in a second session: any difference is noise
     folded         the adapter in the FFN's weights: the same nodes as plain, hidden width M + r
     lora           an update of rank 16 merged into qkv: the same shapes as plain
+    repadapter     adapters of r = 8 before qkv and fc1, folded: the same shapes as plain
+    ssf            scales and shifts after every operation, folded: the same shapes as plain
     unfolded       the adapters as nodes of their own
     shared         the adapters in banks, which are inputs; all samples of one task; heads outside
     shared-mixed   the same with a batch that mixes eight tasks
@@ -30,11 +32,11 @@ from export.timing import Answer
 from export.trace import node_types, optimised_node_types, trace_plain, trace_shared
 from mosa_deploy.adapters.attach import attach
 from mosa_deploy.backbones.foldable import Transformer, image_size, topology_of
-from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.adapter_config import READERS, SCALED, AdapterConfig, Style
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.store_layout import format_file
 from mosa_deploy.bundles.topology import BlockTopology
-from mosa_deploy.graphs.adapter_weights import PARTS, AdapterWeights, Layout
+from mosa_deploy.graphs.adapter_weights import PARTS, AdapterWeights, Layout, shapes_at
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.graphs.fold import Parameters, fold_adapter, head_parameters
@@ -42,11 +44,14 @@ from mosa_deploy.runtimes.names import Precision, RunnerName
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner, SharedTask, apply_head
 
-WITHOUT_ADAPTER = ("plain", "control", "lora")
+WITHOUT_ADAPTER = ("plain", "control", "lora", "repadapter", "ssf")
 SHARED = ("shared", "shared-mixed")
 
 RANK = 16
 """The rank of the low-rank update."""
+
+BOTTLENECK = 8
+"""r of the adapters before qkv and fc1."""
 
 MIXED_TASKS = 8
 
@@ -140,14 +145,15 @@ def write_variants(
 ) -> list[Variant]:
     """Write one graph per variant, or one per variant and bottleneck if the graph depends on it.
 
-    `model` has a stand-in head. `tasks` maps a bottleneck to its tasks; graphs of a single task use the first one.
+    `model` has a stand-in head. `tasks` maps a bottleneck to its tasks, and 0 to one whose fold changes no shape;
+    graphs of a single task use the first one.
     """
     files = {}
     for name, r, graph in trace_variants(model, {r: alike[0] for r, alike in tasks.items()}, names):
         path = folder / f"{name}-{r}.onnx"
         onnx.save(graph, path)
         files[name, r] = path
-    ratios = {r: flops(outline(model, r)) / flops(model) for r in tasks} | {0: 1.0}
+    ratios = {r: flops(outline(model, r)) / flops(model) for r in tasks if r} | {0: 1.0}
     found = []
     for name in names:
         for r in (0,) if name in WITHOUT_ADAPTER else tasks:
@@ -178,6 +184,9 @@ def trace_variants(
     yield "plain", 0, plain.model
     if "lora" in names:
         yield "lora", 0, plain.replaced(low_rank(plain))
+    for name in ("repadapter", "ssf"):
+        if name in names:
+            yield name, 0, plain.replaced(same_shapes(plain, name))
     if "folded" in names:
         for r, task in tasks.items():
             yield "folded", r, plain.replaced(folded(plain, task))
@@ -221,6 +230,18 @@ def low_rank(graph: PlainGraph) -> Parameters:
         update = up @ down / np.sqrt(RANK * weight.shape[1])
         values[f"{block}.attn.qkv.weight"] = (weight + 0.1 * update).astype(np.float32)
     return values
+
+
+def same_shapes(graph: PlainGraph, style: Style) -> Parameters:
+    """The parameters that random adapters of a style change; all of them keep their shapes."""
+    modules = {"repadapter": READERS, "ssf": SCALED}[style]
+    rng, weights = np.random.default_rng(0), dict[str, Array]()
+    for place in (f"{block}.{name}" for block in graph.index.topology.blocks for name in modules):
+        weight = graph.parameter(f"{place}.weight")
+        for part, shape in shapes_at(style, weight.shape[-1], len(weight), BOTTLENECK).items():
+            drawn = rng.standard_normal(shape) / np.sqrt(shape[-1])
+            weights[f"{place}.{part}"] = (0.1 * drawn).astype(np.float32)
+    return fold_adapter(graph, weights)
 
 
 def outline(model: Transformer, bottleneck: int) -> Transformer:

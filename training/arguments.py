@@ -79,7 +79,7 @@ def preset_hints(arguments: Sequence[str] | None) -> dict[str, str]:
         (usual, _), *_ = Counter(values.values()).most_common()
         others = [f"{_shown(value)} for {name}" for name, value in values.items() if value != usual]
         hints[field.name] = "; ".join([f"preset: {_shown(usual)}", *others])
-    return hints | {"targets": "default: q v", "trials": "default: 7", "worth": "default: 1"}
+    return hints | {"targets": "default: q v", "groups": "default: 2", "trials": "default: 9", "worth": "default: 1"}
 
 
 def _shown(value: object) -> str:

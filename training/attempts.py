@@ -71,7 +71,7 @@ class Attempts:
 
     def adapter(self, proposal: Proposal) -> Tried:
         """Tune an adapter."""
-        config = replace(self.config, **proposal.options, method=proposal.method)
+        config = self.config.for_method(proposal.method, **proposal.options)
         return self._attempt(config, proposal.options, proposal)
 
     def _attempt(self, config: TuneConfig, options: Options, proposal: Proposal | None) -> Tried:

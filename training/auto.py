@@ -1,6 +1,6 @@
 """Choose the method for a task: `mosa tune --method auto`.
 
-    mosa tune --task folder --name flowers --data-dir flowers/ --method auto --trials 7
+    mosa tune --task folder --name flowers --data-dir flowers/ --method auto --trials 9
 
 Reads from top to bottom: fit every probe, tune adapters (`training.search`), choose on validation (`training.choice`),
 leave the run of the winner in the folder of the run. What follows knows nothing of `auto`: the record names the method
@@ -37,7 +37,7 @@ from training.trials import centre
 from training.tune_options import AugmentOptions
 from training.workers import Workers
 
-DEFAULT_TRIALS, DEFAULT_WORTH = 7, 1.0
+DEFAULT_TRIALS, DEFAULT_WORTH = 9, 1.0
 
 Candidate = tuple[str, Options]
 """A method, and the options that make it another one."""
@@ -86,7 +86,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
         except MosaError:
             attempts.forget()
             raise
-        centres = {method: centre(replace(config, method=method), preset) for method in methods}
+        centres = {method: centre(config.for_method(method), preset) for method in methods}
         search = Search(centres, recipe.epochs, measure, config.seed)
         for number in range(2, trials + 1):
             proposal = search.propose()
@@ -110,7 +110,7 @@ def fitting(config: TuneConfig, preset: Recipe, candidates: Sequence[Candidate])
     for method, options in candidates:
         try:
             own = config.for_probes() if method in PROBE_METHODS else config
-            check_fit(replace(own, **options, method=method, trials=None, worth=None), preset)
+            check_fit(own.for_method(method, **options, trials=None, worth=None), preset)
             found.append((method, options))
         except BackboneError as error:
             print(f"{' '.join((method, *options.values()))} is left out: {error}")

@@ -61,7 +61,7 @@ class Cell:
 
     def config(self, out: Path) -> TuneConfig:
         """The options of this run."""
-        config = replace(self.base, method=self.method)
+        config = self.base.for_method(self.method)
         changed = flags(self.method, self.setting, centre(config, preset(config)))
         folder = self.folder(out)
         return replace(
@@ -89,7 +89,7 @@ def compare(config: CompareConfig) -> list[Result]:
         Cell(base, method, setting, 0)
         for base in bases
         for method in methods
-        for setting in settings(method, config.trials, centre(replace(base, method=method), preset(base)))
+        for setting in settings(method, config.trials, centre(base.for_method(method), preset(base)))
     ]
     carry_out(config, first, "trials")
     chosen = [choose(config.out, trials) for _, trials in groupby(first, key=lambda cell: cell.group)]

@@ -1,6 +1,5 @@
 """The tasks of a comparison: from the command line, from a file of tasks, or both; checked before anything runs."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from mosa_deploy.errors import ConfigError, DataError, MosaError, unknown_name
@@ -107,7 +106,7 @@ def faults(base: TuneConfig, methods: list[str]) -> list[MosaError]:
         found.append(error)
     for method in methods:
         try:
-            check_fit(replace(base, method=method), preset(base))
+            check_fit(base.for_method(method), preset(base))
         except MosaError as error:
             found.append(error)
     return found

@@ -9,7 +9,6 @@ from mosa_deploy.backbones.names import is_embedded
 from mosa_deploy.bundles.adapter_config import (
     BACKBONE_METHODS,
     PROBES,
-    SEQUENTIAL_STYLES,
     SPLIT_METHODS,
     Method,
     Target,
@@ -19,10 +18,12 @@ from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
 from training.method_settings import (
-    ADAPTER_ONLY,
     AUTO,
+    LACKING,
     METHODS_OF,
+    OF_STYLE,
     SPLIT_ONLY,
+    STYLE_METHODS,
     UNCHANGED,
     WITHOUT_AUGMENTATION,
     usual_settings,
@@ -61,9 +62,10 @@ class TuneConfig:
     random_weights: bool = False
     """Use random weights instead of pre-trained ones: for a trial run that downloads nothing."""
     method: str = "mosa"
-    """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, linear (logistic regression on frozen
-    features), attentive (a linear head on the patches, weighed by a learned query), bitfit (the backbone's biases),
-    full (all of the backbone), or auto (tries the probes, adapter, lora and mosa, and keeps the best)."""
+    """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, repadapter (linear bottlenecks before
+    attention and FFN), ssf (scales and shifts after each operation), linear (logistic regression on frozen features),
+    attentive (a linear head on the patches, weighed by a learned query), bitfit (the backbone's biases), full (all of
+    the backbone), or auto (tries the probes, adapter, lora, mosa, repadapter and ssf, and keeps the best)."""
     features: LinearFeatures = "cls"
     """What a linear head reads: cls (the class token, or the backbone's pooled feature), cls+mean (with the mean of the
     patches), or blocks (the class tokens of the last four blocks and the mean of the patches)."""
@@ -76,9 +78,12 @@ class TuneConfig:
     scale: float | None = None
     """s, the factor that multiplies the adapter's output."""
     style: str | None = None
-    """Where the adapter sits in a block: parallel (can be folded), or pfeiffer or houlsby (exported unfolded)."""
+    """Where the adapter sits in a block: parallel (beside the FFN, which a fold widens), for mosa also repadapter
+    (before attention and FFN, folded at the same shapes), or pfeiffer or houlsby (exported unfolded)."""
     targets: tuple[Target, ...] | None = None
     """The layers of each block to update: any of q, k, v, qkv, proj, fc1, fc2."""
+    groups: int | None = None
+    """g: part i of g of the up projection reads part i of the r hidden units. 1 is dense."""
     epochs: int | None = None
     """Number of passes over the training images."""
     batch_size: int | None = None
@@ -158,8 +163,8 @@ class TuneConfig:
     out: Path | None = None
     """Folder of the run. Default: runs/<name>."""
     trials: int | None = None
-    """Number of trials, all methods together. The probes are one; adapter, lora and mosa get at least one each, so it
-    takes 4 or more (3 on a Swin, which has no lora)."""
+    """Number of trials, all methods together. The probes are one; adapter, lora, mosa, repadapter and ssf get at least
+    one each, so it takes 6 or more (3 on a Swin, which has adapter and mosa alone)."""
     worth: float | None = None
     """Points of validation accuracy by which an adapter must beat the best probe to be chosen: it needs a backbone pass
     of its own, and all probes share one."""
@@ -203,6 +208,11 @@ class TuneConfig:
             self, augmentation=AugmentOptions(), optimisation=OptimOptions(), execution=ExecutionOptions()
         )
 
+    def for_method(self, method: str, **options: Any) -> Self:
+        """The same for one of several methods, without what that method has no use for, and with these options."""
+        changes: dict[str, Any] = dict.fromkeys(LACKING.get(method, ())) | options
+        return dataclasses.replace(self, method=method, **changes)
+
     def resolve(self, preset: Recipe) -> Recipe:
         """The preset or another recipe, changed as the command line says. `adapter` and `lora` have one expert.
 
@@ -213,10 +223,10 @@ class TuneConfig:
             raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
         conventions = recipes.CONVENTIONS[self.recipe]
         preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
-        settings = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
-        if not settings and self.style in SEQUENTIAL_STYLES:
-            settings = {"scale": 1.0}
         refused = self._refused()
+        own_style = "" if "style" in refused else self.style or ""
+        settings = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
+        settings |= OF_STYLE.get(own_style, {})
         settings |= {name: value for name, value in self.given().items() if name not in refused}
         settings |= {} if self.method in SPLIT_METHODS else SPLIT_ONLY
         settings |= UNCHANGED if self.method in WITHOUT_AUGMENTATION else {}
@@ -228,10 +238,15 @@ class TuneConfig:
 
     def _refused(self) -> list[str]:
         """The options that are given and that the method does not take."""
-        refused = [
-            name for name, methods in METHODS_OF.items() if name in self._options() and self.method not in methods
-        ]
-        return refused + (["style"] if self.style == "low-rank" and "style" not in refused else [])
+        given = self._options()
+        refused = [name for name, methods in METHODS_OF.items() if name in given and self.method not in methods]
+        refused += [name for name in LACKING.get(self.method, ()) if name in given]
+        return refused + (["style"] if self._has_another_method and "style" not in refused else [])
+
+    @property
+    def _has_another_method(self) -> bool:
+        """Whether the style is that of other methods."""
+        return self.method not in STYLE_METHODS.get(self.style or "", (self.method,))
 
     def _misplaced(self, conventions: recipes.Conventions) -> list[str]:
         """One text for each option that does not fit the method or the recipe."""
@@ -239,18 +254,19 @@ class TuneConfig:
         faults = [
             f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it"
             for name in refused
-            if method not in METHODS_OF[name]
+            if method not in METHODS_OF.get(name, (method,))
         ]
         if method in PROBES:
             loop = [name for name in self.loop_options() if name not in refused]
             faults += [f"{flag(name)} is for methods that tune the backbone: drop it" for name in loop]
-        if method in BACKBONE_METHODS:
-            adapters = [name for name in ADAPTER_ONLY if name in given]
-            faults += [
-                f"{flag(name)} is an option of adapters: --method {method} has none, drop it" for name in adapters
-            ]
-            if self.recipe == "reference":
-                faults.append(f"--recipe reference is for adapters: --method {method} takes ours or paper")
+        whose = "adapters" if method in BACKBONE_METHODS else "adapters with a bottleneck"
+        faults += [
+            f"{flag(name)} is an option of {whose}: --method {method} has none, drop it"
+            for name in LACKING.get(method, ())
+            if name in given
+        ]
+        if method in BACKBONE_METHODS and self.recipe == "reference":
+            faults.append(f"--recipe reference is for adapters: --method {method} takes ours or paper")
         if self.optimisation.opt is not None and conventions.steps_per_expert:
             faults.append(f"--opt {self.optimisation.opt}: --recipe {self.recipe} has an optimiser of its own")
         if self.features != "cls" and method != "linear":
@@ -273,6 +289,6 @@ class TuneConfig:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.white_level is not None and not 1 <= self.white_level <= WHITE_16:
             faults.append(f"--white-level {self.white_level}: 1 to {WHITE_16}")
-        if self.style == "low-rank" and self.method in METHODS_OF["style"]:
-            faults.append("--style low-rank: choose --method lora or mosl")
+        if self._has_another_method and self.method in METHODS_OF["style"]:
+            faults.append(f"--style {self.style}: choose --method {' or '.join(STYLE_METHODS[self.style or ''])}")
         return faults

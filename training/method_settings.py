@@ -6,6 +6,7 @@ from mosa_deploy.bundles.adapter_config import (
     BACKBONE_METHODS,
     LOW_RANK_METHODS,
     PROBES,
+    SEQUENTIAL_STYLES,
     SPLIT_METHODS,
     AdapterConfig,
 )
@@ -32,6 +33,7 @@ same images as all methods."""
 METHODS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SPLIT_ONLY, SPLIT_METHODS),
     "targets": LOW_RANK_METHODS,
+    "groups": ("repadapter",),
     "style": ("adapter", "mosa"),
     **dict.fromkeys(("trials", "worth"), (AUTO,)),
     **dict.fromkeys(("layer_decay", "drop_path"), BACKBONE_METHODS),
@@ -46,9 +48,19 @@ GROUPS = {
 """Heading in the help -> the settings below it, for settings that only some methods take. Those of `BACKBONE_METHODS`
 stand below a heading of `training.tune_options`."""
 
+STYLE_METHODS: dict[str, tuple[str, ...]] = {
+    "low-rank": LOW_RANK_METHODS,
+    "repadapter": ("repadapter", "mosa"),
+    "ssf": ("ssf",),
+}
+"""Style -> its methods, for styles that are methods of their own."""
+
 ADAPTER_ONLY = ("bottleneck", "scale", "adapt_blocks")
 """Options that shape adapters, which methods that tune the backbone itself have not. Probes let them pass, so that one
 command or file serves probes and adapters."""
+
+LACKING: dict[str, tuple[str, ...]] = {**dict.fromkeys(BACKBONE_METHODS, ADAPTER_ONLY), "ssf": ("bottleneck", "scale")}
+"""Method -> the options among those of `ADAPTER_ONLY` that it has no use for."""
 
 LOW_RANK_SETTINGS: dict[str, Any] = {
     "bottleneck": AdapterConfig.bottleneck,
@@ -57,6 +69,12 @@ LOW_RANK_SETTINGS: dict[str, Any] = {
     "targets": ("q", "v"),
 }
 """The values that a low-rank method uses instead of those of the task's preset."""
+
+REPADAPTER_SETTINGS: dict[str, Any] = {"style": "repadapter", "bottleneck": 8, "scale": 1.0, "groups": 2}
+"""The values that RepAdapter uses instead: r = 8 and two groups are the paper's."""
+
+SSF_SETTINGS: dict[str, Any] = {"style": "ssf", "scale": 1.0, "dropout": 0.0, "passes": 1, "consistency": 0.0}
+"""The values that SSF uses instead: it has no dropout, so a second pass would say the same."""
 
 ATTENTIVE_SETTINGS: dict[str, Any] = {"lr": 1e-2, "epochs": 50, "batch_size": 64, "passes": 1, "consistency": 0.0}
 """The values that the attentive probe uses instead: it has no dropout, so a second pass would say the same."""
@@ -70,11 +88,19 @@ FULL_SETTINGS: dict[str, Any] = {**BITFIT_SETTINGS, "lr": 3e-4, "layer_decay": 0
 
 USUAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(LOW_RANK_METHODS, LOW_RANK_SETTINGS),
+    "repadapter": REPADAPTER_SETTINGS,
+    "ssf": SSF_SETTINGS,
     "attentive": ATTENTIVE_SETTINGS,
     "full": FULL_SETTINGS,
     "bitfit": BITFIT_SETTINGS,
 }
 """Method -> the values that it uses instead of those of the task's preset."""
+
+OF_STYLE: dict[str, dict[str, Any]] = {
+    **{style: {"scale": 1.0} for style in SEQUENTIAL_STYLES},
+    "repadapter": {name: REPADAPTER_SETTINGS[name] for name in ("bottleneck", "scale")},
+}
+"""What `--style` puts in the place of the preset's values."""
 
 ON_TOY: dict[str, dict[str, Any]] = {"full": {"lr": 1e-3}}
 """Method -> what is otherwise on the embedded backbone."""

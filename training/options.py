@@ -56,7 +56,8 @@ class CompareConfig:
     """TOML file with options of `mosa tune` for all tasks, in [defaults], and for each of them, in [tasks.NAME]. What
     this command line says goes before the file."""
     methods: str = "linear,adapter,mosa"
-    """Comma-separated methods: linear, attentive, adapter, mosa, lora, mosl, or auto, which chooses one by itself."""
+    """Comma-separated methods: linear, attentive, adapter, mosa, lora, mosl, repadapter, ssf, bitfit, full, or auto,
+    which chooses one by itself."""
     seeds: int = 5
     """Number of runs of each task and method, one per seed, with the chosen setting."""
     trials: int = 1

@@ -21,6 +21,7 @@ class Recipe:
     style: Style = AdapterConfig.style
     targets: tuple[Target, ...] = AdapterConfig.targets
     """The parts of each block that a low-rank method updates."""
+    groups: int | None = AdapterConfig.groups
     dropout: float = AdapterConfig.dropout
     epochs: int = 20
     batch_size: int = 64
@@ -131,6 +132,7 @@ def adapter_config(recipe: Recipe) -> AdapterConfig:
         targets=recipe.targets,
         activate=recipe.activate,
         blocks=recipe.adapt_blocks,
+        groups=recipe.groups,
     )
 
 

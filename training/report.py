@@ -42,8 +42,11 @@ PROBE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 """The settings of a recipe that a probe uses."""
 
-OF_ADAPTERS = ("dropout", "style", "targets", *ADAPTER_ONLY, *SPLIT_ONLY)
-"""The settings that methods which tune the backbone itself do not use. Other methods use all."""
+OF_ADAPTERS = ("dropout", "style", "targets", "groups", *ADAPTER_ONLY, *SPLIT_ONLY)
+"""The settings that SSF, and methods which tune the backbone itself, do not use. Other methods use all."""
+
+OF_SSF = ("style", "blocks")
+"""The settings of an adapter that SSF uses."""
 
 VALIDATION = "## Validation\n"
 """The heading of the part with the metrics."""
@@ -128,7 +131,7 @@ def test_section(out: Path, tested: bool) -> str:
 
 def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
     """The first table: what was tuned, how, and with which versions."""
-    adapter = fields(record.adapter) if record.adapter else {}
+    adapter = adapter_fields(record)
     used = recipe_fields(record, recipe)
     schedule = listing({name: value for name, value in used.items() if name not in {*adapter, "backbone"}})
     if record.method == "linear":
@@ -150,11 +153,18 @@ def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
     }
 
 
+def adapter_fields(record: Record) -> dict[str, Any]:
+    """Name -> value of each setting of the adapter that its style uses; none without an adapter."""
+    given = fields(record.adapter) if record.adapter else {}
+    return {name: value for name, value in given.items() if record.method != "ssf" or name in OF_SSF}
+
+
 def recipe_fields(record: Record, recipe: Recipe) -> dict[str, Any]:
     """Name -> value of each setting of the recipe that the method uses."""
     given = fields(recipe)
     used = PROBE_FIELDS.get(record.method, given)
-    return {name: given[name] for name in used if not (record.tunes_backbone and name in OF_ADAPTERS)}
+    unused = OF_ADAPTERS if record.tunes_backbone or record.method == "ssf" else ()
+    return {name: given[name] for name in used if name not in unused}
 
 
 def backbone_line(backbone: Backbone) -> str:

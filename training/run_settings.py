@@ -41,11 +41,16 @@ def add_jpeg(fields: Fields) -> Fields:
     return {"jpeg": "full"} | fields
 
 
+def add_groups(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 7, which says in how many groups a RepAdapter's up projection is."""
+    return {"groups": None} | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg),
+    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg, add_groups),
     unstated=1,
 )
 

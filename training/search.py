@@ -21,7 +21,7 @@ from training.choice import Options, Outcome
 from training.loop import Row
 from training.recipe import Recipe
 
-ADAPTERS = ("adapter", "lora", "mosa")
+ADAPTERS = ("adapter", "lora", "mosa", "repadapter", "ssf")
 """The methods that are tried, in this order."""
 
 RANDOM = 10
@@ -93,7 +93,7 @@ class Search:
         trial = self.study.ask()
         method = trial.suggest_categorical("method", tuple(self.centres))
         centre, options = self.centres[method], Options()
-        scaled = ("lr",) if method in LOW_RANK_METHODS else ("lr", "scale")
+        scaled = ("lr",) if method in (*LOW_RANK_METHODS, "ssf") else ("lr", "scale")
         for name in scaled:
             middle = getattr(centre, name)
             drawn = trial.suggest_float(f"{method} {name}", middle / REACH, middle * REACH, log=True)

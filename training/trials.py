@@ -1,8 +1,8 @@
 """The settings that `training.compare` tries: the same number for every method, around what suits the backbone.
 
 The learning rate and the scale of the first trial are those that the user or the file of tasks gives, else those of the
-preset. On other backbones than the embedded one a low-rank method, whose scale is 1, starts at `LOW_RANK_LR` times that
-learning rate. Further trials multiply both.
+preset. Methods that have a scale or a rate of their own start there; on other backbones than the embedded one a
+low-rank method starts at `LOW_RANK_LR` times the learning rate. Further trials multiply both.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from mosa_deploy.backbones.names import is_embedded
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, LOW_RANK_METHODS
 from training.config import TuneConfig
-from training.method_settings import LOW_RANK_SETTINGS, usual_settings
+from training.method_settings import usual_settings
 from training.recipe import Recipe
 
 Setting = tuple[tuple[str, Any], ...]
@@ -24,6 +24,7 @@ FACTORS: dict[str, Sequence[float]] = {"lr": (1.0, 0.5, 2.0), "scale": (1.0, 0.2
 OWN: dict[str, dict[str, Sequence[Any]]] = {
     "adapter": {"consistency": (1.0, 0.3)},
     "lora": {"consistency": (1.0, 0.3)},
+    "repadapter": {"consistency": (1.0, 0.3)},
     "mosa": {"experts": (2, 4)},
     "mosl": {"experts": (2, 4)},
     "linear": {"features": ("cls", "cls+mean", "blocks")},
@@ -33,7 +34,7 @@ OWN: dict[str, dict[str, Sequence[Any]]] = {
 SCALED: dict[str, tuple[str, ...]] = {
     "linear": (),
     "auto": (),
-    **dict.fromkeys(("attentive", *BACKBONE_METHODS), ("lr",)),
+    **dict.fromkeys(("attentive", "ssf", *BACKBONE_METHODS), ("lr",)),
 }
 """Method -> what its trials multiply, unless that is both lr and scale. The linear probe and `auto` try settings by
 themselves, of C and of everything."""
@@ -45,10 +46,10 @@ LOW_RANK_LR = 0.4
 def centre(config: TuneConfig, preset: Recipe) -> Recipe:
     """The settings around which a method is tried: those of the preset, with lr and scale for the method."""
     backbone = config.backbone or preset.backbone
-    usual = usual_settings(config.method, toy=is_embedded(backbone)).get("lr", preset.lr)
-    lr, scale = config.lr or usual, config.scale or preset.scale
-    if config.method in LOW_RANK_METHODS:
-        lr, scale = lr * (1.0 if is_embedded(backbone) else LOW_RANK_LR), LOW_RANK_SETTINGS["scale"]
+    usual = usual_settings(config.method, toy=is_embedded(backbone))
+    lr, scale = config.lr or usual.get("lr", preset.lr), usual.get("scale", config.scale or preset.scale)
+    if config.method in LOW_RANK_METHODS and not is_embedded(backbone):
+        lr *= LOW_RANK_LR
     return dataclasses.replace(preset, backbone=backbone, lr=lr, scale=scale)
 
 

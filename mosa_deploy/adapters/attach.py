@@ -1,5 +1,6 @@
 """Attach adapters to a timm ViT, DINOv3 or Swin, freeze the backbone, and read or load what a task owns."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -8,12 +9,14 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mosa_deploy.adapters.bottleneck import Bottleneck
+from mosa_deploy.adapters.bottleneck import Adapter
 from mosa_deploy.adapters.low_rank import LowRankAdapter, LowRankLinear
 from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.adapters.probe import TunedModel, plain_backbone
+from mosa_deploy.adapters.repadapter import ReadingLayer
 from mosa_deploy.adapters.sequential import HoulsbyAdapter, PfeifferAdapter
 from mosa_deploy.adapters.split_linear import SplitLinear
+from mosa_deploy.adapters.ssf import Operation, ScaledLayer
 from mosa_deploy.backbones.foldable import (
     Transformer,
     blocks_of,
@@ -22,7 +25,7 @@ from mosa_deploy.backbones.foldable import (
     feed_forward,
     topology_of,
 )
-from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Method
+from mosa_deploy.bundles.adapter_config import PATCHES, READERS, SCALED, TARGET_SLICES, AdapterConfig, Method
 from mosa_deploy.bundles.ownership import owns
 from mosa_deploy.errors import BackboneError, ConfigError
 from mosa_deploy.utils.seeds import derive
@@ -115,20 +118,43 @@ def attach(model: Model, config: AdapterConfig, seed: int = 0, *, split: bool = 
         if name not in adapted_blocks:
             continue
         generator = torch.Generator().manual_seed(derive(seed, "adapter", i))
-        if config.style == "low-rank":
-            _attach_low_rank(block, config, generator)
-        else:
-            plain.set_submodule(name, _with_adapter(block, config, generator))
+        plain.set_submodule(name, _with_adapter(block, config, generator))
         adapted = plain.get_submodule(name)
         if split:
             for adapter in adapters(adapted):
                 adapter.split_(config, generator)
         adapted.to(device).train(plain.training)
+    if config.scales_patches:
+        _scale(plain, (PATCHES,))
+        plain.get_submodule(PATCHES).to(device)
     freeze(plain)
     return model
 
 
-def _with_adapter(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> Adapted:
+def _with_adapter(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> nn.Module:
+    """The block itself with adapters in its layers, or an `Adapted` around it."""
+    attention = block.get_submodule("attn")
+    if isinstance(attention, EvaAttention):
+        # Else it would take the weight of qkv, past an adapter, to join it with biases of its own.
+        attention.qkv_bias_separate = True
+    match config.style:
+        case "low-rank":
+            _attach_low_rank(block, config, generator)
+            return block
+        case "repadapter":
+            for name in READERS:
+                linear = block.get_submodule(name)
+                assert isinstance(linear, nn.Linear)
+                block.set_submodule(name, ReadingLayer(linear, config, generator))
+            return block
+        case "ssf":
+            _scale(block, SCALED)
+            return block
+        case _:
+            return _beside(block, config, generator)
+
+
+def _beside(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> Adapted:
     part = feed_forward(block)
     width, eps = part.norm.normalized_shape[0], part.norm.eps
     adapter: ParallelAdapter | PfeifferAdapter | HoulsbyAdapter
@@ -146,10 +172,6 @@ def _with_adapter(block: nn.Module, config: AdapterConfig, generator: torch.Gene
 
 def _attach_low_rank(block: nn.Module, config: AdapterConfig, generator: torch.Generator) -> None:
     """Give every linear layer that holds a target a low-rank adapter, in place."""
-    attention = block.get_submodule("attn")
-    if isinstance(attention, EvaAttention):
-        # Else it would take the weight of qkv, past the adapter, to join it with biases of its own.
-        attention.qkv_bias_separate = True
     for module in dict.fromkeys(TARGET_SLICES[target].module for target in TARGET_SLICES if target in config.targets):
         linear = block.get_submodule(module)
         assert isinstance(linear, nn.Linear)
@@ -157,9 +179,22 @@ def _attach_low_rank(block: nn.Module, config: AdapterConfig, generator: torch.G
         block.set_submodule(module, LowRankLinear(linear, LowRankAdapter(linear, targets, config, generator)))
 
 
-def adapters(model: nn.Module) -> list[Bottleneck]:
-    """The adapters of `model` in the order of its blocks; low-rank ones count once per target."""
-    return [part for part in model.modules() if isinstance(part, Bottleneck)]
+def _scale(part: nn.Module, names: Sequence[str]) -> None:
+    """Let SSF scale the results of these operations, in place.
+
+    Raises:
+        BackboneError: one of them is of a kind that does not take it in.
+    """
+    for name in names:
+        operation = part.get_submodule(name)
+        if not isinstance(operation, Operation) or operation.weight is None:
+            raise BackboneError(f"{name} is {operation}, which SSF cannot scale: choose --method repadapter or mosa")
+        part.set_submodule(name, ScaledLayer(operation))
+
+
+def adapters(model: nn.Module) -> list[Adapter]:
+    """The adapters of `model` in the order of its blocks; those of layers count once for each target or layer."""
+    return [part for part in model.modules() if isinstance(part, Adapter)]
 
 
 def split_layers(model: nn.Module) -> list[SplitLinear]:
@@ -214,7 +249,7 @@ def backbone_state(model: Transformer) -> dict[str, Tensor]:
     head, state = f"{topology_of(model).head}.", dict[str, Tensor]()
     for name, value in model.state_dict().items():
         if ".adapter." not in name and not name.startswith(head):
-            state[name.replace(".block.", ".").replace(".linear.", ".")] = value
+            state[name.replace(".block.", ".").replace(".layer.", ".")] = value
     return state
 
 

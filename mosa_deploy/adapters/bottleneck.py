@@ -1,4 +1,4 @@
-"""The two projections that every adapter is made of; they are split before tuning and merged after it."""
+"""What every adapter is: it is split before tuning and merged after it, if it has experts."""
 
 from typing import Self
 
@@ -9,8 +9,33 @@ from mosa_deploy.adapters.split_linear import SplitLinear
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 
 
-class Bottleneck(nn.Module):
-    """`down` (in -> r) and `up` (r -> out), each dense or split; the styles of adapters derive from it."""
+class Adapter(nn.Module):
+    """What a task adds to a frozen model; the styles of adapters derive from it. This one has no experts."""
+
+    def split_(self, config: AdapterConfig, generator: torch.Generator) -> Self:
+        """Give the adapter its experts, in place.
+
+        Raises:
+            ConfigError: a projection has fewer entries than `config.experts`.
+        """
+        return self
+
+    def merge_(self) -> Self:
+        """Make the adapter dense again, in place; one that is dense stays as it is."""
+        return self
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it still has experts."""
+        return False
+
+    def unfreeze(self) -> None:
+        """Let gradients reach the parameters that tuning changes: all of them, unless a style says otherwise."""
+        self.requires_grad_(True)
+
+
+class Bottleneck(Adapter):
+    """Two projections, `down` (in -> r) and `up` (r -> out), each dense or split."""
 
     down: nn.Linear | SplitLinear
     up: nn.Linear | SplitLinear
@@ -39,10 +64,6 @@ class Bottleneck(nn.Module):
     def is_split(self) -> bool:
         """Whether a projection still has experts."""
         return isinstance(self.down, SplitLinear) or isinstance(self.up, SplitLinear)
-
-    def unfreeze(self) -> None:
-        """Let gradients reach the parameters that tuning changes: all of them, unless a style says otherwise."""
-        self.requires_grad_(True)
 
     def after_attention(self, h: Tensor) -> Tensor:
         """The residual stream after attention (B, N, C) -> what the FFN reads: the same, unless a style changes it."""

@@ -1,6 +1,7 @@
 """Fold: a merged adapter becomes part of the backbone's own weights, and a plain timm model comes out.
 
-A low-rank adapter is added to the weight of its layer: W' = W + s B A.
+Low-rank updates, RepAdapters and SSF go into the weight and bias of their layer, whose shapes stay: see
+`LowRankLinear`, `ReadingLayer` and `ScaledLayer`.
 
 A parallel adapter and the FFN read the same normalised h, so norm2's affine is absorbed by what reads it, and the FFN
 is widened from M to M + r. With g2, be2 the affine of norm2, ga, bea that of the adapter's norm (in a Swin the same),
@@ -22,8 +23,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from mosa_deploy.adapters.adapted_layer import AdaptedLayer
 from mosa_deploy.adapters.attach import Adapted, adapters
-from mosa_deploy.adapters.low_rank import LowRankLinear
 from mosa_deploy.adapters.parallel import ParallelAdapter
 from mosa_deploy.backbones.foldable import Model, blocks_of, check_foldable, feed_forward
 from mosa_deploy.errors import BackboneError
@@ -54,16 +55,16 @@ def fold(model: Model) -> Model:
     adapted = {name: block for name, block in blocks_of(folded).items() if isinstance(block, Adapted)}
     for name, block in adapted.items():
         folded.set_submodule(name, block.block)
-    low_rank = {name: part for name, part in folded.named_modules() if isinstance(part, LowRankLinear)}
-    for name, part in low_rank.items():
-        folded.set_submodule(name, part.linear)
+    layers = {name: part for name, part in folded.named_modules() if isinstance(part, AdaptedLayer)}
+    for name, part in layers.items():
+        folded.set_submodule(name, part.layer)
     check_foldable(folded)
     for name, block in adapted.items():
         _check_shared_input(block, name)
     for block in adapted.values():
         _widen(block)
-    for part in low_rank.values():
-        part.linear.weight += part.adapter.delta_weight()
+    for part in layers.values():
+        part.fold_()
     return folded
 
 

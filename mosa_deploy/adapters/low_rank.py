@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mosa_deploy.adapters.adapted_layer import AdaptedLayer
 from mosa_deploy.adapters.bottleneck import Bottleneck
 from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig, Target
 
@@ -69,15 +70,22 @@ class LowRankAdapter(nn.Module):
         return self.scale * torch.stack(products).sum(0)
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(AdaptedLayer):
     """A frozen linear layer with a low-rank adapter: W x + b + adapter(x)."""
 
-    def __init__(self, linear: nn.Linear, adapter: LowRankAdapter) -> None:
+    layer: nn.Linear
+    adapter: LowRankAdapter
+
+    def __init__(self, layer: nn.Linear, adapter: LowRankAdapter) -> None:
         super().__init__()
-        self.linear = linear
+        self.layer = layer
         self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
-        out: Tensor = self.linear(x) + self.adapter(x)
+        out: Tensor = self.layer(x) + self.adapter(x)
         return out
+
+    def fold_(self) -> None:
+        """W' = W + s * B A."""
+        self.layer.weight += self.adapter.delta_weight()

@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mosa_deploy.adapters.bottleneck import Bottleneck
+from mosa_deploy.adapters.bottleneck import Adapter
 from mosa_deploy.errors import BundleError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,7 +23,7 @@ def merge(model: Model) -> Model:
     Raises:
         BundleError: an adapter holds a value that is not finite; nothing is merged.
     """
-    adapters = {name: part for name, part in model.named_modules() if isinstance(part, Bottleneck)}
+    adapters = {name: part for name, part in model.named_modules() if isinstance(part, Adapter)}
     for name, adapter in adapters.items():
         for parameter, value in adapter.named_parameters():
             if not torch.isfinite(value).all():

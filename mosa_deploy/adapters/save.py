@@ -97,9 +97,15 @@ def save_bundle(
 def _method(config: AdapterConfig | None) -> Method:
     if config is None:
         return "linear"
-    if config.style == "low-rank":
-        return "mosl" if config.experts > 1 else "lora"
-    return "mosa" if config.experts > 1 else "adapter"
+    match config.style:
+        case "low-rank":
+            return "mosl" if config.experts > 1 else "lora"
+        case "ssf":
+            return "ssf"
+        case "repadapter" if config.experts == 1:
+            return "repadapter"
+        case _:
+            return "mosa" if config.experts > 1 else "adapter"
 
 
 def _timm_name(model: Transformer) -> str:

@@ -142,6 +142,11 @@ def check_style(model: Transformer, style: Style) -> None:
     """Raises BackboneError if the model's blocks cannot have adapters of this style."""
     if isinstance(model, SwinTransformer) and style != "parallel":
         raise BackboneError(f"{style} adapters: {SWIN_ADVICE}")
+    if style == "ssf" and any(name.endswith(".q_bias") for name, _ in model.named_parameters()):
+        raise BackboneError(
+            "ssf: this backbone adds the biases of q and v after qkv, where no scale reaches them: choose --method"
+            " repadapter or mosa"
+        )
 
 
 def _grouped(faults: dict[str, tuple[str, ...]]) -> Iterator[str]:

@@ -112,8 +112,8 @@ def departures(name: str, model: Transformer) -> ModelArgs:
 def arguments(model: Vit) -> dict[str, Any]:
     """What a model computes with its tensors, by the names that timm's ViT has for its arguments."""
     block = model.blocks[0]
-    inner: Any = getattr(block, "block", block)  # An adapted block holds timm's.
-    attention, norm = inner.attn, inner.norm2
+    inner: Any = getattr(block, "block", block)  # An adapted block holds timm's, and so does an adapted norm.
+    attention, norm = inner.attn, getattr(inner.norm2, "layer", inner.norm2)
     return {
         "global_pool": model.global_pool,
         "fc_norm": not isinstance(model.fc_norm, nn.Identity),

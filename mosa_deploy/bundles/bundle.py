@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mosa_deploy.bundles.adapter_config import TARGET_SLICES, AdapterConfig
+from mosa_deploy.bundles.adapter_config import PATCHES, READERS, SCALED, TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.canary import PREFIX, Canary
 from mosa_deploy.bundles.ownership import owns
 from mosa_deploy.bundles.preprocess import Array
@@ -122,7 +122,16 @@ def expected_shapes(record: Record) -> Shapes:
             outputs, inputs = record.module_shape(module)
             name = f"{block}.{module}.adapter.{target}"
             shapes |= _bottleneck_shapes(record, adapter, name, inputs, outputs // parts, bias=False)
-    return shapes
+        for reader in READERS if adapter.style == "repadapter" else ():
+            shapes |= _bottleneck_shapes(record, adapter, f"{block}.{reader}.adapter", width, width, bias=True)
+        for place in SCALED if adapter.style == "ssf" else ():
+            shapes |= _scale_shapes(f"{block}.{place}", record.module_shape(place)[0])
+    return shapes | (_scale_shapes(PATCHES, topology.width) if adapter.scales_patches else {})
+
+
+def _scale_shapes(layer: str, outputs: int) -> Shapes:
+    """The tensors of SSF after a layer."""
+    return {f"{layer}.adapter.{part}": (outputs,) for part in ("scale", "shift")}
 
 
 def _bottleneck_shapes(
@@ -130,7 +139,8 @@ def _bottleneck_shapes(
 ) -> Shapes:
     """The tensors of two projections, down and up; a split one has an owner map, and one bias for each expert."""
     shapes: Shapes = {}
-    for part, shape in (("down", (adapter.bottleneck, inputs)), ("up", (outputs, adapter.bottleneck))):
+    read = adapter.bottleneck // (adapter.groups or 1)
+    for part, shape in (("down", (adapter.bottleneck, inputs)), ("up", (outputs, read))):
         layer, split = f"{name}.{part}", record.form == "split" and adapter.share != part
         shapes |= {f"{layer}.weight": shape}
         if bias:

@@ -1,6 +1,7 @@
 """What a task owns: the tensors of its model that are tuned and that its bundle holds. The others are the backbone's.
 
-    mosa, adapter, mosl, lora    adapters and head
+    mosa, adapter, mosl, lora,
+    repadapter, ssf              adapters and head
     linear, attentive            head, and the query of an attentive probe
     bitfit                       every bias (arXiv 2106.10199), and the head
     full                         everything

@@ -47,11 +47,16 @@ def _decodes_every_pixel(fields: Fields) -> Fields:
     return fields
 
 
+def _has_no_groups(fields: Fields) -> Fields:
+    """Version 5 says in how many groups a RepAdapter's up projection is; there were none before."""
+    return fields
+
+
 RECORD_FORMAT = FileFormat(
     RECORD,
     BundleError,
     remedy="copy the bundle again",
-    migrations=(_decoded_as_ever, _reads_timms_features, _decodes_every_pixel),
+    migrations=(_decoded_as_ever, _reads_timms_features, _decodes_every_pixel, _has_no_groups),
 )
 
 TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
@@ -139,14 +144,14 @@ class Record(BaseModel):
         return self
 
     def module_shape(self, module: str) -> tuple[int, int]:
-        """(outputs, inputs) of a linear layer in a plain block of the backbone.
+        """(outputs, inputs) of a linear layer or norm in a plain block of the backbone.
 
         Raises:
             BundleError: the record does not say how wide the FFN is.
         """
         width, hidden = self.backbone.embed_dim, self.backbone.hidden
-        if module.startswith("attn"):
-            return {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}[module]
+        if module.startswith(("attn", "norm")):
+            return {"attn.qkv": (3 * width, width)}.get(module, (width, width))
         if hidden is None:
             raise BundleError(f"'{self.task}' updates {module}, but its record lacks backbone.hidden: convert it again")
         return {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}[module]

@@ -1,6 +1,6 @@
 """The store: the folder of everything that is exported and served. Its names are written here and nowhere else.
 
-    backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx shared-probes.onnx ... graph.json
+    backbones/<name>-<sha8>/   plain.onnx shared.onnx shared-qkv.onnx shared-ssf.onnx ... graph.json
     tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json export.json
                                validation.zip
     uploads/<key>.mosa         versions that came by HTTP, named by the sha256 of their record

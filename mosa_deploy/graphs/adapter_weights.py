@@ -10,8 +10,15 @@ the adapter's norm:
     low-rank    <block>.<module>.down  (in, R)   A^T of every target in the module, side by side
                 <block>.<module>.up    (R, out)  [ s B ]^T, each in the outputs of its target, zeros elsewhere
 
-R is r times the largest number of targets in one module. Modules with fewer targets leave the rest of R zero. A probe
-has no adapter; an attentive one has its query instead, divided by sqrt(C) as the graphs take it.
+    repadapter  <block>.<module>.down  (C, r)    D^T of the adapter before the module
+                <block>.<module>.up    (r, C)    [ s U ]^T, its groups in their places, zeros elsewhere
+                <block>.<module>.bias  (C,)      s (U d + u)
+
+    ssf         <operation>.scale      (out,)    g - 1        <operation>.shift   (out,)   t
+
+R is r times the largest number of targets in one module. Modules with fewer targets leave the rest of R zero. Since
+zeros stand for the plain backbone everywhere, a scale is what is added to 1. A probe has no adapter; an attentive one
+has its query instead, divided by sqrt(C) as the graphs take it.
 Everything is computed in float64 and rounded to float32 at the end.
 """
 
@@ -24,7 +31,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mosa_deploy.bundles.adapter_config import PROBES, TARGET_SLICES, AdapterConfig
+from mosa_deploy.bundles.adapter_config import PATCHES, PROBES, READERS, SCALED, TARGET_SLICES, AdapterConfig, Style
 from mosa_deploy.bundles.probe_features import Features, columns
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError
@@ -47,38 +54,60 @@ AdapterWeights = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Layout:
-    """Which adapter weights the tasks of one shared graph have: beside the FFN, or in some of its linear layers."""
+    """Which adapter weights the tasks of one shared graph have: beside the FFN, or for some layers of a block."""
 
     topology: BlockTopology
     modules: tuple[tuple[str, int, int], ...] = ()
-    """The layers that low-rank tasks update: name within the block, inputs, outputs; empty for parallel adapters."""
+    """The layers with weights of their own: name within the block, inputs, outputs; empty for parallel adapters."""
+    style: Style = "parallel"
+    """The style of the tasks' adapters."""
     by_slot: ClassVar[bool] = True
     """Whether an image runs for the task in one slot, which is an input, or for all tasks at once."""
 
     @property
     def file(self) -> str:
-        """The name of the shared graph, e.g. `shared.onnx` or `shared-qkv.onnx`."""
-        return f"{'-'.join(['shared', *(name.rpartition('.')[2] for name, _, _ in self.modules)])}.onnx"
+        """The name of the shared graph, e.g. `shared.onnx`, `shared-qkv.onnx` or `shared-ssf.onnx`."""
+        named = [name.rpartition(".")[2] for name, _, _ in self.modules] if self.style == "low-rank" else [self.style]
+        return f"{'-'.join(['shared', *named])}.onnx" if self.modules else "shared.onnx"
+
+    @property
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Name -> inputs and outputs of everything that has weights of its own, in the order in which it runs."""
+        if not self.modules:
+            return {block: (width, width) for block, width in self.topology.blocks.items()}
+        before = {PATCHES: (0, self.topology.width)} if self.style == "ssf" else {}
+        layers = ((block, module) for block in self.topology.blocks for module in self.modules)
+        return before | {f"{block}.{name}": (inputs, outputs) for block, (name, inputs, outputs) in layers}
 
     def shapes(self, bottleneck: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every weight in the order of the graph's inputs; `bottleneck` is r, or R if low-rank."""
-        r, shapes = bottleneck, dict[str, tuple[int, ...]]()
-        for block, c in self.topology.blocks.items():
-            if not self.modules:
-                own = {"down": (c, r), "down_bias": (r,), "up": (r, c), "up_bias": (c,)}
-            else:
-                own = {f"{name}.down": (inputs, r) for name, inputs, _ in self.modules}
-                own |= {f"{name}.up": (r, outputs) for name, _, outputs in self.modules}
-            shapes |= {f"{block}.{name}": shape for name, shape in own.items()}
-        return shapes
+        return {
+            f"{place}.{part}": shape
+            for place, (inputs, outputs) in self.places.items()
+            for part, shape in shapes_at(self.style, inputs, outputs, bottleneck).items()
+        }
 
     def columns(self, features: Features, slot: int) -> slice:
         """The columns that a task's head reads in what the graph gives for its slot: all of them."""
         return slice(None)
 
     def __str__(self) -> str:
-        updates = f" with updates of {', '.join(name for name, _, _ in self.modules)}" if self.modules else ""
-        return f"{self.topology}{updates}"
+        named = ", ".join(name for name, _, _ in self.modules)
+        what = {"low-rank": f" with updates of {named}", "repadapter": f" with adapters before {named}"}
+        return f"{self.topology}{what.get(self.style, f' with scales of {named}') if self.modules else ''}"
+
+
+def shapes_at(style: Style, inputs: int, outputs: int, r: int) -> dict[str, tuple[int, ...]]:
+    """Part -> shape of the weights in one place."""
+    match style:
+        case "low-rank":
+            return {"down": (inputs, r), "up": (r, outputs)}
+        case "repadapter":
+            return {"down": (inputs, r), "up": (r, inputs), "bias": (inputs,)}
+        case "ssf":
+            return {"scale": (outputs,), "shift": (outputs,)}
+        case _:
+            return {"down": (inputs, r), "down_bias": (r,), "up": (r, outputs), "up_bias": (outputs,)}
 
 
 @dataclass(frozen=True)
@@ -135,9 +164,12 @@ def layout_of(record: Record) -> SharedLayout:
     if adapter is None or adapter.style == "parallel":
         return Layout(backbone.topology)
     wanted = {TARGET_SLICES[target].module for target in adapter.targets}
-    modules = dict.fromkeys(place.module for place in TARGET_SLICES.values() if place.module in wanted)
-    shapes = {name: record.module_shape(name) for name in modules}
-    return Layout(backbone.topology, tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items()))
+    updated = dict.fromkeys(place.module for place in TARGET_SLICES.values() if place.module in wanted)
+    shapes = {
+        name: record.module_shape(name) for name in {"repadapter": READERS, "ssf": SCALED}.get(adapter.style, updated)
+    }
+    modules = tuple((name, inputs, outputs) for name, (outputs, inputs) in shapes.items())
+    return Layout(backbone.topology, modules, adapter.style)
 
 
 def adapter_weights(bundle: Bundle) -> dict[str, Array]:
@@ -153,8 +185,8 @@ def adapter_weights(bundle: Bundle) -> dict[str, Array]:
     if record.adapter is None or isinstance(names, ProbeLayout):
         return {}
     tensors = merge_experts(bundle.tensors, record.adapter)
-    of_block = _low_rank if names.modules else _parallel
-    weights: dict[str, Double] = {}
+    of_block = {"low-rank": _low_rank, "repadapter": _repadapter, "ssf": _ssf}.get(names.style, _parallel)
+    weights: dict[str, Double] = _scale(tensors, PATCHES) if record.adapter.scales_patches else {}
     for block in record.adapter.adapted(names.topology.blocks):
         weights |= of_block(tensors, block, record.adapter, names)
     return {name: value.astype(np.float32) for name, value in weights.items()}
@@ -181,6 +213,31 @@ def _low_rank(tensors: Tensors, block: str, config: AdapterConfig, names: Layout
             up[own, start : start + len(b)] = config.scale * b.T.astype(np.float64)
         weights |= {f"{block}.{module}.down": down, f"{block}.{module}.up": up}
     return weights
+
+
+def _repadapter(tensors: Tensors, block: str, config: AdapterConfig, names: Layout) -> dict[str, Double]:
+    weights: dict[str, Double] = {}
+    for module, _, _ in names.modules:
+        parts = ("down.weight", "down.bias", "up.weight", "up.bias")
+        down, bias, up, up_bias = (tensors[f"{block}.{module}.adapter.{part}"].astype(np.float64) for part in parts)
+        if config.groups is not None:
+            own = np.kron(np.eye(config.groups), np.ones((len(up) // config.groups, up.shape[1])))
+            up = (own * np.tile(up, config.groups)).astype(np.float64)
+        values = {"down": down.T, "up": config.scale * up.T, "bias": config.scale * (up @ bias + up_bias)}
+        weights |= {f"{block}.{module}.{part}": value for part, value in values.items()}
+    return weights
+
+
+def _ssf(tensors: Tensors, block: str, config: AdapterConfig, names: Layout) -> dict[str, Double]:
+    weights: dict[str, Double] = {}
+    for name, _, _ in names.modules:
+        weights |= _scale(tensors, f"{block}.{name}")
+    return weights
+
+
+def _scale(tensors: Tensors, place: str) -> dict[str, Double]:
+    scale, shift = (tensors[f"{place}.adapter.{part}"].astype(np.float64) for part in ("scale", "shift"))
+    return {f"{place}.scale": scale - 1, f"{place}.shift": shift}
 
 
 def merge_experts(tensors: Tensors, config: AdapterConfig) -> Tensors:

@@ -1,9 +1,10 @@
 """Fold with numpy alone: a task's adapter weights, or its own parameters, replace parameters of the backbone's graph.
 
-`mosa_deploy.adapters.fold` states the formulas. Both are written independently, so that each checks the other.
+`mosa_deploy.adapters` states the formulas. Both are written independently, so that each checks the other.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.ownership import owns
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import BundleError
-from mosa_deploy.graphs.adapter_weights import AdapterWeights, adapter_weights
+from mosa_deploy.graphs.adapter_weights import PARTS, AdapterWeights, Double, adapter_weights
 from mosa_deploy.graphs.backbone_graph import PlainGraph
 from mosa_deploy.graphs.probe import probe_graph
 from mosa_deploy.utils.affine import absorb_norm
@@ -126,17 +127,52 @@ def gather_windows(own: Parameters) -> Parameters:
 
 
 def fold_adapter(graph: PlainGraph, weights: AdapterWeights) -> Parameters:
-    """The parameters that a task's adapter weights change; none for a linear task. Low-rank: W' = W + (down up)^T."""
-    folded: Parameters = {}
+    """The parameters that a task's adapter weights change; none for a linear task.
+
+    Raises:
+        BundleError: a layer has no bias to take in what a task adds.
+    """
+    places: dict[str, set[str]] = {}
     for name in weights:
-        layer, _, part = name.rpartition(".")
-        if part == "down" and f"{name}_bias" in weights:
-            folded |= fold_block(graph, layer, weights)
-        elif part == "down":
-            down, up = weights[name].astype(np.float64), weights[f"{layer}.up"].astype(np.float64)
-            weight = graph.parameter(f"{layer}.weight").astype(np.float64)
-            folded[f"{layer}.weight"] = (weight + (down @ up).T).astype(np.float32)
+        place, _, part = name.rpartition(".")
+        places.setdefault(place, set()).add(part)
+    folded: Parameters = {}
+    for place, parts in places.items():
+        folded |= FOLDS[frozenset(parts)](graph, place, weights)
     return folded
+
+
+def fold_low_rank(graph: PlainGraph, layer: str, weights: AdapterWeights) -> Parameters:
+    """A layer with a low-rank update: W' = W + (down up)^T."""
+    down, up = (weights[f"{layer}.{part}"].astype(np.float64) for part in ("down", "up"))
+    weight = graph.parameter(f"{layer}.weight").astype(np.float64)
+    return {f"{layer}.weight": (weight + (down @ up).T).astype(np.float32)}
+
+
+def fold_before(graph: PlainGraph, layer: str, weights: AdapterWeights) -> Parameters:
+    """A layer that reads x + (x down) up + bias: W' = W + (W up^T) down^T, b' = b + W bias."""
+    down, up, bias = (weights[f"{layer}.{part}"].astype(np.float64) for part in ("down", "up", "bias"))
+    weight = graph.parameter(f"{layer}.weight").astype(np.float64)
+    whole = (weight + (weight @ up.T) @ down.T).astype(np.float32)
+    return {f"{layer}.weight": whole} | _moved_bias(graph, layer, np.ones(len(weight)), weight @ bias)
+
+
+def fold_after(graph: PlainGraph, layer: str, weights: AdapterWeights) -> Parameters:
+    """A layer whose result y becomes (1 + scale) y + shift: its weight and bias do so."""
+    scale, shift = (weights[f"{layer}.{part}"].astype(np.float64) for part in ("scale", "shift"))
+    weight = graph.parameter(f"{layer}.weight").astype(np.float64)
+    whole = ((1 + scale) * weight.T).T.astype(np.float32)
+    return {f"{layer}.weight": whole} | _moved_bias(graph, layer, 1 + scale, shift)
+
+
+def _moved_bias(graph: PlainGraph, layer: str, factor: Double, shift: Double) -> Parameters:
+    """The bias of a layer, multiplied and shifted; a layer without one takes no shift but zeros."""
+    name = f"{layer}.bias"
+    if name in graph.index.parameters:
+        return {name: (factor * graph.parameter(name).astype(np.float64) + shift).astype(np.float32)}
+    if shift.any():
+        raise BundleError(f"{layer} has no bias, so it cannot take in what the task adds: tune the task again")
+    return {}
 
 
 def fold_block(graph: PlainGraph, block: str, weights: AdapterWeights) -> Parameters:
@@ -157,3 +193,14 @@ def fold_block(graph: PlainGraph, block: str, weights: AdapterWeights) -> Parame
     )
     folded = {f"{block}.{name}": value.astype(np.float32) for name, value in zip(names, values, strict=True)}
     return folded | {gamma: np.ones_like(gain, dtype=np.float32) for gamma in gammas}
+
+
+Fold = Callable[[PlainGraph, str, AdapterWeights], Parameters]
+
+FOLDS: dict[frozenset[str], Fold] = {
+    frozenset(PARTS): fold_block,
+    frozenset(("down", "up")): fold_low_rank,
+    frozenset(("down", "up", "bias")): fold_before,
+    frozenset(("scale", "shift")): fold_after,
+}
+"""The weights that a task has in one place of the backbone -> what folds them there."""

@@ -63,6 +63,20 @@ def test_every_method_of_the_development_plan_has_three_settings() -> None:
     assert len({job.key for job in jobs}) == len(jobs)
 
 
+def test_the_plan_of_methods_has_the_tasks_images_and_budget_of_the_confirmation() -> None:
+    methods, confirmed = (read_plan(Config(name)) for name in ("methods", "confirm"))
+    arms = {job.method for job in methods}
+    assert arms == {"ssf", "repadapter", "mosa-repadapter"}
+    assert len(methods) == 5 * 5 * len(arms)
+    for plan in (methods, read_plan(Config("methods-develop"))):
+        assert all(job.config.resolve(REAL).style in ("ssf", "repadapter") for job in plan)
+    reference = {(job.task, job.seed): job.config for job in confirmed if job.method == "mosa-balanced"}
+    alike = ("data_dir", "shots", "draw", "split", "backbone", "image_size", "epochs", "batch_size", "precision")
+    for job in methods:
+        wanted = reference[job.task, job.seed]
+        assert [getattr(job.config, name) for name in alike] == [getattr(wanted, name) for name in alike]
+
+
 def test_the_plan_of_augmentation_has_arms_that_differ_in_nothing_else() -> None:
     jobs = read_plan(Config("augment"))
     assert len({job.key for job in jobs}) == len(jobs) == 9

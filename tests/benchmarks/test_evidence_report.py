@@ -1,12 +1,16 @@
 from collections.abc import Iterator
+from dataclasses import astuple, fields
 from itertools import product
+from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from benchmarks.evidence import Row
-from benchmarks.evidence_report import accuracies_table, as_auto, by_validation, compared, differences_table
+from benchmarks.evidence import Config, Row
+from benchmarks.evidence_report import accuracies_table, as_auto, by_validation, compared, differences_table, report
+from mosa_deploy.utils.files import write_csv
 
 ACCURACIES = {"linear": 0.70, "attentive": 0.72, "adapter": 0.74, "mosa-balanced": 0.75}
 SEEDS = range(5)
@@ -52,6 +56,26 @@ def test_auto_takes_an_adapter_only_if_it_is_worth_its_pass(gain: float, method:
     ]
     auto = as_auto(by_validation(rows, ["linear"]), by_validation(rows, ["adapter"]))
     assert auto("bolts", 0).method == method
+
+
+def test_the_runs_of_another_plan_stand_beside_a_plans_own(tmp_path: Path) -> None:
+    plan = """
+        test = true
+        seeds = [0, 1]
+        beside = "earlier"
+        reference = "mosa"
+        defaults = { task = "digits" }
+        tasks = { digits = {} }
+        methods = { ssf = { options = { method = "ssf" }, settings = [{}] } }
+    """
+    (tmp_path / "methods.toml").write_text(dedent(plan))
+    columns = [field.name for field in fields(Row)]
+    for name, method, accuracy in (("methods", "ssf", 0.72), ("earlier", "mosa", 0.70)):
+        rows = [Row("digits", method, "{}", seed, 9, 0.8, 1.0, accuracy, 1.0, "machine", "commit") for seed in (0, 1)]
+        write_csv(tmp_path / f"{name}.csv", columns, map(astuple, rows))
+    text = report(Config("methods", plans=tmp_path, results=tmp_path))
+    assert "| mosa | 70.00 | 70.00 |" in text
+    assert "| ssf - mosa | +2.00 (+2.00 to +2.00) |" in text
 
 
 def test_a_plan_with_a_reference_compares_every_other_method_with_it() -> None:

@@ -83,7 +83,7 @@ def test_in_a_shared_graph_the_bank_reads_what_fc1_reads(shared: onnx.ModelProto
 
 def test_a_low_rank_bank_reads_what_qkv_reads() -> None:
     model = load_backbone("vit_small_patch14_reg4_dinov2", Weights("random"), 4, 28, depth=1, embed_dim=24, num_heads=3)
-    shared = trace_shared(model, Layout(BlockTopology(1, 24), (("attn.qkv", 24, 72),)))
+    shared = trace_shared(model, Layout(BlockTopology(1, 24), (("attn.qkv", 24, 72),), "low-rank"))
     assert [norm.banks for norm in smoothable(shared)] == [("blocks.0.attn.qkv.down",), ()]
 
 

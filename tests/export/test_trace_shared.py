@@ -95,6 +95,39 @@ def test_a_mixed_batch_of_low_rank_tasks_answers_each_sample_by_its_own(
     assert np.abs(features(tasks[0][1], images) - features(plain, images)).max() > 1e-2
 
 
+SAME_SHAPES = {
+    "shared-ssf.onnx": (AdapterConfig(style="ssf", scale=1.0), AdapterConfig(style="ssf", scale=1.0, blocks=1)),
+    "shared-repadapter.onnx": (
+        AdapterConfig(bottleneck=3, experts=3, scale=0.7, style="repadapter"),
+        AdapterConfig(bottleneck=8, experts=1, scale=0.7, style="repadapter", groups=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("file", SAME_SHAPES)
+def test_a_mixed_batch_of_ssf_or_repadapter_tasks_answers_each_sample_by_its_own(
+    folder: Path, tmp_path: Path, file: str
+) -> None:
+    plain = load_backbone(NAME, Weights("random"), 10, **KWARGS)
+    tasks = [make_task(NAME, adapter, seed, img_size=28) for seed, adapter in enumerate(SAME_SHAPES[file])]
+    layout = layout_of(tasks[0][0].record)
+    assert layout.file == layout_of(tasks[1][0].record).file == file
+    copied = Path(shutil.copytree(folder, tmp_path / "b"))
+    trace_layout(plain, copied, layout)
+    bank = Bank(layout, bottleneck=2)
+    runner = SharedRunner(open_runner(copied / file), bank)
+    slots = [bank.write(adapter_weights(bundle)) for bundle, _ in tasks]
+    empty = bank.write({})
+    images = noise()
+    given = runner.run(images, np.array([slots[1], empty, slots[0]]))
+    plain.reset_classifier(0)
+    for i, model in enumerate((tasks[1][1], plain, tasks[0][1])):
+        wanted = features(model, images)[i]
+        np.testing.assert_allclose(given[i], wanted, atol=1e-5 * np.abs(wanted).max())
+    for _, model in tasks:
+        assert np.abs(features(model, images) - features(plain, images)).max() > 1e-2
+
+
 def test_a_backbones_folder_takes_another_layout_and_keeps_what_it_had(folder: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(folder, tmp_path / "b"))
     low_rank = layout_of(make_task(NAME, LOW_RANK, 1, img_size=28)[0].record)

@@ -17,7 +17,7 @@ from mosa_deploy.adapters.attach import attach
 from mosa_deploy.adapters.fold import fold, widened_ratio
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
-from mosa_deploy.bundles.adapter_config import AdapterConfig
+from mosa_deploy.bundles.adapter_config import READERS, SCALED, AdapterConfig
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ProviderError
@@ -111,6 +111,23 @@ def test_a_merged_low_rank_update_keeps_the_nodes_and_adds_rank_16_to_qkv_alone(
         assert np.linalg.matrix_rank(update, tol=1e-4) == 16
 
 
+@pytest.mark.parametrize("name", ["repadapter", "ssf"])
+def test_folded_repadapters_and_ssf_keep_the_nodes_and_every_shape_of_plain(
+    variants: dict[tuple[str, int], Variant], name: str
+) -> None:
+    plain, folded = variants["plain", 0], variants[name, 0]
+    assert node_types(plain.path) == node_types(folded.path)
+    before, after = (
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(variant.path).graph.initializer}
+        for variant in (plain, folded)
+    )
+    assert {key: value.shape for key, value in before.items()} == {key: value.shape for key, value in after.items()}
+    changed = {key.split(".", 2)[2] for key in before if not np.array_equal(before[key], after[key])}
+    places = READERS if name == "repadapter" else SCALED
+    assert changed == {f"{place}.{part}" for place in places for part in ("weight", "bias")}
+    assert folded.flop_ratio == 1.0
+
+
 def test_folding_adds_no_node_and_the_unfolded_adapters_do(variants: dict[tuple[str, int], Variant]) -> None:
     nodes = {name: variants[name, 0 if name in ("plain", "lora") else 7].nodes for name in ("plain", "folded", "lora")}
     assert len(set(nodes.values())) == 1
@@ -163,7 +180,7 @@ def test_the_flop_ratio_of_a_variant_is_that_of_its_bottleneck(variants: dict[tu
     def extra(names: Sequence[str], r: int) -> set[float]:
         return {round((variants[name, r].flop_ratio - 1) / max(r, 1), 12) for name in names}
 
-    assert extra(("plain", "control", "lora"), 0) == {0.0}
+    assert extra(("plain", "control", "lora", "repadapter", "ssf"), 0) == {0.0}
     (each,) = {*extra(("folded", "unfolded", "shared"), 3), *extra(("folded", "unfolded", "shared-mixed"), 7)}
     assert each > 0
 

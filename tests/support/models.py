@@ -22,8 +22,8 @@ def toy_transformer(**kwargs: Any) -> VisionTransformer:
 
 @torch.no_grad()
 def perturb(model: torch.nn.Module, size: float = 0.3, seed: int = 1) -> None:
-    """Add noise to every adapter, so that it is no longer the identity."""
+    """Add noise to what is tuned of every adapter, so that it is no longer the identity."""
     generator = torch.Generator().manual_seed(seed)
     for adapter in adapters(model):
-        for parameter in adapter.parameters():
+        for parameter in (each for each in adapter.parameters() if each.requires_grad):
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))

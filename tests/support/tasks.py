@@ -92,6 +92,8 @@ class TaskMaker:
             "attentive": None,
             "mosa": AdapterConfig(bottleneck=bottleneck, experts=2),
             "lora": AdapterConfig(bottleneck=bottleneck, experts=1, style="low-rank", targets=targets),
+            "repadapter": AdapterConfig(bottleneck=bottleneck, experts=1, style="repadapter", groups=2),
+            "ssf": AdapterConfig(experts=1, style="ssf", scale=1.0),
         }[method]
         labels = [f"class-{k}" for k in range(classes)]
         record = Record.model_validate(
@@ -121,6 +123,7 @@ class TaskMaker:
             tensor: (0.5 * generator.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
             for tensor, shape in shapes.items()
         }
+        tensors |= {tensor: 1 + value for tensor, value in tensors.items() if tensor.endswith(".adapter.scale")}
         read = self.features(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))))
         wanted = np.zeros((len(self.images), classes))
         wanted[np.arange(len(self.images)), (np.arange(len(self.images)) + seed) % classes] = SHARPNESS

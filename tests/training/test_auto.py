@@ -27,7 +27,7 @@ from training.tune_options import OptimOptions
 CLIPPED = OptimOptions(clip_grad=5.0)
 """An option of the training loop, which probes do not have."""
 
-SEARCH = TuneConfig(task=Few.name, method="auto", trials=4, worth=0.0, epochs=2, optimisation=CLIPPED, device="cpu")
+SEARCH = TuneConfig(task=Few.name, method="auto", trials=6, worth=0.0, epochs=2, optimisation=CLIPPED, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_the_report_lists_what_was_tried_and_says_why_the_winner_won(searched: P
     section = text[text.index("## How the method was chosen") : text.index("## Validation")]
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
     assert rows[0].startswith("| linear | features blocks |")
-    assert [row.split(" | ")[0] for row in rows[1:]] == ["| adapter", "| lora", "| mosa"]
+    assert [row.split(" | ")[0] for row in rows[1:]] == ["| adapter", "| lora", "| mosa", "| repadapter", "| ssf"]
     assert section.count("**chosen**") == 1
     assert "**the adapter was chosen.**" in section
     assert "trials/" not in text
@@ -86,14 +86,14 @@ def test_a_search_that_was_interrupted_ends_in_the_same_bytes(
 def test_a_finished_search_is_not_made_again(searched: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert tune(replace(SEARCH, out=searched, resume=True)) == searched
     assert "is finished" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"holds another run \(trials was 4, is 6\)"):
-        tune(replace(SEARCH, out=searched, resume=True, trials=6))
+    with pytest.raises(ConfigError, match=r"holds another run \(trials was 6, is 8\)"):
+        tune(replace(SEARCH, out=searched, resume=True, trials=8))
 
 
 def test_fewer_trials_than_methods_are_refused(few: str) -> None:
-    said = r"^--trials 3: --method auto tries 4 methods \(probes, adapter, lora, mosa\), each at least once: give 4"
-    with pytest.raises(ConfigError, match=said):
-        tune(replace(SEARCH, trials=3))
+    tried = r"--method auto tries 6 methods \(probes, adapter, lora, mosa, repadapter, ssf\)"
+    with pytest.raises(ConfigError, match=rf"^--trials 5: {tried}, each at least once: give 6 or more$"):
+        tune(replace(SEARCH, trials=5))
 
 
 def test_a_backbone_that_fits_no_method_is_refused(few: str) -> None:
@@ -150,11 +150,12 @@ CENTRES = {method: Recipe(backbone="vit_toy", lr=1e-2, scale=0.1) for method in 
 def test_every_method_begins_at_its_centre_and_goes_on_around_it() -> None:
     search = Search(CENTRES, 10, "validation_accuracy", seed=0)
     proposals = [search.propose() for _ in range(8)]
-    assert [each.method for each in proposals[:3]] == list(ADAPTERS)
-    assert all(each.options["lr"] == 1e-2 for each in proposals[:3])
+    assert [each.method for each in proposals[:5]] == list(ADAPTERS)
+    assert all(each.options["lr"] == 1e-2 for each in proposals[:5])
     assert proposals[0].options["scale"] == 0.1
     assert "scale" not in proposals[1].options
     assert proposals[2].options["activate"] == "balanced"
+    assert proposals[4].options == {"lr": 1e-2}
     assert all(1e-2 / 3 <= each.options["lr"] <= 3e-2 for each in proposals)
     again = Search(CENTRES, 10, "validation_accuracy", seed=0)
     assert [again.propose().options for _ in range(8)] == [each.options for each in proposals]

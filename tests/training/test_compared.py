@@ -143,6 +143,8 @@ def test_every_fault_of_the_options_is_named() -> None:
         (TuneConfig("digits", method="lora"), (1e-2, 1.0)),
         (TuneConfig("digits", method="mosa", backbone=DINO), (5e-3, 0.3)),
         (TuneConfig("digits", method="lora", backbone=DINO), (2e-3, 1.0)),
+        (TuneConfig("digits", method="repadapter", backbone=DINO, scale=0.3), (5e-3, 1.0)),
+        (TuneConfig("digits", method="ssf", backbone=DINO), (5e-3, 1.0)),
         (TuneConfig("eurosat", method="adapter", backbone=EMBEDDED), (1e-2, 1.0)),
         (TuneConfig("digits", method="adapter", backbone=DINO, lr=2e-3, scale=0.5), (2e-3, 0.5)),
     ],
@@ -150,6 +152,12 @@ def test_every_fault_of_the_options_is_named() -> None:
 def test_trials_begin_at_what_suits_the_backbone(config: TuneConfig, expected: tuple[float, float]) -> None:
     found = centre(config, preset(config))
     assert (found.lr, found.scale) == pytest.approx(expected)
+
+
+def test_a_task_with_a_scale_is_compared_by_ssf_too() -> None:
+    base = TuneConfig("digits", name="digits", scale=0.3, bottleneck=16)
+    check([base], ["adapter", "ssf"])
+    assert Cell(base, "ssf", (("lr", 2.0),), 0).config(Path("out")).lr == 2e-2
 
 
 def test_a_run_has_the_lr_and_scale_of_its_trial(tmp_path: Path) -> None:

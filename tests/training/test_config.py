@@ -103,6 +103,33 @@ def test_low_rank_methods_start_from_rank_16_scale_1_on_q_and_v(method: str, exp
     assert (given.scale, given.targets) == (2.0, ("proj",))
 
 
+def test_repadapter_starts_from_the_papers_bottleneck_and_groups() -> None:
+    recipe = TuneConfig(task="digits", method="repadapter").resolve(PRESET)
+    assert (recipe.style, recipe.bottleneck, recipe.groups, recipe.experts) == ("repadapter", 8, 2, 1)
+    assert (recipe.passes, recipe.consistency) == (2, 1.0)
+    given = TuneConfig(task="digits", method="repadapter", groups=1, bottleneck=16).resolve(PRESET)
+    assert (given.groups, given.bottleneck) == (1, 16)
+
+
+def test_mosa_in_the_place_of_repadapter_has_experts_and_no_groups() -> None:
+    recipe = TuneConfig(task="digits", style="repadapter").resolve(PRESET)
+    assert (recipe.style, recipe.bottleneck, recipe.groups, recipe.experts) == ("repadapter", 8, None, 4)
+    with pytest.raises(ConfigError, match=r"^--groups is an option of --method repadapter: drop it$"):
+        TuneConfig(task="digits", style="repadapter", groups=2).resolve(PRESET)
+
+
+def test_ssf_has_one_pass_and_neither_scale_nor_bottleneck() -> None:
+    recipe = TuneConfig(task="digits", method="ssf").resolve(PRESET)
+    assert (recipe.style, recipe.scale, recipe.dropout) == ("ssf", 1.0, 0.0)
+    assert (recipe.passes, recipe.consistency, recipe.experts) == (1, 0.0, 1)
+    given = TuneConfig(task="digits", method="ssf", scale=0.3, bottleneck=16)
+    said = "--{} is an option of adapters with a bottleneck: --method ssf has none, drop it"
+    with pytest.raises(ConfigError) as caught:
+        given.resolve(PRESET)
+    assert str(caught.value) == f"{said.format('bottleneck')}; {said.format('scale')}"
+    assert TuneConfig(task="digits", scale=0.3, bottleneck=16).for_method("ssf").resolve(PRESET) == recipe
+
+
 @pytest.mark.parametrize("style", ["pfeiffer", "houlsby"])
 def test_sequential_styles_have_no_scale(style: str) -> None:
     recipe = TuneConfig(task="digits", style=style).resolve(PRESET)
@@ -115,6 +142,8 @@ def test_sequential_styles_have_no_scale(style: str) -> None:
     ("method", "style", "text"),
     [
         ("mosa", "low-rank", "--style low-rank: choose --method lora or mosl"),
+        ("adapter", "repadapter", "--style repadapter: choose --method repadapter or mosa"),
+        ("mosa", "ssf", "--style ssf: choose --method ssf"),
         ("lora", "houlsby", "--style is an option of --method adapter and mosa: drop it"),
         ("mosa", "hulsby", "unknown style 'hulsby'; did you mean houlsby?"),
     ],

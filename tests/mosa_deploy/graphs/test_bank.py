@@ -134,7 +134,7 @@ def test_a_runner_with_a_copy_is_told_the_slots_that_changed_since() -> None:
 
 
 def test_a_low_rank_layout_has_the_rows_of_its_modules_and_a_graph_of_its_own() -> None:
-    layout = Layout(BlockTopology(1, 6), (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)))
+    layout = Layout(BlockTopology(1, 6), (("attn.qkv", 6, 18), ("mlp.fc2", 24, 6)), "low-rank")
     assert layout.file == "shared-qkv-fc2.onnx"
     bank = Bank(layout, bottleneck=5)
     assert {name: tensor.shape for name, tensor in bank.tensors.items()} == {

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,51 @@ def test_a_low_rank_task_folded_with_numpy_keeps_every_shape_and_is_the_split_mo
     assert all(changed[name].shape == graph.parameter(name).shape for name in changed if name.startswith("blocks"))
     plain = graph.replaced({name: changed[name] for name in ("head.weight", "head.bias")})
     assert np.abs(answers(plain, images) - wanted).max() > 1e-2 * np.abs(wanted).max()
+
+
+SAME_SHAPES: dict[str, AdapterConfig] = {
+    "ssf": AdapterConfig(style="ssf", scale=1.0),
+    "groups": AdapterConfig(bottleneck=4, experts=1, style="repadapter", scale=0.7, groups=2),
+    "experts": AdapterConfig(bottleneck=3, experts=3, share="none", style="repadapter", scale=0.7, blocks=1),
+}
+WITHOUT_BIASES: tuple[str, dict[str, Any]] = (
+    "vit_base_patch16_clip_quickgelu_224",
+    {"img_size": 32, "qkv_bias": False},
+)
+"""Neither its patch embedding nor qkv has a bias."""
+
+
+@cache
+def traced_once(name: str) -> PlainGraph:
+    """The graph of one of two backbones, which tasks of every style are folded into."""
+    return make(name, None, **dict((FAMILIES[1], WITHOUT_BIASES))[name])[0]
+
+
+@pytest.mark.parametrize("backbone", [FAMILIES[1], WITHOUT_BIASES], ids=["LayerScale", "no biases"])
+@pytest.mark.parametrize("style", SAME_SHAPES)
+def test_ssf_and_repadapter_folded_with_numpy_keep_every_shape_and_are_the_split_model_in_float64(
+    style: str, backbone: tuple[str, dict[str, Any]]
+) -> None:
+    name, kwargs = backbone
+    graph, (bundle, model) = traced_once(name), make_task(name, SAME_SHAPES[style], **kwargs)
+    images, folded = noise(side=kwargs["img_size"]), fold_bundle(graph, bundle)
+    with torch.inference_mode():
+        wanted = model.double()(torch.from_numpy(images).double()).numpy()
+    assert np.abs(answers(folded, images) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    changed = fold_parameters(graph, bundle)
+    head = ("head.weight", "head.bias")
+    assert all(changed[own].shape == graph.parameter(own).shape for own in changed if own not in head)
+    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in graph.model.graph.node]
+    plain = graph.replaced({own: changed[own] for own in head})
+    assert np.abs(answers(plain, images) - wanted).max() > 1e-2 * np.abs(wanted).max()
+
+
+def test_what_ssf_adds_to_an_operation_without_a_bias_is_refused() -> None:
+    name, kwargs = WITHOUT_BIASES
+    graph, (bundle, _) = traced_once(name), make_task(name, SAME_SHAPES["ssf"], **kwargs)
+    shift = {"patch_embed.proj.adapter.shift": np.ones(24, np.float32)}
+    with pytest.raises(BundleError, match=r"^patch_embed\.proj has no bias, so it cannot take in what the task adds"):
+        fold_bundle(graph, Bundle(bundle.record, bundle.tensors | shift, bundle.canary))
 
 
 Made = tuple[PlainGraph, Bundle, Transformer]
