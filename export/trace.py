@@ -1,6 +1,7 @@
 """Trace a torch model to an ONNX graph with a dynamic batch size."""
 
 import copy
+import logging
 import tempfile
 import warnings
 from collections import Counter
@@ -34,6 +35,9 @@ STAND_IN_CLASSES = 10
 """A backbone that comes without a head gets one of this width, so that plain and folded graphs have the same nodes."""
 
 INPUT, OUTPUT = "images", "logits"
+
+# It warns of every constant that it leaves to the runtime, such as the angles of a DINOv3's positions.
+logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
 
 
 def write_onnx(model: Transformer, path: Path) -> None:

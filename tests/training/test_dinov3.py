@@ -39,9 +39,3 @@ def test_bitfit_tunes_the_biases_of_q_and_v(tmp_path: Path) -> None:
     for part in ("q_bias", "v_bias"):
         name = f"blocks.1.attn.{part}"
         assert not torch.equal(torch.tensor(bundle.tensors[name]), before.get_parameter(name))
-
-
-def test_a_probe_reads_the_class_tokens_of_its_blocks(tmp_path: Path) -> None:
-    bundle = tuned(tmp_path, method="linear", features="blocks")
-    assert bundle.tensors["head.weight"].shape == (3, 3 * 32)
-    assert restore(bundle)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

@@ -62,6 +62,9 @@ PLAIN: list[tuple[str, dict[str, Any]]] = [
     ("vit_large_patch16_dinov3", {"img_size": 48, "global_pool": "token", "dynamic_img_size": True}),
     ("vit_small_patch16_lingbot", {"img_size": 32}),
     ("vit_medium_patch16_rope_reg1_gap_256", {"img_size": 32}),
+    ("vit_small_patch16_rope_ape_224", {"img_size": 32}),
+    ("vit_pe_spatial_tiny_patch16_512", {"img_size": 32}),
+    ("vit_pe_core_tiny_patch16_384", {"img_size": 32, "attn_pool_num_heads": 3}),
     ("eva_giant_patch14_224", {"img_size": 28}),
 ]
 
