@@ -88,7 +88,7 @@ def ask(address: str, task: str) -> str:
     answer = httpx.post(f"{address}/classify", files=files, data={"task": task, "top_k": "1"})
     answer.raise_for_status()
     (best,) = answer.json()["predictions"]
-    return f"{best['label']} ({best['score']:.2f}), right is {splits.classes[example.label]}"
+    return f"{best['label']} ({best['score']:.2f}), right is {splits.name_of(example.label)}"
 
 
 def latencies() -> dict[str, float]:

@@ -36,9 +36,10 @@ def class_names(
         ConfigError: the number of names is not `count`, a name is empty or repeated, two files contradict each other,
             the order of the folders is not certain, or there is a single output.
     """
-    if count < 2:
+    if count < 2 and facts.multi_label is None:
         raise ConfigError(
-            f"the head in {path} has {count} output, as for regression or a sigmoid: classification needs at least two"
+            f"the head in {path} has {count} output, as for regression or a sigmoid: classification needs at least two,"
+            " or --multi-label if it is a label that an image has or has not"
         )
     if given is not None:
         return Fact(_checked(_read_names(given), count, f"--classes {given}"), f"--classes {given}")

@@ -25,10 +25,11 @@ from export.sources import Task, of_peft, of_timm, shown_by_names
 from mosa_deploy.adapters.restore import describe_backbone, restore
 from mosa_deploy.backbones.foldable import Vit
 from mosa_deploy.backbones.load import Weights, load_backbone
+from mosa_deploy.bundles.answers import PerLabel
 from mosa_deploy.bundles.bundle import Bundle, Tensors, check_tensors, expected_shapes
 from mosa_deploy.bundles.calibration import Samples, write_samples
 from mosa_deploy.bundles.canary import Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import BackboneError, BundleError, ConfigError, command
 from mosa_deploy.utils.files import replacing_folder
@@ -71,17 +72,21 @@ def convert(config: ConvertConfig) -> Path:
     folders = images.folders if images else ()
     count, natural = len(task.tensors["head.weight"]), not task.of_transformers
     names = class_names(config.classes, facts, folders, count=count, path=config.path, natural=natural)
-    if images is not None:
+    if images is not None and facts.multi_label is None:
         check_labels(images, names, config.min_accuracy)
     preprocess = processor or timms_own(config.backbone, model, task.library)
     facts.notes += resampled(facts.image_size or trained, preprocess.value, task.of_transformers)
     facts.notes += untold(config, facts, model)
     backbone = describe_backbone(config.backbone, weights.source, model)
     record = describe(config.name, task, backbone, names.value, preprocess.value)
+    if facts.multi_label:
+        facts.notes.append(several(facts.multi_label, config.min_accuracy))
+        record = record.model_copy(update={"per_label": PerLabel.uncalibrated(len(names.value))})
     for line in (*facts.notes, *taken(record, preprocess, names, args.where or "the source")):
         print(line)
     tensors = padded(record, task.tensors)
-    drawn = None if images is None else read_images(images, record.preprocess, names.known)
+    one_class = names.known and not record.multi_label
+    drawn = None if images is None else read_images(images, record.preprocess, one_class)
     bundle = write(out, record, tensors, weights, drawn, config.min_accuracy)
     print(f"{config.name}: {report(record)}; bundle {bundle.digest[:12]} in {out}")
     if drawn is None:
@@ -105,6 +110,20 @@ def describe(name: str, task: Task, backbone: Backbone, classes: tuple[str, ...]
         seed=0,
         versions=library_versions(),
         git_commit=git_commit(),
+    )
+
+
+def several(where: str, min_accuracy: float | None) -> str:
+    """What to know of a converted task with several labels per image.
+
+    Raises:
+        ConfigError: an accuracy is asked for, and folders cannot say which labels an image has.
+    """
+    if min_accuracy is not None:
+        raise ConfigError(f"--min-accuracy: an image may have several labels ({where}), which no folder says: drop it")
+    return (
+        f"an image may have several labels: {where}. Each is answered from a score of 0.5 on, which was chosen on no"
+        " images: a request's `threshold` takes its place"
     )
 
 
@@ -149,7 +168,7 @@ def write(
     def answer(images: Array) -> Array:
         with torch.inference_mode():
             logits = [model(batch) for batch in torch.from_numpy(images).split(BATCH)]
-        return probabilities(torch.cat(logits).numpy(), record.temperature)
+        return record.scores(torch.cat(logits).numpy())
 
     if drawn is not None and any(label is not None for label in drawn.labels):
         given = answer(record.preprocess.normalise(drawn.pixels))
@@ -166,7 +185,8 @@ def write(
 def report(record: Record) -> str:
     """One line about the converted task."""
     adapter = record.adapter
-    what = f"{record.method} on {record.backbone.name}, {len(record.classes)} classes"
+    kind = "labels, of which an image may have several" if record.multi_label else "classes"
+    what = f"{record.method} on {record.backbone.name}, {len(record.classes)} {kind}"
     if adapter is not None:
         return f"{what}, rank {adapter.bottleneck} on {', '.join(adapter.targets)} of {record.backbone.depth} blocks"
     return f"{what}, a head alone" if record.method == "linear" else f"{what}, all its parameters: the folded lane only"

@@ -37,14 +37,14 @@ T = TypeVar("T")
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 """The name of a folder in which transformers' `Trainer` saves a model."""
 
-OTHER_PROBLEMS = ("multi_label_classification", "regression")
-"""What a config may call a problem whose outputs are no shares of one."""
+MULTI_LABEL = "multi_label_classification"
+"""What transformers calls a problem in which each output is answered by itself."""
 
-ONE_CLASS = "a bundle answers with one class per image, whose probabilities sum to 1; bring a single-label classifier"
+NO_QUANTITY = "a bundle answers with classes, and no quantity; bring a classifier"
 
 SOFTMAX = (
-    "its outputs are answered as a softmax, as timm's inference does, with one class per image; bring no model that was"
-    " tuned for several"
+    "its outputs are answered as a softmax, as timm's inference does, with one class per image; if it was tuned for"
+    " several labels per image, give --multi-label"
 )
 """What to know of a model whose loss was that of a sigmoid."""
 
@@ -80,6 +80,8 @@ class Facts:
     model_args: list[Fact[ModelArgs]] = field(default_factory=list)
     class_map: str | None = None
     """The file by which timm's training script ordered the classes."""
+    multi_label: str | None = None
+    """Which file, or which option, says that an image may have several labels."""
     image_size: Fact[Any] | None = None
     """The size for which a model of transformers has position embeddings."""
     notes: list[str] = field(default_factory=list)
@@ -92,7 +94,7 @@ def gather(config: ConvertConfig) -> Facts:
     Raises:
         MosaError: a file is damaged, says something that cannot be kept, or is not of a classifier.
     """
-    facts = Facts()
+    facts = Facts(multi_label="--multi-label" if config.multi_label else None)
     _read_tensors(facts, config)
     own = config.path if config.path.is_dir() else config.path.parent
     _read_folder(facts, config, own)
@@ -138,14 +140,16 @@ def _read_entries(facts: Facts, config: ConvertConfig) -> None:
 
 
 def _check_trained_for(facts: Facts, entries: dict[str, Any], where: str) -> None:
-    """Note a sigmoid's loss.
+    """Take whether an image has several labels, and note a sigmoid's loss.
 
     Raises:
-        ConfigError: the settings in a checkpoint say that it answers with several classes per image, or a quantity.
+        ConfigError: the settings in a checkpoint say that it answers with a quantity.
     """
     if said := other_problem(entries):
-        raise ConfigError(f"{where} says {said}: {ONE_CLASS}")
-    if said := sigmoid_loss(entries):
+        if "regression" in said.lower():
+            raise ConfigError(f"{where} says {said}: {NO_QUANTITY}")
+        facts.multi_label = facts.multi_label or f"{said} in {where}"
+    if facts.multi_label is None and (said := sigmoid_loss(entries)):
         facts.notes.append(f"{where} says {said}: {SOFTMAX}")
 
 
@@ -155,13 +159,14 @@ def _add_base(facts: Facts, base: Facts) -> None:
     facts.preprocess += [] if timms else base.preprocess
     facts.base_names += base.names
     facts.model_args += base.model_args
+    facts.multi_label = facts.multi_label or base.multi_label
     facts.image_size = facts.image_size or base.image_size
 
 
 def _read_folder(facts: Facts, config: ConvertConfig, folder: Path) -> None:
     path = folder / transformers.CONFIG_FILE
     found = transformers.read_config(folder)
-    _check_problem(found, str(path))
+    _read_problem(facts, found, str(path))
     if isinstance(found.get("architecture"), str):
         _read_hub_config(facts, config, found, str(path))
     elif any(name in found for name in OF_TRANSFORMERS):
@@ -198,10 +203,12 @@ def _is_of_images(path: Path) -> bool:
     return path.name == FILES[0] or "image_processor" in path.read_text(errors="replace")
 
 
-def _check_problem(found: dict[str, Any], where: str) -> None:
+def _read_problem(facts: Facts, found: dict[str, Any], where: str) -> None:
     problem = found.get("problem_type")
-    if problem in OTHER_PROBLEMS:
-        raise ConfigError(f"{where} says problem_type {problem}: {ONE_CLASS}")
+    if problem == "regression":
+        raise ConfigError(f"{where} says problem_type {problem}: {NO_QUANTITY}")
+    if problem == MULTI_LABEL:
+        facts.multi_label = facts.multi_label or f"problem_type in {where}"
 
 
 def _in_order(labels: dict[str, Any], numbers: Any, where: str) -> tuple[str, ...]:
@@ -257,7 +264,7 @@ def _read_training(facts: Facts, config: ConvertConfig, folder: Path) -> None:
         arguments = {**(settings.get("model_kwargs") or {}), "global_pool": settings.get("gp")}
         facts.model_args.append(Fact(timm_files.model_args(arguments, where), where))
         facts.class_map = settings.get("class_map") or None
-        if settings.get("bce_loss"):
+        if settings.get("bce_loss") and facts.multi_label is None:
             facts.notes.append(f"{where} says bce_loss: {SOFTMAX}")
         if config.preprocess is None:
             cfg = timm_files.pretrained_cfg(config.backbone)

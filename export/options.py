@@ -141,6 +141,9 @@ class ConvertConfig:
     images: Path | None = None
     """Folder of images of the task, for the canary and for int8 calibration. If they lie in folders of their classes,
     the accuracy is computed."""
+    multi_label: bool = False
+    """An image may have several labels, or none: each output is answered by itself, by a sigmoid. Default: what a
+    config.json or a checkpoint says."""
     min_accuracy: float | None = None
     """Refuse the task if its accuracy on --images is lower. Default: halfway between chance and 1."""
     preprocess: Path | None = None

@@ -9,6 +9,7 @@ measured on all validation images of the run.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,9 +18,10 @@ from torch import nn
 from tqdm import tqdm
 
 from export.targets import ExportTarget
+from mosa_deploy.bundles.answers import Decisions, decide, expected
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import Samples
-from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ParityError
 from mosa_deploy.runtimes.names import GRAPH_ARITHMETIC, Arithmetic, GraphRunnerName
 from mosa_deploy.runtimes.runner import open_runner
@@ -85,6 +87,7 @@ class Link:
     mean_error: float
     cosine: float
     top1_agreement: float
+    """The share of images for which both answer the same class, or the same labels."""
     tolerance: Tolerance = FP32
 
     @property
@@ -101,7 +104,18 @@ class Link:
         return f"{self.max_error:.1e} of the largest output, above {self.tolerance.max_error:.0e}"
 
 
-def compare_outputs(first: str, a: Array, second: str, b: Array, tolerance: Tolerance = FP32) -> Link:
+Decide = Callable[[Array], Decisions]
+"""Which classes an output (n, K) answers, (n, K)."""
+
+
+def likeliest(output: Array) -> Decisions:
+    """One class for each image."""
+    return decide(output, None)
+
+
+def compare_outputs(
+    first: str, a: Array, second: str, b: Array, tolerance: Tolerance = FP32, decided: Decide = likeliest
+) -> Link:
     """Compare two outputs (n, K). Outputs of different shapes have nothing in common."""
     if a.shape != b.shape:
         return Link(first, second, math.inf, math.inf, cosine=0.0, top1_agreement=0.0, tolerance=tolerance)
@@ -114,7 +128,7 @@ def compare_outputs(first: str, a: Array, second: str, b: Array, tolerance: Tole
         max_error=float(error.max()),
         mean_error=float(error.mean()),
         cosine=float(np.min((x * y).sum(axis=1) / norms)),
-        top1_agreement=float((x.argmax(1) == y.argmax(1)).mean()),
+        top1_agreement=float((decided(a) == decided(b)).all(axis=1).mean()),
         tolerance=tolerance,
     )
 
@@ -136,17 +150,18 @@ class Chain:
 
     def add(self, stage: str, logits: Array) -> None:
         """Compare a stage's logits with the stage before; the first is compared with the canary's probabilities."""
+        record = self.bundle.record
         if not self.outputs:
-            given = probabilities(logits[: self.canaries], self.bundle.record.temperature)
-            self.links.append(compare_outputs(self.stage, self.output, stage, given))
+            given, of_scores = record.scores(logits[: self.canaries]), partial(decide, thresholds=record.thresholds)
+            self.links.append(compare_outputs(self.stage, self.output, stage, given, decided=of_scores))
         else:
-            self.links.append(compare_outputs(self.stage, self.output, stage, logits))
+            self.links.append(compare_outputs(self.stage, self.output, stage, logits, decided=record.decide))
         self.stage, self.output = stage, logits
         self.outputs[stage] = logits
 
     def compare(self, first: str, second: str, logits: Array, tolerance: Tolerance) -> Link:
         """A file in another precision, or by another runner, beside an earlier stage; not yet a link of the chain."""
-        return compare_outputs(first, self.outputs[first], second, logits, tolerance)
+        return compare_outputs(first, self.outputs[first], second, logits, tolerance, self.bundle.record.decide)
 
     def branch(self, link: Link) -> Link:
         """Add a comparison to the chain.
@@ -173,13 +188,14 @@ class Chain:
         return np.concatenate([answer(images) for images in progress(parts, f"parity: {stage}")])
 
     def accuracy(self, name: str, answer: Callable[[Array], Array], batch: int = BATCH) -> float | None:
-        """The share of the labelled images whose class a graph names; None if no image has a label."""
+        """The share of the labelled images whose class, or exactly whose labels, a graph answers; None without any."""
         labels, pixels = self.samples.labels, self.samples.validation
         if not len(labels):
             return None
         parts = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
-        named = [answer(self.preprocess.normalise(part)).argmax(1) for part in progress(parts, f"accuracy: {name}")]
-        return float((np.concatenate(named) == labels).mean())
+        logits = [answer(self.preprocess.normalise(part)) for part in progress(parts, f"accuracy: {name}")]
+        answered = self.bundle.record.decide(np.concatenate(logits))
+        return float((answered == expected(labels, answered.shape[1])).all(axis=1).mean())
 
     def require(self) -> None:
         """Raises ParityError, naming the first pair of stages that disagree."""

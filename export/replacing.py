@@ -40,7 +40,7 @@ class Replaced:
             decided = _described(store, record.task, parse_decision(path.read_bytes(), str(path)))
         else:
             decided = _exported(store, record.task)
-        uploaded, other = objections(decided, record.classes)
+        uploaded, other = objections(decided, record)
         faults = []
         if uploaded and not replace_upload:
             faults.append(f"{uploaded}, add --replace-upload to replace it at the service's next start")

@@ -29,6 +29,8 @@ ADDRESS = "http://localhost:3000"
 
 GATE_HELP = "a folder with one subfolder of images per class: a new version must not be worse on them"
 
+THRESHOLD_HELP = "for several labels per image: the score from which on a label is answered, instead of its own"
+
 USAGE = """\
 usage: mosa COMMAND [OPTIONS]
 
@@ -102,7 +104,9 @@ def predict(arguments: Sequence[str], prog: str) -> None:
     parser.add_argument("task", type=Path, help="a task's folder in a store, such as artifacts/tasks/digits")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of images")
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="the CSV: file, class, score")
-    parser.add_argument("--top-k", type=int, default=1, help="classes for each image, one line each")
+    top_k = "classes for each image, one line each; 1, or of several labels all that are answered, if not given"
+    parser.add_argument("--top-k", type=int, help=top_k)
+    parser.add_argument("--threshold", type=float, help=THRESHOLD_HELP)
     parser.add_argument("--batch", type=int, default=16, help="images that run together")
     parser.add_argument("--runner", default=DEFAULT_RUNNER, help=f"one of {', '.join(RUNNERS)}")
     given = parser.parse_args(arguments)
@@ -120,11 +124,12 @@ def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.a
     address = os.environ.get("MOSA_ADDRESS") or ADDRESS
     parser.add_argument("--address", default=address, help=f"MOSA_ADDRESS or {ADDRESS} if not given")
     parser.add_argument("--key", help="an API key; MOSA_KEY if not given")
-    parser.add_argument("--top-k", type=int, default=3, help="how many classes to show")
+    parser.add_argument("--top-k", type=int, help="how many classes to show; if not given, as many as the service says")
+    parser.add_argument("--threshold", type=float, help=THRESHOLD_HELP)
     given = parser.parse_args(arguments)
     from mosa_deploy.client.ask import ask as run
 
-    run(given.images, given.task, given.address, given.key, given.top_k)
+    run(given.images, given.task, given.address, given.key, given.top_k, given.threshold)
 
 
 def deploy(arguments: Sequence[str], prog: str) -> None:

@@ -23,6 +23,8 @@ class Lease:
     lane: str
     handle: Any
     """For the backend that made the lease."""
+    thresholds: tuple[float, ...] | None = None
+    """Those of its labels, if an image may have several."""
 
 
 @dataclass(frozen=True)

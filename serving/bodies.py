@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from mosa_deploy.client.schema import MOST_CLASSES, ClassifyJson
 from mosa_deploy.errors import unknown_name
-from serving.classify import SentImage
+from serving.classify import SentImage, Wanted
 from serving.errors import BodyError, RequestError, first_faults, shown
 from serving.forms import URLENCODED, Part, read_multipart, read_urlencoded
 from serving.image_text import image_from_text, unwrapped
@@ -23,9 +23,10 @@ from serving.images import foreign_kind, is_image
 IMAGE_NAMES = ("image", "images", "file", "files")
 """The field of an image, and what other services call it."""
 
-TEXTS = ("task", "tasks", "top_k")
+ONCE = ("top_k", "threshold")
+"""The fields of text that have one value for the whole request."""
 
-TOP_K = 5
+TEXTS = ("task", "tasks", *ONCE)
 
 INDEX = re.compile(r"\[\w*\]$")
 """`image[]` and `image[0]` are how some libraries write a list."""
@@ -42,9 +43,10 @@ Sent = tuple[str, bytes]
 """What messages call an image, and its bytes."""
 
 Fields = Mapping[str, Sequence[str]]
-"""The values of `task`, `tasks` and `top_k`, as they were sent."""
+"""The values of `TEXTS`, as they were sent."""
 
 COUNT = TypeAdapter(Annotated[int, Field(ge=1, le=MOST_CLASSES)])
+SHARE = TypeAdapter(Annotated[float, Field(ge=0, le=1)])
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ClassifyRequest:
     """What a request asks for."""
 
     images: tuple[SentImage, ...]
-    top_k: int
+    wanted: Wanted
     listed: bool
     """Whether the answer is a list, even of one result."""
 
@@ -71,9 +73,13 @@ def read_request(body: bytes, content_type: str, query: Fields, limit: int) -> C
     fields = {name: [*query.get(name, ()), *fields.get(name, ())] for name in TEXTS}
     if not images:
         raise BodyError(422, "`image` is missing: send one image at least")
-    top_k, tasks = count(fields["top_k"][0]) if fields["top_k"] else TOP_K, _names(fields["tasks"])
+    wanted = Wanted(
+        count(fields["top_k"][0]) if fields["top_k"] else None,
+        share(fields["threshold"][0]) if fields["threshold"] else None,
+    )
+    tasks = _names(fields["tasks"])
     sent = assign(images, [_name(each) for each in fields["task"]], tasks, limit)
-    return ClassifyRequest(tuple(sent), top_k, listed=several or bool(tasks) or len(sent) > 1)
+    return ClassifyRequest(tuple(sent), wanted, listed=several or bool(tasks) or len(sent) > 1)
 
 
 def _read(body: bytes, content_type: str) -> tuple[list[Sent], Fields, bool]:
@@ -116,8 +122,9 @@ def _from_parts(parts: Sequence[Part]) -> tuple[list[Sent], Fields]:
             raise BodyError(422, f"`{name}` is a file: send it as text")
         else:
             fields[name].append(_utf8(part))
-    if len(fields["top_k"]) > 1:
-        raise BodyError(422, f"`top_k` is there {len(fields['top_k'])} times: send it once")
+    for name in ONCE:
+        if len(fields[name]) > 1:
+            raise BodyError(422, f"`{name}` is there {len(fields[name])} times: send it once")
     return images, fields
 
 
@@ -169,6 +176,7 @@ def _from_json(body: bytes) -> tuple[list[Sent], Fields, bool]:
         "task": _listed(asked.task),
         "tasks": _listed(asked.tasks),
         "top_k": [] if asked.top_k is None else [str(asked.top_k)],
+        "threshold": [] if asked.threshold is None else [str(asked.threshold)],
     }
     return [(name, image_from_text(text, f"`{name}`")) for name, text in texts], fields, asked.images is not None
 
@@ -197,6 +205,18 @@ def count(text: str) -> int:
         return COUNT.validate_python(text.strip())
     except ValidationError as fault:
         raise BodyError(422, f"top_k: {fault.errors()[0]['msg']}, not '{shown(text)}'") from None
+
+
+def share(text: str) -> float:
+    """A threshold.
+
+    Raises:
+        BodyError: 422; it is none.
+    """
+    try:
+        return SHARE.validate_python(text.strip())
+    except ValidationError as fault:
+        raise BodyError(422, f"threshold: {fault.errors()[0]['msg']}, not '{shown(text)}'") from None
 
 
 def _names(values: Sequence[str]) -> list[str]:

@@ -1,9 +1,10 @@
 """Changes of what answers: upload, rollback, removal and pin, while requests are in flight."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mosa_deploy.bundles.answers import HasClasses
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.decision import Decision, KeptVersion, class_changes, now
@@ -46,7 +47,7 @@ class TaskChanges:
         with self._turn(name):
             entry = self.registry.entries.get(name) or Entry(name, Decision(current=None))
             before = entry.decision
-            check_classes(before, bundle.record.classes, options.new_classes)
+            check_classes(before, bundle.record, options.new_classes)
             version = KeptVersion.of(archive.key, bundle.record, "upload", now())
             decision = self._choose(name, before, version)
             decision = decision.model_copy(update={"lane": options.lane or before.lane})
@@ -76,7 +77,7 @@ class TaskChanges:
                 return entry
             archive = self.registry.store.archive(name, key)
             bundle = archive.bundle()
-            check_classes(before, bundle.record.classes, new_classes)
+            check_classes(before, bundle.record, new_classes)
             version = before.find(key) or KeptVersion.of(key, bundle.record, "upload", None)
             decision = self._choose(name, before, version, moves=False)
             self._switch(entry, Version(key, bundle.record), bundle, decision)
@@ -185,14 +186,14 @@ class TaskChanges:
         return gate
 
 
-def check_classes(before: Decision, classes: Sequence[str], new_classes: bool) -> None:
+def check_classes(before: Decision, version: HasClasses, new_classes: bool) -> None:
     """Compare classes with those of the version that is served or, after a removal, was served last.
 
     Raises:
         RequestError: 409 if they differ and that was not asked for.
     """
     last = before.find(before.last)
-    changes = class_changes(last.classes, classes) if last and not new_classes else None
+    changes = class_changes(last, version) if last and not new_classes else None
     if changes:
         raise RequestError(409, f"the classes would change ({changes}): send ?new_classes=true if that is meant")
 

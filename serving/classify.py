@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
+from mosa_deploy.bundles.answers import no_threshold, ranked
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.client.schema import Answer, Failure, Prediction
 from serving import metrics
@@ -26,6 +25,16 @@ class SentImage:
     name: str
     content: bytes
     tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which of a task's classes a request wants to hear of."""
+
+    top_k: int | None = None
+    """At most so many; None is what `mosa_deploy.bundles.answers.ranked` says."""
+    threshold: float | None = None
+    """Takes the place of the thresholds of a task with several labels per image."""
 
 
 @dataclass
@@ -83,7 +92,9 @@ class ClassifyHandler:
         self.backend, self.settings = backend, settings
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="mosa-decode")
 
-    async def handle(self, sent: Sequence[SentImage], top_k: int, stats: RequestStats) -> list[Answer | RequestError]:
+    async def handle(
+        self, sent: Sequence[SentImage], wanted: Wanted, stats: RequestStats
+    ) -> list[Answer | RequestError]:
         """One result per image and task, in their order."""
         start = time.monotonic()
         end = start + self.settings.deadline_s
@@ -91,6 +102,7 @@ class ClassifyHandler:
         with stats.part("load"):
             leases = await self.backend.lease([*dict.fromkeys(task for _, task in pairs)], end - time.monotonic())
         held = [lease for lease in leases.values() if isinstance(lease, Lease)]
+        leases = {task: refused(lease, wanted) or lease for task, lease in leases.items()}
         try:
             with stats.part("decode"):
                 pixels = await self._decode(sent, leases, end)
@@ -110,7 +122,7 @@ class ClassifyHandler:
                 results.append(outcome)
             else:
                 stats.add(_leased(lease), outcome)
-                results.append(ranked(_leased(lease), outcome, top_k, 1000 * seconds))
+                results.append(answer(_leased(lease), outcome, wanted, 1000 * seconds))
         return results
 
     async def _decode(
@@ -162,9 +174,16 @@ class ClassifyHandler:
         return [next(answered) if outcome is None else outcome for outcome in outcomes]
 
 
-def ranked(lease: Lease, answered: Answered, top_k: int, milliseconds: float) -> Answer:
-    """The answer with the `top_k` likeliest classes."""
-    order = np.argsort(-answered.probabilities, kind="stable")[:top_k]
+def refused(lease: Lease | RequestError, wanted: Wanted) -> RequestError | None:
+    """Why a version cannot answer as is wanted; None if it can, or there is none."""
+    if wanted.threshold is None or isinstance(lease, RequestError) or lease.thresholds is not None:
+        return None
+    return RequestError(422, no_threshold(lease.task))
+
+
+def answer(lease: Lease, answered: Answered, wanted: Wanted, milliseconds: float) -> Answer:
+    """The answer with the classes that are wanted, the likeliest first."""
+    order = ranked(answered.probabilities, lease.thresholds, wanted.top_k, wanted.threshold)
     return Answer(
         task=lease.task,
         predictions=tuple(Prediction(label=lease.classes[k], score=float(answered.probabilities[k])) for k in order),

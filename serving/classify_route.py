@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 
 from mosa_deploy.client.schema import MOST_CLASSES, Answer, Answers, ClassifyJson
 from serving.auth import SECURITY, may_ask
-from serving.bodies import count, read_request
+from serving.bodies import count, read_request, share
 from serving.classify import ClassifyHandler, RequestStats, SentImage, result
 from serving.errors import RequestError
 from serving.refusals import CLASSIFY, known_query
@@ -19,7 +19,13 @@ IMAGE = {"type": "string", "format": "binary"}
 
 TASK = "The task of each image, or one task for all; names from `GET /v1/tasks`."
 TASKS = "Several tasks for every image: between commas, or sent several times."
-TOP_K = "How many classes to answer; 5 if it is not given."
+TOP_K = (
+    "How many classes to answer at most; if it is not given, 5, or of several labels all that reach their thresholds."
+)
+THRESHOLD = (
+    "The score from which on a label is answered, in the place of the task's own thresholds, for tasks with several"
+    " labels per image."
+)
 
 FORM = {
     "type": "object",
@@ -36,6 +42,7 @@ FORM = {
         "task": {"type": "array", "items": {"type": "string"}, "description": TASK, "example": ["digits"]},
         "tasks": {"type": "array", "items": {"type": "string"}, "description": TASKS},
         "top_k": {"type": "integer", "minimum": 1, "maximum": MOST_CLASSES, "description": TOP_K},
+        "threshold": {"type": "number", "minimum": 0, "maximum": 1, "description": THRESHOLD},
     },
 }
 
@@ -83,7 +90,8 @@ async def answered(request: Request) -> Response:
     await known_query(request)
     query = request.query_params
     top_k = count(query["top_k"]) if "top_k" in query else None
-    answer = await classify(request, query.getlist("task"), query.getlist("tasks"), top_k)
+    threshold = share(query["threshold"]) if "threshold" in query else None
+    answer = await classify(request, query.getlist("task"), query.getlist("tasks"), top_k, threshold)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -92,20 +100,22 @@ async def classify(
     task: Annotated[list[str], Query(description=TASK)] = [],  # noqa: B006 - it is never changed
     tasks: Annotated[list[str], Query(description=TASKS)] = [],  # noqa: B006 - as above
     top_k: Annotated[int | None, Query(ge=1, le=MOST_CLASSES, description=TOP_K)] = None,
+    threshold: Annotated[float | None, Query(ge=0, le=1, description=THRESHOLD)] = None,
 ) -> Answer | Answers:
     """Classify images, each by its task.
 
     One image by one `task` is answered alone, with the status of what went wrong. Several images, or `tasks`, are
-    answered by a list of results, each an answer or a failure of its own. `task`, `tasks` and `top_k` stand in the form
-    or the JSON, or in the query.
+    answered by a list of results, each an answer or a failure of its own. `task`, `tasks`, `top_k` and `threshold`
+    stand in the form or the JSON, or in the query.
     """
     settings: Settings = request.app.state.settings
-    query = {"task": task, "tasks": tasks, "top_k": [] if top_k is None else [str(top_k)]}
+    once = {"top_k": top_k, "threshold": threshold}
+    query = {"task": task, "tasks": tasks} | {k: [] if v is None else [str(v)] for k, v in once.items()}
     content_type = request.headers.get("content-type", "")
     asked = read_request(await request.body(), content_type, query, settings.max_images)
     handler: ClassifyHandler = request.app.state.classify_handler
     stats = RequestStats()
-    results = await handler.handle(asked.images, asked.top_k, stats)
+    results = await handler.handle(asked.images, asked.wanted, stats)
     _add_to_log(request, asked.images, results, stats)
     if not asked.listed:
         if isinstance(results[0], RequestError):

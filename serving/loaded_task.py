@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mosa_deploy.bundles.answers import decide
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import CANARY_PIXELS
 from mosa_deploy.bundles.gate import LabelledImage
-from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess, probabilities
+from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import BundleError, ParityError
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE
 from mosa_deploy.runtimes.shared import Head, apply_head
@@ -57,7 +59,7 @@ class LoadedTask:
         # Values that are not finite are looked for afterwards.
         with np.errstate(over="ignore", invalid="ignore"):
             logits = rows if self.head is None else apply_head(rows[:, self.columns], self.head)
-            return probabilities(logits, self.version.record.temperature)
+            return self.version.record.scores(logits)
 
 
 def prove(loaded: LoadedTask, bundle: Bundle, batcher: Batcher) -> None:
@@ -114,13 +116,14 @@ def answers(
         if not faults:
             batcher.submit(items, bounded=False)
             rows = loaded.probabilities(outputs_of(items))
-            right += [is_right(record.classes, row, image) for row, image in zip(rows, part, strict=True)]
+            right += [is_right(record, row, image) for row, image in zip(rows, part, strict=True)]
     if faults:
         more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
         raise RequestError(422, "; ".join(faults[:NAMED]) + more)
     return tuple(right)
 
 
-def is_right(classes: Sequence[str], row: Array, image: LabelledImage) -> bool:
-    """Whether the likeliest of a row of probabilities (K,) is the image's class."""
-    return bool(np.isfinite(row).all()) and classes[int(row.argmax())] == image.label
+def is_right(record: Record, row: Array, image: LabelledImage) -> bool:
+    """Whether a row of probabilities (K,) answers the image's class, or exactly its labels."""
+    answered = {record.classes[k] for k in np.flatnonzero(decide(row, record.thresholds))}
+    return bool(np.isfinite(row).all()) and answered == {*image.labels}

@@ -113,7 +113,8 @@ class LocalBackend:
             # Other requests may wait for the same load when this one gives up.
             await _until(asyncio.shield(asyncio.wrap_future(held)), end, self.settings.deadline_s)
         record = held.version.record
-        return Lease(task, record.sha256, record.classes, record.preprocess, held.lane.kind, held)
+        thresholds = record.per_label.thresholds if record.per_label else None
+        return Lease(task, record.sha256, record.classes, record.preprocess, held.lane.kind, held, thresholds)
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """See `Backend`."""
@@ -207,6 +208,8 @@ class LocalBackend:
         return Task(
             task=entry.name,
             classes=record.classes if record else (),
+            multi_label=record.multi_label if record else False,
+            thresholds=record.per_label.thresholds if record and record.per_label else None,
             backbone=record.backbone.folder if record else "",
             method=record.method if record else "",
             bundle=record.sha256 if record else "",

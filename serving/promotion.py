@@ -54,7 +54,7 @@ class PromotionGate:
         margin = self.settings.promotion_margin if options.margin is None else options.margin
         last = entry.decision.find(entry.decision.current)
         # An image of a class that the served version never had says nothing about it.
-        known = tuple(image for image in images if last is None or image.label in last.classes)
+        known = tuple(image for image in images if last is None or {*image.labels} <= {*last.classes})
         compared = known or images
         if not options.force:
             which = "" if archive.gate else " that the service keeps from an earlier upload"
@@ -92,7 +92,7 @@ class PromotionGate:
         """The images that the upload brings, else those that are kept."""
         store = self.registry.store
         try:
-            return check_gate(archive.gate or store.gate(name), record.classes)
+            return check_gate(archive.gate or store.gate(name), record)
         except BundleError as fault:
             if archive.gate:
                 raise RequestError(422, str(fault)) from None

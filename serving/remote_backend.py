@@ -67,7 +67,7 @@ class RemoteBackend:
         except BaseException as fault:
             self._give(connection, whole=isinstance(fault, RequestError))
             raise
-        leases = {each["task"]: _decode_lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
+        leases = {each["task"]: decode_lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
         if not any(isinstance(lease, Lease) for lease in leases.values()):
             self._give(connection)
         return leases
@@ -228,7 +228,7 @@ class InferenceServer:
                 await self._release(held)
                 leases = await self.backend.lease(**head)
                 held += leases.values()
-                return {"leases": [_encode_lease(task, lease) for task, lease in leases.items()]}, []
+                return {"leases": [encode_lease(task, lease) for task, lease in leases.items()]}, []
             case "release":
                 await self._release(held)
                 return {}, []
@@ -269,18 +269,22 @@ class InferenceServer:
         return {"outcomes": messages}, rows
 
 
-def _encode_lease(task: str, lease: Lease | RequestError) -> dict[str, Any]:
+def encode_lease(task: str, lease: Lease | RequestError) -> dict[str, Any]:
+    """A lease as a message."""
     if isinstance(lease, RequestError):
         return {"task": task, "fault": _encode_error(lease)}
     message = {"task": task, "digest": lease.digest, "classes": lease.classes, "lane": lease.lane}
-    return {**message, "preprocess": lease.preprocess.model_dump()}
+    return {**message, "preprocess": lease.preprocess.model_dump(), "thresholds": lease.thresholds}
 
 
-def _decode_lease(message: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RequestError:
+def decode_lease(message: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RequestError:
+    """The lease in a message."""
     if "fault" in message:
         return _decode_error(message["fault"])
     preprocess = Preprocess.model_validate(message["preprocess"])
-    return Lease(message["task"], message["digest"], tuple(message["classes"]), preprocess, message["lane"], handle)
+    classes, thresholds = tuple(message["classes"]), message["thresholds"]
+    thresholds = None if thresholds is None else tuple(thresholds)
+    return Lease(message["task"], message["digest"], classes, preprocess, message["lane"], handle, thresholds)
 
 
 def _encode_error(error: RequestError) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class TaskStore:
         except MosaError as fault:
             log.warning("the newer export is not served: %s", fault, extra={"task": name})
             return decided
-        reasons = [reason for reason in objections(decided, found.classes) if reason]
+        reasons = [reason for reason in objections(decided, found) if reason]
         if reasons and not (note and note.replaces == decided.last):
             way_out = f"roll back to {found.digest[:12]} to serve it, with ?new_classes=true if its classes are meant"
             log.warning("a newer export is not served: %s; %s", ", and ".join(reasons), way_out, extra={"task": name})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mosa_deploy.backbones.load import Weights, load_backbone
-from tests.support.documents import JOBS, ask, command_lines, serving, shell, verb, write_flowers
+from tests.support.documents import JOBS, ask, command_lines, serving, shell, verb, write_flowers, write_scenes
 from tests.support.peft_models import CLASSES, NAME, of_transformers
 from tests.support.walker import ROOT
 
@@ -33,6 +33,23 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_command_is_run_here() -> None:
     assert [line for line in LINES if verb(line) not in JOBS | REQUESTS | {"python", "serve"}] == []
+
+
+@pytest.mark.slow
+def test_the_page_on_several_labels_leads_to_an_answer(tmp_path: Path) -> None:
+    write_scenes(tmp_path)
+    lines = command_lines(ROOT / "docs" / "multi-label.md")
+    assert {verb(line) for line in lines} <= JOBS | REQUESTS | {"serve"}
+    for line in lines:
+        if verb(line) in JOBS:
+            shell(line, tmp_path)
+    assert (tmp_path / "scenes.csv").read_text().startswith("file,class,score\nscenes/0.png,")
+    (serve,) = (line for line in lines if verb(line) == "serve")
+    with serving(serve, tmp_path) as server:
+        first, second, by_ask = (ask(line, server, tmp_path) for line in lines if verb(line) in REQUESTS)
+    assert json.loads(first)["task"] == "scenes"
+    assert len(json.loads(second)["predictions"]) == 2
+    assert by_ask.startswith("scene.jpg: scenes: ")
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from mosa_deploy.utils.command_line import parse
 from training.config import TuneConfig
 from training.method_settings import GROUPS
 from training.options import CompareConfig, EvaluateConfig
-from training.presets import preset
+from training.presets import preset, task_of
 from training.recipe import Recipe
-from training.tasks import OWN_IMAGES, TASKS, find
+from training.tasks import OWN_IMAGES, TASKS
 
 
 def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.tune") -> TuneConfig:
@@ -24,7 +24,7 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
     """
     config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
     config.checked_method()
-    config.resolve(preset(find(config.task, config.labels, config.group), config.backbone))
+    config.resolve(preset(task_of(config), config.backbone))
     _check_data_dir(config.data_dir)
     if config.task in OWN_IMAGES and (config.data_dir is not None or config.split is not None):
         raise ConfigError(
@@ -79,7 +79,8 @@ def preset_hints(arguments: Sequence[str] | None) -> dict[str, str]:
         (usual, _), *_ = Counter(values.values()).most_common()
         others = [f"{_shown(value)} for {name}" for name, value in values.items() if value != usual]
         hints[field.name] = "; ".join([f"preset: {_shown(usual)}", *others])
-    return hints | {"targets": "default: q v", "groups": "default: 2", "trials": "default: 9", "worth": "default: 1"}
+    fixed = {"targets": "q v", "groups": "2", "trials": "9", "worth": "1", "loss": "bce"}
+    return hints | {name: f"default: {value}" for name, value in fixed.items()}
 
 
 def _shown(value: object) -> str:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mosa_deploy.adapters.attach import freeze, load_task_state, task_state
+from mosa_deploy.adapters.loss import label_loss
 from mosa_deploy.adapters.probe import Probe, attend
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import TrainingError
@@ -101,7 +102,12 @@ def fit_attentive(
         order, total = epoch_order(train.labels, classes, recipe.balance), 0.0
         for step, (patches, labels) in enumerate(own.batches(order, recipe.batch_size)):
             schedule.step_update(epoch * steps + step)
-            loss = F.cross_entropy(answer(probe, patches), labels, weight)
+            logits = answer(probe, patches)
+            loss = (
+                F.cross_entropy(logits, labels, weight)
+                if recipe.loss == "ce"
+                else label_loss(logits, labels, recipe.loss)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -32,7 +32,6 @@ from training.recipe import Recipe
 from training.report import REPORT, VALIDATION, evaluate_command
 from training.run_settings import describe
 from training.search import ADAPTERS, Search
-from training.tasks import find
 from training.trials import centre
 from training.tune_options import AugmentOptions
 from training.workers import Workers
@@ -55,7 +54,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
     Raises:
         MosaError: an option, the data or the backbone cannot be used.
     """
-    preset = presets.preset(find(config.task, config.labels, config.group), config.backbone)
+    preset = presets.preset(presets.task_of(config), config.backbone)
     recipe = config.resolve(preset)
     outline(recipe.backbone, config.image_size)
     config = replace(config, augmentation=AugmentOptions(**UNCHANGED))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mosa_deploy.errors import listed
+from training.data import class_counts
 from training.tune_options import Balance
 
 FEW = 10
@@ -35,11 +36,13 @@ def epoch_order(labels: Tensor, classes: int, balance: Balance) -> Tensor:
 
 def small_class_remarks(labels: Tensor, classes: Sequence[str], balance: Balance) -> list[str]:
     """A line if some class has fewer than 10 training images, or a fiftieth of the largest, else none."""
-    counts = labels.bincount(minlength=len(classes)).tolist()
+    counts = class_counts(labels, len(classes))
     least = max(FEW, max(counts) / SHARE)
     small = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < least]
     if not small:
         return []
+    if labels.ndim == 2:
+        return [f"warning: few training images have {listed(small)}: look at the average precision of each label"]
     advice = "" if balance != "none" else "; --balance loss or --balance sampler gives all classes the same weight"
     return [
         f"warning: few training images of {listed(small)}, {max(counts)} of the largest class: look at the recall of"

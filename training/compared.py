@@ -9,7 +9,7 @@ from training.fitting import check_fit
 from training.options import CompareConfig, names
 from training.recipe import Recipe
 from training.task_file import Options, read_task_file
-from training.tasks import TASKS, find
+from training.tasks import TASKS
 from training.tasks.subset import Subset
 
 USUAL = "digits,sprites-location"
@@ -68,7 +68,7 @@ def source(config: CompareConfig, name: str, options: Options) -> tuple[str, Pat
 
 def preset(base: TuneConfig) -> Recipe:
     """The preset of the task that reads the images, with the backbone that is named."""
-    return presets.preset(find(base.task, base.labels, base.group), base.backbone)
+    return presets.preset(presets.task_of(base), base.backbone)
 
 
 def is_drawn(base: TuneConfig) -> bool:
@@ -101,6 +101,10 @@ def faults(base: TuneConfig, methods: list[str]) -> list[MosaError]:
     """What stands against tuning a task with these methods."""
     found: list[MosaError] = []
     try:
+        if preset(base).multi_label:
+            raise ConfigError(
+                f"task {base.name} has several labels per image, and a comparison is by accuracy: tune it by mosa tune"
+            )
         check_images(base)
     except MosaError as error:
         found.append(error)
@@ -114,7 +118,7 @@ def faults(base: TuneConfig, methods: list[str]) -> list[MosaError]:
 
 def check_images(base: TuneConfig) -> None:
     """Raises DataError if a task lacks images to tune on or to test on."""
-    splits = find(base.task, base.labels, base.group).splits(base.data_dir, base.split)
+    splits = presets.task_of(base).splits(base.data_dir, base.split)
     if not splits.train or not splits.test:
         lacking = "test" if splits.train else "training"
         raise DataError(f"task {base.name} has no {lacking} set: a comparison needs both")

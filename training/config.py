@@ -33,6 +33,7 @@ from training.tune_options import (
     AugmentOptions,
     Balance,
     ExecutionOptions,
+    LabelOptions,
     OptimOptions,
     ReadOptions,
     Select,
@@ -51,7 +52,8 @@ class TuneConfig:
     """
 
     task: str
-    """digits, sprites-location, sprites-orientation, cifar10, eurosat, or folder for your own images."""
+    """digits, sprites-location, sprites-orientation, sprites-labels, cifar10, eurosat, or folder for your own
+    images."""
     name: str | None = None
     """Name of the tuned task in its run and in the service. Default: the value of --task."""
     backbone: str | None = None
@@ -115,7 +117,8 @@ class TuneConfig:
     """Give all classes the same weight, however many images they have: in the loss, by the sampler (images of small
     classes are drawn more often), or none."""
     select: Select | None = None
-    """What chooses the best epoch on validation: accuracy, balanced (the mean accuracy of the classes) or loss."""
+    """What chooses the best epoch on validation: accuracy, balanced (the mean accuracy of the classes), loss, or map
+    (the mean average precision, for several labels per image)."""
     precision: str = "auto"
     """Precision of the training steps: bf16, fp32, or auto (bf16 on CUDA and on CPUs that multiply in it, else fp32).
     Validation is always in fp32."""
@@ -148,6 +151,8 @@ class TuneConfig:
     """How JPEGs are decoded: scaled (the decoder itself makes a large photo smaller, but never below twice the size to
     which it is resized, in a fifth of the time), full (every pixel), or auto (scaled; a run that is resumed goes on as
     it began). The bundle keeps it."""
+    labelling: LabelOptions = field(default_factory=LabelOptions)
+    """Several labels per image."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     """Which images are left out."""
     streaming: StreamOptions = field(default_factory=StreamOptions)
@@ -194,7 +199,7 @@ class TuneConfig:
 
     def _options(self) -> dict[str, Any]:
         """All options that the command line gives."""
-        options = vars(self) | vars(self.augmentation) | vars(self.optimisation)
+        options = vars(self) | vars(self.augmentation) | vars(self.optimisation) | vars(self.labelling)
         return {name: value for name, value in options.items() if value is not None}
 
     def loop_options(self) -> list[str]:
@@ -223,7 +228,7 @@ class TuneConfig:
             raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
         conventions = recipes.CONVENTIONS[self.recipe]
         preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
-        refused = self._refused()
+        refused = self._refused() + ([] if preset.multi_label else ["loss"])
         own_style = "" if "style" in refused else self.style or ""
         settings = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
         settings |= OF_STYLE.get(own_style, {})
@@ -231,7 +236,8 @@ class TuneConfig:
         settings |= {} if self.method in SPLIT_METHODS else SPLIT_ONLY
         settings |= UNCHANGED if self.method in WITHOUT_AUGMENTATION else {}
         recipe = dataclasses.replace(preset, **settings)
-        faults = [*self._misplaced(conventions), *self._out_of_range(), *recipe_faults(recipe)]
+        faults = [*self._misplaced(conventions), *self.labelling.faults(self.method, preset.multi_label)]
+        faults += [*self._out_of_range(), *recipe_faults(recipe)]
         if faults:
             raise ConfigError("; ".join(faults))
         return recipe

@@ -3,7 +3,6 @@
 They have the backbone's input size, and training images that are to be cropped have a margin (`training.augment`).
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
@@ -14,6 +13,7 @@ from torch import Tensor
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import DataError
 from training.tasks.base import Example
+from training.tasks.labels import numbers
 
 
 class Cut(NamedTuple):
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     pixels: Tensor
     """(B, H, W, 3) uint8, or float after mixing, or the tokens of frozen blocks."""
     labels: Tensor
-    """(B,) int64, or after mixing the probabilities of the classes (B, K)."""
+    """(B,) int64; (B, K) after mixing, the probabilities of the classes, or of 0 and 1 for several labels per image."""
     cut: Cut
 
     def parts(self, count: int) -> Iterator[Self]:
@@ -56,7 +56,7 @@ class ImageSource(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64, also those of images that cannot be read, unless that is known."""
+        """(N,) int64, also those of images that cannot be read, unless that is known; see `label_tensor`."""
         ...
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class ImageSet(ImageSource, Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """A set in memory: pixels (N, H, W, 3) uint8, labels (N,) int64, and the examples they were decoded from."""
+    """A set in memory: pixels (N, H, W, 3) uint8, labels (N,), and the examples they were decoded from."""
 
     pixels: Tensor
     labels: Tensor
@@ -122,15 +122,37 @@ def whole(source: ImageSource) -> Batch:
     return next(iter(source.batches(cuts(torch.arange(len(source)), len(source)))))
 
 
+def label_tensor(examples: Sequence[Example], classes: int) -> Tensor:
+    """The labels of images: (N,) int64, or (N, `classes`) of 0 and 1, float32, where each may have several."""
+    if not any(isinstance(example.label, tuple) for example in examples):
+        return torch.tensor([example.label for example in examples], dtype=torch.int64)
+    found = torch.zeros(len(examples), classes)
+    for row, example in zip(found, examples, strict=True):
+        row[list(numbers(example.label))] = 1
+    return found
+
+
+def class_counts(labels: Tensor, classes: int) -> list[int]:
+    """How many images each class has, by labels (N,) or (N, K)."""
+    counts = labels.long().sum(0) if labels.ndim == 2 else labels.bincount(minlength=classes)
+    return [int(count) for count in counts]
+
+
 def check_classes(images: ImageSet, classes: Sequence[str], what: str) -> None:
     """Check that there are at least two classes, and that each has an image in this split.
 
+    One of several labels per image must lack on some image too.
+
     Raises:
-        DataError: there are fewer, or a class has no image.
+        DataError: there are fewer, or a class has no image, or all images have a label.
     """
-    if len(classes) < 2:
+    several = images.labels.ndim == 2
+    if len(classes) < 2 and not several:
         raise DataError(f"the task has {len(classes)} class: classification needs at least two")
-    counts = Counter(images.labels.tolist())
+    counts = class_counts(images.labels, len(classes))
+    always = [name for name, count in zip(classes, counts, strict=True) if several and count == len(images)]
+    if always:
+        raise DataError(f"every {what} image has the label {', '.join(always)}: add images without it, or remove it")
     empty = [name for label, name in enumerate(classes) if not counts[label]]
     if empty:
         raise DataError(f"no {what} image of class {', '.join(empty)}: add images or remove the class")
@@ -138,7 +160,7 @@ def check_classes(images: ImageSet, classes: Sequence[str], what: str) -> None:
 
 def absent_remarks(images: ImageSet, classes: Sequence[str], what: str) -> list[str]:
     """A line if a set has no image of some class, because none can be read, else none."""
-    counts = Counter(images.labels.tolist())
+    counts = class_counts(images.labels, len(classes))
     absent = [name for label, name in enumerate(classes) if not counts[label]]
     if not absent:
         return []

@@ -64,8 +64,10 @@ class StreamedDataset:
             " been decoded",
             flush=True,
         )
+        classes = len(survey.splits.classes)
         self.images = {
-            name: StreamedImages(sets[name], examples[name], how[name], workers, name, self.settled) for name in sets
+            name: StreamedImages(sets[name], examples[name], how[name], workers, name, self.settled, classes)
+            for name in sets
         }
 
     @property
@@ -141,7 +143,7 @@ class Survey:
         if config.shots is None:
             found += small_class_remarks(train.labels, classes, config.balance or "none")
         if self.marks:
-            found += repeated(self.marks, classes, out / run.DUPLICATES)
+            found += repeated(self.marks, self.splits, out / run.DUPLICATES)
         for remark in found:
             print(remark, file=sys.stderr)
         if any((out / name).is_file() for name in (run.UNREADABLE, run.DUPLICATES)):
@@ -167,7 +169,7 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
         ConfigError: the cache would be larger than it may be.
         WriteError: the disk has too little room for it.
     """
-    survey = Survey(splits, Reader(preprocess, config.reading), config, out)
+    survey = Survey(splits, Reader(preprocess, config.reading, classes=len(splits.classes)), config, out)
     sizes = ((splits.train, survey.margin or preprocess), (splits.validation, preprocess))
     pixels = sum(3 * len(images) * math.prod(how.size) for images, how in sizes)
     if config.streaming.cache is not None or pixels > IN_MEMORY:
@@ -185,7 +187,7 @@ def read_dataset(splits: Splits, preprocess: Preprocess, config: TuneConfig, out
     return survey.conclude(train, validation)
 
 
-def repeated(marks: dict[str, list[Mark]], classes: Sequence[str], listing: Path) -> list[str]:
+def repeated(marks: dict[str, list[Mark]], splits: Splits, listing: Path) -> list[str]:
     """What to say of the images that two sets have in common, each of which is a line of the file `listing`."""
     duplicates = find_duplicates(marks)
     listing.unlink(missing_ok=True)
@@ -199,10 +201,10 @@ def repeated(marks: dict[str, list[Mark]], classes: Sequence[str], listing: Path
                 pair.kind,
                 pair.set,
                 pair.file,
-                classes[pair.label],
+                splits.name_of(pair.label),
                 pair.first_set,
                 pair.first_file,
-                classes[pair.first_label],
+                splits.name_of(pair.first_label),
             )
             for pair in duplicates.pairs
         ),

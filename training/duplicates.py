@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mosa_deploy.bundles.preprocess import Pixels
+from training.tasks.labels import Label
 
 NEAR = 8
 """The most of 64 bits that may differ. Re-encoded, resized and brightened copies of photos (UC Merced) mostly differ by
@@ -40,7 +41,7 @@ class Mark(NamedTuple):
     """An image of a set, with its label and its fingerprint."""
 
     file: str
-    label: int
+    label: Label
     print: Fingerprint
 
 
@@ -50,10 +51,10 @@ class Pair(NamedTuple):
     kind: str
     set: str
     file: str
-    label: int
+    label: Label
     first_set: str
     first_file: str
-    first_label: int
+    first_label: Label
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,10 @@ def _repeats(marks: Sequence[Mark], earlier: Sequence[tuple[str, Mark]]) -> list
 
 def _nearest(marks: Sequence[Mark], earlier: Sequence[Mark]) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
     """For each image the place of the nearest earlier one and its distance, and the largest distance of a copy."""
-    hashes, labels = _arrays(earlier)
+    numbered: dict[Label, int] = {}
+    hashes, labels = _arrays(earlier, numbered)
     places, distances, apart = [], [], []
-    for given, label in zip(*_arrays(marks), strict=True):
+    for given, label in zip(*_arrays(marks, numbered), strict=True):
         differing = np.bitwise_count(hashes ^ given)
         place = int(differing.argmin())
         places.append(place)
@@ -147,6 +149,8 @@ def _nearest(marks: Sequence[Mark], earlier: Sequence[Mark]) -> tuple[NDArray[np
     return np.array(places), np.array(distances), limit
 
 
-def _arrays(marks: Sequence[Mark]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _arrays(marks: Sequence[Mark], numbered: dict[Label, int]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes, and a number for each label; `numbered` holds those that were given so far."""
     hashes = np.array([mark.print.perceptual for mark in marks], dtype=np.uint64)
-    return hashes, np.array([mark.label for mark in marks], dtype=np.int64)
+    labels = [numbered.setdefault(mark.label, len(numbered)) for mark in marks]
+    return hashes, np.array(labels, dtype=np.int64)

@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mosa_deploy.bundles.class_match import match_classes
-from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import DataError, command
 from training import run
 from training.arguments import evaluate_config
 from training.chance import chance_remarks
 from training.data import Images, absent_remarks
+from training.label_predictions import write_label_mistakes, write_label_predictions
+from training.label_scores import label_remarks
 from training.options import EvaluateConfig
 from training.predictions import MISTAKES, PREDICTIONS, write_mistakes, write_predictions
 from training.reading import Digest, Reader, some
 from training.scores import classification_metrics
+from training.scores import measure as measured
 from training.subjects import Subject, choose_subject
 from training.tasks import OWN_IMAGES, find
 from training.tasks.base import Example, Splits
@@ -45,16 +49,22 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics of `training.scores.classification_metrics`."""
-        return classification_metrics(self.probabilities, self.test.labels)
+        """The metrics of `training.scores.measure`."""
+        if self.subject.record is None:
+            return classification_metrics(self.probabilities, self.test.labels)
+        return measured(self.subject.record, self.probabilities, self.test.labels)
 
     def doubts(self) -> list[str]:
         """A line if the answers are no better than guessing."""
+        if self.subject.multi_label:
+            return label_remarks(self.probabilities, self.test.labels, self.subject.classes)
         return chance_remarks(self.test.labels.numpy(), self.probabilities.argmax(1), self.subject.classes)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Accuracy, balanced accuracy, macro-F1, negative log likelihood and calibration error on the test set.
+
+    With several labels per image, the metrics are those of `training.label_scores.label_metrics`.
 
     Raises:
         ConfigError: not exactly one of a bundle, a graph and a backbone is given.
@@ -71,10 +81,13 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     """
     images = image_settings(config, folder, subject.dataset)
     data_dir = images.data_dir
-    splits = find(images.task or subject.dataset, images.labels, images.group).splits(data_dir, images.split)
+    task = find(images.task or subject.dataset, images.labels, images.group, subject.multi_label)
+    splits = task.splits(data_dir, images.split)
+    if splits.multi_label and not subject.multi_label:
+        raise DataError(f"{subject.dataset} has several labels per image, and {subject.name} answers with one class")
     for remark in splits.remarks:
         print(remark)
-    examples, reader = splits.test, Reader(subject.preprocess, config.reading)
+    examples, reader = splits.test, Reader(subject.preprocess, config.reading, classes=len(splits.classes))
     if folder is not None and config.own_images:
         examples = test_of_run(folder, splits)
         reader.beside = len(splits.train) + len(splits.validation)
@@ -85,7 +98,8 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
             f"there is no test set in {data_dir}: give --data-dir FOLDER that holds test/<class>/<file>; the figures on"
             " validation are in the run's report.md"
         )
-    match = match_classes(subject.classes, splits.classes, f"--data-dir {data_dir}" if data_dir else subject.dataset)
+    where = f"--data-dir {data_dir}" if data_dir else subject.dataset
+    match = match_classes(subject.classes, splits.classes, where, some=subject.multi_label)
     for note in match.notes:
         print(f"warning: {note}", file=sys.stderr)
     test = reader.images(examples, "test")
@@ -97,8 +111,17 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
         *seen_remarks(folder, reader.digests, drawn),
     ]:
         print(remark, file=sys.stderr)
-    test = replace(some(test, "test"), labels=torch.tensor(match.places)[test.labels])
-    return Evaluation(subject, test, probabilities(subject.logits(test), subject.temperature))
+    test = replace(some(test, "test"), labels=placed(test.labels, match.places, len(subject.classes)))
+    return Evaluation(subject, test, subject.scores(test))
+
+
+def placed(labels: Tensor, places: Sequence[int], classes: int) -> Tensor:
+    """Labels (N,) or (N, J), each of whose J classes has one of these places among those of a task."""
+    if labels.ndim == 1:
+        return torch.tensor(places)[labels]
+    found = torch.zeros(len(labels), classes)
+    found[:, list(places)] = labels
+    return found
 
 
 def test_of_run(folder: Path, splits: Splits) -> Sequence[Example]:
@@ -202,8 +225,13 @@ def print_evaluation(config: EvaluateConfig) -> None:
     subject, folder = choose_subject(config)
     out = config.out or default_out(config, subject, folder)
     found = measure(config, subject, folder, out)
-    write_predictions(out, found.test, found.probabilities, subject.classes)
-    mistakes = write_mistakes(out, found.test, found.probabilities, subject.classes, subject.preprocess.decode)
+    given, decode = (found.test, found.probabilities, subject.classes), subject.preprocess.decode
+    if subject.thresholds is None:
+        write_predictions(out, *given)
+        mistakes = write_mistakes(out, *given, decode)
+    else:
+        write_label_predictions(out, *given, subject.thresholds)
+        mistakes = write_label_mistakes(out, *given, subject.thresholds, decode)
     print(
         f"test of {config.onnx or config.bundle or config.backbone}: "
         + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.metrics.items())

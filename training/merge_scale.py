@@ -7,13 +7,13 @@ larger m may suit the merged adapter better. m is a single number, fitted on val
 import math
 
 from scipy.optimize import minimize_scalar
-from torch.nn import functional as F
 
 from mosa_deploy.adapters.attach import set_merge_scale, split_layers
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import ImageSet
 from training.loop import predict
+from training.scores import validation_row
 
 TOLERANCE = 0.02
 """Absolute tolerance of log m, at which the search stops."""
@@ -25,7 +25,7 @@ def fit_merge_scale(model: Transformer, validation: ImageSet, preprocess: Prepro
 
     def loss(log_scale: float) -> float:
         set_merge_scale(model, math.exp(log_scale))
-        return float(F.cross_entropy(predict(model, validation, preprocess, device), validation.labels))
+        return validation_row(predict(model, validation, preprocess, device), validation.labels)["validation_loss"]
 
     bounds = (-math.log(2 * experts), math.log(2))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": TOLERANCE})

@@ -12,6 +12,7 @@ from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer, blocks_of, check_style
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES, SPLIT_METHODS, AdapterConfig, Method
+from mosa_deploy.bundles.answers import PerLabel
 from mosa_deploy.bundles.decode import WHITE_16, Decode
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.probe_features import Features
@@ -23,12 +24,11 @@ from training.config import TuneConfig
 from training.devices import choose_device
 from training.optimiser import check_optimiser, optimiser_remarks
 from training.precision import choose_precision, why_precision
-from training.presets import backbone_remarks, choose_image_size, preset
+from training.presets import backbone_remarks, choose_image_size, preset, task_of
 from training.ranks import Ranks
 from training.recipe import Recipe, adapter_config
 from training.recipes import CONVENTIONS, Conventions
 from training.recipes import remarks as recipe_remarks
-from training.tasks import find
 from training.tasks.base import Splits, Task
 from training.tasks.subset import Subset
 
@@ -58,7 +58,7 @@ class Plan:
         Raises:
             MosaError: an option, the data or the backbone cannot be used.
         """
-        task = find(config.task, config.labels, config.group)
+        task = task_of(config)
         name = config.task if config.name is None else config.name
         if not re.fullmatch(TASK_NAME, name):
             raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
@@ -103,7 +103,8 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: {len(self.splits.classes)} classes, {self.splits.note}; {self.recipe.backbone} on"
+            f"{self.name}: {len(self.splits.classes)} {'labels' if self.recipe.multi_label else 'classes'},"
+            f" {self.splits.note}; {self.recipe.backbone} on"
             f" {self.computed}"
         )
 
@@ -123,7 +124,7 @@ class Plan:
         return CONVENTIONS[self.recipe.recipe]
 
     def record(self, adapter: AdapterConfig | None) -> Record:
-        """The record of the run's bundle, without metrics and temperature."""
+        """The record of the run's bundle, without metrics and calibration."""
         split = self.method in SPLIT_METHODS
         return Record(
             task=self.name,
@@ -136,6 +137,7 @@ class Plan:
             classes=self.splits.classes,
             preprocess=self.preprocess,
             temperature=1.0,
+            per_label=PerLabel.uncalibrated(len(self.splits.classes)) if self.recipe.multi_label else None,
             metrics={},
             seed=self.config.seed,
             versions=library_versions(),

@@ -17,8 +17,9 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 from mosa_deploy.utils.files import replacing
+from training.label_scores import ECE_BINS
 from training.loop import Row
-from training.scores import ECE_BINS, classification_metrics, kept, reliability
+from training.scores import classification_metrics, figure_of, in_words, kept, reliability
 from training.tune_options import Select
 
 COLUMNS = 6
@@ -69,9 +70,9 @@ def axis_name(column: str) -> str:
 def draw_curves(path: Path, rows: list[Row], title: str, select: Select = "accuracy") -> None:
     """Plot losses and validation accuracy over the epochs, or for the linear probe the accuracy over C.
 
-    `select` is what chose the row that is marked.
+    With several labels per image, mAP takes its place. `select` is what chose the row that is marked.
     """
-    x, accuracy = next(iter(rows[0])), "validation_accuracy"
+    x, figure_name = next(iter(rows[0])), figure_of(rows[0])
     losses = [name for name in ("cross_entropy", "consistency", "validation_loss") if name in rows[0]]
     over = [row[x] for row in rows]
     with drawn(path, 9 if losses else 5, 3.4) as figure:
@@ -82,12 +83,12 @@ def draw_curves(path: Path, rows: list[Row], title: str, select: Select = "accur
         if losses:
             axes[0].set(ylabel="loss (nats)", ylim=(0, None))
             axes[0].legend(frameon=False)
-        axes[-1].plot(over, [100 * row[accuracy] for row in rows], marker="o", markersize=3)
+        axes[-1].plot(over, [100 * row[figure_name] for row in rows], marker="o", markersize=3)
         best = rows[kept(rows, select)]
-        label = f"kept: {100 * best[accuracy]:.1f} % at {axis_name(x)} {best[x]:g}"
-        axes[-1].plot(best[x], 100 * best[accuracy], "o", markersize=9, fillstyle="none", color="C3", label=label)
+        label = f"kept: {100 * best[figure_name]:.1f} % at {axis_name(x)} {best[x]:g}"
+        axes[-1].plot(best[x], 100 * best[figure_name], "o", markersize=9, fillstyle="none", color="C3", label=label)
         axes[-1].legend(frameon=False)
-        axes[-1].set(ylabel="validation accuracy (%)")
+        axes[-1].set(ylabel=f"{in_words(figure_name)} (%)")
         for each in axes:
             quiet(each)
             each.set(xlabel=axis_name(x))

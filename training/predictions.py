@@ -36,21 +36,25 @@ def write_mistakes(out: Path, images: ImageSet, probabilities: Array, classes: S
     """Draw `mistakes.png`, the wrong answers with the highest scores first; returns how many there are in all."""
     labels, answers, scores = images.labels.numpy(), probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(answers != labels)
-    worst = wrong[np.argsort(-scores[wrong], kind="stable")][:MOST]
+    worst = wrong[np.argsort(-scores[wrong], kind="stable")]
+    lines = [(f"{classes[answers[i]]} {scores[i]:.2f}", f"is {classes[labels[i]]}") for i in worst[:MOST].tolist()]
+    return draw_mistakes(out, images, worst.tolist(), lines, decode, "the answer with its score, and the label")
+
+
+def draw_mistakes(
+    out: Path, images: ImageSet, worst: Sequence[int], lines: Sequence[tuple[str, str]], decode: Decode, what: str
+) -> int:
+    """Draw the first images of `worst`, with the answer and the label in `lines`; returns how many mistakes there are.
+
+    `what` says in the title what the lines are.
+    """
     (out / MISTAKES).unlink(missing_ok=True)
-    if not len(wrong):
+    if not worst:
         return 0
     tiles = [
-        Tile(
-            decode.image(images.examples[i].read()),
-            f"{classes[answers[i]]} {scores[i]:.2f}",
-            f"is {classes[labels[i]]}",
-            images.examples[i].name,
-        )
-        for i in worst.tolist()
+        Tile(decode.image(images.examples[i].read()), answer, label, images.examples[i].name)
+        for i, (answer, label) in zip(worst, lines, strict=False)
     ]
-    title = (
-        f"{len(tiles)} of {len(wrong)} mistakes on {len(labels)} test images: the answer with its score, and the label"
-    )
+    title = f"{len(tiles)} of {len(worst)} mistakes on {len(images)} test images: {what}"
     draw_tiles(out / MISTAKES, tiles, title)
-    return len(wrong)
+    return len(worst)

@@ -3,7 +3,8 @@
 from mosa_deploy.backbones.names import EMBEDDED, is_embedded
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES
 from training.config import TuneConfig
-from training.recipe import Recipe
+from training.recipe import Recipe, with_labels
+from training.tasks import find
 from training.tasks.base import REAL, Task
 
 TOY = Recipe(backbone=EMBEDDED, experts=2, scale=1.0, epochs=10, batch_size=16, lr=1e-2)
@@ -27,6 +28,15 @@ SIZE_REASONS = {
 """Device -> what to say of another size, and why this one was chosen."""
 
 
+def task_of(config: TuneConfig) -> Task:
+    """The task that the options name, with what they say of its images.
+
+    Raises:
+        ConfigError: there is no such task, or it does not take an option.
+    """
+    return find(config.task, config.labels, config.group, config.labelling.multi_label)
+
+
 def preset(task: Task, backbone: str | None) -> Recipe:
     """The settings of a task that the user leaves out, with the backbone that the user names, if any.
 
@@ -35,7 +45,8 @@ def preset(task: Task, backbone: str | None) -> Recipe:
     own = task.recipe
     if backbone is None or is_embedded(backbone) == is_embedded(own.backbone):
         return own
-    return TOY if is_embedded(backbone) else REAL
+    other = TOY if is_embedded(backbone) else REAL
+    return with_labels(other) if own.multi_label else other
 
 
 def choose_image_size(config: TuneConfig, backbone: str, device: str) -> int | None:

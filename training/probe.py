@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.preprocess import Preprocess
 from training.data import ImageSet
+from training.label_scores import label_row
 from training.loop import Row, predict
 from training.scores import balanced_accuracy, kept
 from training.tune_options import Balance, Select
@@ -41,7 +43,8 @@ def fit_probe(
 ) -> list[Row]:
     """Fit one probe per C, put the best one into the head of `model`, and return one row per C.
 
-    The features are standardised for the fit. The head absorbs the scaling: W / sd and b - W mean / sd.
+    The features are standardised for the fit. The head absorbs the scaling: W / sd and b - W mean / sd. Of several
+    labels per image each has a regression of its own.
     """
     head = model.get_classifier()
     assert isinstance(head, nn.Linear)
@@ -50,16 +53,23 @@ def fit_probe(
     features, held_out = (predict(model, images, preprocess, device).numpy() for images in (train, validation))
     rows: list[Row] = []
     heads: list[tuple[torch.Tensor, torch.Tensor]] = []
+    several, targets = train.labels.ndim == 2, train.labels.numpy()
+    if targets.shape[1:] == (1,):
+        targets = targets[:, 0]
     weights = None if balance == "none" else "balanced"
     for c in tqdm(GRID, desc="fitting", unit=" fits", leave=False, disable=None):
         regression = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE, class_weight=weights)
-        pipeline = make_pipeline(StandardScaler(), regression)
+        pipeline = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if several else regression)
         with warnings.catch_warnings():
             # A weakly regularised fit may not converge; validation decides whether it is good enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            pipeline.fit(features, train.labels.numpy())
-        rows.append({"c": c, **measured(pipeline, held_out, validation.labels.numpy(), select)})
-        heads.append(head_of(pipeline[0], regression))
+            pipeline.fit(features, targets)
+        if several:
+            heads.append(head_of_labels(*pipeline))
+            rows.append({"c": c, **label_row(answers_of(heads[-1], held_out), validation.labels)})
+        else:
+            rows.append({"c": c, **measured(pipeline, held_out, validation.labels.numpy(), select)})
+            heads.append(head_of(pipeline[0], regression))
     weight, bias = heads[kept(rows, select)]
     model.reset_classifier(classes)
     model.get_classifier().load_state_dict({"weight": weight, "bias": bias})
@@ -76,6 +86,19 @@ def measured(pipeline: Pipeline, features: NDArray[np.float32], labels: NDArray[
     if select == "loss":
         row["validation_loss"] = float(log_loss(labels, pipeline.predict_proba(features), labels=pipeline.classes_))
     return row
+
+
+def head_of_labels(scaler: StandardScaler, fitted: OneVsRestClassifier) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight (K, C) and bias (K,) for unscaled features, of one regression per label."""
+    weight = np.concatenate([each.coef_ for each in fitted.estimators_]) / scaler.scale_
+    bias = np.concatenate([each.intercept_ for each in fitted.estimators_]) - weight @ scaler.mean_
+    return torch.tensor(weight), torch.tensor(bias)
+
+
+def answers_of(head: tuple[torch.Tensor, torch.Tensor], features: NDArray[np.float32]) -> torch.Tensor:
+    """Features (N, C) -> logits (N, K)."""
+    weight, bias = head
+    return (torch.from_numpy(features).double() @ weight.T + bias).float()
 
 
 def head_of(scaler: StandardScaler, regression: LogisticRegression) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from mosa_deploy.bundles.decode import allow_pixels
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import LISTED, DataError
 from mosa_deploy.utils.files import write_csv
-from training.data import Images, ImageSet
+from training.data import Images, ImageSet, label_tensor
 from training.duplicates import Mark
 from training.headers import Headers
 from training.inspection import Finding, Inspection, inspect
@@ -59,6 +59,8 @@ class Reader:
     brightest: int = 0
     """The largest value of all decoded pixels."""
     headers: Headers = field(default_factory=Headers)
+    classes: int = 0
+    """How many labels there are, if an image may have several."""
 
     def __post_init__(self) -> None:
         """Let Pillow open images as large as the limit."""
@@ -82,8 +84,7 @@ class Reader:
             kept.append(example)
         height, width = how.kept.size
         stacked = np.stack(pixels) if pixels else np.empty((0, height, width, 3), dtype=np.uint8)
-        labels = torch.tensor([example.label for example in kept], dtype=torch.int64)
-        return Images(torch.from_numpy(stacked), labels, kept)
+        return Images(torch.from_numpy(stacked), label_tensor(kept, self.classes), kept)
 
     def marks(self, examples: Sequence[Example], what: str) -> list[Mark]:
         """Decode a set for its marks alone; the pixels are not kept."""

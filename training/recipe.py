@@ -1,12 +1,12 @@
 """The recipe of a run: every setting that decides what is tuned and how, checked in one place."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mosa_deploy.bundles.adapter_config import Activation, AdapterConfig, Share, Style, Target
 from mosa_deploy.errors import ConfigError, unknown_name
 from training.recipes import RecipeName
-from training.tune_options import SCHEDULES, Augment, Balance, Select
+from training.tune_options import SCHEDULES, Augment, Balance, Loss, Select
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Recipe:
     """Whether all classes weigh the same, in the loss or by how often they are drawn."""
     select: Select = "accuracy"
     """What chooses the best epoch on validation."""
+    loss: Loss = "ce"
+    """What is minimised; `ce` is for one class per image, all others for several labels."""
 
     augment: Augment = "none"
     """How training images are changed; see `AugmentOptions`, also for the next three."""
@@ -69,6 +71,16 @@ class Recipe:
     """Factor on the learning rate from each block to the one before it."""
     drop_path: float = 0.0
     """Stochastic depth of the last block (arXiv 1603.09382)."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.loss != "ce"
+
+
+def with_labels(recipe: Recipe) -> Recipe:
+    """The same settings for several labels per image."""
+    return replace(recipe, loss="bce", select="map")
 
 
 MERGE_SCALES = ("expectation", "learned")
@@ -101,12 +113,30 @@ def recipe_faults(recipe: Recipe) -> list[str]:
         faults.append(f"--head-samples {recipe.head_samples}: without --head-dropout all samples are the same")
     if recipe.patience and recipe.dense_epochs:
         faults.append("--patience excludes --dense-epochs: the run might end before them")
+    faults += label_faults(recipe)
     try:
         adapter_config(recipe)
     except ConfigError as error:
         faults.append(str(error))
     if recipe.batch_size == 1 and (recipe.mixup or recipe.cutmix):
         faults.append("--batch-size 1: --mixup and --cutmix need 2 images or more")
+    return faults
+
+
+def label_faults(recipe: Recipe) -> list[str]:
+    """One text for each setting that does not fit the number of labels that an image may have."""
+    if not recipe.multi_label:
+        return ["--select map is for several labels per image: choose accuracy"] if recipe.select == "map" else []
+    faults = []
+    if recipe.balance != "none":
+        faults.append(
+            f"--balance {recipe.balance} is for one class per image: with several labels give --loss asymmetric"
+        )
+    if recipe.select in ("accuracy", "balanced"):
+        faults.append(f"--select {recipe.select} is for one class per image: with several labels choose map or loss")
+    mixing = [f"--{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(recipe, name))]
+    if mixing:
+        faults.append(f"{', '.join(mixing)}: blends are of images with one class each, so drop it")
     return faults
 
 

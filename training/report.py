@@ -38,7 +38,7 @@ FEATURES: dict[Features, str] = {
 
 PROBE_FIELDS: dict[str, tuple[str, ...]] = {
     "linear": ("balance", "select"),
-    "attentive": ("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs", "balance", "select"),
+    "attentive": ("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs", "balance", "select", "loss"),
 }
 """The settings of a recipe that a probe uses."""
 
@@ -90,7 +90,7 @@ def write_report(
 {metrics_table(*measured, record.temperature)}
 
 Measured on the {len(labels)} images that also chose the {axis} and the temperature: expect slightly worse results on
-new images. {test_section(out, tested)}
+new images. {test_section(out, tested, multi_label=False)}
 
 ## Largest confusions
 
@@ -117,15 +117,17 @@ def evaluate_command(out: Path) -> str:
     return f"mosa evaluate --bundle {out.name if out.is_absolute() else out.as_posix()}"
 
 
-def test_section(out: Path, tested: bool) -> str:
+def test_section(out: Path, tested: bool, multi_label: bool) -> str:
     """How to measure the run on its test set, or that there is none."""
     if tested:
         so_far = "Nothing was chosen on the test set, and no model has answered it; this command does:"
         return f"{so_far}\n\n```sh\n{evaluate_command(out)}\n```"
-    command = f"{evaluate_command(out)} --data-dir FOLDER"
+    apart, where = "in test/<class>/<file>", "--data-dir FOLDER"
+    if multi_label:
+        apart, where = "in a table of their own with `test` in a column `split`", "--labels TABLE"
     return (
         "**There is no test set**, so nothing says how well the task does on images that chose nothing. Keep some"
-        f" images of each class apart, in test/<class>/<file>, and run:\n\n```sh\n{command}\n```"
+        f" images of each class apart, {apart}, and run:\n\n```sh\n{evaluate_command(out)} {where}\n```"
     )
 
 
@@ -139,7 +141,8 @@ def settings(record: Record, recipe: Recipe, rows: list[Row]) -> dict[str, str]:
     x, best = next(iter(rows[0])), rows[kept(rows, recipe.select)]
     early = early_ending(rows, recipe)
     return {
-        "task": f"{record.task}, {len(record.classes)} classes of {record.dataset}",
+        "task": f"{record.task}, {len(record.classes)} {'labels' if record.multi_label else 'classes'} of"
+        f" {record.dataset}",
         "method": record.method,
         "backbone": backbone_line(record.backbone),
         "input": f"{record.preprocess.size[0]} x {record.preprocess.size[1]} pixels",

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
@@ -21,10 +22,12 @@ from training import run
 from training.chance import chance_remarks, temperature_remarks
 from training.data import ImageSet
 from training.dataset import Dataset
+from training.label_report import write_label_report
+from training.label_scores import calibrate, label_remarks
 from training.loop import Row, predict
 from training.recipe import Recipe
 from training.report import write_report
-from training.scores import classification_metrics, fit_temperature
+from training.scores import fit_temperature, measure
 
 
 def write_results(
@@ -37,47 +40,72 @@ def write_results(
     device: str,
     tested: bool,
 ) -> None:
-    """Fit the temperature on validation, record the canary, and write all files of the run; the bundle comes last.
+    """Calibrate on validation, record the canary, and write all files of the run; the bundle comes last.
 
     `tested` says whether the images have a test set.
     """
     validation = data.validation
     logits = predict(model, validation, record.preprocess, device)
-    temperature = fit_temperature(logits, validation.labels)
+    record = calibrated(record, logits, validation.labels)
+    scores = record.scores(logits.numpy())
     metrics = {
-        **{
-            f"validation_{k}": v
-            for k, v in classification_metrics(probabilities(logits.numpy(), temperature), validation.labels).items()
-        },
+        **{f"validation_{name}": value for name, value in measure(record, scores, validation.labels).items()},
         "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
     }
     model.cpu().eval()
 
     def answer(images: Array) -> Array:
         with torch.inference_mode():
-            return probabilities(model(torch.from_numpy(images)).numpy(), temperature)
+            return record.scores(model(torch.from_numpy(images)).numpy())
 
     first = [example.read() for example in validation.examples[:SIZE]]
     canary = Canary.record(first, record.preprocess, answer)
     write_calibration(out, data.train, validation, record.preprocess, record.seed)
     run.write_history(out, rows)
     write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
-    record = record.model_copy(update={"temperature": temperature, "metrics": metrics})
-    doubts = [
-        *chance_remarks(validation.labels.numpy(), logits.argmax(1).numpy(), record.classes, chosen_from=len(rows)),
-        *temperature_remarks(temperature),
-    ]
+    record = record.model_copy(update={"metrics": metrics})
+    doubts = doubts_of(record, logits, validation.labels, chosen_from=len(rows))
     remarks = [*doubts, *data.remarks]
-    write_report(out, record, recipe, logits, validation.labels, rows, tested, remarks)
+    report = write_label_report if record.multi_label else write_report
+    report(out, record, recipe, logits, validation.labels, rows, tested, remarks)
     tensors = {name: value.numpy() for name, value in task_state(model, record.method).items()}
     bundle = Bundle(record, tensors, canary).save(out)
     (out / run.CHECKPOINT).unlink(missing_ok=True)
-    print(
-        f"{record.method} on {record.task}: validation accuracy {metrics['validation_accuracy']:.4f},"
-        f" ECE {metrics['validation_ece']:.3f} at temperature {temperature:.2f}; bundle {bundle.digest[:12]} in {out}"
-    )
+    print(f"{record.method} on {record.task}: validation {summary(record)}; bundle {bundle.digest[:12]} in {out}")
     for doubt in doubts:
         print(doubt, file=sys.stderr)
+
+
+def calibrated(record: Record, logits: Tensor, labels: Tensor) -> Record:
+    """The record with the temperature, or the scales and thresholds of its labels, fitted on validation."""
+    if record.multi_label:
+        return record.model_copy(update={"per_label": calibrate(logits, labels)})
+    return record.model_copy(update={"temperature": fit_temperature(logits, labels)})
+
+
+def doubts_of(record: Record, logits: Tensor, labels: Tensor, chosen_from: int) -> list[str]:
+    """What casts doubt on the result, one line each; it is the best of `chosen_from` on these images."""
+    if record.multi_label:
+        return label_remarks(record.scores(logits.numpy()), labels, record.classes)
+    predicted = logits.argmax(1).numpy()
+    return [
+        *chance_remarks(labels.numpy(), predicted, record.classes, chosen_from=chosen_from),
+        *temperature_remarks(record.temperature),
+    ]
+
+
+def summary(record: Record) -> str:
+    """The figures of a run in a line."""
+    metrics = record.metrics
+    if record.multi_label:
+        return (
+            f"mAP {metrics['validation_map']:.4f}, macro-F1 {metrics['validation_macro_f1']:.4f} at the chosen"
+            f" thresholds, ECE {metrics['validation_ece']:.3f}"
+        )
+    return (
+        f"accuracy {metrics['validation_accuracy']:.4f}, ECE {metrics['validation_ece']:.3f} at temperature"
+        f" {record.temperature:.2f}"
+    )
 
 
 def write_calibration(out: Path, train: ImageSet, validation: ImageSet, preprocess: Preprocess, seed: int) -> None:
@@ -91,5 +119,7 @@ def write_calibration(out: Path, train: ImageSet, validation: ImageSet, preproce
     images = train.take(calibrating).numpy()
     if images.shape[1:3] != preprocess.size:  # They were read with a margin.
         images = np.stack([preprocess.pixels(Image.fromarray(image)) for image in images])
-    samples = Samples(images, validation.take(compared).numpy(), validation.labels[compared].numpy())
+    labels = validation.labels[compared]
+    labels = labels.to(torch.uint8) if labels.ndim == 2 else labels
+    samples = Samples(images, validation.take(compared).numpy(), labels.numpy())
     write_samples(out, samples)

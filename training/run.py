@@ -94,7 +94,7 @@ def keep_split(out: Path, splits: Splits, resume: bool) -> None:
     writer = csv.writer(buffer)
     writer.writerow(("set", "file", "label"))
     for name, examples in splits.sets().items():
-        writer.writerows((name, example.name, splits.classes[example.label]) for example in examples)
+        writer.writerows((name, example.name, splits.name_of(example.label)) for example in examples)
     path, content = out / SPLIT, buffer.getvalue().encode(errors="surrogateescape")
     if resume and path.is_file() and path.read_bytes() != content:
         before, after = (

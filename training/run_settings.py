@@ -46,11 +46,16 @@ def add_groups(fields: Fields) -> Fields:
     return {"groups": None} | fields
 
 
+def add_labels(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 8, which says whether an image may have several labels: before it had one."""
+    return {"loss": "ce"} | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg, add_groups),
+    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg, add_groups, add_labels),
     unstated=1,
 )
 

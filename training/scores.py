@@ -12,10 +12,10 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from mosa_deploy.bundles.record import Record
+from training.label_scores import ECE_BINS, label_metrics, label_row
 from training.recipe import Recipe
 from training.tune_options import Select
-
-ECE_BINS = 15
 
 TEMPERATURES = 0.05, 20.0
 """The bounds of the temperature."""
@@ -56,6 +56,13 @@ def classification_metrics(probabilities: NDArray[np.float32], labels: Tensor) -
     }
 
 
+def measure(record: Record, scores: NDArray[np.float32], labels: Tensor) -> dict[str, float]:
+    """What is measured of a task's calibrated scores (N, K), its kind of labels deciding."""
+    if record.per_label is None:
+        return classification_metrics(scores, labels)
+    return label_metrics(scores, labels, record.per_label.thresholds)
+
+
 def balanced_accuracy(true: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
     """The mean recall of the classes that occur in `true`; both are (N,)."""
     return float(recall_score(true, predicted, labels=np.unique(true), average="macro"))
@@ -84,7 +91,9 @@ def confusions(matrix: NDArray[np.int64], most: int) -> list[tuple[int, int, int
 
 
 def validation_row(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """The columns of the history that `rank` reads, from logits (N, K) and labels (N,)."""
+    """The columns of the history that `rank` reads, from logits (N, K) and labels (N,), or (N, K) of 0 and 1."""
+    if labels.ndim == 2:
+        return label_row(logits, labels)
     predicted = logits.argmax(1)
     return {
         "validation_loss": float(F.cross_entropy(logits, labels)),
@@ -93,12 +102,22 @@ def validation_row(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def figure_of(row: Mapping[str, float]) -> str:
+    """The column of the history that says how good an epoch is: accuracy, or mAP of several labels per image."""
+    return "validation_map" if "validation_map" in row else "validation_accuracy"
+
+
+def in_words(column: str) -> str:
+    """A column of the history in words: `validation mAP`."""
+    return column.replace("_map", "_mAP").replace("_", " ")
+
+
 def rank(row: Mapping[str, float], select: Select = "accuracy") -> tuple[float, float]:
     """What is larger the better a row of the history is; between equals the lower loss decides."""
-    accuracy, loss = row["validation_accuracy"], row.get("validation_loss", 0.0)
+    figure, loss = row[figure_of(row)], row.get("validation_loss", 0.0)
     if select == "loss":
-        return -loss, accuracy
-    return (accuracy if select == "accuracy" else row["validation_balanced_accuracy"]), -loss
+        return -loss, figure
+    return (row["validation_balanced_accuracy"] if select == "balanced" else figure), -loss
 
 
 def kept(rows: Sequence[Mapping[str, float]], select: Select = "accuracy") -> int:
@@ -117,7 +136,7 @@ def early_ending(rows: Sequence[Mapping[str, float]], recipe: Recipe) -> str:
     """Why a run ended before its last epoch, in words; empty if it did not."""
     if not stopped_early(rows, recipe):
         return ""
-    measure = {"balanced": "balanced accuracy"}.get(recipe.select, recipe.select)
+    measure = {"balanced": "balanced accuracy", "map": "mAP"}.get(recipe.select, recipe.select)
     return (
         f"stopped after epoch {len(rows)} of {recipe.epochs}: no better {measure} on validation than in epoch"
         f" {kept(rows, recipe.select) + 1}, {recipe.patience} before (--patience {recipe.patience})"

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from mosa_deploy.adapters.draws import held_draws, place
-from mosa_deploy.adapters.loss import pass_losses
+from mosa_deploy.adapters.loss import label_losses, pass_losses
 from mosa_deploy.backbones.foldable import Transformer
 from training.attention import unfused
 from training.average import WeightAverage
@@ -82,10 +82,17 @@ class Step:
         with self.autocast:
             logits = self.logits(self.entry.prepare(part.pixels.to(self.device)))
         labels = part.labels.to(self.device).repeat_interleave(self.recipe.head_samples, 0)
-        losses = pass_losses(logits, labels, self.recipe.passes, self.class_weights)
+        losses = self.losses(logits, labels)
         cross_entropy, consistency = (float(share) * loss for share, loss in zip(shares, losses, strict=True))
         self.add_gradients(cross_entropy + self.recipe.consistency * consistency)
         return torch.stack([cross_entropy, consistency]).detach().cpu()
+
+    def losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy, or what takes its place, and consistency of the passes."""
+        recipe = self.recipe
+        if recipe.loss == "ce":
+            return pass_losses(logits, labels, recipe.passes, self.class_weights)
+        return label_losses(logits, labels, recipe.passes, recipe.loss)
 
     def add_gradients(self, loss: Tensor) -> None:
         """Add the gradients of a loss to those of the parts before; with their graph, if the optimiser needs it."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.errors import DataError
 from training.cache import EMPTY, READABLE, CachedSet, checksum, finding
-from training.data import Batch, Cut, ImageSet
+from training.data import Batch, Cut, ImageSet, label_tensor
 from training.inspection import Finding, Inspection
 from training.tasks.base import Example
 from training.workers import CHUNK, Workers, finish
@@ -65,7 +65,8 @@ class CachedImages:
 class StreamedImages:
     """A set of images that is decoded when it is needed.
 
-    `what` names it in messages. `conclude` is called when all images are asked for, and may refuse them.
+    `what` names it in messages. `conclude` is called when all images are asked for, and may refuse them. `classes` is
+    how many labels there are, if an image may have several.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class StreamedImages:
         workers: Workers,
         what: str,
         conclude: Callable[[], object] = lambda: None,
+        classes: int = 0,
     ) -> None:
         self.cached, self.examples, self.how, self.workers, self.what = cached, examples, how, workers, what
         self.conclude = conclude
-        self.labels = torch.tensor([example.label for example in examples], dtype=torch.int64)
+        self.labels = label_tensor(examples, classes)
         self.pixels, self.records = cached.pixels(), cached.records()
         self._jobs: dict[int, Future[None]] = {}
         self._known = np.zeros(len(examples), bool)

@@ -14,8 +14,9 @@ from mosa_deploy.backbones import embedded
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, check_name
 from mosa_deploy.backbones.names import as_timm
+from mosa_deploy.bundles.answers import Thresholds
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.preprocess import Array, Preprocess
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.record import RECORD, Record, read_record
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.graphs.adapter_weights import choose_layout
@@ -48,6 +49,23 @@ class Subject:
     temperature: float
     classes: tuple[str, ...]
     logits: Logits
+    record: Record | None = None
+    """That of a task; None for a backbone with a head of its own."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.record is not None and self.record.multi_label
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The threshold of each label; None if an image has one class."""
+        return None if self.record is None else self.record.thresholds
+
+    def scores(self, images: ImageSet) -> Array:
+        """Calibrated probabilities (N, K)."""
+        logits = self.logits(images)
+        return probabilities(logits, self.temperature) if self.record is None else self.record.scores(logits)
 
 
 def choose_subject(config: EvaluateConfig) -> tuple[Subject, Path | None]:
@@ -110,7 +128,7 @@ def of_task(config: EvaluateConfig, record: Record) -> Subject:
         return np.asarray(predict(model, images, record.preprocess, device))
 
     logits = of_bundle if config.onnx is None else of_graph
-    return Subject(record.task, record.dataset, record.preprocess, record.temperature, record.classes, logits)
+    return Subject(record.task, record.dataset, record.preprocess, record.temperature, record.classes, logits, record)
 
 
 def own_graph(path: Path) -> bool:

@@ -33,7 +33,7 @@ from training.tasks import TASKS
 Options = dict[str, Any]
 """Fields of `TuneConfig`, except that `shots` is a tuple."""
 
-OF_THE_COMPARISON = ("name", "method", "features", "seed", "draw", "out", "resume", "device", "reading")
+OF_THE_COMPARISON = ("name", "method", "features", "seed", "draw", "out", "resume", "device", "reading", "labelling")
 """What differs between the runs of a task, or is said for all of them on the command line."""
 
 KINDS: Mapping[str, Any] = {

@@ -30,7 +30,7 @@ from training.recipe import adapter_config
 from training.reference import start_head
 from training.results import write_results
 from training.run_settings import describe
-from training.scores import early_ending
+from training.scores import early_ending, figure_of, in_words
 from training.workers import Workers
 
 
@@ -140,7 +140,7 @@ def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[
         row = trainer.state.history[-1]
         print(
             f"epoch {row['epoch']:.0f}/{trainer.recipe.epochs}: cross entropy {row['cross_entropy']:.3f},"
-            f" consistency {row['consistency']:.3f}, validation accuracy {row['validation_accuracy']:.4f},"
+            f" consistency {row['consistency']:.3f}, {in_words(figure_of(row))} {row[figure_of(row)]:.4f},"
             f" {row['images_per_second']:.0f} images/s"
             + (f", {trainer.time_left()} left" if row["epoch"] < trainer.recipe.epochs else ""),
             flush=True,

@@ -12,8 +12,13 @@ from mosa_deploy.errors import ConfigError, unknown_name
 Balance = Literal["none", "loss", "sampler"]
 """Whether all classes weigh the same: not, in the loss, or by how often they are drawn."""
 
-Select = Literal["accuracy", "balanced", "loss"]
-"""What chooses the best epoch on validation: accuracy, its mean over the classes, or the loss."""
+Select = Literal["accuracy", "balanced", "loss", "map"]
+"""What chooses the best epoch on validation: accuracy, its mean over the classes, the loss, or of several labels per
+image the mean average precision."""
+
+Loss = Literal["ce", "bce", "asymmetric"]
+"""What is minimised: the cross entropy of one class per image, or of several labels the binary cross entropies or the
+asymmetric loss (arXiv 2009.14119)."""
 
 
 Augment = Literal["none", "flip", "crop", "auto", "randaug"]
@@ -125,6 +130,31 @@ class OptimOptions:
     drop_path: float | None = None
     """For full and bitfit: probability of skipping a block's branches in training. It rises from 0 in the first block
     to this value in the last one."""
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Several labels per image, in the task folder."""
+
+    multi_label: bool = False
+    """An image may have several labels, or none. They stand in --labels: in one column, as cat|dog, in one column of 0
+    and 1 for each label, or in one row for each."""
+    loss: str | None = None
+    """bce (binary cross entropy of each label) or asymmetric (which looks less at the many labels that an image has
+    not), for several labels per image."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if there is no such loss; the nearest ones are named."""
+        if self.loss is not None and self.loss not in get_args(Loss)[1:]:
+            raise ConfigError(unknown_name("loss", self.loss, get_args(Loss)[1:]))
+
+    def faults(self, method: str, multi_label: bool) -> list[str]:
+        """What does not fit a task that has several labels per image, or has not."""
+        if multi_label and method == "auto":
+            return ["--method auto chooses by accuracy, which several labels per image have not: name a method"]
+        if self.loss is not None and not multi_label:
+            return [f"--loss {self.loss} is for several labels per image: add --multi-label"]
+        return []
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from mosa_deploy.adapters.restore import describe_backbone
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Source
 from mosa_deploy.bundles.adapter_config import AdapterConfig, BackboneMethod, Method
+from mosa_deploy.bundles.answers import PerLabel
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import SIZE, Canary
-from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.probe_features import Features
 from mosa_deploy.bundles.record import Backbone, Record
 from mosa_deploy.errors import ConfigError
@@ -32,6 +33,7 @@ def save_bundle(
     images: Sequence[Content],
     preprocess: Preprocess | None = None,
     temperature: float = 1.0,
+    per_label: PerLabel | None = None,
     backbone: str | None = None,
     source: Source = "pretrained",
     method: BackboneMethod | None = None,
@@ -42,6 +44,8 @@ def save_bundle(
     `config` is what was attached, None for a head alone. `classes` are the names of the head's outputs, in their order.
     The first eight of `images`, encoded or as paths, become the canary: the service and every export prove with them
     that they answer as this model does now. `preprocess` is timm's evaluation transform of the model if None.
+    `per_label` says that an image may have several labels, and how they are answered: `PerLabel.uncalibrated(K)` if
+    nothing was calibrated.
     `backbone` is timm's name, that of the model's pretrained config if None; `source` says where its weights came from.
     If the backbone itself was tuned, after `freeze(model, method)`, `method` is `full` or `bitfit` and `tuned_from` is
     what `describe_backbone` said before.
@@ -55,6 +59,8 @@ def save_bundle(
     outputs = getattr(head, "out_features", 0)
     if len(classes) != outputs:
         raise ConfigError(f"{len(classes)} classes for a head of {outputs} outputs: name each output once")
+    if per_label is not None and len(per_label.thresholds) != outputs:
+        raise ConfigError(f"per_label has {len(per_label.thresholds)} thresholds for a head of {outputs} outputs")
     if not images:
         raise ConfigError(f"'{task}' needs images: give some of validation, the first {SIZE} become its canary")
     if (method is None) != (tuned_from is None) or (method and config):
@@ -70,7 +76,7 @@ def save_bundle(
 
     def answer(inputs: Array) -> Array:
         with torch.inference_mode():
-            return probabilities(model(torch.from_numpy(inputs).to(device)).cpu().numpy(), temperature)
+            return record.scores(model(torch.from_numpy(inputs).to(device)).cpu().numpy())
 
     record = Record(
         task=task,
@@ -83,6 +89,7 @@ def save_bundle(
         classes=tuple(classes),
         preprocess=preprocess,
         temperature=temperature,
+        per_label=per_label,
         metrics={},
         seed=0,
         versions=library_versions(),

@@ -54,7 +54,7 @@ class Archive:
                 bundle's run has kept are damaged.
         """
         record = Bundle.load(folder).record
-        images = read_gate(gate, record.classes) if gate else ()
+        images = read_gate(gate, record) if gate else ()
         files = (folder / RECORD).read_bytes(), (folder / TENSORS).read_bytes()
         return cls(*files, images, read_validation(folder, record))
 

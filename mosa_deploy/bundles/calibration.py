@@ -2,7 +2,7 @@
 
 images      (n, H, W, 3) uint8   training images, from which int8 learns the range of every activation
 validation  (m, H, W, 3) uint8   images that the task was not tuned on; may be empty, or missing
-labels      (m,) integers        their classes
+labels      (m,) integers        their classes, or (m, K) of 0 and 1 where an image may have several labels
 """
 
 import zipfile
@@ -69,7 +69,7 @@ def read_samples(folder: Path, size: tuple[int, int]) -> Samples | None:
             raise DataError(
                 f"{path} holds images of {each.shape[1:]} {each.dtype}, the task reads {(*size, 3)} uint8: {again}"
             )
-    if labels.shape != validation.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    if labels.shape[:1] != validation.shape[:1] or labels.ndim > 2 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{path} holds {len(validation)} validation images and labels of {labels.shape}: {again}")
     return Samples(images, validation, labels)
 

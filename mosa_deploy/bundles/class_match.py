@@ -22,11 +22,12 @@ class ClassMatch:
     """What differs although the classes match, one line each."""
 
 
-def match_classes(learned: Sequence[str], given: Sequence[str], where: str) -> ClassMatch:
+def match_classes(learned: Sequence[str], given: Sequence[str], where: str, some: bool = False) -> ClassMatch:
     """Match the classes of the images in `where` with those that a task has learned.
 
     Names are equal if they differ by case, spaces or Unicode form alone. A task that only knows numbers, such as
-    `class0`, takes other names in their sorted order, which a note says.
+    `class0`, takes other names in their sorted order, which a note says. With `some`, the images need not have all
+    classes: several labels per image may lack the rare ones.
 
     Raises:
         DataError: a class is missing or unknown; names all of them.
@@ -37,7 +38,7 @@ def match_classes(learned: Sequence[str], given: Sequence[str], where: str) -> C
     if None in found and (numbered := _by_number(learned, given)) is not None:
         return numbered
     known = [place for place in found if place is not None]
-    if len(known) < len(found) or len(set(known)) < max(len(known), len(learned)):
+    if len(known) < len(found) or len(set(known)) < max(len(known), 0 if some else len(learned)):
         raise DataError(_fault(learned, given, found, where))
     notes = []
     pairs = [(name, learned[place]) for name, place in zip(given, known, strict=True)]

@@ -6,12 +6,12 @@ version, need consent.
 """
 
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from mosa_deploy.bundles.answers import HasClasses
 from mosa_deploy.bundles.format_version import Fields, FileFormat
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import EXPORT_NOTE, decision_file
@@ -24,6 +24,8 @@ Source = Literal["export", "upload"]
 
 File = TypeVar("File", bound=BaseModel)
 
+ONE_INSTEAD = "one class per image instead of several labels"
+
 NAMED = 5
 """The largest number of class names that a difference lists."""
 
@@ -32,11 +34,16 @@ def _without_versions(fields: Fields) -> Fields:
     return {**fields, "versions": []}
 
 
+def _with_one_class(fields: Fields) -> Fields:
+    """Version 3 says which versions answer with several labels per image; before it there were none."""
+    return fields
+
+
 DECISION_FORMAT = FileFormat(
     decision_file("<task>"),
     StoreError,
     remedy="remove it, and upload the task again",
-    migrations=(_without_versions,),
+    migrations=(_without_versions, _with_one_class),
 )
 NOTE_FORMAT = FileFormat(EXPORT_NOTE, StoreError, remedy="export the task again")
 
@@ -51,6 +58,8 @@ class KeptVersion(BaseModel):
     digest: str
     """sha256 of its tensors; every answer states it."""
     classes: tuple[str, ...]
+    multi_label: bool = False
+    """Whether it answers with several labels per image."""
     accuracy: float | None = None
     """On the validation images of its tuning, if the record says it."""
     source: Source
@@ -60,8 +69,15 @@ class KeptVersion(BaseModel):
     @classmethod
     def of(cls, key: str, record: Record, source: Source, added: datetime | None) -> "KeptVersion":
         """Describe a version by its record."""
-        accuracy = record.metrics.get("validation_accuracy")
-        return cls(key=key, digest=record.sha256, classes=record.classes, accuracy=accuracy, source=source, added=added)
+        return cls(
+            key=key,
+            digest=record.sha256,
+            classes=record.classes,
+            multi_label=record.multi_label,
+            accuracy=record.metrics.get("validation_accuracy"),
+            source=source,
+            added=added,
+        )
 
 
 class Decision(BaseModel):
@@ -153,26 +169,29 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def objections(decided: Decision, classes: Sequence[str]) -> tuple[str | None, str | None]:
-    """What speaks against an export of these classes: the served version was uploaded, it has other classes."""
+def objections(decided: Decision, version: HasClasses) -> tuple[str | None, str | None]:
+    """What speaks against an export of this version: the served one was uploaded, it has other classes."""
     last = decided.find(decided.last)
     uploaded = decided.current is not None and decided.current != decided.exported
     if last is not None:
         uploaded = decided.current is not None and last.source == "upload"
-    other = class_changes(last.classes, classes) if last else None
+    other = class_changes(last, version) if last else None
     return "an uploaded version is served" if uploaded else None, f"it has other classes ({other})" if other else None
 
 
-def class_changes(before: Sequence[str], after: Sequence[str]) -> str | None:
-    """How the classes of two versions differ, in words; None if they are the same."""
-    if tuple(before) == tuple(after):
+def class_changes(before: HasClasses, after: HasClasses) -> str | None:
+    """How the classes of two versions differ, or the way they are answered, in words; None if they are the same."""
+    if before.classes == after.classes and before.multi_label == after.multi_label:
         return None
-    new = [name for name in after if name not in set(before)]
-    gone = [name for name in before if name not in set(after)]
-    parts = [f"{verb} {_listed(names)}" for verb, names in (("new:", new), ("gone:", gone)) if names]
+    parts = []
+    if before.multi_label != after.multi_label:
+        parts = ["several labels per image instead of one class" if after.multi_label else ONE_INSTEAD]
+    new = [name for name in after.classes if name not in set(before.classes)]
+    gone = [name for name in before.classes if name not in set(after.classes)]
+    parts += [f"{verb} {_listed(names)}" for verb, names in (("new:", new), ("gone:", gone)) if names]
     return "; ".join(parts) or "the same in another order"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

@@ -13,9 +13,10 @@ from mosa_deploy.bundles.adapter_config import (
     AdapterConfig,
     Method,
 )
+from mosa_deploy.bundles.answers import Decisions, PerLabel, Thresholds, decide
 from mosa_deploy.bundles.format_version import Fields, FileFormat
 from mosa_deploy.bundles.model_args import ModelArgs
-from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
 from mosa_deploy.bundles.probe_features import Features, LinearFeatures
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import BundleError, ConfigError
@@ -52,11 +53,25 @@ def _has_no_groups(fields: Fields) -> Fields:
     return fields
 
 
+def _answers_one_class(fields: Fields) -> Fields:
+    """Version 6 says how labels are answered where an image may have several.
+
+    Before it there was one way, which is the default: one class per image.
+    """
+    return fields
+
+
 RECORD_FORMAT = FileFormat(
     RECORD,
     BundleError,
     remedy="copy the bundle again",
-    migrations=(_decoded_as_ever, _reads_timms_features, _decodes_every_pixel, _has_no_groups),
+    migrations=(
+        _decoded_as_ever,
+        _reads_timms_features,
+        _decodes_every_pixel,
+        _has_no_groups,
+        _answers_one_class,
+    ),
 )
 
 TASK_NAME = r"^[a-z][a-z0-9._-]{0,63}$"
@@ -123,6 +138,9 @@ class Record(BaseModel):
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    per_label: PerLabel | None = None
+    """How each label is answered by itself, in a task with several labels per image, which has no temperature; None in
+    a task with one class per image."""
     metrics: dict[str, float]
     seed: int
     versions: dict[str, str]
@@ -142,6 +160,30 @@ class Record(BaseModel):
         if self.features not in only or (self.backbone.stages and self.features != "cls"):
             raise ValueError(f"a head on the features {self.features}: {self.method} on {self.backbone.name} has none")
         return self
+
+    @model_validator(mode="after")
+    def _answers_each_label(self) -> Self:
+        if self.per_label is not None and len(self.per_label.thresholds) != len(self.classes):
+            raise ValueError(f"{len(self.per_label.thresholds)} thresholds for {len(self.classes)} classes")
+        return self
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.per_label is not None
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The threshold of each label; None if an image has one class."""
+        return None if self.per_label is None else self.per_label.thresholds
+
+    def scores(self, logits: Array) -> Array:
+        """Calibrated probabilities, (..., K) -> (..., K)."""
+        return probabilities(logits, self.temperature) if self.per_label is None else self.per_label.scores(logits)
+
+    def decide(self, logits: Array) -> Decisions:
+        """Which classes are answered, (..., K) -> (..., K)."""
+        return decide(logits if self.per_label is None else self.scores(logits), self.thresholds)
 
     def module_shape(self, module: str) -> tuple[int, int]:
         """(outputs, inputs) of a linear layer or norm in a plain block of the backbone.

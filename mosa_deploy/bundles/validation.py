@@ -1,19 +1,20 @@
 """Validation images that travel with a bundle, so that a service can compare a quantised graph with the fp32 one.
 
 They are those that the run kept in `calibration.npz`, in the size that the task reads: `Preprocess.unresized` reads
-them. A `.mosa` file holds them as `validation/<class>/NNN.png`, an exported task in `validation.zip` by the same names.
+them. A `.mosa` file holds them as `validation/<class>/NNN.png`, an exported task in `validation.zip` by the same names;
+`mosa_deploy.bundles.gate` says how several labels are written.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mosa_deploy.bundles.calibration import CALIBRATION, CALIBRATION_IMAGES, Samples, read_samples
+from mosa_deploy.bundles.calibration import CALIBRATION, CALIBRATION_IMAGES, Labels, Samples, read_samples
 from mosa_deploy.bundles.decode import encode, open_image
-from mosa_deploy.bundles.gate import LabelledImage, unpack_images
+from mosa_deploy.bundles.gate import LabelledImage, label_fault, unpack_images
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import VALIDATION
-from mosa_deploy.errors import BundleError, DataError, unknown_name
+from mosa_deploy.errors import BundleError, DataError
 
 PREFIX = "validation/"
 
@@ -32,26 +33,40 @@ def encode_validation(samples: Samples, classes: Sequence[str]) -> tuple[Labelle
     Raises:
         DataError: a label is no class.
     """
-    odd = [label for label in samples.labels.tolist() if not 0 <= label < len(classes)]
+    labels = named(samples.labels, classes)
+    exact = _encoded(samples.validation, labels, ".png", encode)
+    if len(exact) == len(labels):
+        return exact
+    return _encoded(samples.validation, labels, ".jpg", lambda pixels: encode(pixels, "jpeg", quality=QUALITY))
+
+
+def named(labels: Labels, classes: Sequence[str]) -> list[str | tuple[str, ...]]:
+    """The class of each image by its number in (n,), or its labels by their 0 or 1 in (n, K).
+
+    Raises:
+        DataError: there are other classes.
+    """
+    if labels.ndim == 2:
+        if labels.shape[1] != len(classes):
+            raise DataError(f"{CALIBRATION} has {labels.shape[1]} labels, the task {len(classes)}: copy the run again")
+        return [tuple(name for name, has in zip(classes, row, strict=True) if has) for row in labels]
+    odd = [label for label in labels.tolist() if not 0 <= label < len(classes)]
     if odd:
         raise DataError(f"{CALIBRATION} has label {odd[0]}, the task has {len(classes)} classes: copy the run again")
-    exact = _encoded(samples, classes, ".png", encode)
-    if len(exact) == len(samples.labels):
-        return exact
-    return _encoded(samples, classes, ".jpg", lambda pixels: encode(pixels, "jpeg", quality=QUALITY))
+    return [classes[label] for label in labels.tolist()]
 
 
 def _encoded(
-    samples: Samples, classes: Sequence[str], suffix: str, encoder: Callable[[Pixels], bytes]
+    validation: Pixels, labels: Sequence[str | tuple[str, ...]], suffix: str, encoder: Callable[[Pixels], bytes]
 ) -> tuple[LabelledImage, ...]:
     """As many images as fit into the budget; they are in random order since the run drew them."""
     images, left = list[LabelledImage](), BUDGET
-    for i, (pixels, label) in enumerate(zip(samples.validation, samples.labels.tolist(), strict=True)):
+    for i, (pixels, label) in enumerate(zip(validation, labels, strict=True)):
         content = encoder(pixels)
         left -= len(content)
         if left < 0:
             break
-        images.append(LabelledImage(f"{i:03}{suffix}", classes[label], content))
+        images.append(LabelledImage(f"{i:03}{suffix}", label, content))
     return tuple(images)
 
 
@@ -82,8 +97,8 @@ def check_validation(images: Sequence[LabelledImage], record: Record) -> None:
         raise BundleError(f"{len(images)} images in {PREFIX}: a bundle carries at most {CALIBRATION_IMAGES}")
     height, width = record.preprocess.size
     for image in images:
-        if image.label not in record.classes:
-            raise BundleError(f"{PREFIX}: {unknown_name('class', image.label, record.classes)}")
+        if fault := label_fault(image, record):
+            raise BundleError(f"{PREFIX}: {fault}")
         try:
             with open_image(image.content) as opened:
                 size = opened.size

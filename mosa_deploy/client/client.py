@@ -72,25 +72,34 @@ class Client:
             raise unreachable(request, fault) from None
         return read_response(request, response, attempts)
 
-    def classify(self, picture: Picture, task: str, top_k: int = 5) -> Answer:
+    def classify(self, picture: Picture, task: str, top_k: int | None = None, threshold: float | None = None) -> Answer:
         """Classify one image, given by its bytes or its path, by one task.
+
+        It answers the `top_k` likeliest classes, 5 if None. A task with several labels per image answers all labels
+        that reach their own thresholds, or `threshold` in their place; of these at most `top_k`.
 
         Raises:
             DataError: the file cannot be read.
             ServiceError: there is no answer.
         """
-        return self._ask(requests.classify(picture, task, top_k))
+        return self._ask(requests.classify(picture, task, top_k, threshold))
 
     def classify_many(
-        self, pairs: Iterable[tuple[Picture, str]], top_k: int = 5, batch: int = BATCH
+        self,
+        pairs: Iterable[tuple[Picture, str]],
+        top_k: int | None = None,
+        batch: int = BATCH,
+        threshold: float | None = None,
     ) -> Iterator[Answer | Failure]:
         """Classify images, each by its own task, `batch` per request; yield the results in the same order."""
-        for request in requests.classify_many(pairs, top_k, batch):
+        for request in requests.classify_many(pairs, top_k, batch, threshold):
             yield from self._ask(request)
 
-    def classify_by(self, picture: Picture, tasks: Sequence[str], top_k: int = 5) -> list[Answer | Failure]:
+    def classify_by(
+        self, picture: Picture, tasks: Sequence[str], top_k: int | None = None, threshold: float | None = None
+    ) -> list[Answer | Failure]:
         """Classify one image by several tasks; one result per task."""
-        return self._ask(requests.classify_by(picture, tasks, top_k))
+        return self._ask(requests.classify_by(picture, tasks, top_k, threshold))
 
     def tasks(self) -> list[Task]:
         """List every task."""
@@ -164,19 +173,31 @@ class AsyncClient:
             raise unreachable(request, fault) from None
         return read_response(request, response, attempts)
 
-    async def classify(self, picture: Picture, task: str, top_k: int = 5) -> Answer:
+    async def classify(
+        self, picture: Picture, task: str, top_k: int | None = None, threshold: float | None = None
+    ) -> Answer:
         """See `Client.classify`."""
-        return await self._ask(requests.classify(picture, task, top_k))
+        return await self._ask(requests.classify(picture, task, top_k, threshold))
 
     async def classify_many(
-        self, pairs: Iterable[tuple[Picture, str]], top_k: int = 5, batch: int = BATCH
+        self,
+        pairs: Iterable[tuple[Picture, str]],
+        top_k: int | None = None,
+        batch: int = BATCH,
+        threshold: float | None = None,
     ) -> list[Answer | Failure]:
         """See `Client.classify_many`; returns all results at once."""
-        return [each for request in requests.classify_many(pairs, top_k, batch) for each in await self._ask(request)]
+        return [
+            each
+            for request in requests.classify_many(pairs, top_k, batch, threshold)
+            for each in await self._ask(request)
+        ]
 
-    async def classify_by(self, picture: Picture, tasks: Sequence[str], top_k: int = 5) -> list[Answer | Failure]:
+    async def classify_by(
+        self, picture: Picture, tasks: Sequence[str], top_k: int | None = None, threshold: float | None = None
+    ) -> list[Answer | Failure]:
         """See `Client.classify_by`."""
-        return await self._ask(requests.classify_by(picture, tasks, top_k))
+        return await self._ask(requests.classify_by(picture, tasks, top_k, threshold))
 
     async def tasks(self) -> list[Task]:
         """See `Client.tasks`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.decision import class_changes
 from mosa_deploy.bundles.gate import read_gate
+from mosa_deploy.bundles.record import Record
 from mosa_deploy.client.client import Client
 from mosa_deploy.client.schema import ChosenLane, Task
 from mosa_deploy.errors import ConfigError, ServiceError
@@ -62,7 +63,7 @@ def deploy(config: DeployConfig) -> Task:
     with Client(config.address, config.key, timeout=SECONDS) as client:
         try:
             before = served(client, record.task)
-            new_classes = config.new_classes or confirmed(record.task, before, record.classes)
+            new_classes = config.new_classes or confirmed(before, record)
             content = archive.pack()
             task = client.put(record.task, content, new_classes, config.lane, config.margin, config.force)
         except ServiceError as error:
@@ -82,7 +83,7 @@ def read_archive(config: DeployConfig) -> Archive:
     archive = Archive.unpack(read_content(config.source), sys.maxsize)
     if config.gate is None:
         return archive
-    return replace(archive, gate=read_gate(config.gate, archive.bundle().record.classes))
+    return replace(archive, gate=read_gate(config.gate, archive.bundle().record))
 
 
 def served(client: Client, name: str) -> Task | None:
@@ -95,13 +96,13 @@ def served(client: Client, name: str) -> Task | None:
         raise
 
 
-def confirmed(name: str, before: Task | None, classes: tuple[str, ...]) -> bool:
+def confirmed(before: Task | None, record: Record) -> bool:
     """Whether the classes change and the user, asked on a terminal, agrees.
 
     Raises:
         ConfigError: they change, and the user does not agree or cannot be asked.
     """
-    changes = class_changes(before.classes, classes) if before and before.classes else None
+    name, changes = record.task, class_changes(before, record) if before and before.classes else None
     if changes is None:
         return False
     if sys.stdin.isatty() and sys.stdout.isatty():

@@ -1,4 +1,7 @@
-"""Classify files by one task, without a server, and write a CSV: `mosa predict artifacts/tasks/digits images/`."""
+"""Classify files by one task, without a server, and write a CSV: `mosa predict artifacts/tasks/digits images/`.
+
+An image on which a task with several labels finds none has one line without class and score.
+"""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mosa_deploy.bundles.answers import threshold_fault
 from mosa_deploy.bundles.image_files import find_images, image_suffixes
 from mosa_deploy.client.predictor import Predictor
 from mosa_deploy.client.schema import Answer
@@ -28,15 +32,21 @@ class PredictConfig:
     """Files, and folders of files."""
     out: Path
     """The CSV to write."""
-    top_k: int = 1
-    """Classes for each image, one line each."""
+    top_k: int | None = None
+    """Classes for each image, one line each. None is the likeliest, or of several labels all that are answered."""
+    threshold: float | None = None
+    """For a task with several labels per image: the score from which on a label is answered."""
     batch: int = 16
     runner: RunnerName = DEFAULT_RUNNER
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
         numbers = {"--top-k": self.top_k, "--batch": self.batch}
-        faults = [f"{option} {value}: at least 1" for option, value in numbers.items() if value < 1]
+        faults = [
+            f"{option} {value}: at least 1" for option, value in numbers.items() if value is not None and value < 1
+        ]
+        if fault := threshold_fault(self.threshold):
+            faults.append(f"--threshold {fault}")
         if self.out.suffix.lower() in image_suffixes():
             faults.append(f"--out {self.out}: the CSV to write, not an image")
         if self.runner not in RUNNERS:
@@ -56,12 +66,14 @@ def predict(config: PredictConfig) -> None:
     if left_out:
         print(left_out)
     predictor = Predictor.open(config.task, config.runner)
+    predictor.check_threshold(config.threshold)
     unreadable: list[str] = []
     with replacing(config.out) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
         for file, answer in answers(predictor, config, files, unreadable):
-            writer.writerows((printable(file), each.label, f"{each.score:.6f}") for each in answer.predictions)
+            lines = [(each.label, f"{each.score:.6f}") for each in answer.predictions] or [("", "")]
+            writer.writerows((printable(file), *line) for line in lines)
     for fault in unreadable:
         print(f"not answered: {printable(fault)}")
     print(f"{config.out}: {predictor.task} answered {len(files) - len(unreadable)} of {len(files)} images")
@@ -73,6 +85,7 @@ def answers(
     predictor: Predictor, config: PredictConfig, files: Iterable[Path], unreadable: list[str]
 ) -> Iterator[tuple[Path, Answer]]:
     """Each file with its answer, in order; why a file has none is added to `unreadable`."""
+    top_k = config.top_k or (None if predictor.bundle.record.multi_label else 1)
     remaining = iter(tqdm(files, unit="image", disable=None))
     while part := list(islice(remaining, config.batch)):
         pixels = {}
@@ -82,4 +95,5 @@ def answers(
             except DataError as error:
                 unreadable.append(str(error))
         if pixels:
-            yield from zip(pixels, predictor.answer(list(pixels.values()), config.top_k), strict=True)
+            found = predictor.answer(list(pixels.values()), top_k, config.threshold)
+            yield from zip(pixels, found, strict=True)

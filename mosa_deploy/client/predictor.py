@@ -15,13 +15,14 @@ from typing import Self
 
 import numpy as np
 
+from mosa_deploy.bundles.answers import no_threshold, ranked, threshold_fault
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import graph_file, read_index
-from mosa_deploy.bundles.preprocess import Array, Pixels, probabilities
+from mosa_deploy.bundles.preprocess import Array, Pixels
 from mosa_deploy.bundles.store_layout import TASKS, StoreLayout
 from mosa_deploy.bundles.task_graph import check_proved, own_graph
 from mosa_deploy.client.schema import Answer, Prediction
-from mosa_deploy.errors import DataError, ParityError, StoreError
+from mosa_deploy.errors import ConfigError, DataError, ParityError, StoreError
 from mosa_deploy.graphs.adapter_weights import choose_layout
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import open_runner
@@ -76,31 +77,52 @@ class Predictor:
         """The names of the classes, in the order of the probabilities."""
         return self.bundle.record.classes
 
-    def classify(self, image: Content, top_k: int = 5) -> Answer:
-        """The `top_k` likeliest classes of an image, given as encoded bytes or as the path of its file.
+    def classify(self, image: Content, top_k: int | None = None, threshold: float | None = None) -> Answer:
+        """The classes of an image, given as encoded bytes or as the path of its file.
+
+        They are the `top_k` likeliest, 5 if None. A task with several labels per image answers all labels that reach
+        their own thresholds, or `threshold` in their place; of these at most `top_k`.
 
         Raises:
             DataError: the image cannot be read.
+            ConfigError: the threshold is not between 0 and 1, or the task takes none.
         """
-        (answer,) = self.classify_many([image], top_k)
+        (answer,) = self.classify_many([image], top_k, threshold=threshold)
         return answer
 
-    def classify_many(self, images: Iterable[Content], top_k: int = 5, batch: int = BATCH) -> Iterator[Answer]:
+    def classify_many(
+        self, images: Iterable[Content], top_k: int | None = None, batch: int = BATCH, threshold: float | None = None
+    ) -> Iterator[Answer]:
         """Classify images in batches; answers come in the order of the images.
 
         Raises:
             DataError: an image cannot be read.
+            ConfigError: as `classify`.
         """
         remaining = iter(images)
         while part := list(itertools.islice(remaining, batch)):
-            yield from self.answer([self.pixels(image) for image in part], top_k)
+            yield from self.answer([self.pixels(image) for image in part], top_k, threshold)
 
-    def answer(self, images: Sequence[Pixels], top_k: int = 5) -> list[Answer]:
-        """Classify decoded images (H, W, 3) as one batch; `milliseconds` is the time of an image in it."""
+    def answer(
+        self, images: Sequence[Pixels], top_k: int | None = None, threshold: float | None = None
+    ) -> list[Answer]:
+        """Classify decoded images (H, W, 3) as one batch; `milliseconds` is the time of an image in it.
+
+        Raises:
+            ConfigError: as `classify`.
+        """
+        self.check_threshold(threshold)
         start = time.perf_counter()
         found = self._probabilities(images)
         milliseconds = 1000 * (time.perf_counter() - start) / len(images)
-        return [self._answer(row, top_k, milliseconds) for row in found]
+        return [self._answer(row, top_k, threshold, milliseconds) for row in found]
+
+    def check_threshold(self, threshold: float | None) -> None:
+        """Raises ConfigError if a threshold is not between 0 and 1, or the task takes none."""
+        if fault := threshold_fault(threshold):
+            raise ConfigError(f"threshold {fault}")
+        if threshold is not None and not self.bundle.record.multi_label:
+            raise ConfigError(no_threshold(self.task))
 
     def probabilities(self, images: Sequence[Content]) -> Array:
         """Calibrated probabilities (B, K) of images, given as encoded bytes or paths.
@@ -125,10 +147,10 @@ class Predictor:
 
     def _probabilities(self, images: Sequence[Pixels]) -> Array:
         record = self.bundle.record
-        return probabilities(self._logits(record.preprocess.normalise(np.stack(images))), record.temperature)
+        return record.scores(self._logits(record.preprocess.normalise(np.stack(images))))
 
-    def _answer(self, row: Array, top_k: int, milliseconds: float) -> Answer:
-        likeliest = np.argsort(-row, kind="stable")[:top_k]
+    def _answer(self, row: Array, top_k: int | None, threshold: float | None, milliseconds: float) -> Answer:
+        likeliest = ranked(row, self.bundle.record.thresholds, top_k, threshold)
         predictions = tuple(Prediction(label=self.classes[k], score=float(row[k])) for k in likeliest)
         return Answer(task=self.task, predictions=predictions, bundle=self.bundle.digest, milliseconds=milliseconds)
 

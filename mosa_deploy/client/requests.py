@@ -43,13 +43,14 @@ class ApiRequest(Generic[T]):
     """The status by which the service says that an earlier attempt, whose response was lost, has done it."""
 
 
-def classify(picture: Picture, task: str, top_k: int) -> ApiRequest[Answer]:
+def classify(picture: Picture, task: str, top_k: int | None, threshold: float | None = None) -> ApiRequest[Answer]:
     """Classify one image by one task."""
-    return ApiRequest("POST", "/classify", Answer.model_validate_json, _form([picture], task=task, top_k=top_k))
+    form = _form([picture], task=task, top_k=top_k, threshold=threshold)
+    return ApiRequest("POST", "/classify", Answer.model_validate_json, form)
 
 
 def classify_many(
-    pairs: Iterable[tuple[Picture, str]], top_k: int, batch: int
+    pairs: Iterable[tuple[Picture, str]], top_k: int | None, batch: int, threshold: float | None = None
 ) -> Iterator[ApiRequest[list[Answer | Failure]]]:
     """Classify images, each by its own task, `batch` images per request."""
     remaining = iter(pairs)
@@ -57,15 +58,19 @@ def classify_many(
         pictures, tasks = zip(*part, strict=True)
         if len(part) == 1:
             # A lone `task` would be answered by an HTTP error instead of a Failure.
-            yield classify_by(pictures[0], tasks, top_k)
+            yield classify_by(pictures[0], tasks, top_k, threshold)
         else:
-            yield ApiRequest("POST", "/classify", _results, _form(pictures, task=tasks, top_k=top_k))
+            form = _form(pictures, task=tasks, top_k=top_k, threshold=threshold)
+            yield ApiRequest("POST", "/classify", _results, form)
 
 
-def classify_by(picture: Picture, tasks: Sequence[str], top_k: int) -> ApiRequest[list[Answer | Failure]]:
+def classify_by(
+    picture: Picture, tasks: Sequence[str], top_k: int | None, threshold: float | None = None
+) -> ApiRequest[list[Answer | Failure]]:
     """Classify one image by several tasks; a text is one task."""
     tasks = [tasks] if isinstance(tasks, str) else tasks
-    return ApiRequest("POST", "/classify", _results, _form([picture], tasks=",".join(tasks), top_k=top_k))
+    form = _form([picture], tasks=",".join(tasks), top_k=top_k, threshold=threshold)
+    return ApiRequest("POST", "/classify", _results, form)
 
 
 def tasks() -> ApiRequest[list[Task]]:
@@ -128,7 +133,9 @@ def _path(task: str) -> str:
 
 
 def _form(pictures: Sequence[Picture], **fields: Any) -> dict[str, Any]:
-    return {"files": [("image", (_name(picture), read_content(picture))) for picture in pictures], "data": fields}
+    """A form of images; a field without a value is left out, and the service has its own."""
+    images = [("image", (_name(picture), read_content(picture))) for picture in pictures]
+    return {"files": images, "data": {name: value for name, value in fields.items() if value is not None}}
 
 
 def _name(picture: Picture) -> str:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from mosa_deploy.bundles.decision import ChosenLane as ChosenLane
 from mosa_deploy.bundles.decision import Source
-from mosa_deploy.errors import unknown_name
+from mosa_deploy.errors import DataError, unknown_name
 from mosa_deploy.runtimes.names import Arithmetic, RunnerName
 
 LaneName = Literal["shared", "folded", "unfolded"]
@@ -25,6 +25,8 @@ FAULT: Example = {"detail": "unknown task 'digit'; did you mean digits?"}
 TASK: Example = {
     "task": "digits",
     "classes": ["0", "1"],
+    "multi_label": False,
+    "thresholds": None,
     "backbone": "vit_tinyd6_patch4_32.cifar10-8bf6e2d1",
     "method": "mosa",
     "bundle": "3f0c8b5a9d21",
@@ -85,7 +87,10 @@ class Prediction(Model):
 
 
 class Answer(Model):
-    """The classes of one image by one task, likeliest first."""
+    """The classes of one image by one task, likeliest first.
+
+    A task with several labels per image answers every label that reaches its threshold, perhaps none.
+    """
 
     model_config = ConfigDict(json_schema_extra={"example": ANSWER})
 
@@ -98,8 +103,19 @@ class Answer(Model):
 
     @property
     def label(self) -> str:
-        """The likeliest class."""
+        """The likeliest class.
+
+        Raises:
+            DataError: none is answered, as by a task with several labels per image.
+        """
+        if not self.predictions:
+            raise DataError(f"'{self.task}' finds none of its labels on this image: read `labels`, which may be empty")
         return self.predictions[0].label
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All classes that are answered, the likeliest first."""
+        return tuple(each.label for each in self.predictions)
 
 
 class Failure(Model):
@@ -141,6 +157,10 @@ class Task(Model):
 
     task: str
     classes: tuple[str, ...]
+    multi_label: bool = False
+    """Whether it answers with several labels per image, each by itself."""
+    thresholds: tuple[float, ...] | None = None
+    """The score from which on each of `classes` is answered; null if it answers with one class per image."""
     backbone: str
     method: str
     bundle: str
@@ -160,7 +180,8 @@ class Task(Model):
     reason: str | None = None
     """Why it is refused."""
     accuracy: float | None = None
-    """The accuracy of this version; null if its bundle does not say it, as of a converted adapter."""
+    """The accuracy of this version; null if its bundle does not say it, as of a converted adapter. Where an image has
+    several labels, it is the share of images all of whose labels are right."""
     measured_on: str | None = None
     """The images of that accuracy."""
     added: datetime | None = None
@@ -233,7 +254,11 @@ class ClassifyJson(Sent):
     tasks: str | tuple[str, ...] | None = None
     """Several tasks for every image."""
     top_k: Annotated[StrictInt | None, Field(ge=1, le=MOST_CLASSES)] = None
-    """How many classes to answer; 5 if it is not given."""
+    """How many classes to answer at most; if it is not given, 5, or of several labels all that reach their
+    thresholds."""
+    threshold: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    """The score from which on a label is answered, in the place of the task's own thresholds, for tasks with several
+    labels per image."""
 
 
 class Pin(Sent):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.preprocess import Array, probabilities
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import ConfigError, ParityError, ProviderError, StoreError
 from mosa_deploy.runtimes.cuda import Buffer, Device, device_capability
@@ -76,7 +76,7 @@ def prove(runner: "EngineRunner", bundle: Bundle) -> None:
     """
     inputs, size = bundle.canary.inputs(bundle.record.preprocess), runner.sizes[-1]
     logits = np.concatenate([runner.run(inputs[i : i + size]) for i in range(0, len(inputs), size)])
-    error = bundle.canary.error(probabilities(logits, bundle.record.temperature))
+    error = bundle.canary.error(bundle.record.scores(logits))
     tolerance = CANARY_TOLERANCE[runner.record.precision]
     if not error <= tolerance:
         raise ParityError(

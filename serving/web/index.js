@@ -85,7 +85,8 @@ function showAnswer(answer) {
     list.append(item);
   }
   const made = `${answer.task}, bundle ${answer.bundle.slice(0, 12)}, ${answer.milliseconds.toFixed(1)} ms`;
-  at("answer").replaceChildren(list, element("p", made, "hint"));
+  const answered = answer.predictions.length ? list : element("p", "none of its labels");
+  at("answer").replaceChildren(answered, element("p", made, "hint"));
 }
 
 at("classify-form").addEventListener("submit", async (event) => {

@@ -39,8 +39,8 @@ def test_several_labels_per_image_are_refused_by_name(
     rows = [(file, values[i % len(values)]) for i, (file, _) in enumerate(ROWS)]
     path = write_table(tmp_path / "labels.csv", "file,tags", rows, "\t")
     assert refusal(images, path) == (
-        f"--labels {path}: column 'tags' names several classes per image, such as {shown!r}: tasks with one class per"
-        " image are all that can be tuned: give a column with one class per image"
+        f"--labels {path}: column 'tags' names several classes per image, such as {shown!r}: add --multi-label if"
+        " an image may have several labels, or give a column with one class per image"
     )
 
 

@@ -132,20 +132,38 @@ def test_two_configs_with_another_activation_are_refused(here: Path) -> None:
     assert of_peft(here, act="relu").backbone.model_args is not None
 
 
-@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
 @pytest.mark.parametrize("folder", ["peft", "vit"])
-def test_another_kind_of_problem_is_refused_by_name(here: Path, folder: str, problem: str) -> None:
-    write(here / folder / "config.json", problem_type=problem)
-    with pytest.raises(ConfigError, match=rf"config\.json says problem_type {problem}: a bundle answers with"):
+def test_regression_is_refused_by_name(here: Path, folder: str) -> None:
+    write(here / folder / "config.json", problem_type="regression")
+    with pytest.raises(ConfigError, match=r"config\.json says problem_type regression: a bundle answers with classes"):
         of_peft(here)
 
 
-def test_a_single_output_is_refused(here: Path) -> None:
+@pytest.mark.parametrize("folder", ["peft", "vit"])
+def test_a_config_may_say_that_an_image_has_several_labels(
+    here: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(here / folder / "config.json", problem_type="multi_label_classification")
+    assert of_peft(here).thresholds == (0.5,) * CLASSES
+    assert f"problem_type in {here}/{folder}/config.json. Each is answered from a score of 0.5 on" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_single_output_is_refused_unless_it_is_a_label(here: Path) -> None:
     model = vit(num_labels=1)
     model.save_pretrained(here / "one")
     path = here / "one" / "model.safetensors"
-    with pytest.raises(ConfigError, match=r"has 1 output, as for regression or a sigmoid"):
+    with pytest.raises(ConfigError, match=r"has 1 output, as for regression or a sigmoid.* or --multi-label if it is"):
         bundle(ConvertConfig(path, "timm", "parts", NAME, path, out=here / "run"))
+    config = ConvertConfig(path, "timm", "parts", NAME, path, classes="rust", multi_label=True, out=here / "run")
+    assert bundle(config).thresholds == (0.5,)
+
+
+def test_folders_cannot_say_how_often_several_labels_are_right(here: Path) -> None:
+    write(here / "peft" / "config.json", problem_type="multi_label_classification")
+    with pytest.raises(ConfigError, match=r"^--min-accuracy: an image may have several labels \(problem_type in "):
+        of_peft(here, images=here / "images", min_accuracy=0.5)
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,8 @@ def test_doubled_rows_are_used_once_and_counted(images: Path, tmp_path: Path) ->
 def test_one_image_with_two_classes(images: Path, tmp_path: Path) -> None:
     path = write_table(tmp_path / "labels.csv", "file,label", [*ROWS, ("./0.jpg", "ash")])
     assert refusal(images, path) == (
-        f"--labels {path}:12: './0.jpg' has label 'ash', and 'oak' in {path}:2: keep one; several classes per image"
-        " cannot be tuned"
+        f"--labels {path}:12: './0.jpg' has label 'ash', and 'oak' in {path}:2: keep one, or add --multi-label if an"
+        " image may have several labels"
     )
 
 

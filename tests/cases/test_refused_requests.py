@@ -30,7 +30,7 @@ def keeper(
     [
         ({"topk": "3"}, 422, "unknown field 'topk'; did you mean top_k or task?"),
         ({"Task": "birds"}, 422, "unknown field 'Task'; did you mean task"),
-        ({"model": "birds"}, 422, "unknown field 'model'; known: image, task, tasks, top_k"),
+        ({"model": "birds"}, 422, "unknown field 'model'; known: image, task, tasks, threshold, top_k"),
         (
             {"top_k": "abc"},
             422,

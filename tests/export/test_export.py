@@ -53,7 +53,7 @@ def test_the_validation_images_of_the_run_travel_with_the_task(store: Path, digi
     assert kept is not None
     read = [exported.bundle().record.preprocess.unresized.read(image.content) for image in exported.validation]
     np.testing.assert_array_equal(read, kept.validation)
-    assert [int(image.label) for image in exported.validation] == kept.labels.tolist()
+    assert [int(*image.labels) for image in exported.validation] == kept.labels.tolist()
 
 
 def test_the_stored_bundle_is_the_expectation_over_the_experts(parts_run: Path, parts_store: Path) -> None:

@@ -83,6 +83,23 @@ def write_flowers(folder: Path) -> None:
     shutil.copy(folder / "flowers" / "rose" / "0.jpg", folder / "rose.jpg")
 
 
+def write_scenes(folder: Path) -> None:
+    """Write images with bands of up to three colours below `scenes/`, their table in it, and `scene.jpg` beside it."""
+    rng = np.random.default_rng(0)
+    (folder / "scenes").mkdir(parents=True)
+    rows = ["file,labels"]
+    for i in range(60):
+        pixels = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
+        present = [k for k in range(3) if i >> k & 1]
+        for k in present:
+            row = 12 * k + int(rng.integers(0, 6))
+            pixels[row : row + 8, :, k] += 180
+        Image.fromarray(pixels).save(folder / "scenes" / f"{i}.png")
+        rows.append(f"{i}.png,{'|'.join(('red', 'green', 'blue')[k] for k in present)}")
+    (folder / "scenes" / "labels.csv").write_text("\n".join(rows) + "\n")
+    Image.open(folder / "scenes" / "3.png").save(folder / "scene.jpg")
+
+
 @contextmanager
 def serving(line: str, folder: Path, **environment: str) -> Iterator[Server]:
     """Start the server as a page does, on a free port; yields it when it is ready."""

@@ -26,9 +26,9 @@ def write_table(path: Path, header: str, rows: Sequence[Sequence[str]], delimite
     return path
 
 
-def listed(images: Path, *tables: Path, group: str | None = None) -> Splits:
+def listed(images: Path, *tables: Path, group: str | None = None, multi_label: bool = False) -> Splits:
     """The splits of a folder by tables of labels."""
-    return Folder(labels=tables, group=group).splits(images, None)
+    return Folder(labels=tables, group=group, multi_label=multi_label).splits(images, None)
 
 
 def sizes(splits: Splits) -> list[int]:
@@ -42,14 +42,14 @@ def names(splits: Splits) -> set[str]:
 
 
 def labels(splits: Splits) -> dict[str, str]:
-    """The name of each image -> its class."""
+    """The name of each image -> its class, or its labels with `|` between them."""
     parts = (splits.train, splits.validation, splits.test)
-    return {example.name: splits.classes[example.label] for part in parts for example in part}
+    return {example.name: splits.name_of(example.label) for part in parts for example in part}
 
 
-def refusal(images: Path, *tables: Path, group: str | None = None) -> str:
+def refusal(images: Path, *tables: Path, group: str | None = None, multi_label: bool = False) -> str:
     """The line in which the images are refused."""
     with pytest.raises(DataError) as caught:
-        listed(images, *tables, group=group)
+        listed(images, *tables, group=group, multi_label=multi_label)
     assert "\n" not in str(caught.value)
     return str(caught.value)

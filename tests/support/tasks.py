@@ -20,12 +20,13 @@ from mosa_deploy.backbones.embedded import NAME as EMBEDDED
 from mosa_deploy.backbones.foldable import Transformer, image_size
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Target
+from mosa_deploy.bundles.answers import PerLabel
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.bundle import Bundle, expected_shapes
 from mosa_deploy.bundles.canary import Canary
 from mosa_deploy.bundles.decision import ExportNote, now
 from mosa_deploy.bundles.graph_index import read_index
-from mosa_deploy.bundles.preprocess import Array, Preprocess, probabilities
+from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.probe_features import Features, features_width
 from mosa_deploy.bundles.record import RECORD, TENSORS, Backbone, Record
 from mosa_deploy.bundles.store_layout import EXPORT_NOTE, StoreLayout
@@ -85,8 +86,12 @@ class TaskMaker:
         turn: int = 0,
         features: Features = "cls",
         targets: tuple[Target, ...] = ("q", "v"),
+        per_label: PerLabel | None = None,
     ) -> Archive:
-        """A merged bundle; probes have no adapter. `turn` renames the classes cyclically. `targets` are LoRA's."""
+        """A merged bundle; probes have no adapter. `turn` renames the classes cyclically. `targets` are LoRA's.
+
+        With `per_label` each image has two labels: its class, and the one after it.
+        """
         adapter = {
             "linear": None,
             "attentive": None,
@@ -107,7 +112,8 @@ class TaskMaker:
                 "features": features,
                 "classes": (*labels[turn:], *labels[:turn]),
                 "preprocess": self.preprocess,
-                "temperature": 1.5,
+                "temperature": 1.0 if per_label else 1.5,
+                "per_label": per_label,
                 "metrics": {},
                 "seed": seed,
                 "versions": {},
@@ -127,10 +133,12 @@ class TaskMaker:
         read = self.features(Bundle(record, tensors, Canary((), np.empty((0, 0), dtype=np.float32))))
         wanted = np.zeros((len(self.images), classes))
         wanted[np.arange(len(self.images)), (np.arange(len(self.images)) + seed) % classes] = SHARPNESS
+        if per_label:
+            wanted = np.maximum(wanted, np.roll(wanted, 1, axis=1))
         weight = (np.linalg.pinv(read.astype(np.float64)) @ wanted).T.astype(np.float32)
         tensors |= head_parameters(self.graph, weight, np.zeros(classes, dtype=np.float32))
         logits = read @ weight.T
-        canary = Canary(tuple(self.images[:CANARIES]), probabilities(logits, record.temperature)[:CANARIES])
+        canary = Canary(tuple(self.images[:CANARIES]), record.scores(logits)[:CANARIES])
         return packed(Bundle(record, tensors, canary))
 
     def features(self, bundle: Bundle) -> Array:
@@ -142,7 +150,7 @@ class TaskMaker:
     def offline(self, archive: Archive, images: Sequence[bytes] | None = None) -> Array:
         """The reference: probabilities (n, K) of the folded graph for `images`, or for the probe images."""
         bundle = archive.bundle()
-        return probabilities(self.run(bundle, self.images if images is None else images), bundle.record.temperature)
+        return bundle.record.scores(self.run(bundle, self.images if images is None else images))
 
     def run(self, bundle: Bundle, images: Sequence[bytes]) -> Array:
         """The logits (n, K) of the task's folded graph."""

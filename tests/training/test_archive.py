@@ -9,6 +9,7 @@ from mosa_deploy.errors import DataError
 from tests.support.images import DATA, write_jpegs
 from training.tasks.base import Splits
 from training.tasks.folder import Folder
+from training.tasks.labels import Label
 
 KINDS = {"tar": "w", "tar.gz": "w:gz", "tgz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}
 
@@ -33,7 +34,7 @@ def pack_with(folder: Path, path: Path, member: tarfile.TarInfo, content: bytes 
     return path
 
 
-def listed(splits: Splits) -> list[list[tuple[str, bytes, int]]]:
+def listed(splits: Splits) -> list[list[tuple[str, bytes, Label]]]:
     return [[(e.name, e.read(), e.label) for e in part] for part in (splits.train, splits.validation, splits.test)]
 
 

@@ -163,7 +163,7 @@ def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
     described = parse_settings(
         describe(TuneConfig(task="digits", data_dir=Path("images")), PRESET, "bf16"), "config.json"
     )
-    groups = {"reading", "streaming", "augmentation", "optimisation", "execution"}
+    groups = {"reading", "streaming", "augmentation", "optimisation", "execution", "labelling"}
     elsewhere = groups | {"out", "resume", "device", "skip_duplicates", "trials", "worth", "ema_decay"}
     options = {field.name for field in dataclasses.fields(TuneConfig)} - elsewhere | {"max_pixels"}
     assert described.keys() == options | {field.name for field in dataclasses.fields(Recipe)} | {"format_version"}

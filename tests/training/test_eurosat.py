@@ -126,7 +126,7 @@ def test_examples_read_the_files_they_name(folder: Path) -> None:
     splits = EuroSat().splits(folder, None)
     for example in splits.test:
         assert example.read() == (folder / "2750" / example.name).read_bytes()
-        assert example.name.split("/")[0] == splits.classes[example.label]
+        assert example.name.split("/")[0] == splits.name_of(example.label)
 
 
 def test_split_larger_than_the_folder_is_refused(folder: Path) -> None:

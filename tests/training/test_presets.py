@@ -24,7 +24,7 @@ REAL_TASKS = ("folder", "cifar10", "eurosat")
 def test_only_digits_and_sprites_take_the_toy_without_being_asked() -> None:
     backbones = {name: preset(task, None).backbone for name, task in TASKS.items()}
     assert {name for name, backbone in backbones.items() if backbone == EMBEDDED} == {
-        *("digits", "sprites-location", "sprites-orientation")
+        *("digits", "sprites-location", "sprites-orientation", "sprites-labels")
     }
     assert {backbones[name] for name in REAL_TASKS} == {DEFAULT}
 

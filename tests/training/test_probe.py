@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_head_on_the_features_of_blocks_says_what_scikit_learn_says(toy: Toy) ->
         pipeline.fit(wide_features(toy(), train), train.labels.numpy())
     given = softmax(predict(probe, held_out, PREPROCESS, "cpu").numpy(), axis=1)
     np.testing.assert_allclose(given, pipeline.predict_proba(wide_features(toy(), held_out)), atol=2e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_of_several_labels_has_a_regression_of_its_own(toy: Toy, count: int) -> None:
+    """An image of class k has the labels up to k, and one of class 0 none."""
+    sets = [random_images(number, 4, seed) for number, seed in ((TRAIN, 0), (HELD_OUT, 1))]
+    train, held_out = (replace(each, labels=(each.labels[:, None] > torch.arange(count)).float()) for each in sets)
+    model = toy(num_classes=count)
+    rows = fit_probe(model, train, held_out, PREPROCESS, "cpu", select="map")
+    best = max(rows, key=lambda row: (row["validation_map"], -row["validation_loss"]))["c"]
+    logits = predict(model, held_out, PREPROCESS, "cpu").numpy()
+    for k in range(count):
+        one = replace(train, labels=train.labels[:, k].long())
+        found = reference(toy(), one, best).decision_function(features(toy(), held_out))
+        np.testing.assert_allclose(logits[:, k], found, atol=2e-2)
 
 
 def reference(model: VisionTransformer, train: Images, c: float) -> Pipeline:

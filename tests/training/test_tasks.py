@@ -15,6 +15,7 @@ from mosa_deploy.errors import ConfigError, DataError
 from training.tasks import TASKS, find
 from training.tasks.base import Example, draw_sets, shares, stratified
 from training.tasks.digits import Digits
+from training.tasks.labels import numbers
 from training.tasks.sprites import SHAPES, Sprite, SpritesLocation, SpritesOrientation, ceiling, draw, read, sprite
 
 
@@ -29,7 +30,8 @@ def centre_of_mass(image: NDArray[np.float64]) -> tuple[float, float]:
 
 def test_unknown_task_offers_the_nearest_names() -> None:
     with pytest.raises(
-        ConfigError, match=r"^unknown task 'sprites-'; did you mean sprites-location or sprites-orientation\?$"
+        ConfigError,
+        match=r"^unknown task 'sprites-'; did you mean sprites-labels or sprites-location or sprites-orientation\?$",
     ):
         find("sprites-")
 
@@ -100,7 +102,7 @@ def test_class_that_the_draw_left_one_image_of_is_the_one_that_is_named() -> Non
     with pytest.raises(DataError, match=r"^class '\w+' has 3 images, which leaves none for validation ") as caught:
         stratified(examples, (0.6, 0.2, 0.2), names)
     train = draw_sets(examples, {"train": 90, "rest": 60})["train"]
-    taken = Counter(names[example.label] for example in train)
+    taken = Counter(names[k] for example in train for k in numbers(example.label))
     assert taken[str(caught.value).split("'")[1]] == 2
 
 

@@ -9,25 +9,31 @@ from training.tasks.digits import Digits
 from training.tasks.eurosat import EuroSat
 from training.tasks.folder import Folder
 from training.tasks.sprites import SpritesLocation, SpritesOrientation
+from training.tasks.sprites_labels import SpritesLabels
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Digits(), SpritesLocation(), SpritesOrientation(), Cifar10(), EuroSat(), Folder())
+    task.name: task
+    for task in (Digits(), SpritesLocation(), SpritesOrientation(), SpritesLabels(), Cifar10(), EuroSat(), Folder())
 }
 
-OWN_IMAGES = (Digits.name, SpritesLocation.name, SpritesOrientation.name)
+OWN_IMAGES = (Digits.name, SpritesLocation.name, SpritesOrientation.name, SpritesLabels.name)
 """Tasks that bring or draw their images: they take neither --data-dir nor --split."""
 
 
-def find(name: str, labels: tuple[Path, ...] = (), group: str | None = None) -> Task:
-    """The task of that name, with what --labels and --group say of its images.
+def find(name: str, labels: tuple[Path, ...] = (), group: str | None = None, multi_label: bool = False) -> Task:
+    """The task of that name, with what --labels, --group and --multi-label say of its images.
 
     Raises:
-        ConfigError: there is no such task, and the nearest ones are named; or it takes neither labels nor groups.
+        ConfigError: there is no such task, and the nearest ones are named; or it takes no such option.
     """
     if name not in TASKS:
         raise ConfigError(unknown_name("task", name, TASKS))
-    if not labels and group is None:
-        return TASKS[name]
+    task = TASKS[name]
+    given = {"--labels": bool(labels), "--group": group is not None, "--multi-label": multi_label}
+    given["--multi-label"] &= not task.recipe.multi_label
+    misplaced = [option for option, is_given in given.items() if is_given]
+    if not misplaced:
+        return task
     if name != Folder.name:
-        raise ConfigError(f"{'--labels' if labels else '--group'} goes with --task {Folder.name}: leave it out")
-    return Folder(labels, group)
+        raise ConfigError(f"{misplaced[0]} goes with --task {Folder.name}: leave it out")
+    return Folder(labels, group, multi_label)

@@ -12,6 +12,7 @@ from mosa_deploy.backbones.names import DEFAULT
 from mosa_deploy.errors import DataError
 from training.recipe import Recipe
 from training.tasks.groups import draw_groups
+from training.tasks.labels import Label, numbers
 
 SPLIT_SEED = 1
 """Seed of the splits. It belongs to the task, so that runs with different seeds use the same images.
@@ -31,7 +32,7 @@ class Example(NamedTuple):
 
     name: str
     read: Callable[[], bytes]
-    label: int
+    label: Label
     group: str | None = None
     """Images of one group, such as one patient's, stay in one set; None is a group of one."""
 
@@ -50,6 +51,12 @@ class Splits:
     """How the split was made, in words."""
     remarks: tuple[str, ...] = ()
     """What else the user should know about the images, such as files that were left out: one line each."""
+    multi_label: bool = False
+    """Whether an image may have several labels, or none."""
+
+    def name_of(self, label: Label) -> str:
+        """The name of a class, or of several labels: `cat|dog`."""
+        return "|".join(self.classes[k] for k in numbers(label))
 
     def sets(self) -> dict[str, Sequence[Example]]:
         """The three sets by name."""
@@ -60,9 +67,13 @@ class Task(Protocol):
     """A task to tune on. Every task has a file of its own in this package."""
 
     name: str
-    recipe: Recipe
     squash: bool
     """Whether to resize images straight to the input size, without a crop."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preset; its loss says whether an image may have several labels."""
+        ...
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """Find the images and split them; nothing is decoded yet.
@@ -113,17 +124,19 @@ def draw_sets(
 ) -> dict[str, list[Example]]:
     """Draw sets of the given names and sizes with equal class proportions. Images beyond these sizes are not used.
 
-    If images have groups, each group stays in one set, and sizes and proportions are as near as that allows.
+    If images have groups, each group stays in one set, and sizes and proportions are as near as that allows. So they
+    are where images have several labels. A rare label may then lack in a set, but not in the first.
 
     Raises:
         DataError: a set would have no image of some class.
     """
-    have = Counter(example.label for example in examples)
+    have = Counter(k for example in examples for k in numbers(example.label))
     what = "images"
-    if any(example.group is not None for example in examples):
+    multi_label = any(isinstance(example.label, tuple) for example in examples)
+    if multi_label or any(example.group is not None for example in examples):
         drawn = draw_groups(examples, counts, SPLIT_SEED)
-        what = "images, in groups that stay together"
-        lacking = _lacking(drawn, have)
+        what += "" if all(example.group is None for example in examples) else ", in groups that stay together"
+        lacking = _lacking(dict(list(drawn.items())[:1]) if multi_label else drawn, have)
     else:
         drawn, lacking = _draw_singly(examples, counts, have)
     if lacking:
@@ -141,7 +154,8 @@ Lacking = list[tuple[int, str]]
 
 
 def _lacking(drawn: Drawn, have: Counter[int]) -> Lacking:
-    return [(label, name) for name in drawn for label in sorted(have.keys() - {e.label for e in drawn[name]})]
+    present = {name: {k for example in drawn[name] for k in numbers(example.label)} for name in drawn}
+    return [(label, name) for name in drawn for label in sorted(have.keys() - present[name])]
 
 
 def _draw_singly(examples: Sequence[Example], counts: Mapping[str, int], have: Counter[int]) -> tuple[Drawn, Lacking]:
@@ -163,5 +177,5 @@ def _draw_singly(examples: Sequence[Example], counts: Mapping[str, int], have: C
         drawn[names[-1]] = rest
         return drawn, _lacking(drawn, have)
     except ValueError:  # A set is smaller than the number of classes, or a class has one image left.
-        left = Counter(example.label for example in rest)
+        left = Counter(k for example in rest for k in numbers(example.label))
         return drawn, [(min(left, key=left.__getitem__), min(names[len(drawn) :], key=counts.__getitem__))]

@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 
 from mosa_deploy.bundles.image_files import image_suffixes
 from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.utils.label_cells import EMPTY
 from training.tasks.groups import RULES
+from training.tasks.label_columns import choose_columns
 from training.tasks.tables import Row, Table
 
 FILE = (
@@ -40,10 +42,9 @@ SET_LIKE = (
 NO_LABEL = {"", "index", "width", "height", "text", "caption", "description", "url", "md5", "sha256", "bbox", "objects"}
 """Columns that are never taken for the label only because no other is there."""
 
-ONE_LABEL = "tasks with one class per image are all that can be tuned: give a column with one class per image"
+ONE_LABEL = "give a column with one class per image"
 
-EMPTY = ("", "nan", "null", "n/a", "#n/a")
-"""What a cell without a value holds, in lower case. `none` may be a class."""
+SEVERAL = f"add --multi-label if an image may have several labels, or {ONE_LABEL}"
 
 QUANTITIES = (
     *(
@@ -79,12 +80,20 @@ class Columns:
     label: str
     split: str | None
     group: str | None
+    others: tuple[str, ...] = ()
+    """Further columns that say of one label each which images have it."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All columns of labels."""
+        return (self.label, *self.others)
 
     def describe(self, columns: Sequence[str]) -> str:
         """What each of a table's columns was taken for, and which are not used."""
-        taken = {name: column for name, column in vars(self).items() if column is not None}
-        unused = [column for column in columns if column and column not in taken.values()]
+        taken = {name: column for name, column in vars(self).items() if isinstance(column, str)}
+        unused = [column for column in columns if column and column not in {*taken.values(), *self.others}]
         text = ", ".join(f"{name} from {column!r}" for name, column in taken.items())
+        text += f", and {len(self.others)} more columns of 0 and 1, one for each label" if self.others else ""
         text += f"; not used: {', '.join(map(repr, unused[:MANY_CLASSES]))}" if unused else ""
         known = None if self.group else next((column for column in unused if _plain(column) in SERIES), None)
         sets = None if self.split else next((column for column in unused if _plain(column) in SET_LIKE), None)
@@ -93,8 +102,10 @@ class Columns:
         return text + (hint if sets else "")
 
 
-def find_columns(table: Table, group: str | None) -> tuple[Table, Columns]:
-    """The table, with a header if it had none, and its columns. `group` is the value of --group.
+def find_columns(table: Table, group: str | None, multi_label: bool = False) -> tuple[Table, Columns]:
+    """The table, with a header if it had none, and its columns.
+
+    `group` is the value of --group, and `multi_label` says whether an image may have several labels.
 
     Raises:
         ConfigError: --group names no column.
@@ -112,8 +123,9 @@ def find_columns(table: Table, group: str | None) -> tuple[Table, Columns]:
         grouped = next((column for column in table.columns if _plain(column) == _plain(group)), None)
         if grouped is None:
             raise ConfigError(f"--group {group}: {table.path} has no such column; {_listed(table)}")
-    label = _label(table, {file, split or file, grouped or file})
-    return table, Columns(file, label, split, None if group in RULES else grouped)
+    taken = {file, split or file, grouped or file}
+    label, *others = choose_columns(table, *_candidates(table, taken)) if multi_label else (_label(table, taken),)
+    return table, Columns(file, label, split, None if group in RULES else grouped, tuple(others))
 
 
 def _plain(name: str) -> str:
@@ -147,14 +159,19 @@ def _with_header(table: Table) -> Table:
     return replace(table, columns=names, rows=(first, *rows))
 
 
+def _candidates(table: Table, taken: set[str]) -> tuple[list[str], list[str]]:
+    """The columns that are called like labels, and all that may hold them."""
+    found = [column for column in _named(table, LABEL) if column not in taken]
+    return found, [column for column in table.columns if column not in taken and _plain(column) not in NO_LABEL]
+
+
 def _label(table: Table, taken: set[str]) -> str:
     """The column of the labels.
 
     Raises:
         DataError: there is none, or several could be it.
     """
-    found = [column for column in _named(table, LABEL) if column not in taken]
-    free = [column for column in table.columns if column not in taken and _plain(column) not in NO_LABEL]
+    found, free = _candidates(table, taken)
     if not found and len(free) == 1:
         return free[0]
     if not found:
@@ -162,7 +179,7 @@ def _label(table: Table, taken: set[str]) -> str:
             row.get(column) in ("0", "1", "0.0", "1.0") for _, row in table.rows for column in free
         ):
             shown = ", ".join(map(repr, free[:3]))
-            raise DataError(f"--labels {table.path}: columns {shown} hold 0 and 1, one for each class: {ONE_LABEL}")
+            raise DataError(f"--labels {table.path}: columns {shown} hold 0 and 1, one for each class: {SEVERAL}")
         raise DataError(f"--labels {table.path} has no column of labels: {_listed(table)}: name one `label`")
     first, *others = found
     for other in others:
@@ -195,7 +212,7 @@ def class_names(table: Table, column: str) -> list[str]:
     several = _several(values)
     if several:
         fault = f"--labels {table.path}: column {column!r} names several classes per image, such as {several!r}"
-        raise DataError(f"{fault}: {ONE_LABEL}")
+        raise DataError(f"{fault}: {SEVERAL}")
     distinct = sorted(set(values))
     if all(re.fullmatch(NUMBER, value) for value in distinct):
         many = _plain(column) in QUANTITIES and len(distinct) > MANY_CLASSES

@@ -10,10 +10,11 @@ folder there is no test set, and a test folder alone can only be evaluated.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mosa_deploy.errors import ConfigError, DataError
+from training.recipe import Recipe, with_labels
 from training.tasks.archives import WANTED
 from training.tasks.base import PERCENTAGES, REAL, Example, Splits, draw_sets, shares, stratified
 from training.tasks.classes import WHOLE, Grouping, Labelled, read_labelled_sets
@@ -27,28 +28,37 @@ from training.tasks.source import Source
 class Folder:
     """A task of images in --data-dir, whose classes are folders or stand in a table.
 
-    `labels` are the files of --labels, and `group` is the value of --group.
+    `labels` are the files of --labels, `group` is the value of --group, and `multi_label` is --multi-label.
     """
 
     name = "folder"
-    recipe = REAL
     squash = False
 
     labels: tuple[Path, ...] = ()
     group: str | None = None
+    multi_label: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """See `Task.recipe`."""
+        return with_labels(REAL) if self.multi_label else REAL
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
         """See `Task.splits`."""
+        if self.multi_label and not self.labels:
+            raise DataError(
+                "an image may have several labels, which no folder says: name them in a table, --labels labels.csv"
+            )
         if data_dir is None and self.labels:
             data_dir = self.labels[0].parent
         if data_dir is None:
             raise DataError(f"--task folder needs --data-dir: {WANTED}")
         source = Source.open(data_dir)
         if self.labels:
-            labelled = read_manifest(source, self.labels, self.group)
+            labelled = read_manifest(source, self.labels, self.group, self.multi_label)
         else:
             labelled = read_labelled_sets(source.unwrapped(), self._grouping())
-        return compose(labelled, split, source, self.group)
+        return replace(compose(labelled, split, source, self.group), multi_label=self.multi_label)
 
     def _grouping(self) -> Grouping | None:
         """The rule of --group for class folders.

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from mosa_deploy.bundles.image_files import Parts
 from mosa_deploy.errors import DataError
+from training.tasks.labels import Label, numbers
 
 RULES = ("folder", "prefix")
 """The rules that need no table of labels."""
@@ -20,13 +21,22 @@ class Grouped(Protocol):
     def name(self) -> str: ...  # noqa: D102 - see Example
 
     @property
-    def label(self) -> int: ...  # noqa: D102 - see Example
+    def label(self) -> Label: ...  # noqa: D102 - see Example
 
     @property
     def group(self) -> str | None: ...  # noqa: D102 - see Example
 
 
 G = TypeVar("G", bound=Grouped)
+
+ANY = -1
+"""Stands beside the labels of an image that may have several: so the sets keep their sizes, and their shares of images
+without labels."""
+
+
+def drawn_by(example: Grouped) -> tuple[int, ...]:
+    """What of an image is to be as frequent in all sets."""
+    return numbers(example.label) if isinstance(example.label, int) else (*example.label, ANY)
 
 
 def by_folder(parts: Parts) -> str | None:
@@ -51,7 +61,8 @@ def members(examples: Sequence[G]) -> list[list[G]]:
 def draw_groups(examples: Sequence[G], counts: Mapping[str, int], seed: int) -> dict[str, list[G]]:
     """Draw sets of about the given sizes and about equal class proportions, and keep every group in one set.
 
-    The largest groups are placed first, each in the set that it brings nearest to its size and proportions.
+    The largest groups are placed first, each in the set that it brings nearest to its size and proportions. Of images
+    with several labels those with the rarest come first.
 
     Raises:
         DataError: there are fewer groups than sets.
@@ -64,21 +75,26 @@ def draw_groups(examples: Sequence[G], counts: Mapping[str, int], seed: int) -> 
         )
     Random(seed).shuffle(groups)
     groups.sort(key=len, reverse=True)
-    total, classes = len(examples), Counter(example.label for example in examples)
+    total, classes = len(examples), Counter(k for example in examples for k in drawn_by(example))
+    if ANY in classes:
+        groups.sort(key=lambda group: (-len(group), min(classes[k] for each in group for k in drawn_by(each))))
     missing = {name: {k: n * count / total for k, n in classes.items()} for name, count in counts.items()}
-    left = Counter(label for group in groups for label in {example.label for example in group})
+    left = Counter(label for group in groups for label in {k for example in group for k in drawn_by(example)})
     lacking = {label: set(counts) for label in classes}
     drawn: dict[str, list[G]] = {name: [] for name in counts}
     for group in groups:
-        labels = Counter(example.label for example in group)
+        labels = Counter(k for example in group for k in drawn_by(example))
 
         def gain(name: str, labels: Counter[int] = labels) -> float:
             """How much nearer the set comes, in squares relative to its size."""
             before, size = missing[name], max(1, counts[name])
             return sum((before[k] ** 2 - (before[k] - n) ** 2) / size for k, n in labels.items())
 
-        # The last groups of a class go to the sets that have none of it.
-        urgent = {name for k in labels if left[k] <= len(lacking[k]) for name in lacking[k]}
+        # The last groups of a class go to the sets that have none of it; of a rare label the first set has one first.
+        scarce = {k: [name for name in counts if name in lacking[k]] for k in labels if left[k] <= len(lacking[k])}
+        if ANY in classes:
+            scarce = {k: lack[:1] if left[k] < len(lack) else lack for k, lack in scarce.items()}
+        urgent = {name for lack in scarce.values() for name in lack}
         best = max([name for name in counts if name in urgent] or counts, key=gain)
         drawn[best] += group
         for k, n in labels.items():

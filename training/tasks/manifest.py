@@ -3,6 +3,8 @@
     file,label,split,group
     photos/1.jpg,oak,train,garden-3
 
+With --multi-label, the label may be several, see `training.tasks.label_columns`.
+
 Files may be named relative to --data-dir or to the table, without their folders or their suffix where that is clear.
 """
 
@@ -15,11 +17,14 @@ from unicodedata import normalize
 
 from mosa_deploy.bundles.image_files import Parts
 from mosa_deploy.errors import DataError
+from mosa_deploy.utils.label_cells import EMPTY
 from mosa_deploy.utils.set_names import read_set_name
 from training.tasks.base import Example
 from training.tasks.classes import WHOLE, Labelled, check_names, check_same
-from training.tasks.columns import EMPTY, Columns, class_names, find_columns
+from training.tasks.columns import Columns, class_names, find_columns
 from training.tasks.groups import by_prefix
+from training.tasks.label_columns import check_known, read_labels
+from training.tasks.labels import numbers
 from training.tasks.source import Source, shown
 from training.tasks.tables import WANTED, Table, read_table
 
@@ -29,7 +34,8 @@ class Entry(NamedTuple):
 
     where: str
     file: str
-    label: str
+    label: str | tuple[str, ...]
+    """Its class, or its labels where there may be several."""
     split: str
     group: str | None
 
@@ -73,8 +79,10 @@ def _parts(text: str) -> Parts:
     return tuple(part for part in path.split("/") if part not in ("", ".", ".."))
 
 
-def read_manifest(source: Source, paths: Sequence[Path], group: str | None) -> Labelled:
+def read_manifest(source: Source, paths: Sequence[Path], group: str | None, multi_label: bool = False) -> Labelled:
     """Read the tables of --labels. `group` is the value of --group.
+
+    With `multi_label` an image may have several labels or none, and all rows that name it count.
 
     Raises:
         DataError: a table is damaged, lacks a column, names files that are missing, or an image twice with different
@@ -86,10 +94,10 @@ def read_manifest(source: Source, paths: Sequence[Path], group: str | None) -> L
     images: dict[Parts, Entry] = {}
     doubled = 0
     for path in paths:
-        table, columns = find_columns(read_table(path), group)
+        table, columns = find_columns(read_table(path), group, multi_label)
         if not table.rows:
             raise DataError(f"--labels {path} has a header and no rows: {WANTED}")
-        entries = read_entries(table, columns, len(paths) > 1)
+        entries = read_entries(table, columns, len(paths) > 1, multi_label)
         remarks.append(f"{path}: {columns.describe(table.columns)}")
         found = locate(source, index, table, entries)
         for parts, entry in zip(found, entries, strict=True):
@@ -106,7 +114,7 @@ def read_manifest(source: Source, paths: Sequence[Path], group: str | None) -> L
     return _labelled(source, images, names, group, remarks)
 
 
-def read_entries(table: Table, columns: Columns, several: bool) -> list[Entry]:
+def read_entries(table: Table, columns: Columns, several: bool, multi_label: bool = False) -> list[Entry]:
     """The rows of a table. With several tables, a table without a column of sets is the set of its name.
 
     Raises:
@@ -118,8 +126,9 @@ def read_entries(table: Table, columns: Columns, several: bool) -> list[Entry]:
         if name is None:
             raise DataError(f"--labels {table.path}: add a column `split`, or name each file after its set: train.csv")
         whole = name.name
-    entries = []
-    for (line, row), label in zip(table.rows, class_names(table, columns.label), strict=True):
+    entries, labels = list[Entry](), list[str | tuple[str, ...]]()
+    labels += read_labels(table, columns.labels) if multi_label else class_names(table, columns.label)
+    for (line, row), label in zip(table.rows, labels, strict=True):
         where, file = table.where(line), row.get(columns.file, "")
         if not file:
             raise DataError(f"--labels {where} has no {columns.file!r}: fill it in, or remove the row")
@@ -184,25 +193,34 @@ def _note(images: dict[Parts, Entry], parts: Parts, entry: Entry) -> bool:
     Raises:
         DataError: an earlier row says something else.
     """
-    before = images.setdefault(parts, entry)
+    before = images.get(parts)
+    if before is None:
+        images[parts] = entry
+        return False
+    known = before.label
+    if isinstance(known, tuple) and isinstance(entry.label, tuple):
+        both = tuple(dict.fromkeys((*known, *entry.label)))
+        before, entry = before._replace(label=both), entry._replace(label=both)
+        images[parts] = before
     for what in ("label", "split", "group"):
         one, other = getattr(before, what), getattr(entry, what)
         if one != other:
-            hint = "; several classes per image cannot be tuned" if what == "label" else ""
+            hint = ", or add --multi-label if an image may have several labels" if what == "label" else ""
             raise DataError(
                 f"--labels {entry.where}: {entry.file!r} has {what} {other!r}, and {one!r} in"
                 f" {before.where}: keep one{hint}"
             )
-    return before is not entry
+    return before.label == known
 
 
 def _labelled(
     source: Source, images: dict[Parts, Entry], names: str, group: str | None, remarks: list[str]
 ) -> Labelled:
     """Sort the images into sets, in the order of their paths."""
-    classes = _sorted({entry.label for entry in images.values()})
+    multi_label = any(isinstance(entry.label, tuple) for entry in images.values())
+    classes = _sorted({name for entry in images.values() for name in _named(entry)})
     check_names(classes, names)
-    if len(classes) < 2:
+    if len(classes) < 2 and not multi_label:
         raise DataError(f"--labels {names} names {len(classes)} class(es): a task needs at least two")
     labels = {name: label for label, name in enumerate(classes)}
     sets: dict[str, list[Example]] = {}
@@ -212,13 +230,25 @@ def _labelled(
             grouped = "/".join(parts[:-1]) or None
         elif group == "prefix":
             grouped = by_prefix(parts)
-        example = Example(shown(parts), source.images[parts], labels[entry.label], grouped)
+        own = tuple(sorted(labels[name] for name in _named(entry)))
+        example = Example(shown(parts), source.images[parts], own if multi_label else own[0], grouped)
         sets.setdefault(entry.split, []).append(example)
-    remarks += _elsewhere(images, classes)
-    present = {name: [classes[example.label] for example in examples] for name, examples in sets.items()}
-    check_same(present, {name: f"{name} of {names}" for name in sets})
+    present = {
+        name: {classes[k] for example in examples for k in numbers(example.label)} for name, examples in sets.items()
+    }
+    if multi_label:
+        check_known(present, names)
+        bare = sum(not _named(entry) for entry in images.values())
+        remarks += [f"{bare:,} of {len(images):,} images have no label"] if bare else []
+    else:
+        remarks += _elsewhere(images, classes)
+        check_same(present, {name: f"{name} of {names}" for name in sets})
     order = [name for name in (WHOLE, "train", "validation", "test") if name in sets]
     return Labelled(classes, {name: sets[name] for name in order}, remarks, f"as {names} says")
+
+
+def _named(entry: Entry) -> tuple[str, ...]:
+    return (entry.label,) if isinstance(entry.label, str) else entry.label
 
 
 def _elsewhere(images: dict[Parts, Entry], classes: Sequence[str]) -> list[str]:

@@ -40,15 +40,26 @@ class Subset:
         """The same splits with fewer training images; validation and test stay as they are.
 
         Raises:
-            DataError: a class has fewer images than `shots`.
+            DataError: a class has fewer images than `shots`, or an image may be of several classes.
         """
         if self.shots is None and self.fraction is None:
             return splits
+        if splits.multi_label:
+            return self._of_labels(splits)
         drawn: list[Example] = []
         for label, name in enumerate(splits.classes):
             drawn += self._draw(name, label, [each for each in splits.train if each.label == label])
         what = f"{self.shots} images" if self.shots is not None else f"{self.fraction:.4g} of the images"
         return replace(splits, train=drawn, note=f"{splits.note}; {what} of each class to tune on, draw {self.seed}")
+
+    def _of_labels(self, splits: Splits) -> Splits:
+        """A part of images that may have several labels."""
+        if self.shots is not None:
+            raise DataError("--shots draws images of each class, and here one image may have several: give --fraction")
+        count = math.ceil(round((self.fraction or 1) * len(splits.train), 6))
+        drawn = Random(derive(self.seed, "subset")).sample(list(splits.train), count)
+        note = f"{splits.note}; {self.fraction:.4g} of the images to tune on, draw {self.seed}"
+        return replace(splits, train=drawn, note=note)
 
     def _draw(self, name: str, label: int, examples: Sequence[Example]) -> list[Example]:
         if self.shots is not None and self.shots > len(examples):
