@@ -20,7 +20,8 @@ from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import ServiceError
 from serving.backend import Answered, Backend, Lease, Outcome
 from serving.errors import RequestError
-from serving.remote_backend import InferenceServer, RemoteBackend
+from serving.inference_server import InferenceServer
+from serving.remote_backend import RemoteBackend
 
 SIDES = (32, 224)
 """The heights and widths of the images, in pixels."""
@@ -31,14 +32,14 @@ TASK = "task"
 class Instant:
     """Answers without a graph."""
 
-    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
+    async def lease(self, tasks: Sequence[str], seconds: float, plain: bool) -> dict[str, Lease | RequestError]:
         """See `Backend`."""
         return {task: Lease(task, "0" * 64, CLASSES, Preprocess(size=(224, 224)), "shared", None) for task in tasks}
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """See `Backend`."""
 
-    async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
+    async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, unknown: bool) -> list[Outcome]:
         """See `Backend`."""
         row = np.full(len(CLASSES), 1 / len(CLASSES), dtype=np.float32)
         return [Answered(row, 0.0, 0.0, 1) for _ in asked]

@@ -6,6 +6,7 @@ nothing changed. The trace is made once for a backbone; folding takes numpy alon
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -166,7 +167,7 @@ def merged_bundle(bundle: Bundle, model: TunedModel) -> Bundle:
     if bundle.record.tunes_backbone:
         return bundle
     tensors = {name: value.numpy() for name, value in task_state(model).items()}
-    return Bundle(bundle.record.model_copy(update={"form": "merged"}), tensors, bundle.canary)
+    return replace(bundle, record=bundle.record.model_copy(update={"form": "merged"}), tensors=tensors)
 
 
 def write_validation(source: Path, record: Record, folder: Path) -> None:

@@ -120,16 +120,23 @@ def ask(arguments: Sequence[str] | None = None, prog: str = "python -m serving.a
     """Ask a running service about images."""
     parser = ArgumentParser(prog=prog, description=ask.__doc__)
     parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image files, or folders of images")
-    parser.add_argument("--task", required=True, action="append", help="may be given several times")
+    parser.add_argument("--task", action="append", default=[], help="may be given several times")
     address = os.environ.get("MOSA_ADDRESS") or ADDRESS
     parser.add_argument("--address", default=address, help=f"MOSA_ADDRESS or {ADDRESS} if not given")
     parser.add_argument("--key", help="an API key; MOSA_KEY if not given")
     parser.add_argument("--top-k", type=int, help="how many classes to show; if not given, as many as the service says")
     parser.add_argument("--threshold", type=float, help=THRESHOLD_HELP)
-    given = parser.parse_args(arguments)
+    parser.add_argument("--abstain", type=float, help="show no class if the image is more unknown than this, 0 to 1")
+    parser.add_argument("--embed", action="store_true", help="print features as JSON, without --task the backbone's")
+    parser.add_argument("--backbone", help="with --embed, if the service has several")
+    parser.add_argument("--normalise", action="store_true", help="with --embed, features of length 1")
+    given = vars(parser.parse_args(arguments))
+    if not given["task"] and not given["embed"]:
+        parser.error("the following arguments are required: --task")
+    from mosa_deploy.client.ask import AskConfig
     from mosa_deploy.client.ask import ask as run
 
-    run(given.images, given.task, given.address, given.key, given.top_k, given.threshold)
+    run(AskConfig(tasks=given.pop("task"), **given))
 
 
 def deploy(arguments: Sequence[str], prog: str) -> None:

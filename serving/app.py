@@ -3,6 +3,8 @@
 `create_app` knows nothing of BentoML: `serving.service` mounts the app and gives it its backend.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +15,8 @@ from serving import metrics
 from serving.backend import Backend
 from serving.classify import ClassifyHandler
 from serving.classify_route import add_classify_route
+from serving.embed import EmbedHandler
+from serving.embed_route import add_embed_route
 from serving.errors import RequestError
 from serving.middleware import LimitsMiddleware
 from serving.pages import add_pages
@@ -53,13 +57,17 @@ def create_app(settings: Settings) -> FastAPI:
 
 def attach(app: FastAPI, backend: Backend) -> None:
     """Give the app its backend."""
+    settings: Settings = app.state.settings
+    decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="mosa-decode")
     app.state.backend = backend
-    app.state.classify_handler = ClassifyHandler(backend, app.state.settings)
+    app.state.classify_handler = ClassifyHandler(backend, settings, decoders)
+    app.state.embed_handler = EmbedHandler(backend, settings, decoders)
 
 
 def add_routes(app: FastAPI) -> None:
     """Add all routes except `/livez` and `/readyz`, which are BentoML's."""
     add_classify_route(app)
+    add_embed_route(app)
     add_task_routes(app)
     app.get("/metrics", include_in_schema=False)(read_metrics)
     add_pages(app)

@@ -25,6 +25,8 @@ class Lease:
     """For the backend that made the lease."""
     thresholds: tuple[float, ...] | None = None
     """Those of its labels, if an image may have several."""
+    backbone: str = ""
+    """The name of its backbone's folder in the store."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,20 @@ class Answered:
     """Seconds in the graph."""
     batch: int
     """The number of images that ran together."""
+    unknown: float | None = None
+    """How unknown the image is to the task, if that was asked for and can be told."""
+    note: str | None = None
+    """Why that cannot be told."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The features (F,) of an image, and how they were computed, as in `Answered`."""
+
+    features: Array
+    waited: float
+    ran: float
+    batch: int
 
 
 Outcome = Answered | RequestError
@@ -70,16 +86,31 @@ class PutOptions:
 class Backend(Protocol):
     """The inference side. Every method may raise RequestError."""
 
-    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
-        """Hold the current versions of a request's tasks, and load those that are not loaded, within `seconds`."""
+    async def lease(self, tasks: Sequence[str], seconds: float, plain: bool = False) -> dict[str, Lease | RequestError]:
+        """Hold the current versions of a request's tasks, and load those that are not loaded, within `seconds`.
+
+        With `plain` the names are those of backbones, and each lease is of a task on it; an empty name means the only
+        one.
+        """
         ...
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """Give back all leases of a request that ends."""
         ...
 
-    async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """Classify images (H, W, 3), each by a lease of the same request: one outcome each, within `seconds`."""
+    async def infer(
+        self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, unknown: bool = False
+    ) -> list[Outcome]:
+        """Classify images (H, W, 3), each by a lease of the same request: one outcome each, within `seconds`.
+
+        With `unknown` the outcomes say how unknown the images are.
+        """
+        ...
+
+    async def embed(
+        self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, plain: bool = False
+    ) -> list[Embedded | RequestError]:
+        """The features of images, by the same rules: those that the task's head reads, or the plain backbone's."""
         ...
 
     async def tasks(self) -> list[Task]:

@@ -1,7 +1,8 @@
 """`POST /classify` reads a request in whatever form it comes: a form, JSON, or an image as the whole body.
 
 Which images, by which tasks, is said by fields of the same names everywhere; beside an image as the body they stand in
-the query. What is not known is refused, never ignored.
+the query. What is not known is refused, never ignored. `POST /v1/embed` reads the same forms with fields of its own,
+see `serving.embed_body`.
 """
 
 import json
@@ -10,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from mosa_deploy.client.schema import MOST_CLASSES, ClassifyJson
 from mosa_deploy.errors import unknown_name
-from serving.classify import SentImage, Wanted
-from serving.errors import BodyError, RequestError, first_faults, shown
+from serving.assignment import REPEATABLE, Sent, SentImage, assign, name_of, names_of
+from serving.classify import Wanted
+from serving.errors import BodyError, first_faults, shown
 from serving.forms import URLENCODED, Part, read_multipart, read_urlencoded
 from serving.image_text import image_from_text, unwrapped
 from serving.images import foreign_kind, is_image
@@ -23,7 +25,10 @@ from serving.images import foreign_kind, is_image
 IMAGE_NAMES = ("image", "images", "file", "files")
 """The field of an image, and what other services call it."""
 
-ONCE = ("top_k", "threshold")
+OF_IMAGES = ("image", "images")
+"""The fields of JSON that hold images; all others are texts, in a form and in the query."""
+
+ONCE = ("top_k", "threshold", "unknown", "abstain")
 """The fields of text that have one value for the whole request."""
 
 TEXTS = ("task", "tasks", *ONCE)
@@ -39,14 +44,12 @@ JSON_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): 
 
 LONGEST_NAME = 100
 
-Sent = tuple[str, bytes]
-"""What messages call an image, and its bytes."""
-
 Fields = Mapping[str, Sequence[str]]
-"""The values of `TEXTS`, as they were sent."""
+"""The values of the texts, as they were sent."""
 
 COUNT = TypeAdapter(Annotated[int, Field(ge=1, le=MOST_CLASSES)])
 SHARE = TypeAdapter(Annotated[float, Field(ge=0, le=1)])
+FLAGS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -66,36 +69,58 @@ def read_request(body: bytes, content_type: str, query: Fields, limit: int) -> C
         BodyError: 400 or 422; it is damaged, or it is not clear what it asks for.
         RequestError: 400 if it asks for too much.
     """
-    images, fields, several = _read(body, content_type)
-    for name in TEXTS:
+    images, fields, several = read_fields(body, content_type, query, ClassifyJson)
+    tasks = names_of(fields["tasks"])
+    sent = assign(images, [name_of(each) for each in fields["task"]], tasks, limit)
+    return ClassifyRequest(tuple(sent), wanted(fields), listed=several or bool(tasks) or len(sent) > 1)
+
+
+def wanted(fields: Fields) -> Wanted:
+    """What the texts say of the answers. `abstain` asks for `unknown` too."""
+    top_k, threshold, unknown, abstain = (next(iter(fields[name]), None) for name in ONCE)
+    return Wanted(
+        None if top_k is None else count(top_k),
+        None if threshold is None else share(threshold, "threshold"),
+        abstain is not None or (unknown is not None and flag(unknown, "unknown")),
+        None if abstain is None else share(abstain, "abstain"),
+    )
+
+
+def read_fields(
+    body: bytes, content_type: str, query: Fields, described: type[BaseModel]
+) -> tuple[list[Sent], Fields, bool]:
+    """The images, the texts of the query and the body, and whether images came as a list.
+
+    `described` is the body as JSON, whose fields have the same names in other forms.
+
+    Raises:
+        BodyError: as `read_request`.
+    """
+    texts = TEXTS if described is ClassifyJson else tuple(n for n in described.model_fields if n not in OF_IMAGES)
+    images, fields, several = _read(body, content_type, texts, described)
+    for name in texts:
         if query.get(name) and fields.get(name):
             raise BodyError(422, f"`{name}` is in the query and in the body: send it once")
-    fields = {name: [*query.get(name, ()), *fields.get(name, ())] for name in TEXTS}
     if not images:
         raise BodyError(422, "`image` is missing: send one image at least")
-    wanted = Wanted(
-        count(fields["top_k"][0]) if fields["top_k"] else None,
-        share(fields["threshold"][0]) if fields["threshold"] else None,
-    )
-    tasks = _names(fields["tasks"])
-    sent = assign(images, [_name(each) for each in fields["task"]], tasks, limit)
-    return ClassifyRequest(tuple(sent), wanted, listed=several or bool(tasks) or len(sent) > 1)
+    return images, {name: [*query.get(name, ()), *fields.get(name, ())] for name in texts}, several
 
 
-def _read(body: bytes, content_type: str) -> tuple[list[Sent], Fields, bool]:
-    """The images, the fields, and whether images came as a list."""
+def _read(
+    body: bytes, content_type: str, texts: Sequence[str], described: type[BaseModel]
+) -> tuple[list[Sent], Fields, bool]:
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
-        return *_from_parts(read_multipart(body, content_type)), False
+        return *_from_parts(read_multipart(body, content_type), texts), False
     if MULTIPART_START.match(body):
         said = f"says {shown(kind)}" if kind else "is missing"
         raise BodyError(400, f"the body is a form, but its Content-Type {said}: let your client write it")
     if "json" in kind or body.lstrip()[:1] in (b"{", b"["):
-        return _from_json(body)
+        return _from_json(body, texts, described)
     if not body:
         raise BodyError(422, "the body is empty")
     if kind == URLENCODED and FORM_START.match(body):
-        return *_from_parts([_with_plus(part) for part in read_urlencoded(body)]), False
+        return *_from_parts([_with_plus(part) for part in read_urlencoded(body)], texts), False
     if kind == URLENCODED and not (b"\0" in body or b"\n" in body or body.isascii()):
         raise BodyError(400, "curl's -d drops line breaks and zeros from an image: send it with --data-binary")
     if _is_text(body):
@@ -108,23 +133,23 @@ def _is_text(body: bytes) -> bool:
     return body.isascii() and b"\0" not in body and not is_image(body) and foreign_kind(body) is None
 
 
-def _from_parts(parts: Sequence[Part]) -> tuple[list[Sent], Fields]:
+def _from_parts(parts: Sequence[Part], texts: Sequence[str]) -> tuple[list[Sent], Fields]:
     images: list[Sent] = []
-    fields: dict[str, list[str]] = {name: [] for name in TEXTS}
+    fields: dict[str, list[str]] = {name: [] for name in texts}
     for part in parts:
         name = _plain(part.name)
         if name in IMAGE_NAMES:
             # A browser sends an empty part where no file was chosen.
             images += [_image(part)] if part.content or part.filename else []
-        elif name not in TEXTS:
-            raise BodyError(422, unknown_name("field", shown(part.name), ("image", *TEXTS)))
+        elif name not in texts:
+            raise BodyError(422, unknown_name("field", shown(part.name), ("image", *texts)))
         elif part.filename is not None:
             raise BodyError(422, f"`{name}` is a file: send it as text")
         else:
             fields[name].append(_utf8(part))
-    for name in ONCE:
-        if len(fields[name]) > 1:
-            raise BodyError(422, f"`{name}` is there {len(fields[name])} times: send it once")
+    for name, values in fields.items():
+        if len(values) > 1 and name not in REPEATABLE:
+            raise BodyError(422, f"`{name}` is there {len(values)} times: send it once")
     return images, fields
 
 
@@ -153,7 +178,7 @@ def _utf8(part: Part) -> str:
         raise BodyError(422, f"`{part.name}` is neither text nor an image") from None
 
 
-def _from_json(body: bytes) -> tuple[list[Sent], Fields, bool]:
+def _from_json(body: bytes, names: Sequence[str], described: type[BaseModel]) -> tuple[list[Sent], Fields, bool]:
     try:
         given = json.loads(body, object_pairs_hook=_once)
     except BodyError:
@@ -165,24 +190,25 @@ def _from_json(body: bytes) -> tuple[list[Sent], Fields, bool]:
     if not isinstance(given, dict):
         raise BodyError(422, f"the JSON is {JSON_KINDS.get(type(given), 'a number')}, not an object")
     try:
-        asked = ClassifyJson.model_validate(given)
+        asked = dict(described.model_validate(given))
     except ValidationError as fault:
         raise BodyError(422, first_faults(fault.errors())) from None
-    if asked.image is not None and asked.images is not None:
+    alone, several = asked["image"], asked["images"]
+    if alone is not None and several is not None:
         raise BodyError(422, "`image` and `images` are both there: send one of them")
-    texts = [("image", asked.image)] if asked.image is not None else []
-    texts += [(f"images[{i}]", text) for i, text in enumerate(asked.images or ())]
-    fields = {
-        "task": _listed(asked.task),
-        "tasks": _listed(asked.tasks),
-        "top_k": [] if asked.top_k is None else [str(asked.top_k)],
-        "threshold": [] if asked.threshold is None else [str(asked.threshold)],
-    }
-    return [(name, image_from_text(text, f"`{name}`")) for name, text in texts], fields, asked.images is not None
+    texts = [("image", alone)] if alone is not None else []
+    texts += [(f"images[{i}]", text) for i, text in enumerate(several or ())]
+    fields = {name: listed(asked[name]) for name in names}
+    return [(name, image_from_text(text, f"`{name}`")) for name, text in texts], fields, several is not None
 
 
-def _listed(value: str | Sequence[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
+def listed(value: str | Sequence[str] | float | None) -> list[str]:
+    """The value of a field of JSON, or of a parameter, as a form would hold it."""
+    if value is None:
+        return []
+    if isinstance(value, str | int | float):
+        return [str(value).lower() if isinstance(value, bool) else str(value)]
+    return list(value)
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -207,8 +233,8 @@ def count(text: str) -> int:
         raise BodyError(422, f"top_k: {fault.errors()[0]['msg']}, not '{shown(text)}'") from None
 
 
-def share(text: str) -> float:
-    """A threshold.
+def share(text: str, name: str) -> float:
+    """A number from 0 to 1; errors call it `name`.
 
     Raises:
         BodyError: 422; it is none.
@@ -216,52 +242,16 @@ def share(text: str) -> float:
     try:
         return SHARE.validate_python(text.strip())
     except ValidationError as fault:
-        raise BodyError(422, f"threshold: {fault.errors()[0]['msg']}, not '{shown(text)}'") from None
+        raise BodyError(422, f"{name}: {fault.errors()[0]['msg']}, not '{shown(text)}'") from None
 
 
-def _names(values: Sequence[str]) -> list[str]:
-    """The names of `tasks`, each of whose values holds one or several between commas."""
-    names = [name for value in values for name in map(_stripped, value.split(",")) if name]
-    if values and not names:
-        raise BodyError(422, "`tasks` is empty: name the tasks, between commas")
-    return names
-
-
-def _name(value: str) -> str:
-    name = _stripped(value)
-    if not name:
-        raise BodyError(422, "`task` is empty: send the name of a task")
-    if "," in name:
-        raise BodyError(422, f"`task` is one name, and '{shown(name)}' has a comma: send several as `tasks`")
-    return name
-
-
-def _stripped(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BodyError(422, f"'{shown(text)}' has half a character") from None
-    return text.strip().strip("\ufeff").strip()
-
-
-def assign(images: Sequence[Sent], task: Sequence[str], tasks: Sequence[str], limit: int) -> list[SentImage]:
-    """Decide which tasks classify which image.
+def flag(text: str, name: str) -> bool:
+    """`true` or `false`; errors call it `name`.
 
     Raises:
-        BodyError: 422; it is not clear.
-        RequestError: 400; there are too many.
+        BodyError: 422; it is neither.
     """
-    if bool(task) == bool(tasks):
-        raise BodyError(422, "send `task`, once or for each image, or `tasks=a,b` for several tasks of every image")
-    if tasks:
-        by_image = [tuple(dict.fromkeys(tasks))] * len(images)
-    elif len(task) in (1, len(images)):
-        by_image = [(name,) for name in (task if len(task) == len(images) else [*task] * len(images))]
-    else:
-        raise BodyError(
-            422, f"{len(images)} images and {len(task)} times `task`: send one for each image, or one for all"
-        )
-    count = sum(map(len, by_image))
-    if count > limit:
-        raise RequestError(400, f"{count} answers are asked for at once, {limit} are given: send less at once")
-    return [SentImage(name, content, names) for (name, content), names in zip(images, by_image, strict=True)]
+    value = FLAGS.get(text.strip().lower())
+    if value is None:
+        raise BodyError(422, f"{name}: true or false, not '{shown(text)}'")
+    return value

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.routing import APIRoute
 
+from mosa_deploy.client.embeddings import Embedding
 from mosa_deploy.client.schema import MOST_CLASSES, Answer, Answers, ClassifyJson
 from serving.auth import SECURITY, may_ask
-from serving.bodies import count, read_request, share
-from serving.classify import ClassifyHandler, RequestStats, SentImage, result
+from serving.bodies import TEXTS, Fields, listed, read_request
+from serving.classify import ClassifyHandler, result
 from serving.errors import RequestError
+from serving.handler import RequestStats
 from serving.refusals import CLASSIFY, known_query
 from serving.settings import Settings
 from serving.task_routes import ANYWHERE, NAMED_TASK
@@ -26,6 +28,8 @@ THRESHOLD = (
     "The score from which on a label is answered, in the place of the task's own thresholds, for tasks with several"
     " labels per image."
 )
+UNKNOWN = "Whether to say how unknown each image is to its task."
+ABSTAIN = "Answer no class for an image whose `unknown` is above this."
 
 FORM = {
     "type": "object",
@@ -43,6 +47,8 @@ FORM = {
         "tasks": {"type": "array", "items": {"type": "string"}, "description": TASKS},
         "top_k": {"type": "integer", "minimum": 1, "maximum": MOST_CLASSES, "description": TOP_K},
         "threshold": {"type": "number", "minimum": 0, "maximum": 1, "description": THRESHOLD},
+        "unknown": {"type": "boolean", "description": UNKNOWN},
+        "abstain": {"type": "number", "minimum": 0, "maximum": 1, "description": ABSTAIN},
     },
 }
 
@@ -89,10 +95,8 @@ async def answered(request: Request) -> Response:
     await may_ask(request)
     await known_query(request)
     query = request.query_params
-    top_k = count(query["top_k"]) if "top_k" in query else None
-    threshold = share(query["threshold"]) if "threshold" in query else None
-    answer = await classify(request, query.getlist("task"), query.getlist("tasks"), top_k, threshold)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    answer = await classified(request, {name: query.getlist(name) for name in TEXTS})
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def classify(
@@ -101,22 +105,30 @@ async def classify(
     tasks: Annotated[list[str], Query(description=TASKS)] = [],  # noqa: B006 - as above
     top_k: Annotated[int | None, Query(ge=1, le=MOST_CLASSES, description=TOP_K)] = None,
     threshold: Annotated[float | None, Query(ge=0, le=1, description=THRESHOLD)] = None,
+    unknown: Annotated[bool | None, Query(description=UNKNOWN)] = None,
+    abstain: Annotated[float | None, Query(ge=0, le=1, description=ABSTAIN)] = None,
 ) -> Answer | Answers:
     """Classify images, each by its task.
 
     One image by one `task` is answered alone, with the status of what went wrong. Several images, or `tasks`, are
-    answered by a list of results, each an answer or a failure of its own. `task`, `tasks`, `top_k` and `threshold`
-    stand in the form or the JSON, or in the query.
+    answered by a list of results, each an answer or a failure of its own. `task`, `tasks` and all others stand in the
+    form or the JSON, or in the query.
     """
+    # FastAPI describes the route by this function, and `answered` is what runs.
+    given = {"task": task, "tasks": tasks, "top_k": top_k, "threshold": threshold}
+    given |= {"unknown": unknown, "abstain": abstain}
+    return await classified(request, {name: listed(value) for name, value in given.items()})
+
+
+async def classified(request: Request, query: Fields) -> Answer | Answers:
+    """Have a request classified whose query holds these texts."""
     settings: Settings = request.app.state.settings
-    once = {"top_k": top_k, "threshold": threshold}
-    query = {"task": task, "tasks": tasks} | {k: [] if v is None else [str(v)] for k, v in once.items()}
     content_type = request.headers.get("content-type", "")
     asked = read_request(await request.body(), content_type, query, settings.max_images)
     handler: ClassifyHandler = request.app.state.classify_handler
     stats = RequestStats()
     results = await handler.handle(asked.images, asked.wanted, stats)
-    _add_to_log(request, asked.images, results, stats)
+    add_to_log(request, len(asked.images), [each if isinstance(each, Answer) else None for each in results], stats)
     if not asked.listed:
         if isinstance(results[0], RequestError):
             raise results[0]
@@ -125,16 +137,16 @@ async def classify(
     return Answers(results=tuple(result(name, each) for name, each in zip(names, results, strict=True)))
 
 
-def _add_to_log(
-    request: Request, sent: Sequence[SentImage], results: Sequence[Answer | RequestError], stats: RequestStats
+def add_to_log(
+    request: Request, images: int, results: Sequence[Answer | Embedding | None], stats: RequestStats
 ) -> None:
-    """Add known tasks, digests and times to the request's log line."""
-    good = [each for each in results if isinstance(each, Answer)]
+    """Add known tasks, digests and times to the request's log line; a result of None failed."""
+    good = [each for each in results if each is not None]
     request.state.log_fields.update(
-        task=sorted({each.task for each in good}),
+        task=sorted({each.task for each in good if each.task}),
         lane=sorted(stats.lanes),
-        digest=sorted({each.bundle[:12] for each in good}),
-        images=len(sent),
+        digest=sorted({each.bundle[:12] for each in good if each.bundle}),
+        images=images,
         failed=len(results) - len(good),
         batch=stats.batch,
         **{f"{name}_ms": value for name, value in stats.parts.items()},

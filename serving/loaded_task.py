@@ -9,6 +9,7 @@ import numpy as np
 from mosa_deploy.bundles.answers import decide
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import CANARY_PIXELS
+from mosa_deploy.bundles.feature_statistics import FeatureStatistics
 from mosa_deploy.bundles.gate import LabelledImage
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
 from mosa_deploy.bundles.record import Record
@@ -19,7 +20,7 @@ from mosa_deploy.runtimes.tensorrt_record import AGAIN
 from serving.batching import Batcher, Item
 from serving.errors import RequestError
 from serving.images import read_pixels
-from serving.lanes import AnyLane
+from serving.lanes import AnyLane, SharedLane
 from serving.store import Version
 
 CANARY_SECONDS = 60.0
@@ -42,6 +43,8 @@ class LoadedTask:
     """None if the graph has a head of its own."""
     columns: slice = field(default_factory=lambda: slice(None))
     """The features that the head reads."""
+    statistics: FeatureStatistics | None = None
+    """Those of its features, if the bundle has them and the lane gives features."""
     fallback: str | None = None
     """Why a later candidate than the first serves it."""
     postponed: bool = False
@@ -50,9 +53,37 @@ class LoadedTask:
     retired: bool = False
     pinned: bool = False
 
-    def item(self, pixels: Pixels, deadline: float) -> Item:
-        """Prepare an image (H, W, 3) for this version's lane."""
-        return Item(self.lane, pixels, self.version.record.preprocess, self.slot, deadline)
+    def item(self, pixels: Pixels, deadline: float, plain: bool = False) -> Item:
+        """Prepare an image (H, W, 3) for this version's lane; with `plain` for the backbone without its adapter."""
+        slot = self.lane.empty if plain and isinstance(self.lane, SharedLane) else self.slot
+        return Item(self.lane, pixels, self.version.record.preprocess, slot, deadline)
+
+    @property
+    def without_features(self) -> str | None:
+        """Why it cannot give features; None if it can."""
+        if self.head is not None:
+            return None
+        return f"'{self.version.record.task}' is served in the {self.lane.kind} lane, which gives no features"
+
+    @property
+    def without_unknown(self) -> str | None:
+        """Why it cannot say how unknown an image is; None if it can."""
+        if self.statistics is not None or self.without_features:
+            return self.without_features
+        return f"the bundle of '{self.version.record.task}' has no statistics of its features: tune it again"
+
+    def features(self, row: Array, plain: bool = False) -> Array:
+        """The lane's output of an image (C,) -> what the head reads (F,), or with `plain` timm's own head would."""
+        columns = self.columns
+        if plain and isinstance(self.lane, SharedLane):
+            columns = self.lane.bank.layout.columns("cls", self.slot)
+        return row[columns]
+
+    def unknown(self, row: Array, answer: Array) -> float | None:
+        """How unknown an image is, by the lane's output (C,) and probabilities (K,); None if that cannot be told."""
+        if self.statistics is None:
+            return None
+        return float(self.statistics.unknown(self.features(row)[None], answer[None])[0])
 
     def probabilities(self, rows: Array) -> Array:
         """The lane's output, (n, C) or (n, K) -> calibrated probabilities (n, K)."""

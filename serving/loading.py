@@ -125,4 +125,4 @@ class Loader:
         shared = self.lanes.shared(candidate, version.record, weights)
         slot = self.batcher.call(lambda: shared.write(weights)).result()
         columns = shared.bank.layout.columns(version.record.features, slot)
-        return LoadedTask(version, shared, slot, bundle.head, columns)
+        return LoadedTask(version, shared, slot, bundle.head, columns, bundle.statistics)

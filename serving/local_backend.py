@@ -10,16 +10,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from mosa_deploy.bundles.decision import Decision, KeptVersion
 from mosa_deploy.bundles.preprocess import Pixels
-from mosa_deploy.client.schema import LaneName, Task, TaskVersion, Versions
+from mosa_deploy.client.schema import LaneName, Task, Versions
 from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics
 from serving.agreement import Agreement
-from serving.backend import Answered, Health, Lease, Outcome, PutOptions
+from serving.backend import Answered, Embedded, Health, Lease, Outcome, PutOptions
 from serving.batching import Batcher, Item
 from serving.candidates import CandidateList, require_files
 from serving.changes import TaskChanges
+from serving.drift import DriftMonitor
 from serving.errors import RequestError, late
 from serving.lanes import SharedLane
 from serving.loaded_task import LoadedTask
@@ -32,6 +32,7 @@ from serving.runtime import choose
 from serving.settings import Settings
 from serving.storage import open_files
 from serving.store import TaskStore
+from serving.task_info import task_info, version_info
 
 log = logging.getLogger("mosa_deploy.serving")
 
@@ -74,6 +75,7 @@ class LocalBackend:
         }
         self.registry = Registry(store, loader, limits, settings.folded, metrics.event)
         self.changes = TaskChanges(self.registry, settings)
+        self.drift = DriftMonitor(settings.drift_window)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
         self.presence = Presence(store.files)
         self.ranking = Ranking(candidates, lanes)
@@ -93,13 +95,13 @@ class LocalBackend:
             reasons = "; ".join(dict.fromkeys(str(entry.refused) for entry in entries))
             raise StoreError(f"no task of {self.settings.artifacts} can be served: {reasons}")
 
-    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
+    async def lease(self, tasks: Sequence[str], seconds: float, plain: bool = False) -> dict[str, Lease | RequestError]:
         """See `Backend`."""
         end, leases = time.monotonic() + seconds, dict[str, Lease | RequestError]()
         try:
             for task in tasks:
                 try:
-                    leases[task] = await self._lease(task, end)
+                    leases[task] = await self._lease(self.registry.task_on(task) if plain else task, end)
                     self._leased += 1
                 except RequestError as error:
                     leases[task] = error
@@ -113,8 +115,9 @@ class LocalBackend:
             # Other requests may wait for the same load when this one gives up.
             await _until(asyncio.shield(asyncio.wrap_future(held)), end, self.settings.deadline_s)
         record = held.version.record
-        thresholds = record.per_label.thresholds if record.per_label else None
-        return Lease(task, record.sha256, record.classes, record.preprocess, held.lane.kind, held, thresholds)
+        lane, thresholds = held.lane.kind, record.per_label.thresholds if record.per_label else None
+        classes, backbone = record.classes, record.backbone.folder
+        return Lease(task, record.sha256, classes, record.preprocess, lane, held, thresholds, backbone)
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """See `Backend`."""
@@ -122,10 +125,30 @@ class LocalBackend:
         for lease in leases:
             self.registry.release(lease.handle)
 
-    async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """See `Backend`. Probes share one pass of an image."""
+    async def infer(
+        self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, unknown: bool = False
+    ) -> list[Outcome]:
+        """See `Backend`."""
+        items = await self._run(asked, seconds)
+        return [self._outcome(lease.handle, item, unknown) for (lease, _), item in zip(asked, items, strict=True)]
+
+    async def embed(
+        self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, plain: bool = False
+    ) -> list[Embedded | RequestError]:
+        """See `Backend`."""
+        able = [(lease, pixels) for lease, pixels in asked if lease.handle.without_features is None]
+        items = iter(await self._run(able, seconds, plain) if able else ())
+        return [
+            RequestError(422, f"{reason}: serve it in the shared lane")
+            if (reason := lease.handle.without_features)
+            else self._embedded(lease.handle, next(items), plain)
+            for lease, _ in asked
+        ]
+
+    async def _run(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, plain: bool = False) -> list[Item]:
+        """Run images until their deadline; probes, and what is plain, share one pass of an image."""
         deadline = time.monotonic() + seconds
-        items = [lease.handle.item(pixels, deadline) for lease, pixels in asked]
+        items = [lease.handle.item(pixels, deadline, plain) for lease, pixels in asked]
         once: dict[tuple[object, ...], Item] = {}
         items = [once.setdefault(_identity(item), item) for item in items]
         self.batcher.submit(list(once.values()))
@@ -133,17 +156,36 @@ class LocalBackend:
         _, pending = await asyncio.wait(waiting, timeout=max(0.0, seconds))
         for future in pending:
             future.cancel()
-        return [self._outcome(lease.handle, item) for (lease, _), item in zip(asked, items, strict=True)]
+        return items
 
-    def _outcome(self, loaded: LoadedTask, item: Item) -> Outcome:
+    def _fault(self, item: Item) -> RequestError | None:
+        """Why an image has no row of output; None if it has one."""
         if item.future.cancelled() or not item.future.done():
             return late(self.settings.deadline_s)
-        if fault := item.future.exception():
-            return RequestError.of(fault) if isinstance(fault, Exception) else late(self.settings.deadline_s)
-        answer = loaded.probabilities(item.future.result()[None])[0]
+        fault = item.future.exception()
+        if fault is None:
+            return None
+        return RequestError.of(fault) if isinstance(fault, Exception) else late(self.settings.deadline_s)
+
+    def _outcome(self, loaded: LoadedTask, item: Item, unknown: bool) -> Outcome:
+        if fault := self._fault(item):
+            return fault
+        row = item.future.result()
+        answer = loaded.probabilities(row[None])[0]
         if not np.isfinite(answer).all():
-            return RequestError(503, f"'{loaded.version.record.task}' overflows on this image: tune it again")
-        return Answered(answer, item.waited, item.ran, item.size)
+            return _overflow(loaded)
+        self.drift.add(loaded, row, answer)
+        if not unknown:
+            return Answered(answer, item.waited, item.ran, item.size)
+        return Answered(answer, item.waited, item.ran, item.size, loaded.unknown(row, answer), loaded.without_unknown)
+
+    def _embedded(self, loaded: LoadedTask, item: Item, plain: bool) -> Embedded | RequestError:
+        if fault := self._fault(item):
+            return fault
+        features = loaded.features(item.future.result(), plain)
+        if not np.isfinite(features).all():
+            return _overflow(loaded)
+        return Embedded(features, item.waited, item.ran, item.size)
 
     async def tasks(self) -> list[Task]:
         """See `Backend`."""
@@ -166,7 +208,7 @@ class LocalBackend:
         """See `Backend`. A removed task has versions too: a rollback brings it back."""
         with self.registry.lock:
             entry = self.registry.entries.get(name) or self.registry.entry(name)
-        return Versions(versions=tuple(map(partial(_version, entry.decision), entry.decision.versions)))
+        return Versions(versions=tuple(map(partial(version_info, entry.decision), entry.decision.versions)))
 
     async def rollback(self, name: str, digest: str | None, new_classes: bool) -> Task:
         """See `Backend`."""
@@ -200,46 +242,11 @@ class LocalBackend:
             raise RequestError.of(fault) from None
 
     def _info(self, entry: Entry) -> Task:
-        record = entry.version.record if entry.version else None
-        kept = entry.decision.find(entry.decision.current)
-        accuracy = record.metrics.get("validation_accuracy") if record else None
-        measured_on = f"validation images of its tuning ({record.dataset})" if record and accuracy is not None else None
-        plan = entry.loaded.lane.plan if entry.loaded else None
-        return Task(
-            task=entry.name,
-            classes=record.classes if record else (),
-            multi_label=record.multi_label if record else False,
-            thresholds=record.per_label.thresholds if record and record.per_label else None,
-            backbone=record.backbone.folder if record else "",
-            method=record.method if record else "",
-            bundle=record.sha256 if record else "",
-            lane=self.registry.lane_of(entry.name, entry.decision, record),
-            runtime=plan.runtime if plan else None,
-            precision=plan.precision if plan else None,
-            fallback=entry.loaded.fallback if entry.loaded else None,
-            fastest=self.ranking.said.get(record.backbone.folder) if record else None,
-            state="refused" if entry.refused else "active" if entry.loaded else "registered",
-            pinned=entry.decision.pinned,
-            can_roll_back=entry.decision.previous is not None,
-            reason=entry.refused,
-            accuracy=accuracy,
-            measured_on=measured_on,
-            added=kept.added if kept else None,
-            served_since=entry.decision.since or (kept.added if kept else None),
-            preprocess=record.preprocess.model_dump(mode="json") if record else None,
-        )
+        return task_info(entry, self.registry, self.ranking)
 
 
-def _version(decision: Decision, kept: KeptVersion) -> TaskVersion:
-    """What the service says of a version that is kept."""
-    return TaskVersion(
-        bundle=kept.digest,
-        served=kept.key == decision.current,
-        source=kept.source,
-        added=kept.added,
-        accuracy=kept.accuracy,
-        classes=kept.classes,
-    )
+def _overflow(loaded: LoadedTask) -> RequestError:
+    return RequestError(503, f"'{loaded.version.record.task}' overflows on this image: tune it again")
 
 
 def _identity(item: Item) -> tuple[object, ...]:

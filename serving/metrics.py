@@ -25,6 +25,7 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 
 requests = Counter("mosa_requests", "Requests by route template and status", ["route", "method", "status"])
 answers = Counter("mosa_answers", "Answers by task, lane and status", ["task", "lane", "status"])
+embeddings = Counter("mosa_embeddings", "Embeddings by task, lane and status", ["task", "lane", "status"])
 latency = Histogram("mosa_request_seconds", "Time from the first byte to the last", ["route"], buckets=SECONDS)
 in_flight = Gauge("mosa_requests_in_flight", "Requests in work", multiprocess_mode="livesum")
 batches = Histogram("mosa_batch_size", "Images of a batch", ["lane"], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
@@ -34,6 +35,14 @@ queue = Gauge("mosa_queue_depth", "Images that wait", multiprocess_mode="livesum
 loaded_tasks = Gauge("mosa_tasks_active", "Tasks that are loaded", multiprocess_mode="livesum")
 loads = Counter("mosa_task_loads", "Tasks loaded and proved by their canary")
 evictions = Counter("mosa_task_evictions", "Tasks that had to go for others")
+scored = Counter("mosa_drift_images", "Images that were compared with a task's validation images", ["task"])
+unfamiliar = Counter("mosa_drift_unknown_images", "Those of them that were more unknown than 95 % of these", ["task"])
+drift = Gauge(
+    "mosa_drift",
+    "How differently the last window of a task's images is distributed, 0 to 1 (Kolmogorov-Smirnov)",
+    ["task"],
+    multiprocess_mode="mostrecent",
+)
 
 
 def batch(items: Sequence[Item]) -> None:

@@ -10,21 +10,19 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from mosa_deploy.errors import nearest, unknown_name
+from serving.assignment import REPEATABLE
 from serving.errors import BodyError, RequestError, first_faults, shown
 from serving.middleware import error_response
 
 IMAGES = "images go to POST /classify"
 
-CLASSIFY = "/classify"
+CLASSIFY, EMBED = "/classify", "/v1/embed"
 
 BESIDE = ("/livez", "/readyz")
 """Paths of the server around the app."""
 
 NEAR = 0.7
 """How much like a page, or a path for operators, a path must look to be told of it; the API's own need less."""
-
-REPEATABLE = ("task", "tasks")
-"""Query parameters that may be there more than once."""
 
 
 async def on_request_error(request: Request, error: Exception) -> JSONResponse:
@@ -36,7 +34,7 @@ async def on_request_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def command(request: Request) -> str:
-    """A command that asks `POST /classify` well."""
+    """A command that asks `POST /classify` or `POST /v1/embed` well."""
     address = request.url.replace(query="")
     if "json" in request.headers.get("content-type", ""):
         sent = '{"image": "<base64>", "task": "digits"}'
@@ -51,7 +49,7 @@ async def on_invalid(request: Request, fault: Exception) -> JSONResponse:
 
 
 def _invalid(request: Request, reason: str) -> RequestError:
-    kind = BodyError if request.scope["route"].path == CLASSIFY else RequestError
+    kind = BodyError if request.scope["route"].path in (CLASSIFY, EMBED) else RequestError
     return kind(422, reason)
 
 

@@ -96,6 +96,30 @@ class Registry:
                 raise RequestError(404, unknown_name("task", name, known))
             return entry
 
+    def task_on(self, backbone: str) -> str:
+        """The first task by name that the shared lane has on a backbone, which may be empty if there is only one.
+
+        Raises:
+            RequestError: 404 if there is none, 422 if it is not clear which backbone is meant.
+        """
+        found: dict[str, str] = {}
+        with self.lock:
+            for entry in sorted(self.entries.values(), key=lambda entry: entry.name, reverse=True):
+                record = entry.version.record if entry.version and not entry.refused else None
+                if record and self.lane_of(entry.name, entry.decision, record) == "shared":
+                    found[record.backbone.folder] = entry.name
+        meant = [folder for folder in found if backbone in ("", folder, folder.rpartition("-")[0])]
+        if len(meant) > 1:
+            raise RequestError(
+                422, f"several backbones are meant: send `backbone` as one of {', '.join(sorted(meant))}"
+            )
+        if not meant:
+            reason = (
+                unknown_name("backbone", backbone, found) if backbone and found else "no task is in the shared lane"
+            )
+            raise RequestError(404, f"{reason}; only the shared lane gives the features of a plain backbone")
+        return found[meant[0]]
+
     def list(self) -> list[Entry]:
         """Every task that is not removed, sorted by name."""
         with self.lock:

@@ -1,10 +1,9 @@
-"""A backend in another process: `InferenceServer` offers one on a socket, and `RemoteBackend` asks it.
+"""A backend in another process: `RemoteBackend` asks the one that `serving.inference_server` offers on a socket.
 
 A request that holds leases has a connection to itself. If its worker dies, the connection closes and frees them.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
 from mosa_deploy.client.schema import Task, Versions
-from mosa_deploy.errors import MosaError
 from serving import ipc
-from serving.backend import Answered, Backend, Health, Lease, Outcome, PutOptions
+from serving.backend import Answered, Embedded, Health, Lease, Outcome, PutOptions
 from serving.errors import RequestError, busy
 
 log = logging.getLogger("mosa_deploy.serving")
 
 Reply = tuple[dict[str, Any], list[bytes]]
+
+_NOTHING: Array = np.empty(0, dtype=np.float32)
 
 IDLE = 64
 """Connections that are kept for the next requests."""
@@ -59,15 +59,16 @@ class RemoteBackend:
         self.socket = socket
         self._idle: list[Connection] = []
 
-    async def lease(self, tasks: Sequence[str], seconds: float) -> dict[str, Lease | RequestError]:
+    async def lease(self, tasks: Sequence[str], seconds: float, plain: bool = False) -> dict[str, Lease | RequestError]:
         """See `Backend`. The request keeps its connection until it ends."""
         connection = await self._take()
         try:
-            reply, _ = await connection.ask({"call": "lease", "tasks": list(tasks), "seconds": seconds})
+            head = {"call": "lease", "tasks": list(tasks), "seconds": seconds, "plain": plain}
+            reply, _ = await connection.ask(head)
         except BaseException as fault:
             self._give(connection, whole=isinstance(fault, RequestError))
             raise
-        leases = {each["task"]: decode_lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
+        leases = {each["name"]: decode_lease(each, (connection, i)) for i, each in enumerate(reply["leases"])}
         if not any(isinstance(lease, Lease) for lease in leases.values()):
             self._give(connection)
         return leases
@@ -85,22 +86,45 @@ class RemoteBackend:
         finally:
             self._give(connection, whole)
 
-    async def infer(self, asked: Sequence[tuple[Lease, Pixels]], seconds: float) -> list[Outcome]:
-        """See `Backend`. An image is sent once, however many tasks it has."""
+    async def infer(
+        self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, unknown: bool = False
+    ) -> list[Outcome]:
+        """See `Backend`."""
+        return [
+            found if isinstance(found, RequestError) else Answered(row, **found)
+            for found, row in await self._send("infer", asked, seconds=seconds, unknown=unknown)
+        ]
+
+    async def embed(
+        self, asked: Sequence[tuple[Lease, Pixels]], seconds: float, plain: bool = False
+    ) -> list[Embedded | RequestError]:
+        """See `Backend`."""
+        return [
+            found if isinstance(found, RequestError) else Embedded(row, **found)
+            for found, row in await self._send("embed", asked, seconds=seconds, plain=plain)
+        ]
+
+    async def _send(
+        self, call: str, asked: Sequence[tuple[Lease, Pixels]], **arguments: Any
+    ) -> list[tuple[dict[str, Any] | RequestError, Array]]:
+        """Have images run; for each an error, or a row of numbers and how it came about.
+
+        An image is sent once, however many tasks it has.
+        """
         once = {id(pixels): np.ascontiguousarray(pixels) for _, pixels in asked}
         places = {name: i for i, name in enumerate(once)}
         connection, _ = asked[0][0].handle
         head = {
-            "call": "infer",
+            "call": call,
             "asked": [[lease.handle[1], places[id(pixels)]] for lease, pixels in asked],
             "shapes": [pixels.shape for pixels in once.values()],
-            "seconds": seconds,
+            "arguments": arguments,
         }
         reply, rows = await connection.ask(head, [pixels.tobytes() for pixels in once.values()])
         return [
-            _decode_error(each["fault"])
+            (_decode_error(each["fault"]), _NOTHING)
             if "fault" in each
-            else Answered(np.frombuffer(row, dtype=np.float32), each["waited"], each["ran"], each["batch"])
+            else (each, np.frombuffer(row, dtype=np.float32))
             for each, row in zip(reply["outcomes"], rows, strict=True)
         ]
 
@@ -181,114 +205,14 @@ class RemoteBackend:
             connection.writer.close()
 
 
-class InferenceServer:
-    """Offers a backend on a socket."""
-
-    def __init__(self, backend: Backend, socket: Path) -> None:
-        self.backend, self.socket = backend, socket
-        self._server: asyncio.Server | None = None
-
-    async def start(self) -> None:
-        """Listen; a socket that an earlier leader left is removed."""
-        self.socket.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, self.socket)
-
-    async def close(self) -> None:
-        """Stop listening."""
-        if self._server:
-            self._server.close()
-        self.socket.unlink(missing_ok=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        held: list[Lease | RequestError] = []
-        try:
-            while True:
-                head, blobs = await ipc.receive(reader)
-                try:
-                    reply, rows = await self._answer(head, blobs, held)
-                except MosaError as fault:
-                    reply, rows = {"fault": _encode_error(RequestError.of(fault))}, []
-                await ipc.send(writer, reply, rows)
-        except (asyncio.IncompleteReadError, OSError):
-            return
-        finally:
-            await self._release(held)
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    async def _release(self, held: list[Lease | RequestError]) -> None:
-        await self.backend.release([lease for lease in held if isinstance(lease, Lease)])
-        held.clear()
-
-    async def _answer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RequestError]) -> Reply:
-        match head.pop("call"):
-            case "lease":
-                # A request that got no lease at all does not release, so its errors are still here.
-                await self._release(held)
-                leases = await self.backend.lease(**head)
-                held += leases.values()
-                return {"leases": [encode_lease(task, lease) for task, lease in leases.items()]}, []
-            case "release":
-                await self._release(held)
-                return {}, []
-            case "infer":
-                return await self._infer(head, blobs, held)
-            case "put":
-                options = PutOptions(**head.pop("options"))
-                return {
-                    "value": (await self.backend.put(**head, content=blobs[0], options=options)).model_dump(mode="json")
-                }, []
-            case "remove":
-                await self.backend.remove(**head)
-                return {}, []
-            case "tasks":
-                return {"value": [each.model_dump(mode="json") for each in await self.backend.tasks()]}, []
-            case "health":
-                health = await self.backend.health()
-                return {"value": {"alive": health.alive, "ready": health.ready}}, []
-            case "task" | "versions" | "rollback" | "pin" as call:
-                info: Task | Versions = await getattr(self.backend, call)(**head)
-                return {"value": info.model_dump(mode="json")}, []
-        raise RequestError(503, "the workers are of different versions: restart the server")
-
-    async def _infer(self, head: dict[str, Any], blobs: list[bytes], held: list[Lease | RequestError]) -> Reply:
-        pixels = [
-            np.frombuffer(blob, dtype=np.uint8).reshape(shape)
-            for blob, shape in zip(blobs, head["shapes"], strict=True)
-        ]
-        asked = [(lease, pixels[j]) for i, j in head["asked"] if isinstance(lease := held[i], Lease)]
-        outcomes = await self.backend.infer(asked, head["seconds"])
-        messages = [
-            {"fault": _encode_error(each)}
-            if isinstance(each, RequestError)
-            else {"waited": each.waited, "ran": each.ran, "batch": each.batch}
-            for each in outcomes
-        ]
-        rows = [b"" if isinstance(each, RequestError) else each.probabilities.tobytes() for each in outcomes]
-        return {"outcomes": messages}, rows
-
-
-def encode_lease(task: str, lease: Lease | RequestError) -> dict[str, Any]:
-    """A lease as a message."""
-    if isinstance(lease, RequestError):
-        return {"task": task, "fault": _encode_error(lease)}
-    message = {"task": task, "digest": lease.digest, "classes": lease.classes, "lane": lease.lane}
-    return {**message, "preprocess": lease.preprocess.model_dump(), "thresholds": lease.thresholds}
-
-
 def decode_lease(message: dict[str, Any], handle: tuple[Connection, int]) -> Lease | RequestError:
     """The lease in a message."""
     if "fault" in message:
         return _decode_error(message["fault"])
     preprocess = Preprocess.model_validate(message["preprocess"])
-    classes, thresholds = tuple(message["classes"]), message["thresholds"]
+    classes, thresholds, backbone = tuple(message["classes"]), message["thresholds"], message["backbone"]
     thresholds = None if thresholds is None else tuple(thresholds)
-    return Lease(message["task"], message["digest"], classes, preprocess, message["lane"], handle, thresholds)
-
-
-def _encode_error(error: RequestError) -> dict[str, Any]:
-    return {"status": error.status, "reason": error.reason, "retry_after": error.retry_after}
+    return Lease(message["task"], message["digest"], classes, preprocess, message["lane"], handle, thresholds, backbone)
 
 
 def _decode_error(message: dict[str, Any]) -> RequestError:

@@ -13,10 +13,11 @@ from mosa_deploy.errors import MosaError
 from serving import log, server
 from serving.app import attach, create_app
 from serving.backend import Backend
+from serving.inference_server import InferenceServer
 from serving.leader import WorkerRendezvous
 from serving.local_backend import LocalBackend
 from serving.refusals import CLASSIFY
-from serving.remote_backend import InferenceServer, RemoteBackend
+from serving.remote_backend import RemoteBackend
 from serving.settings import Settings, unread_variables
 from serving.store import check_store
 

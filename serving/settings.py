@@ -90,6 +90,9 @@ class Settings(BaseModel):
     """By how much the accuracy of a new version may be lower than that of the served one, on the labelled images of an
     upload. An upload's `margin` replaces it."""
 
+    drift_window: Annotated[int, Field(ge=0)] = 256
+    """Images of a task after which its drift is measured; 0 measures none."""
+
     max_upload: Count = 10 << 20
     """The most bytes of a request's body; more are refused with 413."""
     max_pixels: Count = 50_000_000

@@ -1,12 +1,10 @@
-"""Write the files of a finished run: the temperature, the canary, the report, the bundle."""
+"""Write the files of a finished run: the temperature, the canary, statistics of features, the report, the bundle."""
 
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mosa_deploy.adapters.attach import task_state
@@ -24,10 +22,11 @@ from training.data import ImageSet
 from training.dataset import Dataset
 from training.label_report import write_label_report
 from training.label_scores import calibrate, label_remarks
-from training.loop import Row, predict
+from training.loop import Row
 from training.recipe import Recipe
 from training.report import write_report
 from training.scores import fit_temperature, measure
+from training.unknown import Answers, pixels_of, predict_with_features, statistics_of
 
 
 def write_results(
@@ -45,13 +44,14 @@ def write_results(
     `tested` says whether the images have a test set.
     """
     validation = data.validation
-    logits = predict(model, validation, record.preprocess, device)
+    logits, features = predict_with_features(model, validation, record.preprocess, device)
     record = calibrated(record, logits, validation.labels)
     scores = record.scores(logits.numpy())
     metrics = {
         **{f"validation_{name}": value for name, value in measure(record, scores, validation.labels).items()},
         "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
     }
+    statistics = statistics_of(model, record, data.train, Answers(features.numpy(), scores), device)
     model.cpu().eval()
 
     def answer(images: Array) -> Array:
@@ -69,7 +69,7 @@ def write_results(
     report = write_label_report if record.multi_label else write_report
     report(out, record, recipe, logits, validation.labels, rows, tested, remarks)
     tensors = {name: value.numpy() for name, value in task_state(model, record.method).items()}
-    bundle = Bundle(record, tensors, canary).save(out)
+    bundle = Bundle(record, tensors, canary, statistics).save(out)
     (out / run.CHECKPOINT).unlink(missing_ok=True)
     print(f"{record.method} on {record.task}: validation {summary(record)}; bundle {bundle.digest[:12]} in {out}")
     for doubt in doubts:
@@ -116,9 +116,7 @@ def write_calibration(out: Path, train: ImageSet, validation: ImageSet, preproce
         return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
 
     calibrating, compared = some(train, "calibration"), some(validation, "parity")
-    images = train.take(calibrating).numpy()
-    if images.shape[1:3] != preprocess.size:  # They were read with a margin.
-        images = np.stack([preprocess.pixels(Image.fromarray(image)) for image in images])
+    images = pixels_of(train, calibrating, preprocess).numpy()
     labels = validation.labels[compared]
     labels = labels.to(torch.uint8) if labels.ndim == 2 else labels
     samples = Samples(images, validation.take(compared).numpy(), labels.numpy())

@@ -1,6 +1,7 @@
 """The bundle: everything that a task owns, as `adapter.safetensors` and `adapter.json` in one folder.
 
-The tensors are the adapters, the head and the canary. The record (`mosa_deploy.bundles.record`) describes them and
+The tensors are the adapters, the head, the canary and what `mosa_deploy.bundles.feature_statistics` says of features,
+if the run had enough validation images. The record (`mosa_deploy.bundles.record`) describes them and
 holds the sha256 of `adapter.safetensors`, which is the bundle's digest. This needs no torch, and nothing unpickles.
 """
 
@@ -15,6 +16,8 @@ from safetensors.numpy import load, save
 
 from mosa_deploy.bundles.adapter_config import PATCHES, READERS, SCALED, TARGET_SLICES, AdapterConfig
 from mosa_deploy.bundles.canary import PREFIX, Canary
+from mosa_deploy.bundles.feature_statistics import PREFIX as STATISTICS
+from mosa_deploy.bundles.feature_statistics import FeatureStatistics
 from mosa_deploy.bundles.ownership import owns
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.probe_features import QUERY, features_width
@@ -33,6 +36,8 @@ class Bundle:
     record: Record
     tensors: Tensors
     canary: Canary
+    statistics: FeatureStatistics | None = None
+    """By what it tells how unknown an image is; None if it cannot."""
 
     @property
     def digest(self) -> str:
@@ -56,13 +61,19 @@ class Bundle:
         # safetensors writes metadata in random order: without any, the same tensors give the same bytes.
         # It writes an array's memory as it lies, and a transposed view would come back scrambled.
         tensors = {**self.tensors, **self.canary.to_tensors()}
+        if self.statistics is not None:
+            tensors |= self.statistics.to_tensors()
         content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
-        record = self.record.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+        update = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "unknown": None if self.statistics is None else "relative",
+        }
+        record = self.record.model_copy(update=update)
         # Both are written before either is renamed: a full disk must not leave new tensors beside an old record.
         with replacing(folder / TENSORS) as weights, replacing(folder / RECORD) as text:
             weights.write_bytes(content)
             text.write_bytes(record.model_dump_json(indent=2).encode() + b"\n")
-        return Bundle(record, self.tensors, self.canary)
+        return Bundle(record, self.tensors, self.canary, self.statistics)
 
     @classmethod
     def load(cls, folder: FilePath) -> "Bundle":
@@ -95,9 +106,16 @@ class Bundle:
             raise BundleError(f"{where} is not a safetensors file: {error}") from None
         except KeyError as error:
             raise BundleError(f"{where} holds {error.args[0]}, which numpy cannot read: save it as F32") from None
-        tensors = {name: value for name, value in stored.items() if not name.startswith(PREFIX)}
+        beside = (PREFIX,) if record.unknown is None else (PREFIX, STATISTICS)
+        tensors = {name: value for name, value in stored.items() if not name.startswith(beside)}
         check_tensors(record, tensors)
-        return cls(record, tensors, Canary.from_tensors(stored))
+        return cls(record, tensors, Canary.from_tensors(stored), _statistics(record, stored))
+
+
+def _statistics(record: Record, stored: Tensors) -> FeatureStatistics | None:
+    if record.unknown is None:
+        return None
+    return FeatureStatistics.from_tensors(stored, features_width(record.features, record.backbone.topology))
 
 
 def expected_shapes(record: Record) -> Shapes:

@@ -61,6 +61,14 @@ def _answers_one_class(fields: Fields) -> Fields:
     return fields
 
 
+def _says_nothing_of_unknown_images(fields: Fields) -> Fields:
+    """Version 7 says whether the bundle has statistics of its features, by which unknown images are told.
+
+    Before it there were none, which is the default.
+    """
+    return fields
+
+
 RECORD_FORMAT = FileFormat(
     RECORD,
     BundleError,
@@ -71,6 +79,7 @@ RECORD_FORMAT = FileFormat(
         _decodes_every_pixel,
         _has_no_groups,
         _answers_one_class,
+        _says_nothing_of_unknown_images,
     ),
 )
 
@@ -135,6 +144,8 @@ class Record(BaseModel):
     """None for probes, which have only a head, and for methods that tune the backbone's own parameters."""
     features: Features = "cls"
     """What the head reads; all but the default only in probes."""
+    unknown: Literal["relative"] | None = None
+    """How the bundle tells unknown images, by `mosa_deploy.bundles.feature_statistics`; None if it cannot."""
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -9,17 +9,18 @@ Requests that failed for a temporary reason are retried, and not before the serv
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 import tenacity
 
 from mosa_deploy.client import requests
 from mosa_deploy.client.address import service_url
-from mosa_deploy.client.requests import ApiRequest, Picture
+from mosa_deploy.client.embeddings import Embedding
+from mosa_deploy.client.requests import AnswerOptions, ApiRequest, Picture
 from mosa_deploy.client.retries import Attempts, read_response, retrying, unreachable
 from mosa_deploy.client.schema import Answer, ChosenLane, Failure, Task, TaskVersion
-from mosa_deploy.errors import ConfigError
+from mosa_deploy.errors import ConfigError, ServiceError
 from mosa_deploy.utils.files import Content
 
 T = TypeVar("T")
@@ -72,34 +73,70 @@ class Client:
             raise unreachable(request, fault) from None
         return read_response(request, response, attempts)
 
-    def classify(self, picture: Picture, task: str, top_k: int | None = None, threshold: float | None = None) -> Answer:
+    def classify(
+        self, picture: Picture, task: str, top_k: int | None = None, **options: Unpack[AnswerOptions]
+    ) -> Answer:
         """Classify one image, given by its bytes or its path, by one task.
 
         It answers the `top_k` likeliest classes, 5 if None. A task with several labels per image answers all labels
         that reach their own thresholds, or `threshold` in their place; of these at most `top_k`.
+        With `unknown=True` the answer says how unknown the image is to the task, from 0 to 1. With `abstain=0.99` it
+        lists no class if that is above 0.99. The other methods that classify take the same.
 
         Raises:
             DataError: the file cannot be read.
             ServiceError: there is no answer.
         """
-        return self._ask(requests.classify(picture, task, top_k, threshold))
+        return self._ask(requests.classify(picture, task, top_k, **options))
 
     def classify_many(
         self,
         pairs: Iterable[tuple[Picture, str]],
         top_k: int | None = None,
         batch: int = BATCH,
-        threshold: float | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[Answer | Failure]:
         """Classify images, each by its own task, `batch` per request; yield the results in the same order."""
-        for request in requests.classify_many(pairs, top_k, batch, threshold):
+        for request in requests.classify_many(pairs, top_k, batch, **options):
             yield from self._ask(request)
 
     def classify_by(
-        self, picture: Picture, tasks: Sequence[str], top_k: int | None = None, threshold: float | None = None
+        self,
+        picture: Picture,
+        tasks: Sequence[str],
+        top_k: int | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer | Failure]:
         """Classify one image by several tasks; one result per task."""
-        return self._ask(requests.classify_by(picture, tasks, top_k, threshold))
+        return self._ask(requests.classify_by(picture, tasks, top_k, **options))
+
+    def embed(
+        self, picture: Picture, task: str | None = None, backbone: str | None = None, normalise: bool = False
+    ) -> Embedding:
+        """The features of one image: a task's own, or without a task those of the plain backbone.
+
+        `backbone` names it if the service has several. With `normalise` they are divided by their Euclidean norm.
+
+        Raises:
+            DataError: the file cannot be read.
+            ServiceError: there is no answer.
+        """
+        (found,) = self.embed_many([picture], task, backbone, normalise)
+        if isinstance(found, Failure):
+            raise ServiceError(found.status, found.detail)
+        return found
+
+    def embed_many(
+        self,
+        pictures: Iterable[Picture],
+        task: str | None = None,
+        backbone: str | None = None,
+        normalise: bool = False,
+        batch: int = BATCH,
+    ) -> Iterator[Embedding | Failure]:
+        """The features of images, `batch` per request; yield the results in the same order."""
+        for request in requests.embed_many(pictures, task, backbone, normalise, batch):
+            yield from self._ask(request)
 
     def tasks(self) -> list[Task]:
         """List every task."""
@@ -174,30 +211,55 @@ class AsyncClient:
         return read_response(request, response, attempts)
 
     async def classify(
-        self, picture: Picture, task: str, top_k: int | None = None, threshold: float | None = None
+        self, picture: Picture, task: str, top_k: int | None = None, **options: Unpack[AnswerOptions]
     ) -> Answer:
         """See `Client.classify`."""
-        return await self._ask(requests.classify(picture, task, top_k, threshold))
+        return await self._ask(requests.classify(picture, task, top_k, **options))
 
     async def classify_many(
         self,
         pairs: Iterable[tuple[Picture, str]],
         top_k: int | None = None,
         batch: int = BATCH,
-        threshold: float | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer | Failure]:
         """See `Client.classify_many`; returns all results at once."""
         return [
             each
-            for request in requests.classify_many(pairs, top_k, batch, threshold)
+            for request in requests.classify_many(pairs, top_k, batch, **options)
             for each in await self._ask(request)
         ]
 
     async def classify_by(
-        self, picture: Picture, tasks: Sequence[str], top_k: int | None = None, threshold: float | None = None
+        self,
+        picture: Picture,
+        tasks: Sequence[str],
+        top_k: int | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> list[Answer | Failure]:
         """See `Client.classify_by`."""
-        return await self._ask(requests.classify_by(picture, tasks, top_k, threshold))
+        return await self._ask(requests.classify_by(picture, tasks, top_k, **options))
+
+    async def embed(
+        self, picture: Picture, task: str | None = None, backbone: str | None = None, normalise: bool = False
+    ) -> Embedding:
+        """See `Client.embed`."""
+        (found,) = await self.embed_many([picture], task, backbone, normalise)
+        if isinstance(found, Failure):
+            raise ServiceError(found.status, found.detail)
+        return found
+
+    async def embed_many(
+        self,
+        pictures: Iterable[Picture],
+        task: str | None = None,
+        backbone: str | None = None,
+        normalise: bool = False,
+        batch: int = BATCH,
+    ) -> list[Embedding | Failure]:
+        """See `Client.embed_many`; returns all results at once."""
+        made = requests.embed_many(pictures, task, backbone, normalise, batch)
+        return [each for request in made for each in await self._ask(request)]
 
     async def tasks(self) -> list[Task]:
         """See `Client.tasks`."""

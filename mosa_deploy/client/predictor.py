@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from mosa_deploy.bundles.answers import no_threshold, ranked, threshold_fault
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.feature_statistics import unit_length
 from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array, Pixels
 from mosa_deploy.bundles.store_layout import TASKS, StoreLayout
@@ -25,12 +27,15 @@ from mosa_deploy.client.schema import Answer, Prediction
 from mosa_deploy.errors import ConfigError, DataError, ParityError, StoreError
 from mosa_deploy.graphs.adapter_weights import choose_layout
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE, DEFAULT_RUNNER, Arithmetic, RunnerName
-from mosa_deploy.runtimes.runner import open_runner
-from mosa_deploy.runtimes.shared import SharedTask
+from mosa_deploy.runtimes.runner import Runner, open_runner
+from mosa_deploy.runtimes.shared import SharedTask, apply_head
 from mosa_deploy.utils.files import Content, FilePath, read_content
 
-Logits = Callable[[Array], Array]
-"""What the backbone reads (B, 3, H, W) -> logits (B, K)."""
+Function = Callable[[Array], Array]
+"""Of what the backbone reads (B, 3, H, W): logits (B, K), or features (B, F)."""
+
+OpenShared = Callable[[], tuple[SharedTask, Runner]]
+"""Opens the backbone's shared graph, with the task in its bank."""
 
 BATCH = 16
 """Images that run through the graph together."""
@@ -39,8 +44,9 @@ BATCH = 16
 class Predictor:
     """Classifies images by a task's exported graph, with the probabilities that the service would give."""
 
-    def __init__(self, bundle: Bundle, logits: Logits) -> None:
-        self.bundle, self._logits = bundle, logits
+    def __init__(self, bundle: Bundle, logits: Function, open_shared: OpenShared) -> None:
+        self.bundle, self._logits, self._open_shared = bundle, logits, open_shared
+        self._features: dict[bool, Function] = {}
 
     @classmethod
     def open(cls, folder: FilePath, runner: RunnerName = DEFAULT_RUNNER, threads: int = 0) -> Self:
@@ -57,8 +63,9 @@ class Predictor:
             ParityError: the canary's probabilities come out otherwise than they were recorded.
         """
         bundle = Bundle.load(Path(folder))
-        logits, precision = _open(Path(folder), bundle, runner, threads)
-        predictor = cls(bundle, logits)
+        open_shared = cache(partial(_open_shared, Path(folder), bundle, runner, threads))
+        logits, precision = _open(Path(folder), bundle, runner, threads, open_shared)
+        predictor = cls(bundle, logits, open_shared)
         error = bundle.canary.error(predictor.probabilities(bundle.canary.images))
         if not error <= CANARY_TOLERANCE[precision]:
             raise ParityError(
@@ -132,6 +139,47 @@ class Predictor:
         """
         return self._probabilities([self.pixels(image) for image in images])
 
+    def embed(self, image: Content, normalise: bool = False, plain: bool = False) -> Array:
+        """The features (F,) of an image: those that the task's head reads, or with `plain` the backbone's own.
+
+        They are divided by their Euclidean norm with `normalise`. A folded graph gives none, so the backbone's shared
+        graph is opened, which must lie in the same store.
+
+        Raises:
+            DataError: the image cannot be read.
+            StoreError: the backbone is missing, or was altered.
+            BundleError: no shared graph can serve the task.
+        """
+        (features,) = self.embed_many([image], normalise, plain)
+        return features
+
+    def embed_many(
+        self, images: Iterable[Content], normalise: bool = False, plain: bool = False, batch: int = BATCH
+    ) -> Iterator[Array]:
+        """The features of images, computed in batches; they come in the order of the images.
+
+        Raises:
+            MosaError: as `embed`.
+        """
+        remaining = iter(images)
+        while part := list(itertools.islice(remaining, batch)):
+            found = self._features_of([self.pixels(image) for image in part], plain)
+            yield from unit_length(found) if normalise else found
+
+    def unknown(self, image: Content) -> float | None:
+        """How unknown an image is to the task, from 0 to 1; None if the bundle has no statistics of its features.
+
+        It is the share of validation images that are less unknown.
+
+        Raises:
+            MosaError: as `embed`.
+        """
+        if self.bundle.statistics is None:
+            return None
+        features = self.embed(image)[None]
+        answers = self.bundle.record.scores(apply_head(features, self.bundle.head))
+        return float(self.bundle.statistics.unknown(features, answers)[0])
+
     def pixels(self, image: Content) -> Pixels:
         """An image as the task reads it, (H, W, 3).
 
@@ -149,6 +197,12 @@ class Predictor:
         record = self.bundle.record
         return record.scores(self._logits(record.preprocess.normalise(np.stack(images))))
 
+    def _features_of(self, images: Sequence[Pixels], plain: bool) -> Array:
+        if plain not in self._features:
+            task, runner = self._open_shared()
+            self._features[plain] = (task.plain() if plain else task).features_by(runner)
+        return self._features[plain](self.bundle.record.preprocess.normalise(np.stack(images)))
+
     def _answer(self, row: Array, top_k: int | None, threshold: float | None, milliseconds: float) -> Answer:
         likeliest = ranked(row, self.bundle.record.thresholds, top_k, threshold)
         predictions = tuple(Prediction(label=self.classes[k], score=float(row[k])) for k in likeliest)
@@ -156,9 +210,9 @@ class Predictor:
 
 
 def _open(
-    folder: Path, bundle: Bundle, runner: RunnerName, threads: int
-) -> tuple[Callable[[Array], Array], Arithmetic]:
-    """From what the backbone reads to logits, and what that is computed in: by the task's own graph, or the shared one.
+    folder: Path, bundle: Bundle, runner: RunnerName, threads: int, open_shared: OpenShared
+) -> tuple[Function, Arithmetic]:
+    """The task's logits, and what they are computed in: by the task's own graph, or the shared one.
 
     Raises:
         StoreError: there is neither, or it was altered.
@@ -169,7 +223,23 @@ def _open(
         check_proved(own, bundle.digest)
         opened = open_runner(own, runner, threads)
         return opened.run, opened.precision
+    task, opened = open_shared()
+    return task.answer_by(opened), opened.precision
+
+
+def _open_shared(folder: Path, bundle: Bundle, runner: RunnerName, threads: int) -> tuple[SharedTask, Runner]:
+    """The task in a bank of its own, and the shared graph of its backbone, which lies in the same store.
+
+    Raises:
+        StoreError: it is missing, or was altered.
+        ProviderError: the runner's runtime is not installed here.
+    """
     if folder.absolute().parent.name != TASKS:
+        if own_graph(folder):
+            raise StoreError(
+                f"{folder} is in no store, where its backbone's shared graph would be, which gives features: open it in"
+                " the folder that `mosa export` wrote"
+            )
         raise StoreError(
             f"{folder} holds no graph, as a run's folder does not: write one with `mosa export --bundle {folder}"
             f" --out artifacts`, and open artifacts/{TASKS}/{bundle.record.task}"
@@ -182,5 +252,4 @@ def _open(
     index = read_index(backbone)
     layout = choose_layout(bundle.record, index.files)
     opened = open_runner(graph_file(backbone, index, layout.file), runner, threads)
-    task = SharedTask.alone(bundle, layout, index.bank_scales(layout.file))
-    return task.answer_by(opened), opened.precision
+    return SharedTask.alone(bundle, layout, index.bank_scales(layout.file)), opened

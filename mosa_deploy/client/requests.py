@@ -1,14 +1,16 @@
 """The requests that a client sends, and how their responses are read; `mosa_deploy.client.client` sends them."""
 
+import base64
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.client.embeddings import Embedding, Embeddings
 from mosa_deploy.client.schema import (
     Answer,
     Answers,
@@ -43,14 +45,26 @@ class ApiRequest(Generic[T]):
     """The status by which the service says that an earlier attempt, whose response was lost, has done it."""
 
 
-def classify(picture: Picture, task: str, top_k: int | None, threshold: float | None = None) -> ApiRequest[Answer]:
+class AnswerOptions(TypedDict, total=False):
+    """What answers hold, beside how many classes."""
+
+    threshold: float | None
+    """The score from which on a label is answered, of a task with several labels per image."""
+    unknown: bool
+    """How unknown the image is to the task, from 0 to 1."""
+    abstain: float | None
+    """The same, and no class if the image is more unknown than this."""
+
+
+def classify(picture: Picture, task: str, top_k: int | None, **options: Unpack[AnswerOptions]) -> ApiRequest[Answer]:
     """Classify one image by one task."""
-    form = _form([picture], task=task, top_k=top_k, threshold=threshold)
-    return ApiRequest("POST", "/classify", Answer.model_validate_json, form)
+    return ApiRequest(
+        "POST", "/classify", Answer.model_validate_json, _form([picture], task=task, **_fields(top_k, options))
+    )
 
 
 def classify_many(
-    pairs: Iterable[tuple[Picture, str]], top_k: int | None, batch: int, threshold: float | None = None
+    pairs: Iterable[tuple[Picture, str]], top_k: int | None, batch: int, **options: Unpack[AnswerOptions]
 ) -> Iterator[ApiRequest[list[Answer | Failure]]]:
     """Classify images, each by its own task, `batch` images per request."""
     remaining = iter(pairs)
@@ -58,19 +72,30 @@ def classify_many(
         pictures, tasks = zip(*part, strict=True)
         if len(part) == 1:
             # A lone `task` would be answered by an HTTP error instead of a Failure.
-            yield classify_by(pictures[0], tasks, top_k, threshold)
+            yield classify_by(pictures[0], tasks, top_k, **options)
         else:
-            form = _form(pictures, task=tasks, top_k=top_k, threshold=threshold)
-            yield ApiRequest("POST", "/classify", _results, form)
+            yield ApiRequest("POST", "/classify", _results, _form(pictures, task=tasks, **_fields(top_k, options)))
 
 
 def classify_by(
-    picture: Picture, tasks: Sequence[str], top_k: int | None, threshold: float | None = None
+    picture: Picture, tasks: Sequence[str], top_k: int | None, **options: Unpack[AnswerOptions]
 ) -> ApiRequest[list[Answer | Failure]]:
     """Classify one image by several tasks; a text is one task."""
     tasks = [tasks] if isinstance(tasks, str) else tasks
-    form = _form([picture], tasks=",".join(tasks), top_k=top_k, threshold=threshold)
-    return ApiRequest("POST", "/classify", _results, form)
+    return ApiRequest("POST", "/classify", _results, _form([picture], tasks=",".join(tasks), **_fields(top_k, options)))
+
+
+def embed_many(
+    pictures: Iterable[Picture], task: str | None, backbone: str | None, normalise: bool, batch: int
+) -> Iterator[ApiRequest[list[Embedding | Failure]]]:
+    """The features of images, `batch` images per request."""
+    given = {"task": task, "backbone": backbone, "normalise": normalise or None}
+    fields = {name: value for name, value in given.items() if value is not None}
+    remaining = iter(pictures)
+    while part := list(islice(remaining, batch)):
+        # A lone image in a form would be answered by an HTTP error instead of a Failure; in a list it is not.
+        options = _form(part, **fields) if len(part) > 1 else {"json": {"images": [_data_url(part[0])], **fields}}
+        yield ApiRequest("POST", "/v1/embed", _embeddings, options)
 
 
 def tasks() -> ApiRequest[list[Task]]:
@@ -124,8 +149,17 @@ def pin(name: str, pinned: bool) -> ApiRequest[Task]:
     return ApiRequest("POST", f"{_path(name)}/pin", Task.model_validate_json, body)
 
 
+def _fields(top_k: int | None, options: AnswerOptions) -> dict[str, Any]:
+    """The fields of a form that ask for so many classes, and for what the options say."""
+    return {"top_k": top_k, **{name: value for name, value in options.items() if value is not False}}
+
+
 def _results(body: bytes) -> list[Answer | Failure]:
     return list(Answers.model_validate_json(body).results)
+
+
+def _embeddings(body: bytes) -> list[Embedding | Failure]:
+    return list(Embeddings.model_validate_json(body).results)
 
 
 def _path(task: str) -> str:
@@ -136,6 +170,10 @@ def _form(pictures: Sequence[Picture], **fields: Any) -> dict[str, Any]:
     """A form of images; a field without a value is left out, and the service has its own."""
     images = [("image", (_name(picture), read_content(picture))) for picture in pictures]
     return {"files": images, "data": {name: value for name, value in fields.items() if value is not None}}
+
+
+def _data_url(picture: Picture) -> str:
+    return f"data:;base64,{base64.b64encode(read_content(picture)).decode()}"
 
 
 def _name(picture: Picture) -> str:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from mosa_deploy.bundles.decision import ChosenLane as ChosenLane
 from mosa_deploy.bundles.decision import Source
@@ -45,6 +45,7 @@ TASK: Example = {
     "served_since": "2026-11-26T08:30:00Z",
     "preprocess": {"size": [32, 32], "resize": "center", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
     "gate": None,
+    "unknown": True,
 }
 VERSION: Example = {
     "bundle": "3f0c8b5a9d21",
@@ -100,14 +101,22 @@ class Answer(Model):
     """sha256 of the adapter that answered."""
     milliseconds: float
     """From the image's bytes to the answer, in the service."""
+    unknown: Annotated[float | None, Field(ge=0, le=1)] = None
+    """How unknown the image is to the task, if that was asked for: the share of validation images that are less so."""
+    abstained: bool | None = None
+    """Whether `unknown` is above `abstain`, if that was given: no class is listed then."""
+    note: str | None = None
+    """Why `unknown` is missing although it was asked for."""
 
     @property
     def label(self) -> str:
         """The likeliest class.
 
         Raises:
-            DataError: none is answered, as by a task with several labels per image.
+            DataError: none is answered, as by a task with several labels per image, or because it abstained.
         """
+        if self.abstained:
+            raise DataError(f"'{self.task}' abstained, since this image is too unknown: read `labels`, which are empty")
         if not self.predictions:
             raise DataError(f"'{self.task}' finds none of its labels on this image: read `labels`, which may be empty")
         return self.predictions[0].label
@@ -193,6 +202,8 @@ class Task(Model):
     normalised by `mean` and `std`."""
     gate: Gate | None = None
     """Only in the answer to an upload: how the version did on labelled images, if there are any."""
+    unknown: bool = False
+    """Whether its answers can say how unknown an image is."""
 
 
 class Tasks(Model):
@@ -259,6 +270,10 @@ class ClassifyJson(Sent):
     threshold: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
     """The score from which on a label is answered, in the place of the task's own thresholds, for tasks with several
     labels per image."""
+    unknown: StrictBool | None = None
+    """Whether to say how unknown each image is to its task."""
+    abstain: Annotated[StrictFloat | None, Field(ge=0, le=1)] = None
+    """Answer no class for an image whose `unknown` is above this."""
 
 
 class Pin(Sent):

@@ -1,7 +1,7 @@
 """The shared graph: a bank of tasks is bound to it, and each task's head is applied to the features that it gives."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -96,11 +96,17 @@ class SharedTask:
         """The task's slot for each of `count` images."""
         return np.full(count, self.slot, dtype=np.int64)
 
-    def answer_by(self, runner: Runner) -> Callable[[Array], Array]:
-        """Bind the bank to a runner of the shared graph: images (B, 3, H, W) -> the task's logits (B, K)."""
+    def plain(self) -> Self:
+        """The backbone without the task's adapter, in a slot of its own: the features that timm's own head reads."""
+        columns = self.bank.layout.columns("cls", self.slot)
+        return replace(self, slot=self.bank.write({}), columns=columns)
+
+    def features_by(self, runner: Runner) -> Callable[[Array], Array]:
+        """Bind the bank to a runner of the shared graph: images (B, 3, H, W) -> the head's features (B, F)."""
         shared = SharedRunner(runner, self.bank)
+        return lambda images: shared.run(images, self.slots(len(images)))[:, self.columns]
 
-        def answer(images: Array) -> Array:
-            return apply_head(shared.run(images, self.slots(len(images)))[:, self.columns], self.head)
-
-        return answer
+    def answer_by(self, runner: Runner) -> Callable[[Array], Array]:
+        """The same for the task's logits (B, K)."""
+        features = self.features_by(runner)
+        return lambda images: apply_head(features(images), self.head)

@@ -30,7 +30,11 @@ def keeper(
     [
         ({"topk": "3"}, 422, "unknown field 'topk'; did you mean top_k or task?"),
         ({"Task": "birds"}, 422, "unknown field 'Task'; did you mean task"),
-        ({"model": "birds"}, 422, "unknown field 'model'; known: image, task, tasks, threshold, top_k"),
+        (
+            {"model": "birds"},
+            422,
+            "unknown field 'model'; known: abstain, image, task, tasks, threshold, top_k",
+        ),
         (
             {"top_k": "abc"},
             422,
@@ -58,7 +62,7 @@ def test_a_form_s_field_is_never_ignored(
     ("body", "status", "reason"),
     [
         ({"topk": 3}, 422, "unknown field 'topk'; did you mean top_k or task?"),
-        ({"instances": [{"b64": BASE64}]}, 422, "unknown field 'instances'; did you mean images?"),
+        ({"instances": [{"b64": BASE64}]}, 422, "unknown field 'instances'; did you mean images"),
         ({"inputs": [{"name": "image", "data": [1, 2]}]}, 422, "unknown field 'inputs'"),
         ({"image": [[[0, 0, 0]]], "task": "birds"}, 422, "image: Input should be a valid string"),
         ({"image": {"b64": BASE64}, "task": "birds"}, 422, "image: Input should be a valid string"),
@@ -130,7 +134,12 @@ def multipart(*parts: str, end: str = "--x--\r\n") -> bytes:
         (multipart('name="image"; filename=""\r\n\r\n'), "x", 422, "`image` is missing: send one image at least"),
         (multipart('name="task"\r\n\r\nbirds'), "x", 422, "`image` is missing: send one image at least"),
         (multipart('name="task"; filename="a.txt"\r\n\r\nbirds'), "x", 422, "`task` is a file: send it as text"),
-        (multipart('name="photo"; filename="a.png"\r\n\r\nabc'), "x", 422, "unknown field 'photo'; known: image, task"),
+        (
+            multipart('name="photo"; filename="a.png"\r\n\r\nabc'),
+            "x",
+            422,
+            "unknown field 'photo'; known: abstain, image",
+        ),
         (
             multipart('name="image"\r\n\r\nabc', end=""),
             "x",
@@ -233,7 +242,7 @@ def test_a_bundle_in_a_form_is_told_how_to_be_sent(keeper: TestClient) -> None:
     [
         ("POST", "/classify/", 404, "unknown path '/classify/'; did you mean /classify?"),
         ("GET", "/v1/tasks/", 404, "unknown path '/v1/tasks/'; did you mean /v1/tasks?"),
-        ("POST", "/predict", 404, "unknown path '/predict'; known: /classify, /v1/tasks"),
+        ("POST", "/predict", 404, "unknown path '/predict'; known: /classify, /v1/embed, /v1/tasks"),
         ("POST", "/v1/classify", 404, "unknown path '/v1/classify'; did you mean /classify"),
         ("POST", "/", 405, "POST is not for /: send GET, HEAD; images go to POST /classify"),
         ("GET", "/classify", 405, f"GET is not for /classify: send POST; this works: {FORM}"),

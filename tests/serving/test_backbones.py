@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -92,3 +93,16 @@ def test_a_task_moves_to_the_other_backbone_and_back(
     check(*old)
     both.post("/v1/tasks/birds/rollback")
     check(moved, rows)
+
+
+def test_of_two_plain_backbones_one_has_to_be_named_for_their_features(
+    both: TestClient, maker: TaskMaker, second: TaskMaker
+) -> None:
+    def embed(**fields: str) -> Any:
+        return both.post("/v1/embed", files={"image": maker.images[0]}, data=fields)
+
+    folders = ", ".join(sorted((maker.backbone.folder, second.backbone.folder)))
+    said = f"several backbones are meant: send `backbone` as one of {folders}"
+    assert (embed().status_code, embed().json()["detail"]) == (422, said)
+    assert len(embed(backbone=SECOND).json()["embedding"]) == second.backbone.embed_dim
+    assert embed(backbone=maker.backbone.folder).json()["backbone"] == maker.backbone.folder

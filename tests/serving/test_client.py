@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from mosa_deploy.bundles.archive import Archive
-from mosa_deploy.client import Answer, AsyncClient, Client, Failure
+from mosa_deploy.client import Answer, AsyncClient, Client, Embedding, Failure
 from mosa_deploy.errors import ServiceError
 from tests.support.service import Server, serve
 from tests.support.tasks import TaskMaker
@@ -60,7 +60,7 @@ def test_the_client_returns_what_the_service_sends(server: Server) -> None:
 
 
 def test_the_async_client_says_the_same(server: Server, maker: TaskMaker) -> None:
-    async def asked() -> list[str]:
+    async def asked() -> list[str | None]:
         async with AsyncClient(server.address) as client:
             answers = await asyncio.gather(*(client.classify(image, "cracks") for image in maker.images))
             many = await client.classify_many([(image, "birds") for image in maker.images], batch=7)
@@ -153,3 +153,30 @@ def test_the_command_asks_from_any_folder(
     for line, text in zip(done.stdout.splitlines(), shown, strict=True):
         assert line.startswith(f"image.png{text}")
     assert "Traceback" not in done.stderr
+
+
+def test_features_of_images_come_in_their_order(server: Server, maker: TaskMaker) -> None:
+    with Client(server.address) as client:
+        alone = client.embed(maker.images[2], "birds")
+        found = list(client.embed_many([maker.images[2], b"no image", maker.images[3]], "birds", batch=2))
+        plain = client.embed(maker.images[2], normalise=True)
+        with pytest.raises(ServiceError, match="unknown task 'dogs'"):
+            client.embed(maker.images[2], "dogs")
+    first, second, third = found
+    assert isinstance(first, Embedding)
+    assert isinstance(third, Embedding)
+    assert first.embedding == pytest.approx(alone.embedding, abs=1e-4)
+    assert first.embedding != pytest.approx(third.embedding, abs=1e-4)
+    assert isinstance(second, Failure)
+    assert second.status == 415
+    assert sum(value**2 for value in plain.embedding) == pytest.approx(1)
+
+
+def test_a_client_that_awaits_gets_the_same_features(server: Server, maker: TaskMaker) -> None:
+    async def ask() -> Embedding:
+        async with AsyncClient(server.address) as client:
+            return await client.embed(maker.images[2], "birds")
+
+    with Client(server.address) as client:
+        wanted = client.embed(maker.images[2], "birds")
+    assert asyncio.run(ask()).embedding == pytest.approx(wanted.embedding, abs=1e-5)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -67,6 +68,21 @@ def test_a_probe_answers_as_its_folded_graph_alone(
     answer = client.post("/classify", files={"image": probes.images[5]}, data={"task": name, "top_k": "99"})
     assert scores(answer) == pytest.approx(named(made[name], wanted), abs=1e-5)
     assert client.get(f"/v1/tasks/{name}").json()["lane"] == "shared"
+
+
+def test_a_probe_gives_the_features_that_its_head_reads(
+    client: TestClient, probes: TaskMaker, made: Mapping[str, Archive]
+) -> None:
+    tasks = {"tasks": ["last", "weighed"]}
+    with passes(client) as sizes:
+        answer = client.post("/v1/embed", files={"image": probes.images[5]}, data=tasks).json()["results"]
+    for each in answer:
+        wanted = probes.features(made[each["task"]].bundle())[5]
+        np.testing.assert_allclose(each["embedding"], wanted, atol=1e-4)
+    assert sizes == [1]
+    plain = client.post("/v1/embed", files={"image": probes.images[5]}).json()["embedding"]
+    blocks = answer[0]["embedding"]
+    np.testing.assert_allclose(plain, blocks[-2 * len(plain) : -len(plain)], atol=1e-4)
 
 
 def test_all_probes_of_an_image_share_one_pass(client: TestClient, probes: TaskMaker) -> None:

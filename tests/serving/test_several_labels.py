@@ -18,11 +18,12 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.gate import LabelledImage
 from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.client import Client
-from mosa_deploy.client.ask import ask as ask_service
+from mosa_deploy.client.ask import AskConfig
 from mosa_deploy.client.schema import Failure
 from mosa_deploy.errors import ConfigError, DataError, ServiceError
 from serving.backend import Lease
-from serving.remote_backend import decode_lease, encode_lease
+from serving.inference_server import encode_lease
+from serving.remote_backend import decode_lease
 from tests.support.app import changing, listening, maker_on, put, scores
 from tests.support.tasks import CLASSES, TaskMaker, renamed
 
@@ -139,7 +140,7 @@ def test_the_client_takes_threshold_and_top_k(labels: TestClient, maker: TaskMak
 
 def test_ask_refuses_a_threshold_outside_0_to_1() -> None:
     with pytest.raises(ConfigError, match=r"^--threshold 1\.5 is no threshold: 0 to 1$"):
-        ask_service([], ["tags"], "http://localhost:1", threshold=1.5)
+        AskConfig([], ["tags"], "http://localhost:1", threshold=1.5)
 
 
 def test_a_task_of_one_class_is_not_replaced_by_several_labels_unasked(admin: TestClient, maker: TaskMaker) -> None:

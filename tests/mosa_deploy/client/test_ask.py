@@ -101,3 +101,44 @@ def test_an_image_that_the_service_refuses_does_not_end_the_others(
     first, second = capsys.readouterr().out.splitlines()
     assert first == "photos/a.jpg: birds: no answer (415): not an image of a known type"
     assert second.startswith("photos/b.jpg: birds: heron")
+
+
+def test_an_unknown_image_is_shown_without_a_class(
+    start_service: StartService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = BIRD | {"predictions": [], "unknown": 0.998, "abstained": True}
+    untold = BIRD | {"note": "the bundle of 'birds' has no statistics"}
+    service = start_service(Reply(200, json.dumps({"results": [unknown, untold]})))
+    assert run("photo.jpg", "--task", "birds", "--abstain", "0.99", "--address", service.address) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "photo.jpg: birds: no class   (bundle 3f0c8b5a9d21, 4.2 ms, unknown 0.998)"
+    assert second.endswith("4.2 ms); the bundle of 'birds' has no statistics")
+    assert b"0.99" in service.received[0].body
+
+
+def test_features_are_one_line_of_json(start_service: StartService, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"backbone": "vit", "embedding": [0.5, -0.25], "milliseconds": 4.0}
+    service = start_service(Reply(200, json.dumps({"results": [found]})))
+    assert run("photo.jpg", "--embed", "--normalise", "--address", service.address) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": "photo.jpg", **found}
+    assert (service.received[0].path, b"normalise" in service.received[0].body) == ("/v1/embed", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "birds", "--abstain", "1.5"], "--abstain 1.5: a number from 0 to 1"),
+        (["--task", "birds", "--normalise"], "--backbone and --normalise are for features: add --embed"),
+        (
+            ["--embed", "--abstain", "0.5"],
+            "--abstain, --threshold and --top-k are for classes: leave them out, or --embed",
+        ),
+        (["--embed", "--task", "a", "--backbone", "b"], "--backbone means its plain features: give it, or --task"),
+        ([], "the following arguments are required: --task"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("photo.jpg", *arguments) == 2
+    assert said in capsys.readouterr().err

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from mosa_deploy import Predictor
 from mosa_deploy.adapters.restore import restore
+from mosa_deploy.backbones.load import load_backbone
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.preprocess import probabilities
+from mosa_deploy.bundles.preprocess import Array, probabilities
 from mosa_deploy.errors import BundleError, DataError, ParityError, StoreError
 from tests.support.tasks import picture
 
@@ -114,3 +116,28 @@ def test_a_graph_that_misses_its_canary_is_refused(task: Path) -> None:
     (task / "parity.json").write_text(json.dumps(report | {"bundle": changed.digest}))
     with pytest.raises(ParityError, match="misses its canary's probabilities by"):
         Predictor.open(task)
+
+
+def features_of(model: VisionTransformer, inputs: Array) -> Array:
+    """What the head of a model reads."""
+    with torch.inference_mode():
+        return model.forward_head(model.forward_features(torch.from_numpy(inputs)), pre_logits=True).numpy()
+
+
+def test_features_are_the_tuned_model_s_and_the_plain_backbone_s(predictor: Predictor, store: Path) -> None:
+    bundle, images = Bundle.load(store / "tasks" / "digits"), [picture(seed) for seed in range(3)]
+    preprocess = bundle.record.preprocess
+    inputs = preprocess.normalise(np.stack([preprocess.read(image) for image in images]))
+    tuned, plain = restore(bundle), load_backbone(bundle.record.backbone.name)
+    assert isinstance(tuned, VisionTransformer)
+    assert isinstance(plain, VisionTransformer)
+    found = np.stack(list(predictor.embed_many(images, batch=2)))
+    np.testing.assert_allclose(found, features_of(tuned, inputs), atol=1e-4)
+    np.testing.assert_allclose(predictor.embed(images[1], plain=True), features_of(plain, inputs)[1], atol=1e-4)
+    assert np.linalg.norm(predictor.embed(images[1], normalise=True)) == pytest.approx(1)
+
+
+def test_features_need_the_backbone_s_shared_graph(task: Path) -> None:
+    predictor = Predictor.open(task, threads=1)
+    with pytest.raises(StoreError, match=r"is in no store, where its backbone's shared graph would be"):
+        predictor.embed(picture())

@@ -89,3 +89,17 @@ def test_a_task_s_name_stays_one_part_of_the_path() -> None:
 def test_a_margin_of_nothing_is_sent_and_not_taken_for_none() -> None:
     request = requests.put("digits", b"bundle", False, None, margin=0.0)
     assert request.options["params"] == {"new_classes": False, "margin": 0.0}
+
+
+def test_what_else_answers_should_hold_is_sent_if_it_is_asked_for() -> None:
+    asked = requests.classify(b"the image", "digits", 3, unknown=True, abstain=0.0)
+    assert asked.options["data"] == {"task": "digits", "top_k": 3, "unknown": True, "abstain": 0.0}
+    plain = requests.classify(b"the image", "digits", 3, unknown=False, abstain=None)
+    assert plain.options["data"] == {"task": "digits", "top_k": 3}
+
+
+def test_features_are_asked_for_in_batches_whose_last_image_may_be_alone() -> None:
+    first, last = requests.embed_many([b"0", b"1", b"2"], "digits", None, normalise=True, batch=2)
+    assert [content for _, (_, content) in first.options["files"]] == [b"0", b"1"]
+    assert first.options["data"] == {"task": "digits", "normalise": True}
+    assert last.options == {"json": {"images": ["data:;base64,Mg=="], "task": "digits", "normalise": True}}

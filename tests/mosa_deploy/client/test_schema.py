@@ -3,6 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from mosa_deploy.client.embeddings import EMBEDDING, Embeddings
 from mosa_deploy.client.schema import ANSWER, FAULT, TASK, Answer, Answers, Failure, Fault, Model, Task, Tasks
 
 FAILURE = {"task": "digits", "status": 404, **FAULT}
@@ -17,11 +18,12 @@ FAILURE = {"task": "digits", "status": 404, **FAULT}
         (Task, TASK),
         (Tasks, {"tasks": [TASK]}),
         (Fault, FAULT),
+        (Embeddings, {"results": [EMBEDDING, FAILURE]}),
     ],
 )
 def test_the_client_reads_exactly_what_the_service_sends(model: type[Model], sent: dict[str, object]) -> None:
     text = json.dumps(sent, separators=(",", ":"))
-    assert model.model_validate_json(text).model_dump_json() == text
+    assert model.model_validate_json(text).model_dump_json(exclude_unset=True) == text
 
 
 def test_a_result_is_an_answer_or_a_failure() -> None:
