@@ -33,9 +33,11 @@ def merge_adapter(adapter: PeftAdapter, state: Mapping[str, Tensor], where: str)
         if module != "head" and (weight is None or not _apply(change, weight, bias)):
             faults.append(module)
     if faults:
-        raise BundleError(
-            f"{where} does not fit the backbone, in {', '.join(sorted(faults))}: give the ViT that it was tuned on"
+        lacking = any(name.endswith(".bias") and eva_name(name) != name for name in faults)
+        model = (
+            "same DINOv3 with biases of q and v, whose name ends in _qkvb" if lacking else "ViT that it was tuned on"
         )
+        raise BundleError(f"{where} does not fit the backbone, in {', '.join(sorted(faults))}: give the {model}")
     return merged
 
 

@@ -16,7 +16,7 @@ from export.peft_adapter import read_peft
 from mosa_deploy.adapters.restore import restore
 from mosa_deploy.backbones.load import Weights, load_backbone, randomise
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.errors import BackboneError
+from mosa_deploy.errors import BackboneError, BundleError
 from tests.support import eva
 from tests.support.peft_models import adapted, difference
 
@@ -97,6 +97,18 @@ def test_an_adapter_that_tunes_biases_becomes_a_whole_backbone(model: Classifier
     bundle, given = converted(tmp_path, "peft")
     assert bundle.record.method == "full"
     assert difference(given, answers(tuned)) < NEAR
+
+
+def test_tuned_biases_that_the_backbone_lacks_are_refused_with_the_one_that_has_them(tmp_path: Path) -> None:
+    made = Classifier()
+    for name, parameter in made.named_parameters():
+        if name.endswith(("q_proj.bias", "v_proj.bias")):
+            torch.nn.init.zeros_(parameter)
+    made.backbone.save_pretrained(tmp_path / "base")
+    adapted(made, tmp_path / "peft", target_modules=["q_proj"], bias="all", modules_to_save=["head"])
+    expected = r"does not fit the backbone, in .*blocks\.0\.attn\.q\.bias.*: give the same DINOv3 .* ends in _qkvb$"
+    with pytest.raises(BundleError, match=expected):
+        converted(tmp_path, "peft", backbone=eva.NAME)
 
 
 def test_the_names_of_older_releases_are_known(model: Classifier, tmp_path: Path) -> None:

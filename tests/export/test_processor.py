@@ -56,6 +56,10 @@ def test_an_older_file_with_one_side_is_a_square(tmp_path: Path) -> None:
         ("CLIPImageProcessor", {"size": (224, 224), "resize": "center", "interpolation": "bicubic"}),
         ("ConvNextImageProcessorPil", {"size": (384, 384), "resize": "squash"}),
         ("SiglipImageProcessor", {"resize": "squash", "interpolation": "bicubic"}),
+        (
+            "DINOv3ViTImageProcessorFast",
+            {"resize": "squash", "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406)},
+        ),
     ],
 )
 def test_a_file_that_is_silent_does_what_its_kind_does(tmp_path: Path, kind: str, expected: dict[str, Any]) -> None:
