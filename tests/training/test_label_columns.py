@@ -11,7 +11,7 @@ from mosa_deploy.errors import ConfigError, DataError
 from tests.support.images import numbered, write_images
 from tests.support.splits import labels, listed, refusal, sizes, write_table
 from training.arguments import tune_config
-from training.tasks.base import Splits
+from training.tasks.base import Example, Splits, draw_sets
 from training.tasks.folder import Folder
 from training.tasks.labels import numbers
 from training.tasks.subset import Subset
@@ -83,10 +83,10 @@ def test_sets_have_their_sizes_and_about_equal_shares_of_each_label(images: Path
         assert shares == pytest.approx([1 / 2, 1 / 3, 1 / 5], abs=0.17)
 
 
-def test_a_label_of_one_image_is_trained_on(images: Path, tmp_path: Path) -> None:
-    rows = [(file, f"{given}|rare" if file == "7.jpg" else given) for file, given in GIVEN.items()]
-    found = of_table(images, table(tmp_path, "file,labels", rows))
-    assert "7.jpg" in [example.name for example in found.train]
+def test_a_label_of_one_image_is_trained_on_however_small_train_is() -> None:
+    examples = [Example(f"{i}", bytes, (0, 1) if i == 7 else (0,)) for i in range(20)]
+    drawn = draw_sets(examples, {"train": 2, "validation": 18})
+    assert "7" in [example.name for example in drawn["train"]]
 
 
 def test_a_set_may_lack_a_rare_label_but_not_have_one_that_train_lacks(images: Path, tmp_path: Path) -> None:
