@@ -31,6 +31,7 @@ def config(tmp_path: Path) -> Config:
     return Config("small", work=tmp_path / "work", plans=tmp_path, results=tmp_path / "results")
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_from_its_csv_alone(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     grid(replace(config, limit=1))
     path = config.results / "small.csv"

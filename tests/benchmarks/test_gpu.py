@@ -152,6 +152,7 @@ def test_without_the_packages_that_the_gpu_machine_lacks_what_needs_them_says_so
     assert "peft: not installed" in (tmp_path / "gpu.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_fp16_file_of_each_variant_is_timed_against_the_plain_one(tmp_path: Path) -> None:
     rows = run(tmp_path, f"{TINY} 2 --modes files")
     assert [row["variant"] for row in rows] == list(FILES)
@@ -178,6 +179,7 @@ def test_with_no_time_left_every_row_says_not_measured(tmp_path: Path) -> None:
     assert (tmp_path / "gpu.md").read_text().count(f"| {NOT_MEASURED} |") == len(rows)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept_when_the_command_is_interrupted(tmp_path: Path) -> None:
     flags = [*TINY.split(), "1", "2", "--modes", "eager", "--out", str(tmp_path), "--seconds", "5"]
     # Where the tests are a background job of a shell they ignore the signal, and so would the command.

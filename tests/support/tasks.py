@@ -5,6 +5,7 @@ those of the task's folded graph, run alone by ONNX Runtime.
 """
 
 import io
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,7 +98,9 @@ class TaskMaker:
             "attentive": None,
             "mosa": AdapterConfig(bottleneck=bottleneck, experts=2),
             "lora": AdapterConfig(bottleneck=bottleneck, experts=1, style="low-rank", targets=targets),
-            "repadapter": AdapterConfig(bottleneck=bottleneck, experts=1, style="repadapter", groups=2),
+            "repadapter": AdapterConfig(
+                bottleneck=bottleneck, experts=1, style="repadapter", groups=math.gcd(2, bottleneck)
+            ),
             "ssf": AdapterConfig(experts=1, style="ssf", scale=1.0),
         }[method]
         labels = [f"class-{k}" for k in range(classes)]
