@@ -20,6 +20,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import command
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.markdown import table
+from mosa_deploy.utils.versions import provenance
 from training.config import TuneConfig
 from training.data import Images
 from training.label_scores import as_targets, label_metrics, mean_average_precision
@@ -94,6 +95,8 @@ def report(config: Config, results: list[Result]) -> str:
     head = ("seed", "mAP", "macro-F1", "accuracy", "ECE", "mAP of one-vs-rest", "ratio")
     return f"""# Several labels per image
 
+{provenance("benchmarks.labels")}
+
 `sprites-labels`, nine labels on 2,000 test images, {config.method} on the embedded backbone; one-vs-rest is
 scikit-learn's logistic regression on the features that the tuned head reads, with C chosen on validation. Target: a
 ratio of at least {TARGET}. Thresholds and calibration are those of the bundle; accuracy is the share of images all of
@@ -106,7 +109,7 @@ whose labels are right.
 @command
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config)
+    config = tyro.cli(Config, prog="python -m benchmarks.labels")
     results = []
     for seed in range(config.seeds):
         with tempfile.TemporaryDirectory() as scratch:
