@@ -21,7 +21,7 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import listed
 
 ECE_BINS = 15
-"""Of the expected calibration error, arXiv 1706.04599."""
+"""The number of bins of the expected calibration error, arXiv 1706.04599."""
 
 SCALES = 0.05, 20.0
 """The bounds of a label's scale, those of one over the temperature of a task with one class per image."""

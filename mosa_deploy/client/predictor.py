@@ -32,7 +32,7 @@ from mosa_deploy.runtimes.shared import SharedTask, apply_head
 from mosa_deploy.utils.files import Content, FilePath, read_content
 
 Function = Callable[[Array], Array]
-"""Of what the backbone reads (B, 3, H, W): logits (B, K), or features (B, F)."""
+"""Turns what the backbone reads (B, 3, H, W) into logits (B, K) or features (B, F)."""
 
 OpenShared = Callable[[], tuple[SharedTask, Runner]]
 """Opens the backbone's shared graph, with the task in its bank."""
