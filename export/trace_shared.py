@@ -8,7 +8,7 @@ See `mosa_deploy.graphs.bank`.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -44,57 +44,53 @@ class SharedMlp(nn.Module):
         return out + adapted
 
 
-class SharedLinear(nn.Module):
-    """A linear layer plus the low-rank update of each sample's slot."""
+class SharedLayer(nn.Module):
+    """A layer with banks of its own, which are inputs of the graph."""
 
-    def __init__(self, linear: nn.Linear, inputs: Inputs, name: str) -> None:
+    def __init__(self, layer: nn.Module, inputs: Inputs, name: str) -> None:
         super().__init__()
-        self.linear = linear
+        self.layer = layer
         self.inputs, self.name = inputs, name
+
+    def gathered(self, *parts: str) -> Iterator[Tensor]:
+        """Parts of the banks, each with one entry for each sample's slot."""
+        slots = self.inputs[SLOTS]
+        return (self.inputs[f"{self.name}.{part}"][slots] for part in parts)
+
+
+class SharedLinear(SharedLayer):
+    """A linear layer plus the low-rank update of each sample's slot."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
-        slots = self.inputs[SLOTS]
-        down, up = (self.inputs[f"{self.name}.{part}"][slots] for part in ("down", "up"))
-        out: Tensor = self.linear(x)
+        down, up = self.gathered("down", "up")
+        out: Tensor = self.layer(x)
         return out + torch.matmul(torch.matmul(x, down), up)
 
 
-class SharedReader(nn.Module):
+class SharedReader(SharedLayer):
     """A linear layer behind the RepAdapter of each sample's slot."""
-
-    def __init__(self, linear: nn.Linear, inputs: Inputs, name: str) -> None:
-        super().__init__()
-        self.linear = linear
-        self.inputs, self.name = inputs, name
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
-        slots = self.inputs[SLOTS]
-        down, up, bias = (self.inputs[f"{self.name}.{part}"][slots] for part in ("down", "up", "bias"))
-        out: Tensor = self.linear(x + torch.matmul(torch.matmul(x, down), up) + bias[:, None])
+        down, up, bias = self.gathered("down", "up", "bias")
+        out: Tensor = self.layer(x + torch.matmul(torch.matmul(x, down), up) + bias[:, None])
         return out
 
 
-class SharedScale(nn.Module):
+class SharedScale(SharedLayer):
     """An operation whose result is scaled and shifted as each sample's slot says."""
-
-    def __init__(self, operation: nn.Module, inputs: Inputs, name: str) -> None:
-        super().__init__()
-        self.operation = operation
-        self.inputs, self.name = inputs, name
 
     def forward(self, x: Tensor) -> Tensor:
         """What the operation gives, (B, N, out) or (B, out, H, W)."""
-        slots = self.inputs[SLOTS]
-        scale, shift = (self.inputs[f"{self.name}.{part}"][slots][:, None] for part in ("scale", "shift"))
-        if isinstance(self.operation, nn.Conv2d):
+        scale, shift = (each[:, None] for each in self.gathered("scale", "shift"))
+        if isinstance(self.layer, nn.Conv2d):
             scale, shift = scale.transpose(1, 2)[..., None], shift.transpose(1, 2)[..., None]
-        out: Tensor = self.operation(x)
+        out: Tensor = self.layer(x)
         return out + out * scale + shift
 
 
-SHARED_LAYERS: dict[Style, Callable[..., nn.Module]] = {
+SHARED_LAYERS: dict[Style, type[SharedLayer]] = {
     "low-rank": SharedLinear,
     "repadapter": SharedReader,
     "ssf": SharedScale,

@@ -1,20 +1,22 @@
 """A frozen layer with an adapter that folds into its own weight and bias: no shape changes."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from mosa_deploy.errors import BackboneError
 
 
-class AdaptedLayer(nn.Module):
+class AdaptedLayer(nn.Module, ABC):
     """Stands in the place of `layer`. The styles that derive from it say what `adapter` does, and how it folds."""
 
     layer: nn.Module
     adapter: nn.Module
 
+    @abstractmethod
     def fold_(self) -> None:
         """Put the merged adapter into the parameters of `layer`, in place."""
-        raise NotImplementedError
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The shared graph: every sample answers as its own task's model does, whatever else is in the batch and the banks."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from export.trace import trace_backbone, trace_layout
 from mosa_deploy.backbones.foldable import Transformer
 from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.adapter_config import AdapterConfig, Target
+from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import graph_file, read_index
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
@@ -83,16 +85,21 @@ def test_a_mixed_batch_of_low_rank_tasks_answers_each_sample_by_its_own(
     wide = layout_of(tasks[0][0].record)
     trace_backbone(plain, "0" * 64, tmp_path / "b", wide)
     bank = Bank(wide, bottleneck=2)
-    runner = SharedRunner(open_runner(tmp_path / "b" / wide.file), bank)
-    slots = [bank.write(adapter_weights(bundle)) for bundle, _ in tasks]
-    empty = bank.write({})
+    check_mixed(SharedRunner(open_runner(tmp_path / "b" / wide.file), bank), plain, tasks)
+
+
+def check_mixed(runner: SharedRunner, plain: Transformer, tasks: Sequence[tuple[Bundle, Transformer]]) -> None:
+    """A batch of two tasks and the empty slot between them gives each sample the features of its own model."""
+    slots = [runner.bank.write(adapter_weights(bundle)) for bundle, _ in tasks]
+    empty = runner.bank.write({})
     images = noise()
     given = runner.run(images, np.array([slots[1], empty, slots[0]]))
     plain.reset_classifier(0)
     for i, model in enumerate((tasks[1][1], plain, tasks[0][1])):
         wanted = features(model, images)[i]
         np.testing.assert_allclose(given[i], wanted, atol=1e-5 * np.abs(wanted).max())
-    assert np.abs(features(tasks[0][1], images) - features(plain, images)).max() > 1e-2
+    for _, model in tasks:
+        assert np.abs(features(model, images) - features(plain, images)).max() > 1e-2
 
 
 SAME_SHAPES = {
@@ -115,17 +122,7 @@ def test_a_mixed_batch_of_ssf_or_repadapter_tasks_answers_each_sample_by_its_own
     copied = Path(shutil.copytree(folder, tmp_path / "b"))
     trace_layout(plain, copied, layout)
     bank = Bank(layout, bottleneck=2)
-    runner = SharedRunner(open_runner(copied / file), bank)
-    slots = [bank.write(adapter_weights(bundle)) for bundle, _ in tasks]
-    empty = bank.write({})
-    images = noise()
-    given = runner.run(images, np.array([slots[1], empty, slots[0]]))
-    plain.reset_classifier(0)
-    for i, model in enumerate((tasks[1][1], plain, tasks[0][1])):
-        wanted = features(model, images)[i]
-        np.testing.assert_allclose(given[i], wanted, atol=1e-5 * np.abs(wanted).max())
-    for _, model in tasks:
-        assert np.abs(features(model, images) - features(plain, images)).max() > 1e-2
+    check_mixed(SharedRunner(open_runner(copied / file), bank), plain, tasks)
 
 
 def test_a_backbones_folder_takes_another_layout_and_keeps_what_it_had(folder: Path, tmp_path: Path) -> None:
