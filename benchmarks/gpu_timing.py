@@ -60,12 +60,13 @@ def capture(eager: partial[Tensor]) -> Call:
     # (pytorch/pytorch#193402).
     with torch.cuda.graph(graph, stream=side):
         out = eager()
+    return partial(replay, graph, out, eager)
 
-    def replay() -> Tensor:
-        graph.replay()
-        return out
 
-    return replay
+def replay(graph: torch.cuda.CUDAGraph, out: Tensor, captured: partial[Tensor]) -> Tensor:
+    """Replay a graph into its output. `captured` is held, not called: the graph reads its images where they lie."""
+    graph.replay()
+    return out
 
 
 def compiled(eager: partial[Tensor], backend: str) -> tuple[Call, str]:

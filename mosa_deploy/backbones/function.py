@@ -49,7 +49,7 @@ def published_args(name: str) -> ModelArgs:
 
 
 def _is_eva(name: str) -> bool:
-    return timm.models.is_model_in_modules(name.partition(".")[0], "eva")
+    return timm.models.is_model_in_modules(name.partition(".")[0], ["eva"])
 
 
 @torch.no_grad()

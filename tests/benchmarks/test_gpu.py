@@ -301,6 +301,16 @@ def test_a_captured_call_answers_as_the_eager_one(toy: Toy) -> None:
         torch.testing.assert_close(replay(), eager())
 
 
+@pytest.mark.gpu
+def test_a_captured_call_keeps_its_images(toy: Toy) -> None:
+    with torch.inference_mode():
+        replay = gpu_timing.capture(partial(toy().cuda(), torch.randn(2, 3, 16, 16, device="cuda")))
+        expected = replay().clone()
+        taken = [torch.full((2, 3, 16, 16), float("nan"), device="cuda") for _ in range(64)]
+        torch.testing.assert_close(replay(), expected)
+        assert taken[0].isnan().all()
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
