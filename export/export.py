@@ -6,6 +6,7 @@ nothing changed. The trace is made once for a backbone; folding takes numpy alon
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from export.options import ExportConfig, FileOptions
 from export.overview import overview
 from export.parity import BY_RUNNER, Chain, table
 from export.replacing import Replaced
+from export.sharing import one_at_a_time
 from export.targets import ExportTarget
 from export.trace import STAND_IN_CLASSES, node_types, trace_backbone, trace_layout, write_onnx
 from mosa_deploy.adapters.attach import task_state
@@ -72,14 +74,15 @@ def export(config: ExportConfig) -> Path:
         if record.sequential:
             targets = write_unfolded(chain, model, aside)
         else:
-            targets = write_folded(chain, model, aside, store.backbone(record.backbone), weights)
+            targets = write_folded(chain, model, aside, store, weights)
         for target in targets:
             add_runners(chain, target, config.runners)
         print(table(chain.links))
         chain.require()
         written, refused = list[Written](), list[str]()
         for target in targets:
-            write_files(target, chain, config.files, build, written, refused)
+            with one_at_a_time(config.out) if target.shared else nullcontext():
+                write_files(target, chain, config.files, build, written, refused)
         print(overview(written, folder, len(chain.samples.labels)))
         file = targets[0].path.name
         merged = merged_bundle(bundle, model).save(aside)
@@ -122,14 +125,16 @@ def write_files(
 
 
 def write_folded(
-    chain: Chain, model: TunedModel, folder: Path, backbone: Path, weights: Weights | None
+    chain: Chain, model: TunedModel, folder: Path, store: StoreLayout, weights: Weights | None
 ) -> list[ExportTarget]:
     """Fold the task into the plain graph's weights; add that, and the shared graph, to the chain."""
     bundle = chain.bundle
     if not isinstance(model, Probe):
         chain.add_model("folded", fold(model))
         chain.require()
-    graph = plain_graph(backbone, bundle.record, weights)
+    backbone = store.backbone(bundle.record.backbone)
+    with one_at_a_time(store.root):
+        graph = plain_graph(backbone, bundle.record, weights)
     onnx.save(fold_bundle(graph, bundle), folder / FOLDED)
     targets = [ExportTarget("folded", folder / FOLDED)]
     if not bundle.record.tunes_backbone:

@@ -19,8 +19,8 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS
 GROUP = "mosa.commands"
 
 ORDER = (
-    *("tune", "backbone", "evaluate", "compare", "export", "convert", "latency", "pack", "predict", "ask", "serve"),
-    "deploy",
+    *("tune", "backbone", "evaluate", "compare", "fleet", "export", "convert", "latency", "pack", "predict", "ask"),
+    *("serve", "deploy"),
 )
 """Commands in the order in which a user meets them; others follow by name."""
 

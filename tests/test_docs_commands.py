@@ -1,6 +1,7 @@
 """The commands of the docs' first pages, run in their order in one folder, as a reader works through them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def test_the_page_on_several_labels_leads_to_an_answer(tmp_path: Path) -> None:
     assert json.loads(first)["task"] == "scenes"
     assert len(json.loads(second)["predictions"]) == 2
     assert by_ask.startswith("scene.jpg: scenes: ")
+
+
+@pytest.mark.slow
+def test_the_page_on_many_tasks_leads_to_a_service(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    fleet, serve = command_lines(ROOT / "docs" / "fleet.md")
+    shell(fleet, tmp_path)
+    with serving(serve, tmp_path) as server:
+        tasks = json.loads(ask("curl http://localhost:3000/v1/tasks", server, tmp_path))["tasks"]
+    assert len(tasks) == 6
+    assert {task["state"] for task in tasks} == {"active"}
 
 
 @pytest.mark.slow

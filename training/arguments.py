@@ -9,6 +9,7 @@ from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import BackboneError, ConfigError, DataError
 from mosa_deploy.utils.command_line import parse
 from training.config import TuneConfig
+from training.fleet.options import TABLE, FleetConfig
 from training.method_settings import GROUPS
 from training.options import CompareConfig, EvaluateConfig
 from training.presets import preset, task_of
@@ -26,11 +27,7 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
     config.checked_method()
     config.resolve(preset(task_of(config), config.backbone))
     _check_data_dir(config.data_dir)
-    if config.task in OWN_IMAGES and (config.data_dir is not None or config.split is not None):
-        raise ConfigError(
-            f"--task {config.task} brings its own images and split: leave out --data-dir and --split, or tune on a"
-            " folder with --task folder"
-        )
+    check_own_images(config)
     _check_weights(config.backbone_weights)
     return config
 
@@ -63,6 +60,30 @@ def compare_config(arguments: Sequence[str] | None = None, prog: str = "python -
         raise ConfigError(f"--tasks-file {config.tasks_file}: no such file")
     _check_weights(config.backbone_weights)
     return config
+
+
+def fleet_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.fleet") -> FleetConfig:
+    """Read the options of `mosa fleet`.
+
+    Raises:
+        ConfigError: an option is invalid, or a file is missing.
+    """
+    config = parse(FleetConfig, prog, arguments)
+    if not config.tasks_file.is_file():
+        raise ConfigError(f"{config.tasks_file}: no such file; give a TOML file of tasks")
+    if config.beside is not None and not (config.beside / TABLE).is_file():
+        raise ConfigError(f"--beside {config.beside} holds no {TABLE}: give the --out of an earlier fleet")
+    _check_weights(config.backbone_weights)
+    return config
+
+
+def check_own_images(config: TuneConfig) -> None:
+    """Raises ConfigError if a task that brings its own images is given others."""
+    if config.task in OWN_IMAGES and (config.data_dir is not None or config.split is not None):
+        raise ConfigError(
+            f"--task {config.task} brings its own images and split: leave out --data-dir and --split, or tune on a"
+            " folder with --task folder"
+        )
 
 
 def preset_hints(arguments: Sequence[str] | None) -> dict[str, str]:

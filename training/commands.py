@@ -42,3 +42,14 @@ def compare(arguments: Sequence[str], prog: str) -> None:
     from training.compare import print_comparison
 
     print_comparison(config)
+
+
+def fleet(arguments: Sequence[str] | None, prog: str) -> None:
+    """Tune, evaluate, export and deploy every task of a file, several at a time."""
+    from training.arguments import fleet_config
+
+    config = fleet_config(arguments, prog)
+    require_temporary()
+    from training.fleet.fleet import print_fleet
+
+    print_fleet(config)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mosa_deploy.errors import ConfigError, DataError, MosaError, unknown_name
+from mosa_deploy.utils.command_line import build
 from training import presets
 from training.config import TuneConfig
 from training.fitting import check_fit
@@ -39,7 +40,7 @@ def _bases(config: CompareConfig, name: str, file: dict[str, Options]) -> list[T
         given["precision"] = config.precision
     options |= given | {"task": dataset, "data_dir": data_dir, "name": name}
     shots = tuple(map(int, names(config.shots))) or options.get("shots", ()) or (None,)
-    return [TuneConfig(**options | {"shots": each}) for each in shots]
+    return [build(TuneConfig, options | {"shots": each}) for each in shots]
 
 
 def source(config: CompareConfig, name: str, options: Options) -> tuple[str, Path | None]:

@@ -9,6 +9,7 @@ Classes are matched by name. Everything is chosen on validation images: this is 
 test set.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from torch import Tensor
 from mosa_deploy.bundles.class_match import match_classes
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import DataError, command
+from mosa_deploy.utils.files import write_text
 from training import run
 from training.arguments import evaluate_config
 from training.chance import chance_remarks
@@ -221,7 +223,7 @@ def _still_there(folder: Path, path: str) -> Path:
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
-    """Evaluate, write the predictions and a picture of the worst mistakes, and print the metrics in one line."""
+    """Evaluate, write predictions, a picture of the worst mistakes and the metrics, and print these in one line."""
     subject, folder = choose_subject(config)
     out = config.out or default_out(config, subject, folder)
     found = measure(config, subject, folder, out)
@@ -236,6 +238,7 @@ def print_evaluation(config: EvaluateConfig) -> None:
         f"test of {config.onnx or config.bundle or config.backbone}: "
         + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.metrics.items())
     )
+    write_text(out / run.METRICS, json.dumps(found.metrics, indent=2) + "\n")
     print(f"every answer is in {out / PREDICTIONS}" + (f", the worst mistakes in {out / MISTAKES}" if mistakes else ""))
     for doubt in found.doubts():
         print(doubt, file=sys.stderr)
@@ -244,7 +247,7 @@ def print_evaluation(config: EvaluateConfig) -> None:
 def default_out(config: EvaluateConfig, subject: Subject, folder: Path | None) -> Path:
     """Beside a run, or in the current folder: a store holds nothing but what is served."""
     own = folder is not None and config.onnx is None and (folder / run.CONFIG).is_file()
-    return folder / "evaluation" if own and folder is not None else Path("evaluation") / subject.name
+    return folder / run.EVALUATION if own and folder is not None else Path(run.EVALUATION) / subject.name
 
 
 @command

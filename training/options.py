@@ -31,8 +31,8 @@ class EvaluateConfig:
     split: str | None = None
     """How to split the images, as in `mosa tune`. Default: as the run was tuned."""
     out: Path | None = None
-    """Folder for predictions.csv, one line per test image, and mistakes.png. Default: `evaluation` in the folder of the
-    run; evaluation/<task> for everything else."""
+    """Folder for predictions.csv, one line per test image, mistakes.png and metrics.json. Default: `evaluation` in the
+    folder of the run; evaluation/<task> for everything else."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     """Which images are left out."""
     device: str = "auto"

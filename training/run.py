@@ -12,6 +12,7 @@ history.csv         one row per epoch
 report.md           and its pictures: curves.png confusion.png calibration.png
 events.out.tfevents.run   the same for TensorBoard
 checkpoint.pt       until the run is finished
+evaluation/         what `mosa evaluate` adds: every answer, the worst mistakes, and metrics.json, the last of them
 """
 
 import csv
@@ -31,6 +32,7 @@ from training.tasks.base import Splits
 
 CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "history.csv", "metrics.json"
 SEARCH = "search.json"
+EVALUATION = "evaluation"
 SPLIT, SEEN, UNREADABLE, DUPLICATES = "split.csv", "images.sha256", "unreadable.csv", "duplicates.csv"
 
 BEFORE_TRAINING = (CONFIG, SEARCH, SPLIT, SEEN, UNREADABLE, DUPLICATES)

@@ -7,7 +7,6 @@ process that started them, however that ends.
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any, Self, TypeVar
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 
 from mosa_deploy.errors import TrainingError
+from mosa_deploy.utils.processes import begin
 from training.cache import CachedSet
 from training.inspection import Inspection, inspect
 from training.tasks.base import Example
@@ -90,18 +90,6 @@ def decode(cached: CachedSet, how: Inspection, jobs: Sequence[Job], again: bool)
         for row, example in jobs:
             if again or not writer.is_readable(row):
                 writer.write(row, *inspect(example, how))
-
-
-def begin(parent: int) -> None:
-    """How a worker begins. Ctrl-C reaches all processes of a terminal: the one that started the workers answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 @contextmanager

@@ -32,7 +32,46 @@ def parse(
     """
     outline = _outline(config, groups or {}, hints or {})
     found = tyro.cli(outline, prog=prog, args=None if arguments is None else list(arguments), config=MARKERS)
-    return _build(config, _flat(found))
+    return build(config, _flat(found))
+
+
+def options_of(config: type[Any]) -> dict[str, Any]:
+    """Name -> type of every option of a dataclass, those of its groups included."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(config).items():
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        found |= options_of(kind) if nested else {name: kind}
+    return found
+
+
+def build(config: type[Config], options: Mapping[str, Any]) -> Config:
+    """The config with some options, those of its groups by their own names; all others have their defaults."""
+    given: dict[str, Any] = {}
+    for name, kind in get_type_hints(config).items():
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        given |= {name: build(kind, options)} if nested else {name: options[name]} if name in options else {}
+    return config(**given)
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """Name -> value of every option that is not its default, those of groups included."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, make = getattr(config, field.name), field.default_factory
+        if dataclasses.is_dataclass(value):
+            found |= changed(value)
+        elif value != (field.default if make is dataclasses.MISSING else make()):
+            found[field.name] = value
+    return found
+
+
+def arguments_of(config: Any) -> list[str]:
+    """The command line that `parse` reads into an equal config."""
+    words = []
+    for name, value in changed(config).items():
+        values = value if isinstance(value, tuple | list) else () if value is True else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def _outline(config: type[Any], groups: Groups, hints: Mapping[str, str]) -> type[Any]:
@@ -76,12 +115,3 @@ def _flat(found: Any) -> dict[str, Any]:
     for name, value in vars(found).items():
         values |= _flat(value) if dataclasses.is_dataclass(value) else {name: value}
     return values
-
-
-def _build(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """The config with these values, nested dataclasses included."""
-    given: dict[str, Any] = {}
-    for name, kind in get_type_hints(config).items():
-        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        given[name] = _build(kind, values) if nested else values[name]
-    return config(**given)

@@ -62,6 +62,7 @@ def test_the_help_loads_nothing_heavy() -> None:
         ("tune", "--task", "digits", "--epoch", "3"),
         ("evaluate", "--bundle", "nowhere"),
         ("compare", "--beside", "nowhere.csv"),
+        ("fleet", "nowhere.toml"),
         ("export", "--bundle", "nowhere"),
         ("export", "--bundle", "nowhere", "--precision", "fp4"),
         ("convert", "--help"),

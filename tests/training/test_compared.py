@@ -75,6 +75,7 @@ def test_the_command_line_goes_before_the_file(file: Path) -> None:
         ("[defaults]\nepochs = 2", r"it has no task: add \[tasks\.NAME\]"),
         ("[tasks]\na = 2", r"tasks\.a is no table"),
         ("[tasks.a", r"cannot be read"),
+        ("[tasks.a]\n[tasks.b]\n[tasks.a]", r"\[tasks\.a in line 3\] has a name that an earlier table has$"),
     ],
 )
 def test_a_fault_of_the_file_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -99,6 +100,14 @@ def test_all_faults_of_the_file_are_named_at_once(tmp_path: Path) -> None:
     assert "\n" not in text
     for fault in ("[defaults] lr = 'high'", "[tasks.a] unknown option 'epoch'", "[tasks.a] shots = ['x']"):
         assert fault in text
+
+
+def test_options_of_every_group_stand_in_a_task_s_table(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text("[tasks.digits]\naugment = 'flip'\npatience = 2\ncache_size = 1.5\naccumulate = 2\n")
+    (base,) = compared_tasks(CompareConfig(tasks_file=path))
+    assert (base.augmentation.augment, base.optimisation.patience) == ("flip", 2)
+    assert (base.streaming.cache_size, base.execution.accumulate) == (1.5, 2)
 
 
 @pytest.mark.parametrize(

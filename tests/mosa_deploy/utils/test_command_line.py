@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.errors import ConfigError
-from mosa_deploy.utils.command_line import parse
+from mosa_deploy.utils.command_line import arguments_of, build, options_of, parse
+from training.config import TuneConfig
+from training.tune_options import AugmentOptions, ExecutionOptions, LabelOptions, ReadOptions, StreamOptions
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,39 @@ def test_a_usage_error_ends_with_code_2(given: list[str], capsys: pytest.Capture
 def test_what_the_config_refuses_is_its_own_error() -> None:
     with pytest.raises(ConfigError, match=r"^--epochs 0: at least 1$"):
         parse(Config, "prog", ["--task", "a", "--epochs", "0"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config("a"),
+        Config("a", 3, None, ("x", "y"), [Path("there"), Path("here")], Files("int8")),
+        TuneConfig(
+            "folder",
+            data_dir=Path("flowers here"),
+            labels=(Path("a.csv"), Path("b.csv")),
+            targets=("q", "v"),
+            lr=1e-5,
+            ema=True,
+            labelling=LabelOptions(multi_label=True),
+            reading=ReadOptions(max_unreadable="2%"),
+            streaming=StreamOptions(cache_size=1.5),
+            augmentation=AugmentOptions("flip"),
+            execution=ExecutionOptions(compile=True),
+        ),
+    ],
+)
+def test_a_config_is_written_as_the_command_line_that_is_read_into_it(config: Config | TuneConfig) -> None:
+    assert parse(type(config), "prog", arguments_of(config)) == config
+
+
+def test_options_of_a_group_go_by_their_own_names() -> None:
+    assert options_of(Config) == {
+        "task": str,
+        "epochs": int | None,
+        "experts": int | None,
+        "names": tuple[str, ...],
+        "places": list[Path],
+        "precision": str,
+    }
+    assert build(Config, {"task": "a", "precision": "int8"}) == Config("a", files=Files("int8"))

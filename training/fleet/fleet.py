@@ -1,0 +1,109 @@
+"""Tune, evaluate, export and deploy the tasks of a file: `mosa fleet tasks.toml --out fleet`.
+
+Reads from top to bottom: check all tasks, carry out the stages that are not finished, write what came of them. Every
+stage is a command line of `mosa`, and its own files say whether it is finished. So a fleet that was stopped goes on
+when the same command runs again, and what was killed loses at most the epoch that it was in.
+"""
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import joblib
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from mosa_deploy.errors import ConfigError
+from training.fleet.crew import Crew, Work
+from training.fleet.options import FleetConfig
+from training.fleet.report import PAGE, REPORT, tables, write_report
+from training.fleet.rows import Failure, Row, put_beside, read_rows, write_rows
+from training.fleet.stages import FleetTask, stages_of
+from training.fleet.tasks import fleet_tasks
+from training.fleet.words import failure, figure, summary
+
+FAILED_EXIT = 1
+"""The exit code if a task failed."""
+
+
+def print_fleet(config: FleetConfig) -> None:
+    """Carry out a fleet, print its table, and say which tasks failed.
+
+    Raises:
+        MosaError: the file, an option or a task cannot be used; found out before anything starts.
+        SystemExit: with code 1 if a task failed.
+    """
+    earlier = [] if config.beside is None else read_rows(config.beside)
+    tasks = fleet_tasks(config)
+    with alone(config.out):
+        failures = carry_out(tasks, config.jobs or joblib.cpu_count())
+        rows = [Row.of(task, failures.get(task.name)) for task in tasks]
+        beside = put_beside(rows, earlier) if earlier else []
+        write_rows(config.out, rows)
+        write_report(config.out, rows, beside)
+    print(tables(rows, beside))
+    if beside and config.to is None:
+        print("Nothing was deployed: the same command with --to URL does so.")
+    print(f"{summary(rows)}; written to {config.out / PAGE} and {config.out / REPORT}, with fleet.csv beside them")
+    failed = [failure(row) for row in rows if row.fault]
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    if failed:
+        raise SystemExit(FAILED_EXIT)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep others from working in the same folder. The system frees it when this process ends, however that is.
+
+    Raises:
+        ConfigError: another fleet is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"--out {out}: another mosa fleet is at work there; wait for it, or give another --out"
+        ) from None
+
+
+def carry_out(tasks: Sequence[FleetTask], jobs: int) -> dict[str, Failure]:
+    """Carry out what is left of all tasks; returns the failures by task."""
+    by_name = {task.name: task for task in tasks}
+    waiting = {name: stages for name, task in by_name.items() if (stages := task.waiting())}
+    done = stages_of(tasks) - sum(map(len, waiting.values()))
+    # Threads wait for the processes: one at a time writes notes and moves the bar.
+    lock = threading.Lock()
+    with tqdm(total=stages_of(tasks), initial=done, desc="fleet", unit=" stages", disable=None) as bar:
+
+        def told(work: Work, place: int, seconds: float, finished: bool) -> None:
+            task, stage = by_name[work.name], waiting[work.name][place]
+            with lock:
+                task.ended(stage, seconds, finished)
+                bar.update(finished)
+                bar.write(line_about(task, stage, seconds, finished))
+
+        for name in waiting:
+            by_name[name].begin()
+        works = [
+            Work(name, [by_name[name].line(stage) for stage in stages], by_name[name].log)
+            for name, stages in waiting.items()
+        ]
+        faults = Crew(jobs, told).carry_out(works)
+    return {name: Failure(waiting[name][fault.place], fault.text) for name, fault in faults.items()}
+
+
+def line_about(task: FleetTask, stage: str, seconds: float, finished: bool) -> str:
+    """A line about a stage that ended."""
+    row = Row.of(task, None)
+    figures = {
+        "tune": f"validation {figure(row.validation, row.measure)}",
+        "evaluate": f"test {figure(row.test, row.measure)}",
+        "export": f"bundle {row.bundle[:12]}",
+        "deploy": f"to {task.fleet.to}",
+    }
+    return f"{task.name}, {stage}: {figures[stage] if finished else f'failed, see {task.log}'} ({seconds:.0f} s)"
