@@ -20,7 +20,7 @@ GROUP = "mosa.commands"
 
 ORDER = (
     *("tune", "backbone", "evaluate", "compare", "fleet", "export", "convert", "latency", "pack", "predict", "ask"),
-    *("serve", "deploy"),
+    *("serve", "deploy", "push", "pull"),
 )
 """Commands in the order in which a user meets them; others follow by name."""
 

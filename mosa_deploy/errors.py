@@ -9,6 +9,7 @@
     ├── ParityError      two stages of an export that should agree but do not
     ├── ProviderError    an execution provider that is not available
     ├── StoreError       the folder that holds what is served
+    ├── HubError         a repository in which bundles are published
     ├── WriteError       a disk without enough space
     └── ServiceError     an error that a service answered
 
@@ -69,6 +70,10 @@ class ProviderError(MosaError):
 
 class StoreError(MosaError):
     """The folder of the store is missing or inconsistent."""
+
+
+class HubError(MosaError):
+    """A repository in which bundles are published is missing, cannot be reached or holds something else."""
 
 
 class WriteError(MosaError):

@@ -65,6 +65,14 @@ def test_the_page_on_many_tasks_leads_to_a_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_page_on_the_hub_leads_to_a_store(digits_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits_run, tmp_path / "runs" / "digits")
+    for line in command_lines(ROOT / "docs" / "hub.md"):
+        shell(line, tmp_path)
+    assert (tmp_path / "artifacts" / "tasks" / "digits" / "folded.onnx").is_file()
+
+
+@pytest.mark.slow
 def test_the_pages_lead_to_answers(folder: Path) -> None:
     for line in lines_of(JOBS | {"python"}):
         shell(line.replace("--backbone vit_base_patch16_224 ", f"--backbone {NAME} "), folder)

@@ -26,6 +26,7 @@ BELOW = {
     "client": {"runtimes", "graphs", "bundles", "utils"},
     "backbones": {"bundles", "utils"},
     "adapters": {"backbones", "bundles", "utils"},
+    "hub": {"backbones", "bundles", "utils"},
 }
 """The packages of `mosa_deploy`, and which of them each may import; all may import `mosa_deploy.errors`."""
 
@@ -36,6 +37,7 @@ UNLOADED = {
     "graphs": HEAVY,
     "runtimes": HEAVY | {"onnx"},
     "client": HEAVY | {"onnx"},
+    "hub": HEAVY | {"onnx", "onnxruntime"},
     "utils": HEAVY,
 }
 """What no module of a package loads into a fresh process."""

@@ -13,7 +13,7 @@ from typing import Protocol
 import optuna
 
 from mosa_deploy.bundles.preprocess import Preprocess
-from mosa_deploy.bundles.record import RECORD
+from mosa_deploy.bundles.record import CHECKPOINT, RECORD
 from mosa_deploy.errors import TrainingError
 from mosa_deploy.utils.files import write_text
 from training import run
@@ -87,7 +87,7 @@ class Attempts:
                 )
         except optuna.TrialPruned:
             outcome = "stopped"
-            (folder / run.CHECKPOINT).unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         except TrainingError as error:
             outcome, fault = "failed", str(error)
         tried = Tried(

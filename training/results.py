@@ -13,7 +13,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess
-from mosa_deploy.bundles.record import Record
+from mosa_deploy.bundles.record import CHECKPOINT, Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
 from training import run
@@ -70,7 +70,7 @@ def write_results(
     report(out, record, recipe, logits, validation.labels, rows, tested, remarks)
     tensors = {name: value.numpy() for name, value in task_state(model, record.method).items()}
     bundle = Bundle(record, tensors, canary, statistics).save(out)
-    (out / run.CHECKPOINT).unlink(missing_ok=True)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     print(f"{record.method} on {record.task}: validation {summary(record)}; bundle {bundle.digest[:12]} in {out}")
     for doubt in doubts:
         print(doubt, file=sys.stderr)

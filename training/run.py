@@ -30,7 +30,7 @@ from training.loop import Row
 from training.run_settings import RUN_FORMAT, differences, parse_settings
 from training.tasks.base import Splits
 
-CONFIG, CHECKPOINT, HISTORY, METRICS = RUN_FORMAT.name, "checkpoint.pt", "history.csv", "metrics.json"
+CONFIG, HISTORY, METRICS = RUN_FORMAT.name, "history.csv", "metrics.json"
 SEARCH = "search.json"
 EVALUATION = "evaluation"
 SPLIT, SEEN, UNREADABLE, DUPLICATES = "split.csv", "images.sha256", "unreadable.csv", "duplicates.csv"

@@ -11,6 +11,7 @@ import torch
 from mosa_deploy.adapters.attach import attach, freeze
 from mosa_deploy.adapters.probe import Probe, TunedModel, with_features
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, PROBES, SPLIT_METHODS, AdapterConfig, Method
+from mosa_deploy.bundles.record import CHECKPOINT
 from mosa_deploy.errors import ConfigError, command
 from mosa_deploy.utils.seeds import derive
 from training import run
@@ -68,7 +69,7 @@ def tune_one(
     plan = Plan.of(config, method, ranks)
     config, out = plan.config, plan.out
     if ranks.any(ranks.first and run.open_run(out, describe(config, plan.recipe, plan.precision), config.resume)):
-        (out / run.CHECKPOINT).unlink(missing_ok=True)
+        (out / CHECKPOINT).unlink(missing_ok=True)
         print(f"{out} is finished: evaluate it, export it, or choose another --out")
         return out
     print(plan, *plan.splits.remarks, sep="\n")
@@ -126,7 +127,7 @@ def train(plan: Plan, data: Data, computing: Computing, watch: Watch | None) -> 
 
 def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[Row]:
     """Run the remaining epochs, with a checkpoint after each; returns the rows of the history."""
-    checkpoint = out / run.CHECKPOINT
+    checkpoint = out / CHECKPOINT
     if resume and checkpoint.is_file():
         trainer.load(checkpoint)
         print(f"resumed after epoch {trainer.state.epoch}")

@@ -12,8 +12,9 @@ bundle gives the same bytes.
 
 import hashlib
 import io
+import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mosa_deploy.bundles.bundle import Bundle
@@ -23,6 +24,7 @@ from mosa_deploy.bundles.record import RECORD, TENSORS, parse_record
 from mosa_deploy.bundles.validation import PREFIX as VALIDATION
 from mosa_deploy.bundles.validation import check_validation, read_validation
 from mosa_deploy.errors import BundleError
+from mosa_deploy.utils.files import read_content
 
 RECORD_LIMIT = 1 << 20
 """The most bytes of `adapter.json`; with a thousand classes it has 30 kB."""
@@ -57,6 +59,18 @@ class Archive:
         images = read_gate(gate, record) if gate else ()
         files = (folder / RECORD).read_bytes(), (folder / TENSORS).read_bytes()
         return cls(*files, images, read_validation(folder, record))
+
+    @classmethod
+    def read(cls, source: Path, gate: Path | None = None) -> "Archive":
+        """Read a user's own bundle, as a folder or as a `.mosa` file; see `of`.
+
+        Raises:
+            MosaError: there is no whole bundle, or the gate's images cannot be used.
+        """
+        if source.is_dir():
+            return cls.of(source, gate)
+        archive = cls.unpack(read_content(source), sys.maxsize)
+        return archive if gate is None else replace(archive, gate=read_gate(gate, archive.bundle().record))
 
     @classmethod
     def unpack(cls, content: bytes, limit: int) -> "Archive":

@@ -23,6 +23,9 @@ from mosa_deploy.errors import BundleError, ConfigError
 
 TENSORS, RECORD = "adapter.safetensors", "adapter.json"
 
+CHECKPOINT = "checkpoint.pt"
+"""What the folder of a run has until the run is finished, and its bundle not yet."""
+
 
 def _decoded_as_ever(fields: Fields) -> Fields:
     """Version 2 says how images are decoded and resampled, and how a backbone departs from timm's.
@@ -224,12 +227,15 @@ def read_record(folder: Path) -> Record:
     """Read the record of the bundle in a folder.
 
     Raises:
-        BundleError: the file is missing, is not a valid record, or was written by a newer release.
+        BundleError: the file is missing, the folder's run perhaps not finished; or it is not a valid record, or was
+            written by a newer release.
     """
     path = folder / RECORD
     try:
         content = path.read_bytes()
     except OSError as error:
+        if (folder / CHECKPOINT).is_file():
+            raise BundleError(f"{folder} is a run that is not finished: go on with its command and --resume") from None
         raise BundleError(f"{path}: {error.strerror}; a bundle is {TENSORS} with {RECORD}") from None
     return parse_record(content, str(path))
 

@@ -4,17 +4,15 @@ A run's bundle is packed as it is: the service merges the experts of a split one
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.decision import class_changes
-from mosa_deploy.bundles.gate import read_gate
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.client.client import Client
 from mosa_deploy.client.schema import ChosenLane, Task
 from mosa_deploy.errors import ConfigError, ServiceError
-from mosa_deploy.utils.files import read_content
 
 SECONDS = 180.0
 """How long the service may take: it proves the version, and may ask two versions about labelled images."""
@@ -58,7 +56,7 @@ def deploy(config: DeployConfig) -> Task:
         ConfigError: it has other classes than the served version, and nobody says that this is meant.
         ServiceError: the service refuses it.
     """
-    archive = read_archive(config)
+    archive = Archive.read(config.source, config.gate)
     record = archive.bundle().record
     with Client(config.address, config.key, timeout=SECONDS) as client:
         try:
@@ -70,20 +68,6 @@ def deploy(config: DeployConfig) -> Task:
             raise ServiceError(error.status, by_flags(error.detail)) from None
     print(summary(task, before))
     return task
-
-
-def read_archive(config: DeployConfig) -> Archive:
-    """The bundle, with the labelled images if some are given.
-
-    Raises:
-        MosaError: there is no whole bundle, or an image's folder is no class of it.
-    """
-    if config.source.is_dir():
-        return Archive.of(config.source, config.gate)
-    archive = Archive.unpack(read_content(config.source), sys.maxsize)
-    if config.gate is None:
-        return archive
-    return replace(archive, gate=read_gate(config.gate, archive.bundle().record))
 
 
 def served(client: Client, name: str) -> Task | None:

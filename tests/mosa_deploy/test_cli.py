@@ -69,6 +69,8 @@ def test_the_help_loads_nothing_heavy() -> None:
         ("latency", "--bundle", "nowhere"),
         ("predict", "nowhere"),
         ("ask", "image.png"),
+        ("push", "nowhere", "./remote"),
+        ("pull", "./nowhere"),
     ],
     ids=" ".join,
 )
