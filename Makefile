@@ -13,7 +13,7 @@ help:
 	@echo "make test-slow   run those: new environments, the README's commands, the service's benchmark"
 	@echo "make check       ruff, mypy, the directions of imports, and whether the docs can be built"
 	@echo "make docs        build the documentation into site/"
-	@echo "make wheel       build the wheel into dist/"
+	@echo "make wheel       build the source archive, and the wheel of it, into dist/"
 	@echo "make setup       make $(VENV); the others do it themselves"
 
 setup: $(VENV)/.ready
@@ -49,7 +49,6 @@ docs: setup
 	$(MKDOCS) build
 	@echo "open site/index.html, or run: $(BIN)/python -m http.server --directory site"
 
-# setuptools packs whatever an earlier build left in build/, removed modules too.
+# The wheel is built of the unpacked source archive: so the archive is whole, and nothing of an earlier build gets in.
 wheel: setup
-	rm -rf build
-	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -m uv build --no-build-isolation --offline --python $(BIN)/python --out-dir dist .

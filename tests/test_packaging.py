@@ -148,7 +148,7 @@ def test_no_file_names_a_folder_of_the_machine_that_wrote_it() -> None:
         ("test", "pytest"),
         ("check", "mypy"),
         ("docs", "mkdocs"),
-        ("wheel", "pip wheel"),
+        ("wheel", "uv build"),
         ("setup", ""),
     ],
 )

@@ -11,6 +11,9 @@ from tests.support.walker import ROOT
 PACKAGES = ("mosa_deploy", "training", "export", "serving")
 """The packages of the repository that are installed."""
 
+BESIDE = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "constraints.txt", "pyproject.toml")
+"""The files of the repository that the source archive has beside the packages."""
+
 SECONDS = 600
 
 
@@ -41,5 +44,5 @@ def copy_sources(folder: Path) -> None:
     """Copy the sources, because a build would leave files in the repository."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "constraints.txt", "Makefile"):
+    for name in ("Makefile", *BESIDE):
         shutil.copy(ROOT / name, folder)
