@@ -19,8 +19,8 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS
 GROUP = "mosa.commands"
 
 ORDER = (
-    *("tune", "backbone", "evaluate", "compare", "fleet", "export", "convert", "latency", "pack", "predict", "ask"),
-    *("serve", "deploy", "push", "pull"),
+    *("tune", "backbone", "evaluate", "compare", "fleet", "export", "convert", "latency", "pack", "predict", "score"),
+    *("ask", "serve", "deploy", "push", "pull"),
 )
 """Commands in the order in which a user meets them; others follow by name."""
 
@@ -52,7 +52,7 @@ def main() -> None:
     elif name == "--version":
         print(f"mosa-deploy {__version__}")
     elif name in known:
-        if name != "serve":  # The service reads more of them, and names the others in its log.
+        if name not in ("serve", "score"):  # They read the service's, which names the others in its log.
             warn_of_variables()
         known[name].load()(arguments, f"mosa {name}")
     else:

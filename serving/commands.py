@@ -1,12 +1,14 @@
-"""The command `mosa serve`."""
+"""The commands `mosa serve` and `mosa score`."""
 
 import os
 import socket
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
-from mosa_deploy.errors import ConfigError
+from mosa_deploy.errors import ConfigError, ProviderError
 from mosa_deploy.utils.folders import require_home, require_temporary
 from serving.ports import port_error
 
@@ -41,6 +43,45 @@ def serve(arguments: Sequence[str], prog: str) -> None:
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(given.port)]
     # The server takes this process's place, and so its signals.
     os.execv(sys.executable, command)
+
+
+def score(arguments: Sequence[str], prog: str) -> None:
+    """Answer every task for every image of a folder, of tar files or of Parquet files, without a server.
+
+    Raises:
+        MosaError: an option, the images or a task cannot be used, or shards are damaged.
+    """
+    parser = ArgumentParser(
+        prog=prog,
+        description="Answer every task for every image of an archive, without a server.",
+        epilog="A run that was stopped goes on with the same command. The service's MOSA_RUNTIME, MOSA_PRECISION,"
+        " MOSA_THREADS, MOSA_MAX_BATCH and MOSA_MAX_PIXELS apply here too.",
+    )
+    parser.add_argument("--store", required=True, help="the store: a folder, or a URL of fsspec")
+    parser.add_argument("--tasks", required=True, help="the tasks, with commas between them, or all")
+    place = "a folder of images, or tar or Parquet files: one, a folder of them, or a pattern in quotes"
+    parser.add_argument("--images", required=True, help=place)
+    parser.add_argument("--out", type=Path, required=True, help="the folder for one Parquet file of answers per shard")
+    parser.add_argument("--column", default="image", help="the column of a Parquet file with encoded images; image")
+    top_k = "classes for each image, one row each; 1, or of several labels all that are answered, if not given"
+    parser.add_argument("--top-k", type=int, help=top_k)
+    images = "images of a folder that become one file of answers; 10,000"
+    parser.add_argument("--shard-images", type=int, default=10_000, help=images)
+    workers = "processes that decode images; one for each core if not given, but at most 8; 0 is a thread of this one"
+    parser.add_argument("--workers", type=int, help=workers)
+    given = vars(parser.parse_args(arguments))
+    require_package("pyarrow", "score")
+    from serving.score import ScoreConfig
+    from serving.score import score as run
+
+    tasks = tuple(name.strip() for name in given.pop("tasks").split(",") if name.strip())
+    run(ScoreConfig(tasks=tasks, **given))
+
+
+def require_package(name: str, extra: str) -> None:
+    """Raises ProviderError, with the way out, if a package of an extra is missing."""
+    if find_spec(name) is None:
+        raise ProviderError(f"{name} is not installed, and this needs it: pip install 'mosa-deploy[{extra}]'")
 
 
 def check_port(host: str, port: int) -> str:

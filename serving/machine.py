@@ -1,7 +1,6 @@
 """The machine on which a service measures, and the times that are kept for it."""
 
 import hashlib
-import os
 import platform
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mosa_deploy.bundles.store_layout import measured_file
 from mosa_deploy.runtimes.cuda import gpu_models
+from mosa_deploy.utils.processes import cores
 from mosa_deploy.utils.versions import installed_versions
 
 FLAGS = {"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "bf16"}
@@ -39,7 +39,7 @@ class Machine(BaseModel):
         return cls(
             cpu=cpu,
             flags=flags,
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=cores(),
             threads=threads,
             gpus=gpu_models(),
             versions=installed_versions(LIBRARIES),

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -70,6 +71,21 @@ def test_the_page_on_the_hub_leads_to_a_store(digits_run: Path, tmp_path: Path) 
     for line in command_lines(ROOT / "docs" / "hub.md"):
         shell(line, tmp_path)
     assert (tmp_path / "artifacts" / "tasks" / "digits" / "folded.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_on_archives_leads_to_a_table(store: Path, tmp_path: Path) -> None:
+    write_flowers(tmp_path)
+    shutil.copytree(store, tmp_path / "artifacts")
+    install, *lines = command_lines(ROOT / "docs" / "archives.md")
+    assert verb(install) == "pip"
+    assert [verb(line) for line in lines] == ["score"]
+    shell(lines[0], tmp_path)
+    found = pyarrow.parquet.read_table(tmp_path / "scores").to_pylist()
+    assert {(row["task"], row["file"]) for row in found} >= {
+        ("digits", "rose/0.jpg"),
+        ("sprites-location", "violet/14.jpg"),
+    }
 
 
 @pytest.mark.slow

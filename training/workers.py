@@ -5,8 +5,6 @@ process that started them, however that ends.
 """
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import Any, Self, TypeVar
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 
 from mosa_deploy.errors import TrainingError
-from mosa_deploy.utils.processes import begin
+from mosa_deploy.utils.processes import begin, without_interrupts
 from training.cache import CachedSet
 from training.inspection import Inspection, inspect
 from training.tasks.base import Example
@@ -90,24 +88,3 @@ def decode(cached: CachedSet, how: Inspection, jobs: Sequence[Job], again: bool)
         for row, example in jobs:
             if again or not writer.is_readable(row):
                 writer.write(row, *inspect(example, how))
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach even before `begin`: they inherit which signals wait.
-
-    Here it waits too, whichever thread it reaches: loky cannot be interrupted while it hands out a job.
-    """
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    late: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: late.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler)
-    if late:
-        signal.raise_signal(signal.SIGINT)

@@ -23,6 +23,8 @@ Thresholds = Sequence[float] | None
 
 Decisions = NDArray[np.bool_]
 
+Places = NDArray[np.intp]
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -87,11 +89,25 @@ def ranked(scores: Array, thresholds: Thresholds, top_k: int | None, threshold: 
     With one class per image these are the `top_k` likeliest. With several labels they are all that reach their
     thresholds, or `threshold` in their place, and of these at most `top_k`.
     """
-    order = np.argsort(-scores, kind="stable")
+    _, classes = ranked_rows(scores[None], thresholds, top_k, threshold)
+    return [int(k) for k in classes]
+
+
+def ranked_rows(
+    scores: Array, thresholds: Thresholds, top_k: int | None, threshold: float | None = None
+) -> tuple[Places, Places]:
+    """The same for many images at once, scores (n, K): the image and the class of each answer, image by image."""
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    answered, most = np.ones_like(order, dtype=bool), top_k
     if thresholds is None:
-        return [int(k) for k in order[: top_k or TOP_K]]
-    reached = decide(scores, thresholds if threshold is None else [threshold] * len(scores))
-    return [int(k) for k in order if reached[k]][:top_k]
+        most = top_k or TOP_K
+    else:
+        reached = decide(scores, thresholds if threshold is None else [threshold] * scores.shape[-1])
+        answered = np.take_along_axis(reached, order, axis=-1)
+    if most is not None:
+        answered &= answered.cumsum(axis=-1) <= most
+    images, ranks = np.nonzero(answered)
+    return images, order[images, ranks]
 
 
 def threshold_fault(threshold: float | None) -> str | None:

@@ -15,6 +15,7 @@ import torch
 
 from mosa_deploy.bundles.decode import PILLOW_PIXELS
 from mosa_deploy.errors import TrainingError
+from mosa_deploy.utils.processes import without_interrupts
 from tests.support.images import PREPROCESS, write_jpegs
 from tests.support.waiting import wait_for
 from tests.support.walker import ROOT
@@ -24,7 +25,7 @@ from training.inspection import Inspection
 from training.reading import decode_all
 from training.stream import StreamedImages
 from training.tasks.base import Example
-from training.workers import Workers, without_interrupts
+from training.workers import Workers
 
 HOW = Inspection(PREPROCESS, PILLOW_PIXELS, compared=True)
 ORDER = torch.tensor([*range(39, -1, -1), *range(0, 40, 3)])

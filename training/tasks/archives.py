@@ -4,19 +4,18 @@ import io
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from mosa_deploy.bundles.image_files import Listing, Parts, is_image
 from mosa_deploy.errors import DataError
+from mosa_deploy.utils.tar import DAMAGED_TAR, check_end
 
 WANTED = "give a folder, or a tar or zip archive, with one folder per class"
 
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, LZMAError, zlib.error, NotImplementedError)
+DAMAGED = (*DAMAGED_TAR, zipfile.BadZipFile, NotImplementedError)
 """What the libraries raise for an archive that is cut off or damaged, or packed by an unknown method."""
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
@@ -120,20 +119,6 @@ def tar_members(path: Path) -> Iterator[Member]:
             regular = member.isfile() or member.isdir()
             yield Member(member.name, member.isdir(), regular, partial(read, member))
         check_end(archive)
-
-
-def check_end(archive: tarfile.TarFile) -> None:
-    """Check that the archive ends with a block of zeros; tarfile does not notice a cut between two members.
-
-    Raises:
-        ReadError: the archive was cut off.
-    """
-    assert archive.fileobj is not None
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("unexpected end of data")
-    while archive.fileobj.read(1 << 20):  # A compressed file verifies its checksum only at its end.
-        pass
 
 
 def zip_members(path: Path) -> Iterator[Member]:
