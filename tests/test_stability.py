@@ -1,4 +1,4 @@
-"""What `docs/stability.md` promises is what the code has."""
+"""What `docs/stability.md` promises is what the code has, and CHANGELOG.md has the form that the page relies on."""
 
 import re
 
@@ -6,7 +6,7 @@ import mosa_deploy
 from mosa_deploy.bundles.decision import DECISION_FORMAT, NOTE_FORMAT
 from mosa_deploy.bundles.graph_index import INDEX_FORMAT
 from mosa_deploy.bundles.record import RECORD_FORMAT
-from mosa_deploy.cli import commands
+from mosa_deploy.cli import ORDER
 from mosa_deploy.runtimes.tensorrt_record import ENGINES_FORMAT
 from mosa_deploy.utils.variables import OTHERS
 from serving.app import create_app
@@ -44,7 +44,7 @@ def test_every_format_of_the_code_is_among_them() -> None:
 
 
 def test_the_commands_are_those_of_mosa() -> None:
-    assert {*re.findall(r"`mosa ([a-z]+)`", section("Commands"))} == commands().keys()
+    assert {*re.findall(r"`mosa ([a-z]+)`", section("Commands"))} == {*ORDER}
 
 
 def test_the_names_are_the_public_ones() -> None:
@@ -53,3 +53,25 @@ def test_the_names_are_the_public_ones() -> None:
 
 def test_the_variables_are_those_of_the_commands() -> None:
     assert {*re.findall(r"`(MOSA_[A-Z]+)`", section("Variables"))} == {*OTHERS}
+
+
+KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+"""What Keep a Changelog calls the parts of a version, in this order."""
+
+
+def versions() -> list[str]:
+    """The parts of CHANGELOG.md that belong to a version, the newest first."""
+    return re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]
+
+
+def test_the_changelog_lists_what_is_unreleased_then_versions_with_their_dates() -> None:
+    first, *others = [version.partition("\n")[0] for version in versions()]
+    assert first == "[Unreleased]"
+    assert not [head for head in others if not re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", head)]
+
+
+def test_a_version_of_the_changelog_has_parts_by_kind() -> None:
+    for version in versions():
+        parts = re.findall(r"^### (.*)$", version, flags=re.MULTILINE)
+        assert parts
+        assert parts == [kind for kind in KINDS if kind in parts]
