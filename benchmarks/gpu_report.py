@@ -100,20 +100,22 @@ def _machine(device: str) -> str:
 
 
 def runtimes() -> list[str]:
-    """One text per optional package that says whether it is installed. PEFT is timed here; the runtimes are not."""
+    """One text per optional package that says whether it is installed; TensorRT is not timed here."""
     found = [f"peft: {_version('peft') or NOT_INSTALLED}"]
     for name in ("tensorrt", "tensorrt_rtx"):
         found.append(f"{name}: {NOT_INSTALLED if importlib.util.find_spec(name) is None else NOT_MEASURED}")
-    return [*found, f"onnxruntime CUDA: {NOT_MEASURED if _onnxruntime_cuda() else NOT_INSTALLED}"]
+    return [*found, f"onnxruntime CUDA: {_onnxruntime_cuda() or NOT_INSTALLED}"]
 
 
 def _version(name: str) -> str | None:
     return importlib.metadata.version(name) if importlib.util.find_spec(name) is not None else None
 
 
-def _onnxruntime_cuda() -> bool:
+def _onnxruntime_cuda() -> str | None:
+    """The version of an ONNX Runtime with the CUDA provider."""
     try:
         import onnxruntime
     except ImportError:
-        return False
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return None
+    version: str = onnxruntime.__version__
+    return version if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else None

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mosa_deploy import __version__
 from mosa_deploy.bundles.decode import allow_pixels
+from mosa_deploy.utils.processes import cores
 from serving import metrics
 from serving.backend import Backend
 from serving.classify import ClassifyHandler
@@ -58,10 +59,15 @@ def create_app(settings: Settings) -> FastAPI:
 def attach(app: FastAPI, backend: Backend) -> None:
     """Give the app its backend."""
     settings: Settings = app.state.settings
-    decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="mosa-decode")
+    decoders = ThreadPoolExecutor(decoder_threads(settings, cores()), thread_name_prefix="mosa-decode")
     app.state.backend = backend
     app.state.classify_handler = ClassifyHandler(backend, settings, decoders)
     app.state.embed_handler = EmbedHandler(backend, settings, decoders)
+
+
+def decoder_threads(settings: Settings, available: int) -> int:
+    """How many threads of a process decode: what the settings say, else one for every two cores of its share."""
+    return settings.decoders or max(2, available // (2 * settings.workers))
 
 
 def add_routes(app: FastAPI) -> None:

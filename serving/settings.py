@@ -56,8 +56,8 @@ class Settings(BaseModel):
     """Cores for one inference; 0 takes all."""
     workers: Count = 1
     """Processes that speak HTTP and decode images; one of them also infers."""
-    decoders: Count = 2
-    """Threads per process that decode images."""
+    decoders: Annotated[int, Field(ge=0)] = 0
+    """Threads per process that decode images; 0 takes one for every two of its share of the cores, and at least 2."""
 
     max_batch: Count = 32
     """The most images that go through a graph at once."""

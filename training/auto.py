@@ -24,7 +24,7 @@ from mosa_deploy.errors import BackboneError, ConfigError, MosaError
 from mosa_deploy.utils.files import replacing, write_text
 from training import presets, run
 from training.attempts import SECONDS, TRIALS, Attempts, Tune
-from training.choice import Options, Tried, choose, section, why
+from training.choice import Candidate, Tried, choose, section, title, why
 from training.config import TuneConfig
 from training.fitting import check_fit, outline
 from training.method_settings import UNCHANGED
@@ -37,9 +37,6 @@ from training.tune_options import AugmentOptions
 from training.workers import Workers
 
 DEFAULT_TRIALS, DEFAULT_WORTH = 9, 1.0
-
-Candidate = tuple[str, Options]
-"""A method, and the options that make it another one."""
 
 PROBES: tuple[Candidate, ...] = (
     *(("linear", {"features": each}) for each in get_args(LinearFeatures)),
@@ -59,12 +56,12 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
     outline(recipe.backbone, config.image_size)
     config = replace(config, augmentation=AugmentOptions(**UNCHANGED))
     probes = fitting(config, preset, PROBES)
-    methods = [method for method, _ in fitting(config, preset, [(method, {}) for method in ADAPTERS])]
+    adapters = fitting(config, preset, ADAPTERS)
     trials = DEFAULT_TRIALS if config.trials is None else config.trials
     worth = DEFAULT_WORTH if config.worth is None else config.worth
-    least = len(methods) + 1
+    least = len(adapters) + 1
     if trials < least:
-        listed = ", ".join(methods)
+        listed = ", ".join(map(title, adapters))
         raise ConfigError(
             f"--trials {trials}: --method auto tries {least} methods (probes, {listed}), each at least once: give"
             f" {least} or more"
@@ -85,7 +82,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
         except MosaError:
             attempts.forget()
             raise
-        centres = {method: centre(config.for_method(method), preset) for method in methods}
+        centres = [(each, centre(config.for_method(each[0], **each[1]), preset)) for each in adapters]
         search = Search(centres, recipe.epochs, measure, config.seed)
         for number in range(2, trials + 1):
             proposal = search.propose()
@@ -112,7 +109,7 @@ def fitting(config: TuneConfig, preset: Recipe, candidates: Sequence[Candidate])
             check_fit(own.for_method(method, **options, trials=None, worth=None), preset)
             found.append((method, options))
         except BackboneError as error:
-            print(f"{' '.join((method, *options.values()))} is left out: {error}")
+            print(f"{title((method, options))} is left out: {error}")
     return found
 
 

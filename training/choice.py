@@ -12,6 +12,9 @@ from mosa_deploy.utils.markdown import table
 Options = dict[str, Any]
 """Fields of `TuneConfig`."""
 
+Candidate = tuple[str, Options]
+"""A method, and the options that make it another one."""
+
 Outcome = Literal["finished", "stopped", "failed"]
 """`stopped` is by successive halving, `failed` by an error."""
 
@@ -70,6 +73,12 @@ class Choice:
     def points(self) -> float:
         """Points of validation accuracy by which the adapter is better than the probe."""
         return -math.inf if self.adapter is None else 100 * (self.adapter.accuracy - self.probe.accuracy)
+
+
+def title(candidate: Candidate) -> str:
+    """A candidate in words: `linear blocks`."""
+    method, options = candidate
+    return " ".join((method, *options.values()))
 
 
 def choose(tried: Sequence[Tried], worth: float) -> Choice:

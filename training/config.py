@@ -67,7 +67,7 @@ class TuneConfig:
     """mosa (split adapter), adapter (dense adapter), mosl (split LoRA), lora, repadapter (linear bottlenecks before
     attention and FFN), ssf (scales and shifts after each operation), linear (logistic regression on frozen features),
     attentive (a linear head on the patches, weighed by a learned query), bitfit (the backbone's biases), full (all of
-    the backbone), or auto (tries the probes, adapter, lora, mosa, repadapter and ssf, and keeps the best)."""
+    the backbone), or auto (tries the probes, adapter, lora, mosa in both styles and ssf, and keeps the best)."""
     features: LinearFeatures = "cls"
     """What a linear head reads: cls (the class token, or the backbone's pooled feature), cls+mean (with the mean of the
     patches), or blocks (the class tokens of the last four blocks and the mean of the patches)."""
@@ -168,8 +168,8 @@ class TuneConfig:
     out: Path | None = None
     """Folder of the run. Default: runs/<name>."""
     trials: int | None = None
-    """Number of trials, all methods together. The probes are one; adapter, lora, mosa, repadapter and ssf get at least
-    one each, so it takes 6 or more (3 on a Swin, which has adapter and mosa alone)."""
+    """Number of trials, all methods together. The probes are one; adapter, lora, mosa in both styles and ssf get at
+    least one each, so it takes 6 or more (3 on a Swin, which has adapter and mosa alone)."""
     worth: float | None = None
     """Points of validation accuracy by which an adapter must beat the best probe to be chosen: it needs a backbone pass
     of its own, and all probes share one."""

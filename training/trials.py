@@ -14,7 +14,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from mosa_deploy.backbones.names import is_embedded
 from mosa_deploy.bundles.adapter_config import BACKBONE_METHODS, LOW_RANK_METHODS
 from training.config import TuneConfig
-from training.method_settings import usual_settings
+from training.method_settings import OF_STYLE, usual_settings
 from training.recipe import Recipe
 
 Setting = tuple[tuple[str, Any], ...]
@@ -46,7 +46,7 @@ LOW_RANK_LR = 0.4
 def centre(config: TuneConfig, preset: Recipe) -> Recipe:
     """The settings around which a method is tried: those of the preset, with lr and scale for the method."""
     backbone = config.backbone or preset.backbone
-    usual = usual_settings(config.method, toy=is_embedded(backbone))
+    usual = usual_settings(config.method, toy=is_embedded(backbone)) | OF_STYLE.get(config.style or "", {})
     lr, scale = config.lr or usual.get("lr", preset.lr), usual.get("scale", config.scale or preset.scale)
     if config.method in LOW_RANK_METHODS and not is_embedded(backbone):
         lr *= LOW_RANK_LR

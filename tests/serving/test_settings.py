@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
+from serving.app import decoder_threads
 from serving.local_backend import LocalBackend
 from serving.settings import Settings, unread_variables, variable
 
@@ -119,3 +120,12 @@ def test_an_empty_store_names_the_command_that_fills_it_unless_tasks_may_be_adde
         LocalBackend(Settings(artifacts=str(tmp_path)))
     assert str(caught.value) == f"no task in {tmp_path}/tasks: write one with `mosa export --out {tmp_path}`"
     LocalBackend(Settings(artifacts=str(tmp_path), admin_keys=("a",))).stop()
+
+
+@pytest.mark.parametrize(
+    ("decoders", "workers", "cores", "threads"), [(0, 1, 2, 2), (0, 1, 16, 8), (0, 4, 16, 2), (3, 1, 16, 3)]
+)
+def test_without_a_setting_every_two_cores_have_a_thread_that_decodes(
+    decoders: int, workers: int, cores: int, threads: int
+) -> None:
+    assert decoder_threads(Settings(decoders=decoders, workers=workers), cores) == threads

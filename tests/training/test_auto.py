@@ -41,7 +41,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_winner_is_an_ordinary_run_that_knows_nothing_of_the_search(searched: Path) -> None:
     record = read_record(searched)
-    assert record.method in ADAPTERS
+    assert record.method in dict(ADAPTERS)
     settings = read_settings(searched)
     assert settings["method"] == record.method
     assert settings["clip_grad"] == 5.0
@@ -54,7 +54,7 @@ def test_the_report_lists_what_was_tried_and_says_why_the_winner_won(searched: P
     section = text[text.index("## How the method was chosen") : text.index("## Validation")]
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
     assert rows[0].startswith("| linear | features blocks |")
-    assert [row.split(" | ")[0] for row in rows[1:]] == ["| adapter", "| lora", "| mosa", "| repadapter", "| ssf"]
+    assert [row.split(" | ")[0] for row in rows[1:]] == ["| adapter", "| lora", "| mosa", "| mosa", "| ssf"]
     assert section.count("**chosen**") == 1
     assert "**the adapter was chosen.**" in section
     assert "trials/" not in text
@@ -91,7 +91,7 @@ def test_a_finished_search_is_not_made_again(searched: Path, few: str, capsys: p
 
 
 def test_fewer_trials_than_methods_are_refused(few: str) -> None:
-    tried = r"--method auto tries 6 methods \(probes, adapter, lora, mosa, repadapter, ssf\)"
+    tried = r"--method auto tries 6 methods \(probes, adapter, lora, mosa, mosa repadapter, ssf\)"
     with pytest.raises(ConfigError, match=rf"^--trials 5: {tried}, each at least once: give 6 or more$"):
         tune(replace(SEARCH, trials=5))
 
@@ -103,8 +103,10 @@ def test_a_backbone_that_fits_no_method_is_refused(few: str) -> None:
 
 def test_what_does_not_fit_a_swin_is_left_out(few: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(SEARCH, backbone="swin_tiny_patch4_window7_224")
-    assert fitting(config, Few.recipe, [("lora", {}), ("mosa", {})]) == [("mosa", {})]
-    assert capsys.readouterr().out.startswith("lora is left out: low-rank adapters: a Swin takes")
+    assert fitting(config, Few.recipe, ADAPTERS) == [("adapter", {}), ("mosa", {})]
+    left_out = capsys.readouterr().out.splitlines()
+    assert left_out[0].startswith("lora is left out: low-rank adapters: a Swin takes")
+    assert left_out[1].startswith("mosa repadapter is left out: ")
     assert fitting(config, Few.recipe, PROBES) == [("linear", {"features": "cls"})]
 
 
@@ -144,17 +146,18 @@ def test_an_adapter_is_chosen_if_it_is_worth_its_pass(adapters: list[Tried], win
     assert f"the {'probe' if winner == 'linear' else 'adapter'} was chosen" in why(choice)
 
 
-CENTRES = {method: Recipe(backbone="vit_toy", lr=1e-2, scale=0.1) for method in ADAPTERS}
+CENTRES = [(candidate, Recipe(backbone="vit_toy", lr=1e-2, scale=0.1)) for candidate in ADAPTERS]
 
 
 def test_every_method_begins_at_its_centre_and_goes_on_around_it() -> None:
     search = Search(CENTRES, 10, "validation_accuracy", seed=0)
     proposals = [search.propose() for _ in range(8)]
-    assert [each.method for each in proposals[:5]] == list(ADAPTERS)
+    assert [each.method for each in proposals[:5]] == [method for method, _ in ADAPTERS]
     assert all(each.options["lr"] == 1e-2 for each in proposals[:5])
     assert proposals[0].options["scale"] == 0.1
     assert "scale" not in proposals[1].options
     assert proposals[2].options["activate"] == "balanced"
+    assert [each.options.get("style") for each in proposals[:5]] == [None, None, None, "repadapter", None]
     assert proposals[4].options == {"lr": 1e-2}
     assert all(1e-2 / 3 <= each.options["lr"] <= 3e-2 for each in proposals)
     again = Search(CENTRES, 10, "validation_accuracy", seed=0)

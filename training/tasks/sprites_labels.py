@@ -6,6 +6,7 @@ The images are those of `training.tasks.sprites`, 800 / 200 / 2,000 by index, wi
 of two sizes and one of four quadrants, so each image has three. They are learned as nine independent ones.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class SpritesLabels:
     """Nine labels, of which each image has three."""
 
     name = "sprites-labels"
-    recipe = with_labels(RECIPE)
+    recipe = with_labels(replace(RECIPE, epochs=20))
     squash = False
 
     def splits(self, data_dir: Path | None, split: str | None) -> Splits:
