@@ -11,7 +11,7 @@ from pathlib import Path
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.decision import Decision, ExportNote, KeptVersion, now, objections, parse_decision, parse_note
 from mosa_deploy.bundles.record import RECORD, Record, parse_record
-from mosa_deploy.bundles.store_layout import EXPORT_NOTE, StoreLayout, decision_file, upload_file
+from mosa_deploy.bundles.store_layout import EXPORT_NOTE, StoreLayout, upload_file
 from mosa_deploy.errors import MosaError, StoreError
 from mosa_deploy.utils.files import write_bytes, write_text
 
@@ -35,8 +35,8 @@ class Replaced:
         Raises:
             StoreError: it was uploaded, or has other classes, and no flag says that this is meant.
         """
-        path = store.root / decision_file(record.task)
-        if path.is_file():
+        path = store.decision(record.task)
+        if path:
             decided = _described(store, record.task, parse_decision(path.read_bytes(), str(path)))
         else:
             decided = _exported(store, record.task)

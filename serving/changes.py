@@ -1,5 +1,6 @@
 """Changes of what answers: upload, rollback, removal and pin, while requests are in flight."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,15 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.decision import Decision, KeptVersion, class_changes, now
 from mosa_deploy.bundles.store_layout import BACKBONES
 from mosa_deploy.client.schema import Gate
-from mosa_deploy.errors import BundleError, StoreError
+from mosa_deploy.errors import BundleError, MosaError, StoreError
 from serving.backend import PutOptions
 from serving.errors import RequestError
 from serving.promotion import Comparison, PromotionGate
 from serving.registry import DAMAGED, Entry, Registry
 from serving.settings import Settings
 from serving.store import Version
+
+log = logging.getLogger("mosa_deploy.serving")
 
 SHORT = 12
 """How many characters of a digest an error shows."""
@@ -98,7 +101,7 @@ class TaskChanges:
             update = {"current": None, "previous": before.current, "pinned": False}
             update["exported"] = self.registry.store.exported(name)
             decision = before.model_copy(update=update)
-            self.registry.store.decide(name, decision)
+            self.registry.store.decisions.write(name, decision)
             self.registry.store.forget_between(before, decision)
             self.registry.swap(entry, None, None, decision)
 
@@ -113,15 +116,39 @@ class TaskChanges:
             loaded = self.registry.acquire(name) if pinned else entry.loaded
             try:
                 decision = entry.decision.model_copy(update={"pinned": pinned})
-                self.registry.store.decide(name, decision)
-                with self.registry.lock:
-                    entry.decision = decision
-                    if entry.loaded:
-                        entry.loaded.pinned = pinned
+                self.registry.store.decisions.write(name, decision)
+                self.registry.keep(entry, decision)
             finally:
                 if pinned and loaded:
                     self.registry.release(loaded)
             return entry
+
+    def follow(self, name: str) -> None:
+        """Serve what another service on the store has decided about a task.
+
+        A version that is loaded here stays until the new one is proved; one that cannot be proved is refused.
+        """
+        with self._turn(name):
+            new = self.registry.read_entry(name)
+            entry = self.registry.entries.get(name) or Entry(name, Decision(current=None))
+            if entry.version and new.version and entry.version.key == new.version.key and not new.refused:
+                self.registry.keep(entry, new.decision)
+                return
+            loaded = None
+            if new.version and (entry.loaded or new.decision.pinned):
+                try:
+                    bundle = self.registry.store.archive(name, new.version.key).bundle()
+                    lane = self.registry.lane_of(name, new.decision, new.version.record)
+                    loaded = self.registry.cache.load(new.version, bundle, lane, new.decision.pinned)
+                except MosaError as fault:
+                    log.error("not serving %s: %s", name, fault, extra={"task": name})
+                    new.refused = str(fault)
+            self.registry.swap(entry, new.version, loaded, new.decision, new.refused)
+            if loaded:
+                self.registry.cache.release(loaded)
+                self.registry.log_loaded(loaded)
+                if loaded.postponed:
+                    self.registry.improve(entry)
 
     def _check_fit(self, name: str, bundle: Bundle) -> None:
         """Raises RequestError 422 if a bundle is of another task, or its backbone is not in the store."""
@@ -170,7 +197,7 @@ class TaskChanges:
             self.registry.store.keep_export(name, before)
             if keep:
                 self.registry.store.keep(keep)
-            self.registry.store.decide(name, decision)
+            self.registry.store.decisions.write(name, decision)
         except BaseException as fault:
             self.registry.cache.retire(loaded)
             self.registry.cache.release(loaded)

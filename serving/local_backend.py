@@ -21,11 +21,11 @@ from serving.candidates import CandidateList, require_files
 from serving.changes import TaskChanges
 from serving.drift import DriftMonitor
 from serving.errors import RequestError, late
+from serving.follower import Follower
 from serving.lanes import SharedLane
 from serving.loaded_task import LoadedTask
 from serving.loading import Loader
 from serving.opening import Lanes
-from serving.presence import Presence
 from serving.ranking import Ranking
 from serving.registry import Entry, Registry
 from serving.runtime import choose
@@ -77,10 +77,10 @@ class LocalBackend:
         self.changes = TaskChanges(self.registry, settings)
         self.drift = DriftMonitor(settings.drift_window)
         self._changers = ThreadPoolExecutor(CHANGERS, thread_name_prefix="mosa-change")
-        self.presence = Presence(store.files)
         self.ranking = Ranking(candidates, lanes)
         self.ranking.measure(self.registry.read())
         self.registry.prefetch(settings.prefetch)
+        self.follower = Follower(store.decisions, self.changes)
         if not settings.admin_keys:
             self._require_tasks()
 
@@ -228,10 +228,10 @@ class LocalBackend:
 
     def stop(self) -> None:
         """Finish everything that is queued, and stop."""
+        self.follower.close()
         self._changers.shutdown()
         self.batcher.close()
         self.registry.close()
-        self.presence.close()
         self.registry.store.files.close()
 
     async def _change(self, action: Callable[[], T]) -> T:

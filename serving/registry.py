@@ -58,7 +58,8 @@ class Registry:
     def read(self) -> Iterable[tuple[Version, LaneName]]:
         """List the store; returns the versions that can be loaded, with their lanes."""
         self.store.sweep()
-        self.entries = {name: self._read(name) for name in self.store.names()}
+        revisions = self.store.decisions.revisions()
+        self.entries = {name: self.read_entry(name, revisions.get(name)) for name in self.store.names()}
         versions = [(entry, entry.version) for entry in self.entries.values() if entry.version]
         return [(version, self.lane_of(entry.name, entry.decision, version.record)) for entry, version in versions]
 
@@ -152,19 +153,33 @@ class Registry:
         """Called when the request that held it ends."""
         self.cache.release(loaded)
 
-    def swap(self, entry: Entry, version: Version | None, loaded: LoadedTask | None, decision: Decision) -> None:
+    def keep(self, entry: Entry, decision: Decision) -> None:
+        """Note a decision that leaves a task's version as it is."""
+        with self.lock:
+            entry.decision = decision
+            if entry.loaded:
+                entry.loaded.pinned = decision.pinned
+
+    def swap(
+        self,
+        entry: Entry,
+        version: Version | None,
+        loaded: LoadedTask | None,
+        decision: Decision,
+        refused: str | None = None,
+    ) -> None:
         """Give another version, or none, to new requests, and retire the one before."""
         with self.lock:
             old, entry.loaded = entry.loaded, loaded
-            entry.version, entry.decision, entry.refused = version, decision, None
+            entry.version, entry.decision, entry.refused = version, decision, refused
             self.entries[entry.name] = entry
             if old:
                 self.cache.retire(old)
 
-    def _read(self, name: str) -> Entry:
-        """Read a task from the store."""
+    def read_entry(self, name: str, revision: int | None = None) -> Entry:
+        """Read a task from the store; `revision` is that of its decision, as it was listed last."""
         try:
-            entry = Entry(name, self.store.decision(name))
+            entry = Entry(name, self.store.decision(name, revision))
             if entry.decision.current:
                 entry.version = self.store.version(name, entry.decision.current)
         except MosaError as fault:

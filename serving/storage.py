@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import fsspec
 
 from mosa_deploy.errors import StoreError
-from mosa_deploy.utils.files import replacing_folder, write_bytes
+from mosa_deploy.utils.files import create_bytes, replacing_folder, write_bytes
 
 STALE_SECONDS = 3600
 """A file that was being written so long ago is what a killed process left."""
@@ -24,6 +24,10 @@ class Files(Protocol):
 
     def write(self, path: str, content: bytes) -> None:
         """Replace a file as a whole."""
+        ...
+
+    def create(self, path: str, content: bytes) -> None:
+        """Write a file as a whole; FileExistsError if it is there, even if another process has just written it."""
         ...
 
     def remove(self, path: str) -> None:
@@ -59,6 +63,10 @@ class LocalFiles:
     def write(self, path: str, content: bytes) -> None:
         """See `Files`."""
         write_bytes(self.root / path, content)
+
+    def create(self, path: str, content: bytes) -> None:
+        """See `Files`."""
+        create_bytes(self.root / path, content)
 
     def remove(self, path: str) -> None:
         """See `Files`."""
@@ -115,6 +123,11 @@ class RemoteFiles:
         """See `Files`."""
         self.system.makedirs(self._at(str(PurePosixPath(path).parent)), exist_ok=True)
         self.system.pipe_file(self._at(path), content)
+
+    def create(self, path: str, content: bytes) -> None:
+        """See `Files`."""
+        self.system.makedirs(self._at(str(PurePosixPath(path).parent)), exist_ok=True)
+        self.system.pipe_file(self._at(path), content, mode="create")
 
     def remove(self, path: str) -> None:
         """See `Files`."""

@@ -20,7 +20,6 @@ from mosa_deploy.bundles.decision import (
     KeptVersion,
     Source,
     objections,
-    parse_decision,
     parse_note,
 )
 from mosa_deploy.bundles.gate import PREFIX as GATE
@@ -33,7 +32,6 @@ from mosa_deploy.bundles.store_layout import (
     UPLOADS,
     VALIDATION,
     agreement_file,
-    decision_file,
     gate_file,
     task_folder,
     upload_file,
@@ -41,6 +39,7 @@ from mosa_deploy.bundles.store_layout import (
 from mosa_deploy.bundles.validation import PREFIX as CARRIED
 from mosa_deploy.bundles.validation import check_validation
 from mosa_deploy.errors import MosaError, StoreError
+from serving.decisions import Decisions
 from serving.settings import Settings
 from serving.storage import LocalFiles, RemoteFiles, open_files
 
@@ -65,7 +64,7 @@ class TaskStore:
 
     def __init__(self, files: LocalFiles | RemoteFiles, limit: int) -> None:
         """`limit` is the most bytes that a bundle may have."""
-        self.files, self.limit = files, limit
+        self.files, self.limit, self.decisions = files, limit, Decisions(files)
 
     def __str__(self) -> str:
         return str(self.files)
@@ -78,8 +77,7 @@ class TaskStore:
 
     def names(self) -> list[str]:
         """Every task, exported or uploaded, sorted."""
-        decided = {name.removesuffix(".json") for name in self.files.names(DECISIONS) if name.endswith(".json")}
-        return sorted(decided | set(self.files.names(TASKS)))
+        return sorted(self.decisions.revisions().keys() | set(self.files.names(TASKS)))
 
     def require_readable(self) -> None:
         """Raises StoreError if the store is there but cannot be read."""
@@ -96,16 +94,16 @@ class TaskStore:
         if not self.names():
             raise StoreError(f"no task in {self}/{TASKS}: write one with `mosa export --out {self}`")
 
-    def decision(self, name: str) -> Decision:
-        """The decision that holds for a task now. It does not follow an export that needs consent, and the log says so.
+    def decision(self, name: str, revision: int | None = None) -> Decision:
+        """The decision that holds for a task now; `revision` is the one that was listed last.
+
+        It does not follow an export that needs consent, and the log says so.
 
         Raises:
             MosaError: it is damaged, or was written by a newer release.
         """
-        exported, where = self.exported(name), f"{self}/{decision_file(name)}"
-        try:
-            decided = parse_decision(self.files.read(decision_file(name)), where)
-        except FileNotFoundError:
+        exported, decided = self.exported(name), self.decisions.read(name, revision)
+        if decided is None:
             return self._undecided(name, exported)
         decided = self._complete(name, decided)
         if exported in (None, decided.exported, decided.current):
@@ -171,10 +169,6 @@ class TaskStore:
         except StoreError as fault:
             log.warning("%s", fault, extra={"task": name})
             return None
-
-    def decide(self, name: str, decision: Decision) -> None:
-        """Write a decision, which holds from now on."""
-        self.files.write(decision_file(name), decision.model_dump_json(indent=2).encode() + b"\n")
 
     def version(self, name: str, key: str) -> Version:
         """A version with its record.

@@ -1,7 +1,7 @@
 """What was decided about a task of a store, and the rule for a version that would take the place of the served one.
 
-`decisions/<task>.json` is written by the service. `tasks/<task>/export.json` is written by `mosa export`: it says which
-version the export may replace. Both sides follow one rule: other classes, and an export in place of an uploaded
+`decisions/<task>@<revision>.json` is written by the service, `tasks/<task>/export.json` by `mosa export`: it says
+which version the export may replace. Both sides follow one rule: other classes, and an export in place of an uploaded
 version, need consent.
 """
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from mosa_deploy.bundles.answers import HasClasses
 from mosa_deploy.bundles.format_version import Fields, FileFormat
 from mosa_deploy.bundles.record import Record
-from mosa_deploy.bundles.store_layout import EXPORT_NOTE, decision_file
+from mosa_deploy.bundles.store_layout import DECISIONS, EXPORT_NOTE
 from mosa_deploy.errors import StoreError
 
 ChosenLane = Literal["shared", "folded"]
@@ -40,7 +40,7 @@ def _with_one_class(fields: Fields) -> Fields:
 
 
 DECISION_FORMAT = FileFormat(
-    decision_file("<task>"),
+    f"{DECISIONS}/<task>@<revision>.json",
     StoreError,
     remedy="remove it, and upload the task again",
     migrations=(_without_versions, _with_one_class),
@@ -81,7 +81,7 @@ class KeptVersion(BaseModel):
 
 
 class Decision(BaseModel):
-    """`decisions/<task>.json`."""
+    """`decisions/<task>@<revision>.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -4,7 +4,7 @@
     tasks/<task>/              adapter.safetensors adapter.json folded.onnx (or unfolded.onnx) parity.json export.json
                                validation.zip
     uploads/<key>.mosa         versions that came by HTTP, named by the sha256 of their record
-    decisions/<task>.json      which version is served, which others are kept, pin, lane
+    decisions/<task>@<n>.json  which version is served, which others are kept, pin, lane; the highest n holds
     gates/<task>.zip           labelled images on which a new version must not be worse than the served one
     agreements/<key>.json      how many of a version's validation images each graph answers rightly
     measured/<machine>.json    how long a service's machine takes for each file of a backbone's graphs
@@ -13,6 +13,7 @@ The graphs in other precisions lie beside each fp32 graph except the plain one: 
 .int8-tensorrt.onnx. So do engines, .<precision>.<capability>.engine, with one engine.json per folder.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +53,19 @@ def upload_file(key: str) -> str:
     return f"{UPLOADS}/{key}.mosa"
 
 
-def decision_file(task: str) -> str:
-    """Path below the root of what the operator decided about a task."""
-    return f"{DECISIONS}/{task}.json"
+def decision_file(task: str, revision: int) -> str:
+    """Path below the root of what the operator decided about a task. Revision 0 is of a release that did not count."""
+    return f"{DECISIONS}/{task}@{revision}.json" if revision else f"{DECISIONS}/{task}.json"
+
+
+def newest_revisions(names: Iterable[str]) -> dict[str, int]:
+    """Task -> the revision that holds, from the names in the folder of decisions."""
+    found: dict[str, int] = {}
+    for name in names:
+        task, _, revision = name.removesuffix(".json").partition("@")
+        if name.endswith(".json") and (revision or "0").isdecimal():
+            found[task] = max(found.get(task, 0), int(revision or 0))
+    return found
 
 
 def gate_file(task: str) -> str:
@@ -85,6 +96,11 @@ class StoreLayout:
     def task(self, name: str) -> Path:
         """The folder of an exported task."""
         return self.root / task_folder(name)
+
+    def decision(self, name: str) -> Path | None:
+        """The decision that holds for a task; None if there is none."""
+        revision = newest_revisions(path.name for path in self.root.glob(f"{DECISIONS}/*")).get(name)
+        return None if revision is None else self.root / decision_file(name, revision)
 
     def tasks(self) -> list[str]:
         """The names of the exported tasks, sorted.

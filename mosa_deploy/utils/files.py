@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,26 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace the content of `path`; raises WriteError if the disk has no room."""
     with replacing(path) as aside:
         aside.write_bytes(content)
+
+
+def create_bytes(path: Path, content: bytes) -> None:
+    """Write a file that must not be there yet: of two processes one succeeds, and no reader sees half of it.
+
+    Raises:
+        FileExistsError: it is there.
+        WriteError: the disk has no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with with_room(path):
+            with aside.open("wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, content: str) -> None:

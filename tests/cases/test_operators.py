@@ -16,10 +16,8 @@ from fastapi.testclient import TestClient
 from mosa_deploy.errors import StoreError, command
 from mosa_deploy.runtimes import cuda
 from serving.log import LineFormatter
-from serving.presence import FORGOTTEN, Heartbeat, Presence
 from serving.runtime import choose
 from serving.settings import Settings
-from serving.storage import LocalFiles, RemoteFiles
 from serving.store import check_store
 from tests.support.app import running, top, warnings
 from tests.support.service import Server, serve
@@ -193,49 +191,6 @@ def test_a_task_that_is_to_be_folded_and_is_not_there_is_a_warning(
     with running(copied, folded="bird,cracks", prefetch=0):
         pass
     assert warnings(caplog) == ["MOSA_FOLDED: unknown task 'bird'; did you mean birds?"]
-
-
-def test_a_second_service_on_one_store_is_a_warning(copied: Path, said: pytest.LogCaptureFixture) -> None:
-    with running(copied, prefetch=0):
-        assert warned(said) == []
-        with running(copied, prefetch=0):
-            (line,) = warned(said)
-    assert line.startswith(f"another service uses {copied} too: neither sees what the other changes")
-    with running(copied, prefetch=0):
-        assert len(warned(said)) == 1
-
-
-def test_a_service_that_was_killed_leaves_no_warning_behind(copied: Path, said: pytest.LogCaptureFixture) -> None:
-    holder = (
-        "import sys, pathlib, time; from serving.presence import Presence; from serving.storage import LocalFiles;"
-        " held = Presence(LocalFiles(pathlib.Path(sys.argv[1]))); print(flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", holder, str(copied)], cwd=ROOT, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        Presence(LocalFiles(copied)).close()
-        assert len(warned(said)) == 1
-        other.kill()
-    Presence(LocalFiles(copied)).close()
-    assert len(warned(said)) == 1
-
-
-def test_behind_a_url_another_service_counts_once_it_is_seen_to_live(said: pytest.LogCaptureFixture) -> None:
-    files = RemoteFiles("memory://presence")
-    crashed, first, second = (Heartbeat(files) for _ in range(3))
-    crashed.beat()
-    for _ in range(3):
-        first.beat()
-    assert warned(said) == []
-    second.beat()
-    first.beat()
-    second.beat()
-    assert len(warned(said)) == 1
-    for _ in range(FORGOTTEN):
-        first.beat()
-    second.leave()
-    assert files.names("services") == [first.name]
-    files.close()
 
 
 MOSA = ("-c", "from mosa_deploy.cli import main; main()")

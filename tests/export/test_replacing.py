@@ -39,7 +39,7 @@ def upload(root: Path, archive: Archive) -> None:
     kept = KeptVersion.of(archive.key, archive.bundle().record, "upload", None)
     decision = Decision(current=archive.key, previous=exported, exported=exported, versions=(kept,))
     for path, content in (
-        (root / decision_file("toy"), decision.model_dump_json().encode()),
+        (root / decision_file("toy", 1), decision.model_dump_json().encode()),
         (root / upload_file(archive.key), archive.pack()),
     ):
         path.parent.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def test_an_uploaded_version_needs_its_flag(tmp_path: Path) -> None:
 def test_a_decision_of_an_earlier_release_is_followed_too(tmp_path: Path) -> None:
     export(tmp_path, version(1))
     upload(tmp_path, version(2, "a", "b"))
-    path = tmp_path / decision_file("toy")
+    path = tmp_path / decision_file("toy", 1)
     fields = json.loads(path.read_text())
     del fields["versions"]
     path.write_text(json.dumps(fields | {"format_version": 1}))

@@ -148,14 +148,14 @@ def test_an_image_on_which_a_task_overflows_is_told_so(admin: TestClient, maker:
 def test_a_version_is_written_before_the_decision_that_names_it(
     admin: TestClient, copied: Path, newer: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, written = backend_of(admin).registry.store, []
-    decide = store.decide
+    decisions, written = backend_of(admin).registry.store.decisions, []
+    write = decisions.write
 
     def watched(name: str, decision: Decision) -> None:
         written.append((copied / "uploads" / f"{decision.current}.mosa").exists())
-        decide(name, decision)
+        write(name, decision)
 
-    monkeypatch.setattr(store, "decide", watched)
+    monkeypatch.setattr(decisions, "write", watched)
     put(admin, "birds", newer)
     assert written == [True]
 

@@ -17,6 +17,7 @@ from mosa_deploy.bundles.answers import PerLabel
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.gate import LabelledImage
 from mosa_deploy.bundles.preprocess import Preprocess
+from mosa_deploy.bundles.store_layout import decision_file
 from mosa_deploy.client import Client
 from mosa_deploy.client.ask import AskConfig
 from mosa_deploy.client.schema import Failure
@@ -185,5 +186,5 @@ def test_workers_tell_each_other_the_thresholds() -> None:
 
 def test_a_store_keeps_what_a_version_answers(admin: TestClient, copied: Path, maker: TaskMaker, tags: Archive) -> None:
     put(admin, "tags", tags)
-    decision = json.loads((copied / "decisions" / "tags.json").read_text())
+    decision = json.loads((copied / decision_file("tags", 1)).read_text())
     assert [version["multi_label"] for version in decision["versions"]] == [True]

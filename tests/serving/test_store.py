@@ -96,7 +96,7 @@ def test_a_folder_in_which_a_file_was_replaced_is_copied_again() -> None:
 def test_a_version_is_read_only_if_it_is_the_one_that_was_named(copied: Path, maker: TaskMaker) -> None:
     store, archive = TaskStore(LocalFiles(copied), LIMIT), maker.make("birds", 9)
     store.keep(archive)
-    store.decide("birds", Decision(current=archive.key))
+    store.decisions.write("birds", Decision(current=archive.key))
     assert store.version("birds", archive.key).digest == archive.bundle().digest
     (copied / "uploads" / f"{archive.key}.mosa").write_bytes(maker.make("birds", 8).pack())
     with pytest.raises(StoreError, match="was altered: upload the task again"):
@@ -122,12 +122,13 @@ from mosa_deploy.bundles.decision import Decision
 from serving.store import TaskStore
 root, *names = sys.argv[1:]
 store = TaskStore(LocalFiles(Path(root)), 10 << 20)
+store.decision("birds")
 archives = [Archive.unpack(Path(name).read_bytes(), 10 << 20) for name in names]
 print("ready", flush=True)
 while True:
     for archive in archives:
         store.keep(archive)
-        store.decide("birds", Decision(current=archive.key, exported=store.exported("birds")))
+        store.decisions.write("birds", Decision(current=archive.key, exported=store.exported("birds")))
 """
 
 
