@@ -1,7 +1,7 @@
-"""The pages that a browser sees: `/`, to try an image, and `/docs`, Swagger UI. They load nothing from elsewhere.
+"""The pages that a browser sees: `/ui`, to try images and to see and change tasks, and `/docs`, Swagger UI.
 
-Each page is a fixed file. What it shows of tasks and answers its script asks for, as any client does, and writes as
-text, so nothing of it can become markup.
+`/` is the same page as `/ui`. Each page is a fixed file that loads nothing from elsewhere. What it shows of tasks and
+answers its scripts ask for, as any client does, and write as text, so nothing of it can become markup.
 """
 
 from importlib.resources import files
@@ -18,29 +18,35 @@ WEB = Path(__file__).parent / "web"
 SWAGGER = Path(str(files("fastapi_offline"))) / "static"
 """Swagger UI, as the package ships it."""
 
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+"""The types of the files beside the pages. Python would ask the machine, and some know `.js` by another name."""
+
 ASSETS = {
-    **{name: WEB / name for name in ("index.css", "index.js", "docs.js", "icon.svg")},
+    **{path.name: path for path in sorted(WEB.iterdir()) if path.suffix in MEDIA_TYPES},
     **{name: SWAGGER / name for name in ("swagger-ui.css", "swagger-ui-bundle.js")},
 }
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
+BASIC_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
-# Swagger UI writes styles into its elements.
-DOCS_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+# Where no policy of trusted types can be made, a browser takes no text for markup or for a script.
+UI_POLICY = f"{BASIC_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
+
+# Swagger UI writes markup, and styles into its elements, and has icons in its styles.
+DOCS_POLICY = BASIC_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace("blob:", "data:")
 
 
 def add_pages(app: FastAPI) -> None:
     """Add the pages and their files to the app."""
-    for path, page in (("/", read_index), ("/docs", read_docs), ("/web/{name}", read_asset)):
+    for path, page in (("/", read_ui), ("/ui", read_ui), ("/docs", read_docs), ("/web/{name}", read_asset)):
         app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)(page)
 
 
-async def read_index() -> FileResponse:
-    """What this service is, what it serves, and a form to try it."""
-    return _page("index.html", POLICY)
+async def read_ui() -> FileResponse:
+    """What this service is, what it serves, forms to try it, and for admins what changes tasks."""
+    return _page("ui.html", UI_POLICY)
 
 
 async def read_docs() -> FileResponse:
@@ -52,12 +58,19 @@ async def read_asset(name: str) -> FileResponse:
     """A style or a script of the pages."""
     if name not in ASSETS:
         raise RequestError(404, unknown_name("file", shown(name), ASSETS))
-    return FileResponse(ASSETS[name], headers={"cache-control": "max-age=3600", "x-content-type-options": "nosniff"})
+    path = ASSETS[name]
+    # Scripts of two releases of ours must not be mixed.
+    headers = {
+        "cache-control": "no-cache" if path.parent == WEB else "max-age=3600",
+        "x-content-type-options": "nosniff",
+    }
+    return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
 
 
 def _page(name: str, policy: str) -> FileResponse:
     headers = {
         "content-security-policy": policy,
+        "cross-origin-opener-policy": "same-origin",
         "cache-control": "no-cache",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
