@@ -33,12 +33,12 @@ from mosa_deploy.utils.versions import provenance
 TARGET = 1.7
 
 KINDS: Sequence[Mapping[str, Any]] = (
-    {"task": "digits", "method": "mosa", "epochs": 2},
+    {"task": "digits", "method": "mosa", "shots": 50, "epochs": 4},
     {"task": "sprites-location", "method": "linear"},
     {"task": "digits", "method": "linear", "features": "cls+mean"},
-    {"task": "sprites-orientation", "method": "adapter", "epochs": 2},
-    {"task": "digits", "method": "attentive", "epochs": 10},
-    {"task": "sprites-location", "method": "lora", "epochs": 2},
+    {"task": "sprites-orientation", "method": "adapter", "shots": 25, "epochs": 4},
+    {"task": "digits", "method": "attentive", "shots": 50, "epochs": 20},
+    {"task": "sprites-location", "method": "lora", "shots": 25, "epochs": 4},
 )
 """The tasks, in turn; each has a seed of its own."""
 

@@ -81,14 +81,14 @@ def test_a_fleet_that_was_killed_goes_on_and_a_task_that_fails_stops_no_other(tm
     (tmp_path / "tasks.toml").write_text(
         "[defaults]\nbackbone = 'vit_tinyd6_patch4_32.cifar10'\ndevice = 'cpu'\n"
         "[tasks.probe]\ntask = 'digits'\nmethod = 'linear'\n"
-        "[tasks.digits]\nepochs = 6\n"
+        "[tasks.digits]\nepochs = 6\nshots = 20\n"
         "[tasks.spoilt]\ndata_dir = 'spoilt'\n"
     )
     command = [sys.executable, "-m", "training.fleet", str(tmp_path / "tasks.toml"), "--out", str(tmp_path / "fleet")]
     runs = tmp_path / "fleet" / "runs"
     with subprocess.Popen([*command, "--jobs", "2"], cwd=ROOT) as killed:
         try:
-            wait_for((runs / "digits" / "history.csv").is_file)
+            wait_for((runs / "digits" / "history.csv").is_file, 600)
             children = psutil.Process(killed.pid).children()
         finally:
             killed.kill()
@@ -96,7 +96,7 @@ def test_a_fleet_that_was_killed_goes_on_and_a_task_that_fails_stops_no_other(tm
     assert not psutil.wait_procs(children, timeout=30)[1]
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/adapter.safetensors")}
 
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 1, done.stderr
     (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert re.match(r"error: spoilt: tune failed: .*unreadable.*; see \S+spoilt\.log$", error)
