@@ -54,7 +54,7 @@ const unknown = (result) =>
 function summary(result) {
   if (result.detail) return `${result.task}: ${result.detail}`;
   const said = result.predictions.slice(0, known.get(result.task)?.multi_label ? SPOKEN : 1);
-  return `${result.task}: ${said.map((each) => `${each.label} ${percent(each.score)}`).join(", ") || verdict(result)}`;
+  return `${result.task}: ${said.map((each) => `${each.label} ${percent(each.score)}`).join(", ") || verdict(result)}`.replace(/\.$/, "");
 }
 
 function announce(results) {
