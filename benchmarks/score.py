@@ -1,12 +1,10 @@
 """Measure `mosa score`: `python -m benchmarks.score --images 100000`, or `--quick` to see that it works.
 
 Generated images in tar shards are scored by five tasks on the embedded backbone, once by adapters, which take a slot of
-a batch each, and once by probes, which share one pass. Each rate is compared with a bare session of ONNX Runtime in the
-same process environment, on the same cores, just before and after: the same graph and bank, with images that are
-already decoded and normalised, and nothing done with its output. The rate leaves out the first shard, and so the start.
+a batch each, and once by probes, which share one pass. A bare session of ONNX Runtime runs before and after, on the same
+cores: the same graph and bank, on images that are decoded and normalised. The first shard, and so the start, is left out.
 
-Then the run is repeated in another folder, killed three times by SIGKILL and gone on with; its rows must be those of
-the run that nobody killed, each once.
+Then the run is repeated in another folder, killed three times and gone on with; its rows must be the same, each once.
 """
 
 import io
@@ -21,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +120,8 @@ class Bare:
         bank = Bank(shared, BOTTLENECK, TASKS)
         written = [bank.write(adapter_weights(bundle)) for bundle in bundles]
         self.passes = TASKS if shared.by_slot else 1
-        self.shared = SharedRunner(OnnxRunner(folder / shared.file), bank)
+        # Threads that spin are faster on idle cores, and much slower on cores that others use: the better one counts.
+        self.shared = [SharedRunner(OnnxRunner(folder / shared.file, spinning=each), bank) for each in (True, False)]
         self.graph = OnnxRunner(folder / PLAIN)
         pixels = [maker.preprocess.read(maker.images[i % len(maker.images)]) for i in range(BATCH)]
         self.images = maker.preprocess.normalise(np.stack(pixels))
@@ -129,7 +129,8 @@ class Bare:
 
     def rate(self, seconds: float) -> float:
         """Images per second, each by all tasks."""
-        return per_second(lambda: self.shared.run(self.images, self.slots), seconds) / self.passes
+        runs = [partial(each.run, self.images, self.slots) for each in self.shared]
+        return max(per_second(run, seconds) for run in runs) / self.passes
 
     def plain(self, seconds: float) -> float:
         """The same of the plain graph."""
