@@ -1,8 +1,8 @@
 """Measure `mosa score`: `python -m benchmarks.score --images 100000`, or `--quick` to see that it works.
 
 Generated images in tar shards are scored by five tasks on the embedded backbone, once by adapters, which take a slot of
-a batch each, and once by probes, which share one pass. A bare session of ONNX Runtime runs before and after, on the same
-cores: the same graph and bank, on images that are decoded and normalised. The first shard, and so the start, is left out.
+a batch each, and once by probes, which share one pass. A bare session runs before and after, on the same
+cores: the same graph and bank, on images that are decoded and normalised. The first shard is left out.
 
 Then the run is repeated in another folder, killed three times and gone on with; its rows must be the same, each once.
 """
