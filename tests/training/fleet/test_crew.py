@@ -44,9 +44,9 @@ def test_a_fault_of_an_earlier_time_is_not_told_again(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "a.log"
     log.parent.mkdir()
     log.write_text("error: of yesterday\n")
-    faults = Crew(1, nothing).carry_out([work(tmp_path, "a", WRONG)])
-    assert "yesterday" not in faults["a"].text
-    assert log.read_text().startswith("error: of yesterday\n$ mosa tunee\n")
+    faults = Crew(1, nothing).carry_out([work(tmp_path, "a", ["predict"])])
+    assert faults["a"].text == "mosa predict: error: the following arguments are required: task, images"
+    assert log.read_text().startswith("error: of yesterday\n$ mosa predict\n")
 
 
 def nothing(work: Work, place: int, seconds: float, finished: bool) -> None:
@@ -62,3 +62,5 @@ def test_no_process_is_left_when_the_one_that_waits_is_interrupted(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         Crew(2, told).carry_out(works)
     assert not psutil.Process().children()
+    texts = [path.read_text() for path in (tmp_path / "logs").iterdir()]
+    assert all(text.count("$ mosa --help") < 50 for text in texts)
