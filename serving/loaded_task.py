@@ -70,7 +70,10 @@ class LoadedTask:
         """Why it cannot say how unknown an image is; None if it can."""
         if self.statistics is not None or self.without_features:
             return self.without_features
-        return f"the bundle of '{self.version.record.task}' has no statistics of its features: tune it again"
+        task = self.version.record.task
+        if self.version.record.multi_label:
+            return f"'{task}' answers with several labels per image, for which nothing is known of unknown ones"
+        return f"the bundle of '{task}' has no statistics of its features: tune it again"
 
     def features(self, row: Array, plain: bool = False) -> Array:
         """The lane's output of an image (C,) -> what the head reads (F,), or with `plain` timm's own head would."""

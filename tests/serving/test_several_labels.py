@@ -139,6 +139,13 @@ def test_the_client_takes_threshold_and_top_k(labels: TestClient, maker: TaskMak
             client.classify(maker.images[2], "tags", threshold=1.5)
 
 
+def test_how_unknown_an_image_is_cannot_be_told_by_several_labels(labels: TestClient, maker: TaskMaker) -> None:
+    given = {"task": "tags", "unknown": "true"}
+    answer = labels.post("/classify", files={"image": maker.images[0]}, data=given).json()
+    assert (answer.get("unknown"), answer["predictions"] != []) == (None, True)
+    assert answer["note"].startswith("'tags' answers with several labels per image")
+
+
 def test_ask_refuses_a_threshold_outside_0_to_1() -> None:
     with pytest.raises(ConfigError, match=r"^--threshold 1\.5 is no threshold: 0 to 1$"):
         AskConfig([], ["tags"], "http://localhost:1", threshold=1.5)
