@@ -75,7 +75,11 @@ class Crew:
                 self._running.add(process)
                 if self._stopped.is_set():  # It started while the others were being ended.
                     process.kill()
-                place = self._listen(work, process)
+                try:
+                    place = self._listen(work, process)
+                except BaseException:
+                    process.kill()  # The end of the block waits for it.
+                    raise
             self._running.discard(process)
         return None if process.returncode == 0 else Fault(place, fault_in(work.log, start, process.returncode))
 
