@@ -271,6 +271,7 @@ def test_what_was_converted_is_exported_with_its_shared_graph_or_to_the_folded_l
     assert graph is None or len(list(root.glob(f"backbones/*/{graph}"))) == 1
 
 
+@pytest.mark.slow
 def test_the_command_lines_of_the_readme_take_an_adapter_on_transformers_to_the_store(tmp_path: Path) -> None:
     of_transformers(tmp_path / "peft", tmp_path / "vit", target_modules=["q_proj", "v_proj"])
     shutil.copy(tmp_path / "vit" / "config.json", tmp_path / "peft")
