@@ -54,7 +54,7 @@ def folder_of(address: str) -> Path | None:
 def require_library() -> None:
     """Raises ConfigError if huggingface_hub is not installed."""
     try:
-        import huggingface_hub  # noqa: F401
+        import huggingface_hub  # noqa: F401 - only to see whether it is installed
     except ImportError:
         raise ConfigError(
             "huggingface_hub is not installed: pip install huggingface_hub; the extras train and export have it"

@@ -72,7 +72,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def carry_out(tasks: Sequence[FleetTask], jobs: int) -> dict[str, Failure]:
-    """Carry out what is left of all tasks; returns the failures by task."""
+    """Carry out the stages of all tasks that are not done; returns the failures by task."""
     by_name = {task.name: task for task in tasks}
     waiting = {name: stages for name, task in by_name.items() if (stages := task.waiting())}
     done = stages_of(tasks) - sum(map(len, waiting.values()))

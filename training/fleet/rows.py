@@ -41,7 +41,7 @@ class Row:
     test: float | None
     tune_seconds: float
     seconds: float
-    """Of all stages."""
+    """The time of all stages together."""
     bundle: str
     """Digest of what was exported, which every answer of the service states."""
     folder: str
