@@ -48,7 +48,7 @@ Fault = tuple[str, str]
 
 
 class TaskPlan(BaseModel):
-    """Which version of a task a run asks, and how."""
+    """What answers for a task in a run: a version of it, its lane and its runtime."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -15,7 +15,7 @@ from tests.support.browser import CHROMIUM, NONE, NoScripts, browsing
 from tests.support.tasks import TaskMaker
 from tests.support.ui import MARKUP, card, choose, classify, file, make_store, row, tab_to, use
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NONE)]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NONE)]  # a browser is no Python package
 
 WAIT = 20_000.0
 """Milliseconds, on a machine that others use."""

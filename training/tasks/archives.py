@@ -15,7 +15,7 @@ from mosa_deploy.utils.tar import DAMAGED_TAR, check_end
 
 WANTED = "give a folder, or a tar or zip archive, with one folder per class"
 
-DAMAGED = (*DAMAGED_TAR, zipfile.BadZipFile, NotImplementedError)
+DAMAGED = (*DAMAGED_TAR, zipfile.BadZipFile, NotImplementedError)  # zipfile raises the last for an unknown compression
 """What the libraries raise for an archive that is cut off or damaged, or packed by an unknown method."""
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
