@@ -1,8 +1,8 @@
 """The tasks that every server of `benchmarks.peers` answers, exported once per model by this project's own export.
 
 They are low-rank tasks on the fused qkv of every block (LoRA, rank 16), so that PEFT can hold the same ones. Their
-adapters are random and their heads are fitted to known answers, see `tests.support.tasks`. Tasks after the eighth are
-copies of the first eight under other names: nothing tells a server so.
+adapters are random and their heads are fitted to known answers, see `tests.support.tasks`. Tasks after the first few
+are copies of these under other names: nothing tells a server so.
 """
 
 import os
@@ -24,7 +24,6 @@ from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.bundles.store_layout import BACKBONES, StoreLayout, task_folder
 from tests.support.tasks import CLASSES, TaskMaker, picture, renamed
 
-DISTINCT = 8
 RANK = 16
 IMAGES = 64
 """Images that the heads are fitted to, that int8 is calibrated on, and that are sent."""
@@ -41,6 +40,8 @@ class Model:
     side: int | None
     reads_file: bool
     """Whether its weights come from `--weights`; else they are random, or those of the package."""
+    distinct: int = 8
+    """How many tasks are made; the others are copies of them. An int8 export takes minutes at 224 px."""
 
     @property
     def title(self) -> str:
@@ -55,8 +56,8 @@ MODELS = {
     model.name: model
     for model in (
         Model("dinov2-98", DINOV2, 98, reads_file=True),
-        Model("dinov2-224", DINOV2, 224, reads_file=True),
-        Model("vit-b16", "vit_base_patch16_224", 224, reads_file=False),
+        Model("dinov2-224", DINOV2, 224, reads_file=True, distinct=2),
+        Model("vit-b16", "vit_base_patch16_224", 224, reads_file=False, distinct=2),
         Model("embedded", EMBEDDED, None, reads_file=False),
     )
 }
@@ -109,7 +110,7 @@ def make(model: Model, folder: Path, tasks: int, weights: Path | None, precision
     file = weights if model.reads_file else None
     images = tuple(picture(seed, kind="jpeg", size=SIZE) for seed in range(IMAGES))
     given = Weights("file", file) if file else None
-    distinct, store = min(DISTINCT, tasks), folder / "store"
+    distinct, store = min(model.distinct, tasks), folder / "store"
     done = folder / f"{distinct}-{precisions}"
     if done.exists():
         return Exported(store, file, images, distinct)
