@@ -59,14 +59,15 @@ class LocalBackend:
         self._leased = 0
         """How many leases requests hold."""
         self.batcher = Batcher(
-            settings.max_batch,
+            settings.largest_batch,
             settings.max_wait_ms / 1000,
             settings.queue,
             settings.deadline_s,
             self._observe,
             lambda: self._leased,
         )
-        lanes, candidates = Lanes(self.batcher, settings.threads, settings.active + 1), CandidateList(store, runtimes)
+        lanes = Lanes(self.batcher, settings.threads, settings.active + 1, measured=not settings.max_batch)
+        candidates = CandidateList(store, runtimes)
         loader = Loader(store, lanes, candidates, Agreement(store, self.batcher, settings.max_accuracy_loss))
         limits: dict[LaneName, int] = {
             "shared": settings.active,

@@ -4,15 +4,10 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import GraphIndex, graph_file, read_index
-from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import FOLDED
 from mosa_deploy.bundles.task_graph import check_proved
@@ -24,18 +19,22 @@ from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import bank_scales
 from mosa_deploy.runtimes.tensorrt_record import read_records
-from serving.batching import Batcher, Item
+from serving.batching import Batcher
 from serving.candidates import Candidate, write_command
 from serving.lanes import AnyLane, ExecutionPlan, OwnGraphLane, SharedLane
 from serving.store import Version
+from serving.warming import warm
 
 
 class Lanes:
     """Opens lanes, each shared one once, and warms them up."""
 
-    def __init__(self, batcher: Batcher, threads: int, capacity: int) -> None:
-        """`capacity` is the number of slots that a bank starts with. A slot takes memory once it is written."""
-        self.batcher, self.threads, self.capacity = batcher, threads, capacity
+    def __init__(self, batcher: Batcher, threads: int, capacity: int, measured: bool) -> None:
+        """`capacity` is the number of slots that a bank starts with. A slot takes memory once it is written.
+
+        If the sizes of batches are `measured`, those that do not pay on a CPU are left out.
+        """
+        self.batcher, self.threads, self.capacity, self.measured = batcher, threads, capacity, measured
         self._shared: dict[Candidate, SharedLane] = {}
         self._lock = threading.Lock()
 
@@ -50,7 +49,7 @@ class Lanes:
         with self._lock:
             if candidate not in self._shared:
                 lane = self._open_shared(candidate, record, weights)
-                self._warm(lane, record.preprocess, lane.empty)
+                warm(lane, record.preprocess, lane.empty, self.batcher, self.measured)
                 self._shared[candidate] = lane
             return self._shared[candidate]
 
@@ -92,7 +91,7 @@ class Lanes:
             lane = OwnGraphLane(kind, runner, self._plan(candidate, runner))
         else:
             lane = self._open_own(candidate, kind, bundle.digest)
-        self._warm(lane, bundle.record.preprocess, 0)
+        warm(lane, bundle.record.preprocess, 0, self.batcher, self.measured)
         return lane
 
     def _open_own(self, candidate: Candidate, kind: LaneName, digest: str) -> OwnGraphLane:
@@ -129,17 +128,6 @@ class Lanes:
 
     def _plan(self, candidate: Candidate, runner: Runner) -> ExecutionPlan:
         return ExecutionPlan.of(candidate, runner, self.batcher.max_batch)
-
-    def _warm(self, lane: AnyLane, preprocess: Preprocess, slot: int) -> None:
-        """Run every batch size once, between the batches of other lanes."""
-        blank: NDArray[np.uint8] = np.zeros((*preprocess.size, 3), dtype=np.uint8)
-        for size in lane.sizes:
-            items = [Item(lane, blank, preprocess, slot, deadline=float("inf"))]
-            try:
-                self.batcher.call(partial(lane.run, items, size)).result()
-            except Exception as fault:  # ONNX Runtime's exceptions share no base class of their own.
-                reason = str(fault).splitlines()[0]
-                raise StoreError(f"the graph does not take images of {preprocess.size}: {reason}") from fault
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def score(config: ScoreConfig) -> None:
         before = len(shards) - len(todo)
         reading = Reading(tasks.preprocesses, settings.max_pixels)
         workers = min(WORKERS, cores()) if config.workers is None else config.workers
-        with Decoders(workers, reading, settings.max_batch) as decoders:
+        with Decoders(workers, reading, settings.largest_batch) as decoders:
             faults = _score_all(todo, tasks, decoders, out, config.top_k, left)
     unreadable = out.list_unreadable()
     images = sum(note.images for note in out.notes.values())

@@ -79,9 +79,10 @@ def opened(settings: Settings, wanted: Sequence[str]) -> Iterator[TaskSet]:
     store.require_readable()
     store.require_tasks()
     require_files(store.files, runtimes)
-    batcher = Batcher(settings.max_batch, max_wait=0.0)
+    batcher = Batcher(settings.largest_batch, max_wait=0.0)
     most = len(store.names())
-    lanes, candidates = Lanes(batcher, settings.threads, most + 1), CandidateList(store, runtimes)
+    lanes = Lanes(batcher, settings.threads, most + 1, measured=not settings.max_batch)
+    candidates = CandidateList(store, runtimes)
     loader = Loader(store, lanes, candidates, Agreement(store, batcher, settings.max_accuracy_loss))
     limits: dict[LaneName, int] = {"shared": most, "folded": most, "unfolded": most}
     registry = Registry(store, loader, limits, settings.folded)

@@ -13,6 +13,8 @@ from mosa_deploy.utils.variables import OTHERS, PREFIX, unread
 
 SECRET = ("api_keys", "admin_keys")
 
+LARGEST_BATCH = 32
+
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+")
 
 
@@ -59,8 +61,9 @@ class Settings(BaseModel):
     decoders: Annotated[int, Field(ge=0)] = 0
     """Threads per process that decode images; 0 takes one for every two of its share of the cores, and at least 2."""
 
-    max_batch: Count = 32
-    """The most images that go through a graph at once."""
+    max_batch: Annotated[int, Field(ge=0)] = 0
+    """The most images that go through a graph at once. 0 takes 32 and, on a CPU, leaves out the sizes of batches that
+    take longer per image than smaller ones, which is measured when a graph is opened."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long an image waits for others before its batch starts."""
     queue: Count = 512
@@ -108,6 +111,11 @@ class Settings(BaseModel):
     """The keys that may ask; everybody may if there are none."""
     admin_keys: Listed = ()
     """The keys that may change tasks; nobody may if there are none."""
+
+    @property
+    def largest_batch(self) -> int:
+        """The most images that go through a graph at once."""
+        return self.max_batch or LARGEST_BATCH
 
     @classmethod
     def from_environment(cls) -> Self:

@@ -101,7 +101,7 @@ def test_the_log_says_what_was_set_and_which_task_is_not_served_and_has_a_line_a
     )
     assert answer.headers["x-request-id"] == name
     text = server.log.read_text()
-    assert "MOSA_MAX_BATCH=32" in text
+    assert "MOSA_MAX_BATCH=0" in text
     assert "root-key" not in text
     assert "not serving fields.b: 'fields.b': the shared graph misses its canary's probabilities" in text
     # The line is written after the answer was sent.

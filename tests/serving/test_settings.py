@@ -28,7 +28,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("THREADS", "two", "valid integer"),
         ("THREADS", "-1", "greater than or equal to 0"),
-        ("MAX_BATCH", "0", "greater than or equal to 1"),
+        ("MAX_BATCH", "-1", "greater than or equal to 0"),
         ("DEADLINE_S", "0", "greater than 0"),
         ("RUNTIME", "tpu", "'onnxruntime-cpu'"),
     ],
