@@ -6,6 +6,7 @@
 A lane runs one candidate, see `serving.candidates`; `serving.opening` opens them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -62,6 +63,8 @@ class SharedLane:
         self.empty = bank.write({})
         self.tasks = 0
         """How many tasks are in it."""
+        self._slots: dict[str, int] = {}
+        self._users: Counter[int] = Counter()
         self.proved = False
         """Whether any task has passed its proofs here."""
 
@@ -75,9 +78,15 @@ class SharedLane:
         """See `Lane`."""
         return self.plan.padding
 
-    def write(self, weights: AdapterWeights) -> int:
-        """Put a task into a slot and return the slot; tasks without weights share the empty one."""
-        slot = self.bank.write(weights) if weights else self.empty
+    def write(self, weights: AdapterWeights, digest: str) -> int:
+        """Put a task into a slot and return the slot; tasks with the same weights share one.
+
+        `digest` is that of the weights. Tasks without any share the empty slot.
+        """
+        slot = self._slots.get(digest) if weights else self.empty
+        if slot is None:
+            slot = self._slots[digest] = self.bank.write(weights)
+        self._users[slot] += 1
         self.tasks += 1
         return slot
 
@@ -86,9 +95,11 @@ class SharedLane:
         return slot if self.bank.layout.by_slot else self.empty
 
     def clear(self, slot: int) -> None:
-        """Free a slot, unless it is the empty one."""
+        """Take a task out of its slot, and free the slot after the last one, unless it is the empty one."""
         self.tasks -= 1
-        if slot != self.empty:
+        self._users[slot] -= 1
+        if slot != self.empty and not self._users[slot]:
+            self._slots = {digest: taken for digest, taken in self._slots.items() if taken != slot}
             self.bank.clear(slot)
 
     def device_lost(self) -> bool:

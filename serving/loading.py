@@ -10,7 +10,7 @@ from mosa_deploy.bundles.gate import LabelledImage
 from mosa_deploy.bundles.store_layout import backbone_folder
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import MosaError
-from mosa_deploy.graphs.adapter_weights import adapter_weights
+from mosa_deploy.graphs.adapter_weights import adapter_weights, digest_of
 from serving.agreement import Agreement
 from serving.candidates import Candidate, CandidateList, Choices
 from serving.lanes import SharedLane
@@ -123,6 +123,7 @@ class Loader:
             return LoadedTask(version, self.lanes.own(candidate, wanted.lane, bundle, folder), 0, None)
         weights = adapter_weights(bundle)
         shared = self.lanes.shared(candidate, version.record, weights)
-        slot = self.batcher.call(lambda: shared.write(weights)).result()
+        digest = digest_of(weights)
+        slot = self.batcher.call(lambda: shared.write(weights, digest)).result()
         columns = shared.bank.layout.columns(version.record.features, slot)
         return LoadedTask(version, shared, slot, bundle.head, columns, bundle.statistics)

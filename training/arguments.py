@@ -1,6 +1,7 @@
 """Read and check the arguments of this package's commands, before anything that loads torch is imported."""
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from training.method_settings import GROUPS
 from training.options import CompareConfig, EvaluateConfig
 from training.presets import preset, task_of
 from training.recipe import Recipe
+from training.start import completed
 from training.tasks import OWN_IMAGES, TASKS
 
 
@@ -25,6 +27,12 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
     """
     config = parse(TuneConfig, prog, arguments, GROUPS, preset_hints(arguments))
     config.checked_method()
+    if config.joining.joint is not None:
+        if not config.joining.joint.is_file():
+            raise ConfigError(f"--joint {config.joining.joint}: no such file; give a TOML file of tasks")
+        return config
+    words = sys.argv[1:] if arguments is None else arguments
+    config = completed(config, named=any(word.partition("=")[0] == "--method" for word in words))
     config.resolve(preset(task_of(config), config.backbone))
     _check_data_dir(config.data_dir)
     check_own_images(config)

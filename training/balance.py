@@ -34,6 +34,15 @@ def epoch_order(labels: Tensor, classes: int, balance: Balance) -> Tensor:
     return torch.randperm(len(labels))
 
 
+def turns_of(labels: Tensor) -> Tensor:
+    """How many images of the same class come before each: labels (N,) -> (N,)."""
+    turns = torch.empty_like(labels)
+    for label in labels.unique():
+        where = labels == label
+        turns[where] = torch.arange(int(where.sum()))
+    return turns
+
+
 def small_class_remarks(labels: Tensor, classes: Sequence[str], balance: Balance) -> list[str]:
     """A line if some class has fewer than 10 training images, or a fiftieth of the largest, else none."""
     counts = class_counts(labels, len(classes))

@@ -6,37 +6,31 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
 from mosa_deploy.backbones.names import is_embedded
-from mosa_deploy.bundles.adapter_config import (
-    BACKBONE_METHODS,
-    PROBES,
-    SPLIT_METHODS,
-    Method,
-    Target,
-)
-from mosa_deploy.bundles.decode import WHITE_16
+from mosa_deploy.bundles.adapter_config import SPLIT_METHODS, Method, Target
 from mosa_deploy.bundles.probe_features import LinearFeatures
 from mosa_deploy.errors import ConfigError, unknown_name
 from training import recipes
+from training.config_faults import misplaced, out_of_range, refused_options
 from training.method_settings import (
     AUTO,
     LACKING,
-    METHODS_OF,
     OF_STYLE,
     SPLIT_ONLY,
-    STYLE_METHODS,
     UNCHANGED,
     WITHOUT_AUGMENTATION,
     usual_settings,
 )
-from training.recipe import Recipe, flag, recipe_faults
+from training.recipe import Recipe, recipe_faults
 from training.tune_options import (
     AugmentOptions,
     Balance,
     ExecutionOptions,
+    JointOptions,
     LabelOptions,
     OptimOptions,
     ReadOptions,
     Select,
+    StartOptions,
     StreamOptions,
 )
 
@@ -51,7 +45,7 @@ class TuneConfig:
     Options that you leave out take the value of the task's preset, or of another --recipe.
     """
 
-    task: str
+    task: str = "folder"
     """digits, sprites-location, sprites-orientation, sprites-labels, cifar10, eurosat, or folder for your own
     images."""
     name: str | None = None
@@ -151,6 +145,10 @@ class TuneConfig:
     """How JPEGs are decoded: scaled (the decoder itself makes a large photo smaller, but never below twice the size to
     which it is resized, in a fifth of the time), full (every pixel), or auto (scaled; a run that is resumed goes on as
     it began). The bundle keeps it."""
+    starting: StartOptions = field(default_factory=StartOptions)
+    """Start from an earlier run."""
+    joining: JointOptions = field(default_factory=JointOptions)
+    """Several tasks at once, with one adapter and a head for each."""
     labelling: LabelOptions = field(default_factory=LabelOptions)
     """Several labels per image."""
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -192,12 +190,12 @@ class TuneConfig:
     def given(self) -> dict[str, Any]:
         """The settings that the command line gives."""
         fields = {field.name for field in dataclasses.fields(Recipe)} - {"ema"}
-        given = {name: value for name, value in self._options().items() if name in fields}
+        given = {name: value for name, value in self.stated().items() if name in fields}
         if self.ema_decay is not None:
             return given | {"ema": self.ema_decay}
         return given | ({"ema": EMA_DECAY} if self.ema else {})
 
-    def _options(self) -> dict[str, Any]:
+    def stated(self) -> dict[str, Any]:
         """All options that the command line gives."""
         options = vars(self) | vars(self.augmentation) | vars(self.optimisation) | vars(self.labelling)
         return {name: value for name, value in options.items() if value is not None}
@@ -228,7 +226,7 @@ class TuneConfig:
             raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
         conventions = recipes.CONVENTIONS[self.recipe]
         preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
-        refused = self._refused() + ([] if preset.multi_label else ["loss"])
+        refused = refused_options(self) + ([] if preset.multi_label else ["loss"])
         own_style = "" if "style" in refused else self.style or ""
         settings = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))
         settings |= OF_STYLE.get(own_style, {})
@@ -236,65 +234,8 @@ class TuneConfig:
         settings |= {} if self.method in SPLIT_METHODS else SPLIT_ONLY
         settings |= UNCHANGED if self.method in WITHOUT_AUGMENTATION else {}
         recipe = dataclasses.replace(preset, **settings)
-        faults = [*self._misplaced(conventions), *self.labelling.faults(self.method, preset.multi_label)]
-        faults += [*self._out_of_range(), *recipe_faults(recipe)]
+        faults = [*misplaced(self, conventions), *self.labelling.faults(self.method, preset.multi_label)]
+        faults += [*out_of_range(self), *recipe_faults(recipe)]
         if faults:
             raise ConfigError("; ".join(faults))
         return recipe
-
-    def _refused(self) -> list[str]:
-        """The options that are given and that the method does not take."""
-        given = self._options()
-        refused = [name for name, methods in METHODS_OF.items() if name in given and self.method not in methods]
-        refused += [name for name in LACKING.get(self.method, ()) if name in given]
-        return refused + (["style"] if self._has_another_method and "style" not in refused else [])
-
-    @property
-    def _has_another_method(self) -> bool:
-        """Whether the style is that of other methods."""
-        return self.method not in STYLE_METHODS.get(self.style or "", (self.method,))
-
-    def _misplaced(self, conventions: recipes.Conventions) -> list[str]:
-        """One text for each option that does not fit the method or the recipe."""
-        method, given, refused = self.method, self.given(), self._refused()
-        faults = [
-            f"{flag(name)} is an option of --method {' and '.join(METHODS_OF[name])}: drop it"
-            for name in refused
-            if method not in METHODS_OF.get(name, (method,))
-        ]
-        if method in PROBES:
-            loop = [name for name in self.loop_options() if name not in refused]
-            faults += [f"{flag(name)} is for methods that tune the backbone: drop it" for name in loop]
-        whose = "adapters" if method in BACKBONE_METHODS else "adapters with a bottleneck"
-        faults += [
-            f"{flag(name)} is an option of {whose}: --method {method} has none, drop it"
-            for name in LACKING.get(method, ())
-            if name in given
-        ]
-        if method in BACKBONE_METHODS and self.recipe == "reference":
-            faults.append(f"--recipe reference is for adapters: --method {method} takes ours or paper")
-        if self.optimisation.opt is not None and conventions.steps_per_expert:
-            faults.append(f"--opt {self.optimisation.opt}: --recipe {self.recipe} has an optimiser of its own")
-        if self.features != "cls" and method != "linear":
-            faults.append(f"--features {self.features} is an option of --method linear: drop it")
-        changing = [f"{flag(name)} {given[name]}" for name in UNCHANGED if given.get(name, 0) not in (0, "none")]
-        if changing and method in WITHOUT_AUGMENTATION:
-            faults.append(f"{', '.join(changing)}: --method {method} sees images as they are, so drop it")
-        if self.balance == "sampler" and method == "linear":
-            faults.append("--balance sampler is for methods with epochs: --method linear takes --balance loss")
-        return faults
-
-    def _out_of_range(self) -> list[str]:
-        """One text for each option beside those of the recipe that has no meaning."""
-        faults = []
-        if self.trials is not None and self.trials < 1:
-            faults.append(f"--trials {self.trials}: at least 1")
-        if self.worth is not None and not 0 <= self.worth <= 100:
-            faults.append(f"--worth {self.worth:g}: 0 to 100 points")
-        if self.image_size is not None and self.image_size < 1:
-            faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
-        if self.white_level is not None and not 1 <= self.white_level <= WHITE_16:
-            faults.append(f"--white-level {self.white_level}: 1 to {WHITE_16}")
-        if self._has_another_method and self.method in METHODS_OF["style"]:
-            faults.append(f"--style {self.style}: choose --method {' or '.join(STYLE_METHODS[self.style or ''])}")
-        return faults

@@ -138,8 +138,8 @@ def class_counts(labels: Tensor, classes: int) -> list[int]:
     return [int(count) for count in counts]
 
 
-def check_classes(images: ImageSet, classes: Sequence[str], what: str) -> None:
-    """Check that there are at least two classes, and that each has an image in this split.
+def check_classes(images: ImageSet, classes: Sequence[str], what: str, least: int = 2) -> None:
+    """Check that there are at least so many classes, and that each has an image in this split.
 
     One of several labels per image must lack on some image too.
 
@@ -147,7 +147,7 @@ def check_classes(images: ImageSet, classes: Sequence[str], what: str) -> None:
         DataError: there are fewer, or a class has no image, or all images have a label.
     """
     several = images.labels.ndim == 2
-    if len(classes) < 2 and not several:
+    if len(classes) < least and not several:
         raise DataError(f"the task has {len(classes)} class: classification needs at least two")
     counts = class_counts(images.labels, len(classes))
     always = [name for name, count in zip(classes, counts, strict=True) if several and count == len(images)]

@@ -148,7 +148,7 @@ class Survey:
             print(remark, file=sys.stderr)
         if any((out / name).is_file() for name in (run.UNREADABLE, run.DUPLICATES)):
             print(f"the lists are in {out}", file=sys.stderr)
-        check_classes(train, classes, "training")
+        check_classes(train, classes, "training", config.starting.least_classes)
         return Dataset(train, some(validation, "validation"), [*self.splits.remarks, *remarks, *found])
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mosa_deploy.bundles.class_match import match_classes
 from mosa_deploy.bundles.preprocess import Array
+from mosa_deploy.bundles.record import read_record
 from mosa_deploy.errors import DataError, command
 from mosa_deploy.utils.files import write_text
 from training import run
@@ -83,15 +84,15 @@ def measure(config: EvaluateConfig, subject: Subject, folder: Path | None, out: 
     """
     images = image_settings(config, folder, subject.dataset)
     data_dir = images.data_dir
-    task = find(images.task or subject.dataset, images.labels, images.group, subject.multi_label)
-    splits = task.splits(data_dir, images.split)
+    splits = images.splits(subject.dataset, subject.multi_label)
     if splits.multi_label and not subject.multi_label:
         raise DataError(f"{subject.dataset} has several labels per image, and {subject.name} answers with one class")
     for remark in splits.remarks:
         print(remark)
+    if folder is not None and config.own_images:
+        splits = splits_of_run(folder, splits)
     examples, reader = splits.test, Reader(subject.preprocess, config.reading, classes=len(splits.classes))
     if folder is not None and config.own_images:
-        examples = test_of_run(folder, splits)
         reader.beside = len(splits.train) + len(splits.validation)
         reader.accepted = run.read_unreadable(folder)
     print(f"{len(examples):,} test images, {splits.note}{others(config, splits)}")
@@ -124,6 +125,33 @@ def placed(labels: Tensor, places: Sequence[int], classes: int) -> Tensor:
     found = torch.zeros(len(labels), classes)
     found[:, list(places)] = labels
     return found
+
+
+def splits_of_run(folder: Path, splits: Splits) -> Splits:
+    """The splits with the test set that the run in `folder` kept apart, and those of the runs that it extends.
+
+    Raises:
+        DataError: the images of an earlier run are not where they were.
+    """
+    own = replace(splits, test=test_of_run(folder, splits))
+    before = run.read_settings(folder).get("extend")
+    if before is None:
+        return own
+    earlier = _still_there(folder, before)
+    record = read_record(earlier)
+    images = image_settings(EvaluateConfig(bundle=earlier), earlier, record.dataset)
+    old = splits_of_run(earlier, images.splits(record.dataset))
+    train, validation, test = (
+        [*old.sets()[name], *(after(example, len(old.classes)) for example in examples)]
+        for name, examples in own.sets().items()
+    )
+    return Splits((*old.classes, *own.classes), train, validation, test, f"{own.note}; the old classes: {old.note}")
+
+
+def after(example: Example, classes: int) -> Example:
+    """The same image, where so many classes come before its own."""
+    assert isinstance(example.label, int)
+    return example._replace(label=example.label + classes)
 
 
 def test_of_run(folder: Path, splits: Splits) -> Sequence[Example]:
@@ -187,6 +215,17 @@ class ImageSettings(NamedTuple):
     group: str | None
     task: str | None = None
     """The task that reads them, if it is not the one that was tuned on."""
+    least: int = 2
+    """The smallest number of classes: one if a run added it to others."""
+
+    def splits(self, dataset: str, multi_label: bool = False) -> Splits:
+        """The images in their sets.
+
+        Raises:
+            DataError: they are missing, or cannot be split as asked.
+        """
+        task = find(self.task or dataset, self.labels, self.group, multi_label, self.least)
+        return task.splits(self.data_dir, self.split)
 
 
 def image_settings(config: EvaluateConfig, folder: Path | None, dataset: str) -> ImageSettings:
@@ -205,7 +244,8 @@ def image_settings(config: EvaluateConfig, folder: Path | None, dataset: str) ->
     tuned = run.read_settings(folder)
     data_dir = config.data_dir or (_still_there(folder, tuned["data_dir"]) if tuned.get("data_dir") else None)
     labels = config.labels or tuple(_still_there(folder, path) for path in tuned.get("labels") or ())
-    return ImageSettings(data_dir, config.split or tuned.get("split"), labels, config.group or tuned.get("group"))
+    split, group = config.split or tuned.get("split"), config.group or tuned.get("group")
+    return ImageSettings(data_dir, split, labels, group, least=1 if tuned.get("extend") else 2)
 
 
 def _still_there(folder: Path, path: str) -> Path:

@@ -166,6 +166,10 @@ class Trainer:
             logits[mine] = logits_of(self.model, self.entry, validation, self.device, mine)
         return validation_row(self.ranks.sum(logits), validation.labels)
 
+    def order(self) -> Tensor:
+        """The training images of an epoch by number, (N,)."""
+        return epoch_order(self.train.labels, self.classes, self.recipe.balance)
+
     def run_epoch(self, epoch: int) -> Row:
         """Train for one epoch and return its row of the history. Its randomness derives from (seed, epoch) alone.
 
@@ -176,7 +180,7 @@ class Trainer:
         reseed(self.model, self.seed, epoch)
         seed_optimizer(self.optimizer, derive(self.seed, "optimiser", epoch))
         set_dense(self.model, epoch >= self.recipe.epochs - self.recipe.dense_epochs)
-        order = epoch_order(self.train.labels, self.classes, self.recipe.balance)
+        order = self.order()
         if not self.ranks.first:  # Other images, other dropout.
             torch.manual_seed(derive(self.seed, "epoch", epoch, "rank", self.ranks.rank))
         self.model.train()

@@ -22,6 +22,7 @@ from mosa_deploy.utils.versions import git_commit, library_versions
 from training import run
 from training.config import TuneConfig
 from training.devices import choose_device
+from training.extend import Beginning, Extension, beginning
 from training.optimiser import check_optimiser, optimiser_remarks
 from training.precision import choose_precision, why_precision
 from training.presets import backbone_remarks, choose_image_size, preset, task_of
@@ -50,6 +51,8 @@ class Plan:
     model: Transformer
     backbone: Backbone
     preprocess: Preprocess
+    beginning: Beginning | None = None
+    """The task that the run starts from."""
 
     @classmethod
     def of(cls, config: TuneConfig, method: Method, ranks: Ranks) -> Self:
@@ -69,9 +72,12 @@ class Plan:
         asked = precision_of(config, name)
         precision = choose_precision(asked, device)
         how = "" if method in PROBES else f", {why_precision(asked, device)}"
+        start = beginning(config)
         weights = Weights.choose(config.backbone_weights, config.random_weights)
         # Data before weights, which may have to be downloaded.
         splits = find_splits(task, config)
+        if isinstance(start, Extension):
+            start.classes(splits)
         size = choose_image_size(config, recipe.backbone, device)
         given = config.given()
         known = backbone_remarks(config, recipe, size, device)
@@ -82,6 +88,10 @@ class Plan:
             check_style(model, recipe.style)
         if method not in (*PROBES, *BACKBONE_METHODS):
             adapter_config(recipe).adapted(blocks_of(model))
+        described = describe_backbone(recipe.backbone, weights.source, model)
+        if start is not None:
+            start.check(described, adapter_config(recipe))
+        decode = Decode(white=config.white_level or WHITE_16, jpeg=jpeg)
         return cls(
             replace(
                 config,
@@ -97,13 +107,14 @@ class Plan:
             f"{device}{how}{ranks}",
             replace(splits, remarks=(*known, *splits.remarks, *own)),
             model,
-            describe_backbone(recipe.backbone, weights.source, model),
-            preprocess_of(model, recipe, task, Decode(white=config.white_level or WHITE_16, jpeg=jpeg)),
+            described,
+            start.record.preprocess if isinstance(start, Extension) else preprocess_of(model, recipe, task, decode),
+            start,
         )
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: {len(self.splits.classes)} {'labels' if self.recipe.multi_label else 'classes'},"
+            f"{self.name}: {len(self.classes)} {'labels' if self.recipe.multi_label else 'classes'},"
             f" {self.splits.note}; {self.recipe.backbone} on"
             f" {self.computed}"
         )
@@ -112,6 +123,16 @@ class Plan:
     def out(self) -> Path:
         """The folder of the run."""
         return folder_of(self.config, self.name)
+
+    @property
+    def extension(self) -> Extension | None:
+        """The task that gets more classes, if the run adds some."""
+        return self.beginning if isinstance(self.beginning, Extension) else None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the head tells apart: the classes of the images, after those that were there before."""
+        return self.splits.classes if self.extension is None else self.extension.classes(self.splits)
 
     @property
     def features(self) -> Features:
@@ -134,10 +155,10 @@ class Plan:
             form="split" if split else "merged",
             adapter=adapter,
             features=self.features,
-            classes=self.splits.classes,
+            classes=self.classes,
             preprocess=self.preprocess,
             temperature=1.0,
-            per_label=PerLabel.uncalibrated(len(self.splits.classes)) if self.recipe.multi_label else None,
+            per_label=PerLabel.uncalibrated(len(self.classes)) if self.recipe.multi_label else None,
             metrics={},
             seed=self.config.seed,
             versions=library_versions(),

@@ -34,7 +34,7 @@ def task_of(config: TuneConfig) -> Task:
     Raises:
         ConfigError: there is no such task, or it does not take an option.
     """
-    return find(config.task, config.labels, config.group, config.labelling.multi_label)
+    return find(config.task, config.labels, config.group, config.labelling.multi_label, config.starting.least_classes)
 
 
 def preset(task: Task, backbone: str | None) -> Recipe:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor
 from mosa_deploy.adapters.attach import task_state
 from mosa_deploy.adapters.probe import TunedModel
 from mosa_deploy.bundles.bundle import Bundle
-from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, Samples, write_samples
+from mosa_deploy.bundles.calibration import CALIBRATION_IMAGES, NONE, Samples, write_samples
 from mosa_deploy.bundles.canary import SIZE, Canary
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import CHECKPOINT, Record
 from mosa_deploy.utils.files import write_text
 from mosa_deploy.utils.seeds import derive
 from training import run
+from training.balance import turns_of
 from training.chance import chance_remarks, temperature_remarks
 from training.data import ImageSet
 from training.dataset import Dataset
@@ -38,10 +40,13 @@ def write_results(
     rows: list[Row],
     device: str,
     tested: bool,
+    exemplars: int | None = None,
+    more: Mapping[str, float] | None = None,
 ) -> None:
     """Calibrate on validation, record the canary, and write all files of the run; the bundle comes last.
 
-    `tested` says whether the images have a test set.
+    `tested` says whether the images have a test set, `exemplars` how many training images of each class are kept at
+    least. `more` are metrics that were measured before.
     """
     validation = data.validation
     logits, features = predict_with_features(model, validation, record.preprocess, device)
@@ -50,6 +55,7 @@ def write_results(
     metrics = {
         **{f"validation_{name}": value for name, value in measure(record, scores, validation.labels).items()},
         "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+        **(more or {}),
     }
     statistics = statistics_of(model, record, data.train, Answers(features.numpy(), scores), device)
     model.cpu().eval()
@@ -60,7 +66,7 @@ def write_results(
 
     first = [example.read() for example in validation.examples[:SIZE]]
     canary = Canary.record(first, record.preprocess, answer)
-    write_calibration(out, data.train, validation, record.preprocess, record.seed)
+    write_calibration(out, data.train, validation, record.preprocess, record.seed, exemplars)
     run.write_history(out, rows)
     write_text(out / run.METRICS, json.dumps(metrics, indent=2) + "\n")
     record = record.model_copy(update={"metrics": metrics})
@@ -108,16 +114,36 @@ def summary(record: Record) -> str:
     )
 
 
-def write_calibration(out: Path, train: ImageSet, validation: ImageSet, preprocess: Preprocess, seed: int) -> None:
-    """Write `calibration.npz`: up to 256 training images, and up to 256 validation images with their labels."""
+def write_calibration(
+    out: Path,
+    train: ImageSet,
+    validation: ImageSet,
+    preprocess: Preprocess,
+    seed: int,
+    exemplars: int | None = None,
+) -> None:
+    """Write `calibration.npz`: up to 256 training images, and up to 256 validation images, with their labels.
 
-    def some(images: ImageSet, use: str) -> list[int]:
-        generator = torch.Generator().manual_seed(derive(seed, use))
-        return torch.randperm(len(images), generator=generator)[:CALIBRATION_IMAGES].tolist()
+    All classes have as many training images as it takes to make 256, or those they have. With `exemplars` they have at
+    least that many.
+    """
 
-    calibrating, compared = some(train, "calibration"), some(validation, "parity")
-    images = pixels_of(train, calibrating, preprocess).numpy()
+    def drawn(images: ImageSet, use: str) -> Tensor:
+        return torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(seed, use)))
+
+    kept, compared = drawn(train, "calibration"), drawn(validation, "parity")[:CALIBRATION_IMAGES].tolist()
+    several = train.labels.ndim == 2
+    count = CALIBRATION_IMAGES
+    if not several:
+        turns = turns_of(train.labels[kept])
+        kept = kept[turns.argsort(stable=True)]
+        count = max(count, int((turns < (exemplars or 0)).sum()))
+    kept = kept[:count]
     labels = validation.labels[compared]
-    labels = labels.to(torch.uint8) if labels.ndim == 2 else labels
-    samples = Samples(images, validation.take(compared).numpy(), labels.numpy())
+    samples = Samples(
+        pixels_of(train, kept.tolist(), preprocess).numpy(),
+        validation.take(compared).numpy(),
+        (labels.to(torch.uint8) if several else labels).numpy(),
+        NONE if several else train.labels[kept].numpy(),
+    )
     write_samples(out, samples)

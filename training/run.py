@@ -128,6 +128,12 @@ def keep_seen(out: Path, digests: Iterable[tuple[str, str]]) -> None:
     write_text(out / SEEN, "".join(lines))
 
 
+def add_seen(folder: Path, out: Path) -> None:
+    """Add what the run in another folder saw to the `images.sha256` in `out`."""
+    lines = [(each / SEEN).read_text(encoding="utf-8") for each in (out, folder) if (each / SEEN).is_file()]
+    write_text(out / SEEN, "".join(lines))
+
+
 def read_seen(folder: Path) -> set[str]:
     """The digests in a run's `images.sha256`; none if it has no such file."""
     path = folder / SEEN

@@ -51,11 +51,16 @@ def add_labels(fields: Fields) -> Fields:
     return {"loss": "ce"} | fields
 
 
+def add_start(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 9: the run that it starts from, and the file of tasks that are tuned at once."""
+    return {"init": None, "extend": None, "exemplars": None, "joint": None, "sampling_temperature": None} | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg, add_groups, add_labels),
+    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg, add_groups, add_labels, add_start),
     unstated=1,
 )
 
@@ -83,6 +88,11 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
         "shots": config.shots,
         "fraction": config.fraction,
         "draw": config.draw,
+        "init": config.starting.init and str(config.starting.init),
+        "extend": config.starting.extend and str(config.starting.extend),
+        "exemplars": config.starting.exemplars,
+        "joint": config.joining.joint and str(config.joining.joint),
+        "sampling_temperature": config.joining.joint and config.joining.sampling_temperature,
         **dataclasses.asdict(recipe),
     }
     return json.dumps(settings, indent=2) + "\n"

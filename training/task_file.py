@@ -32,7 +32,7 @@ from mosa_deploy.utils.text import decode_text
 from training.config import TuneConfig
 from training.method_settings import METHODS_OF
 from training.tasks import TASKS
-from training.tune_options import LabelOptions, ReadOptions
+from training.tune_options import JointOptions, LabelOptions, ReadOptions, StartOptions
 
 Options = dict[str, Any]
 """Options of `mosa tune` by name, those of its groups too, except that `shots` is a tuple."""
@@ -47,6 +47,8 @@ OF_THE_COMPARISON = {
     *METHODS_OF,
     *options_of(ReadOptions),
     *options_of(LabelOptions),
+    *options_of(StartOptions),
+    *options_of(JointOptions),
 }
 """What differs between the runs of a task, or is said for all of them on the command line."""
 

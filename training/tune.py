@@ -3,7 +3,7 @@
 Reads from top to bottom: plan the run, read the images, train or fit, write the results.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +18,11 @@ from training import run
 from training.arguments import tune_config
 from training.attentive import fit_attentive
 from training.config import TuneConfig
-from training.dataset import Data, Read, read_dataset
+from training.dataset import Data, Dataset, Read, read_dataset
 from training.devices import Computing, choose_device
-from training.events import write_events
+from training.epochs import fit
+from training.extend import Forgetting
+from training.joint.joint import tune_joint
 from training.loop import Row, Trainer, Watch
 from training.merge_scale import fit_merge_scale
 from training.method_settings import AUTO
@@ -31,8 +33,20 @@ from training.recipe import adapter_config
 from training.reference import start_head
 from training.results import write_results
 from training.run_settings import describe
-from training.scores import early_ending, figure_of, in_words
+from training.start import completed
 from training.workers import Workers
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of tuning, beside the model."""
+
+    adapter: AdapterConfig | None
+    """The adapters' settings."""
+    rows: list[Row]
+    """The history."""
+    forgetting: Forgetting | None = None
+    """If the task got more classes."""
 
 
 def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = None) -> Path:
@@ -45,6 +59,7 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
         MosaError: an option, the data or the backbone cannot be used, or training cannot continue.
     """
     with first_speaks():
+        config = completed(config)
         method, device = config.checked_method(), choose_device(config.device)
     with joined(device) as ranks:
         if ranks.count > 1 and method in (AUTO, *PROBES):
@@ -55,6 +70,8 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
 
             return tune_auto(config, tune)
         with Workers(max(1, config.streaming.processes // ranks.count)) as workers:
+            if config.joining.joint is not None:
+                return tune_joint(config, read, watch, workers, ranks)
             return tune_one(config, method, read, watch, workers, ranks)
 
 
@@ -76,6 +93,9 @@ def tune_one(
     if ranks.first:
         run.keep_split(out, plan.splits, config.resume)
     data = read(plan.splits, plan.preprocess, config, ranks.folder(out), workers)
+    if plan.extension is not None:
+        data = plan.extension.joined(data.settled())
+        plan.extension.note_seen(ranks.folder(out))
     if len(data.train) < plan.recipe.batch_size and method != "linear":
         print(
             f"{len(data.train)} training images are fewer than --batch-size {plan.recipe.batch_size}: one step per"
@@ -83,18 +103,28 @@ def tune_one(
         )
 
     torch.manual_seed(derive(config.seed, "head"))
-    tuned = with_features(plan.model, plan.features, len(plan.splits.classes))
+    tuned = with_features(plan.model, plan.features, len(plan.classes))
     if method in PROBES:
-        adapter, rows = None, fit_features(plan, tuned, data)
+        found = Tuned(None, fit_features(plan, tuned, data))
     else:
         # A CPU computes the steps itself, and changes an image in a hundredth of the time that a step takes for it.
         with Workers(workers.count if plan.device == "cuda" else 0) as others:
             computing = Computing(plan.device, plan.precision, config.execution, ranks, others)
-            adapter, rows = train(plan, data, computing, watch)
+            found = train(plan, data, computing, watch)
     if ranks.first:
-        record = plan.record(adapter)
-        write_results(out, record, plan.recipe, tuned, data.settled(), rows, plan.device, tested=bool(plan.splits.test))
+        write_all(plan, tuned, data.settled(), found)
     return out
+
+
+def write_all(plan: Plan, model: TunedModel, data: Dataset, found: Tuned) -> None:
+    """Write the files of the run, and say what was forgotten."""
+    tested, more = bool(plan.splits.test), None
+    if found.forgetting is not None:
+        data, more = replace(data, remarks=[*data.remarks, str(found.forgetting)]), found.forgetting.metrics
+    exemplars, record = plan.config.starting.exemplars, plan.record(found.adapter)
+    write_results(plan.out, record, plan.recipe, model, data, found.rows, plan.device, tested, exemplars, more)
+    if found.forgetting is not None:
+        print(found.forgetting)
 
 
 def fit_features(plan: Plan, tuned: TunedModel, data: Data) -> list[Row]:
@@ -108,8 +138,8 @@ def fit_features(plan: Plan, tuned: TunedModel, data: Data) -> list[Row]:
     return rows
 
 
-def train(plan: Plan, data: Data, computing: Computing, watch: Watch | None) -> tuple[AdapterConfig | None, list[Row]]:
-    """Tune adapters, or the backbone itself; returns the adapters' settings and the rows of the history."""
+def train(plan: Plan, data: Data, computing: Computing, watch: Watch | None) -> Tuned:
+    """Tune adapters, or the backbone itself."""
     model, recipe, method, seed = plan.model, plan.recipe, plan.method, plan.config.seed
     if plan.conventions.head_bias is not None:
         start_head(model, plan.conventions.head_bias)
@@ -117,42 +147,18 @@ def train(plan: Plan, data: Data, computing: Computing, watch: Watch | None) -> 
     if method not in BACKBONE_METHODS:
         adapter = adapter_config(recipe)
         attach(model, adapter, seed, split=method in SPLIT_METHODS)
+    if plan.beginning is not None:
+        plan.beginning.load(model)
+    old = plan.extension
+    before = 0.0 if old is None else old.accuracy(model.to(plan.device), plan.device, len(old.record.classes))
     trainer = Trainer(model, data.train, data.validation, plan.preprocess, recipe, seed, computing, method)
     rows = fit(trainer, plan.out, plan.config.resume, watch)
     if adapter is not None and recipe.merge_scale == "learned" and computing.ranks.first:
         learned = fit_merge_scale(model, data.validation.settled(), plan.preprocess, plan.device)
         adapter = replace(adapter, merge_scale=learned)
-    return adapter, rows
-
-
-def fit(trainer: Trainer, out: Path, resume: bool, watch: Watch | None) -> list[Row]:
-    """Run the remaining epochs, with a checkpoint after each; returns the rows of the history."""
-    checkpoint = out / CHECKPOINT
-    if resume and checkpoint.is_file():
-        trainer.load(checkpoint)
-        print(f"resumed after epoch {trainer.state.epoch}")
-
-    def finished(trainer: Trainer) -> None:
-        if not trainer.computing.ranks.first:
-            return
-        trainer.save(checkpoint)
-        run.write_history(out, trainer.state.history)
-        write_events(out, trainer.state.history)
-        row = trainer.state.history[-1]
-        print(
-            f"epoch {row['epoch']:.0f}/{trainer.recipe.epochs}: cross entropy {row['cross_entropy']:.3f},"
-            f" consistency {row['consistency']:.3f}, {in_words(figure_of(row))} {row[figure_of(row)]:.4f},"
-            f" {row['images_per_second']:.0f} images/s"
-            + (f", {trainer.time_left()} left" if row["epoch"] < trainer.recipe.epochs else ""),
-            flush=True,
-        )
-        if watch is not None:
-            watch(trainer.state.history)
-
-    trainer.fit(finished)
-    if ending := early_ending(trainer.state.history, trainer.recipe):
-        print(ending)
-    return trainer.state.history
+    if old is None:
+        return Tuned(adapter, rows)
+    return Tuned(adapter, rows, Forgetting(before, old.accuracy(model, plan.device), len(old.samples.labels)))
 
 
 @command

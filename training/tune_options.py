@@ -1,5 +1,6 @@
 """Groups of options of `mosa tune` that belong together; each checks itself."""
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -130,6 +131,68 @@ class OptimOptions:
     drop_path: float | None = None
     """For full and bitfit: probability of skipping a block's branches in training. It rises from 0 in the first block
     to this value in the last one."""
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Start from the run of another task, or of the same one with fewer classes."""
+
+    init: Path | None = None
+    """Start from the adapter of the run in this folder, on the same backbone; the head starts anew."""
+    extend: Path | None = None
+    """Add the classes in --data-dir to the task of the run in this folder: its adapter and the rows of its head go on,
+    with images of the old classes that the run kept."""
+    exemplars: int | None = None
+    """With --extend, the number of images of each old class to tune on. Default: all that its run kept. In every run,
+    the least number of training images of each class to keep for a later --extend. Default: 256 images in all."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        faults = []
+        if self.init is not None and self.extend is not None:
+            faults.append("--init and --extend exclude each other: drop one")
+        if self.exemplars is not None and self.exemplars < 1:
+            faults.append(f"--exemplars {self.exemplars}: at least 1")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def least_classes(self) -> int:
+        """The smallest number of classes that the images may have."""
+        return 2 if self.extend is None else 1
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run to start from."""
+        return self.init or self.extend
+
+    @property
+    def option(self) -> str:
+        """The option that names it, with the folder."""
+        return f"--init {self.init}" if self.init is not None else f"--extend {self.extend}"
+
+
+TEMPERATURE = 2.0
+"""That of the sampling in joint runs."""
+
+
+@dataclass(frozen=True)
+class JointOptions:
+    """Several tasks at once, with one adapter and a head for each."""
+
+    joint: Path | None = None
+    """TOML file of tasks to tune at once: their bundles share one adapter. Options of the whole run stand in [defaults]
+    or on the command line, those of a task's images in [tasks.NAME]."""
+    sampling_temperature: float = TEMPERATURE
+    """With --joint, T: a task of n images is drawn in proportion to n^(1/T). At 1 each image is seen once per epoch;
+    the higher, the more alike are the tasks."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if the temperature has no meaning."""
+        if not 0 < self.sampling_temperature < math.inf:
+            raise ConfigError(f"--sampling-temperature {self.sampling_temperature:g}: above 0")
+        if self.joint is None and self.sampling_temperature != TEMPERATURE:
+            raise ConfigError(f"--sampling-temperature {self.sampling_temperature:g} goes with --joint: leave it out")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ Everything is computed in float64 and rounded to float32 at the end.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -50,6 +51,15 @@ PARTS = ("down", "down_bias", "up", "up_bias")
 
 AdapterWeights = Mapping[str, Array]
 """Name -> weight, as above."""
+
+
+def digest_of(weights: AdapterWeights) -> str:
+    """sha256 of the names, shapes and values of weights: tasks with the same one have the same adapter."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(f"{name} {value.shape} {value.dtype}\n".encode())
+        found.update(np.ascontiguousarray(value).data)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from fastapi.testclient import TestClient
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.graph_index import read_index
 from mosa_deploy.bundles.probe_features import Features
-from tests.support.app import backend_of, changing, maker_on, named, put, running, scores
+from tests.support.app import changing, maker_on, named, passes, put, running, scores
 from tests.support.host_gpu import write_engine
 from tests.support.tasks import TaskMaker
 
@@ -46,18 +45,6 @@ def client(probes: TaskMaker, made: Mapping[str, Archive]) -> Iterator[TestClien
         probes.store(archive)
     with running(probes.root) as client:
         yield client
-
-
-@contextmanager
-def passes(client: TestClient) -> Iterator[list[int]]:
-    """The sizes of the batches that run meanwhile."""
-    sizes: list[int] = []
-    batcher = backend_of(client).batcher
-    before, batcher.observe = batcher.observe, lambda items: sizes.append(len(items))
-    try:
-        yield sizes
-    finally:
-        batcher.observe = before
 
 
 @pytest.mark.parametrize("name", PROBES)

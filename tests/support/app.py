@@ -147,3 +147,15 @@ def warnings(said: pytest.LogCaptureFixture) -> list[str]:
 def memory() -> int:
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def passes(client: TestClient) -> Iterator[list[int]]:
+    """The sizes of the batches that run meanwhile."""
+    sizes: list[int] = []
+    batcher = backend_of(client).batcher
+    before, batcher.observe = batcher.observe, lambda items: sizes.append(len(items))
+    try:
+        yield sizes
+    finally:
+        batcher.observe = before

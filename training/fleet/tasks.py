@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE
 from mosa_deploy.errors import ConfigError, MosaError
-from mosa_deploy.utils.command_line import build
+from mosa_deploy.utils.command_line import build, options_of
 from training import run
 from training.arguments import check_own_images
 from training.config import TuneConfig
@@ -15,9 +15,10 @@ from training.fleet.stages import FleetTask
 from training.plan import find_splits
 from training.presets import preset, task_of
 from training.task_file import OPTIONS, Options, load_task_file
+from training.tune_options import JointOptions
 
-OF_THE_FLEET = ("name", "out", "resume")
-"""Options of `mosa tune` that the fleet itself sets."""
+OF_THE_FLEET = ("name", "out", "resume", "init", "extend", *options_of(JointOptions))
+"""Options of `mosa tune` that the fleet itself sets, and those that need a run which is there before it."""
 
 KINDS = {name: kind for name, kind in OPTIONS.items() if name not in OF_THE_FLEET}
 

@@ -20,8 +20,12 @@ OWN_IMAGES = (Digits.name, SpritesLocation.name, SpritesOrientation.name, Sprite
 """Tasks that bring or draw their images: they take neither --data-dir nor --split."""
 
 
-def find(name: str, labels: tuple[Path, ...] = (), group: str | None = None, multi_label: bool = False) -> Task:
+def find(
+    name: str, labels: tuple[Path, ...] = (), group: str | None = None, multi_label: bool = False, least: int = 2
+) -> Task:
     """The task of that name, with what --labels, --group and --multi-label say of its images.
+
+    A folder may hold `least` classes; built-in tasks have many.
 
     Raises:
         ConfigError: there is no such task, and the nearest ones are named; or it takes no such option.
@@ -32,8 +36,8 @@ def find(name: str, labels: tuple[Path, ...] = (), group: str | None = None, mul
     given = {"--labels": bool(labels), "--group": group is not None, "--multi-label": multi_label}
     given["--multi-label"] &= not task.recipe.multi_label
     misplaced = [option for option, is_given in given.items() if is_given]
-    if not misplaced:
+    if not misplaced and (name != Folder.name or least == Folder.least):
         return task
     if name != Folder.name:
         raise ConfigError(f"{misplaced[0]} goes with --task {Folder.name}: leave it out")
-    return Folder(labels, group, multi_label)
+    return Folder(labels, group, multi_label, least)

@@ -40,14 +40,16 @@ class Labelled(NamedTuple):
     """Who says which image is in which set."""
 
 
-def read_classes(source: Source, grouping: Grouping | None = None) -> tuple[tuple[str, ...], list[Example]]:
+def read_classes(
+    source: Source, grouping: Grouping | None = None, least: int = 2
+) -> tuple[tuple[str, ...], list[Example]]:
     """Read `<class>/<file>`: the sorted class names, and the images sorted by path.
 
     With `grouping`, images may lie deeper: `<class>/<group>/<file>`.
 
     Raises:
-        DataError: there are fewer than two classes, names that differ only by case, a class without images, or images
-            at another level.
+        DataError: there are fewer than `least` classes, names that differ only by case, a class without images, or
+            images at another level.
     """
     classes = tuple(source.tops())
     if not classes and source.images:
@@ -55,10 +57,11 @@ def read_classes(source: Source, grouping: Grouping | None = None) -> tuple[tupl
             f"{source.name} holds {len(source.loose())} images and no class folder: put each class into a folder of its"
             " name, or name a table of files and classes with --labels"
         )
-    if len(classes) < 2:
+    if len(classes) < least:
         tables = sorted(shown(parts) for parts, kind in source.others.items() if kind in TABLES)
         hint = f"; if {tables[0]} names the classes, give it with --labels" if tables else ""
-        raise DataError(f"{source.name} holds {len(classes)} class folder(s): a task needs at least two{hint}")
+        needed = "a task needs at least two" if least > 1 else "one per class is needed"
+        raise DataError(f"{source.name} holds {len(classes)} class folder(s): {needed}{hint}")
     check_names(classes, source.name)
     _check_parts(classes, source.name)
     deep = sorted(parts for parts in source.images if len(parts) > 2)
@@ -118,7 +121,7 @@ def outside(source: Source) -> str | None:
     )
 
 
-def read_labelled_sets(source: Source, grouping: Grouping | None = None) -> Labelled:
+def read_labelled_sets(source: Source, grouping: Grouping | None = None, least: int = 2) -> Labelled:
     """Read `<class>/<file>` below the folders of the sets, or below the source itself if it has none.
 
     Images in a test folder without class folders have no labels and are left out.
@@ -128,7 +131,7 @@ def read_labelled_sets(source: Source, grouping: Grouping | None = None) -> Labe
     """
     folders = set_folders(source)
     if not folders:
-        classes, examples = read_classes(source, grouping)
+        classes, examples = read_classes(source, grouping, least)
         return Labelled(classes, {WHOLE: examples}, _known(outside(source)))
     sets = {name: set_source(source, top) for name, top in folders.items()}
     remarks = [*_known(beside_sets(source, folders))]
@@ -136,7 +139,7 @@ def read_labelled_sets(source: Source, grouping: Grouping | None = None) -> Labe
         unlabelled = sets.pop("test")
         count = f"left out: {len(unlabelled.images):,} image(s) of {unlabelled.name}"
         remarks.append(f"{count}, which has no class folders" if unlabelled.images else f"{unlabelled.name} is empty")
-    read = {name: read_classes(inside, grouping) for name, inside in sets.items()}
+    read = {name: read_classes(inside, grouping, least) for name, inside in sets.items()}
     check_same({name: classes for name, (classes, _) in read.items()}, {name: sets[name].name for name in sets})
     for inside in sets.values():
         remarks += _known(outside(inside))

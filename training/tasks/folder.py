@@ -28,7 +28,8 @@ from training.tasks.source import Source
 class Folder:
     """A task of images in --data-dir, whose classes are folders or stand in a table.
 
-    `labels` are the files of --labels, `group` is the value of --group, and `multi_label` is --multi-label.
+    `labels` are the files of --labels, `group` is the value of --group, and `multi_label` is --multi-label. `least` is
+    the smallest number of classes: one is enough where others are there already.
     """
 
     name = "folder"
@@ -37,6 +38,7 @@ class Folder:
     labels: tuple[Path, ...] = ()
     group: str | None = None
     multi_label: bool = False
+    least: int = 2
 
     @property
     def recipe(self) -> Recipe:
@@ -55,9 +57,9 @@ class Folder:
             raise DataError(f"--task folder needs --data-dir: {WANTED}")
         source = Source.open(data_dir)
         if self.labels:
-            labelled = read_manifest(source, self.labels, self.group, self.multi_label)
+            labelled = read_manifest(source, self.labels, self.group, self.multi_label, self.least)
         else:
-            labelled = read_labelled_sets(source.unwrapped(), self._grouping())
+            labelled = read_labelled_sets(source.unwrapped(), self._grouping(), self.least)
         return replace(compose(labelled, split, source, self.group), multi_label=self.multi_label)
 
     def _grouping(self) -> Grouping | None:

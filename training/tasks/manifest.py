@@ -79,7 +79,9 @@ def _parts(text: str) -> Parts:
     return tuple(part for part in path.split("/") if part not in ("", ".", ".."))
 
 
-def read_manifest(source: Source, paths: Sequence[Path], group: str | None, multi_label: bool = False) -> Labelled:
+def read_manifest(
+    source: Source, paths: Sequence[Path], group: str | None, multi_label: bool = False, least: int = 2
+) -> Labelled:
     """Read the tables of --labels. `group` is the value of --group.
 
     With `multi_label` an image may have several labels or none, and all rows that name it count.
@@ -111,7 +113,7 @@ def read_manifest(source: Source, paths: Sequence[Path], group: str | None, mult
         remarks.append(
             f"left out: {len(unlisted):,} image(s) of {source.name} that {names} does not list, such as {first!r}"
         )
-    return _labelled(source, images, names, group, remarks)
+    return _labelled(source, images, names, group, remarks, 0 if multi_label else least)
 
 
 def read_entries(table: Table, columns: Columns, several: bool, multi_label: bool = False) -> list[Entry]:
@@ -214,13 +216,13 @@ def _note(images: dict[Parts, Entry], parts: Parts, entry: Entry) -> bool:
 
 
 def _labelled(
-    source: Source, images: dict[Parts, Entry], names: str, group: str | None, remarks: list[str]
+    source: Source, images: dict[Parts, Entry], names: str, group: str | None, remarks: list[str], least: int
 ) -> Labelled:
     """Sort the images into sets, in the order of their paths."""
     multi_label = any(isinstance(entry.label, tuple) for entry in images.values())
     classes = _sorted({name for entry in images.values() for name in _named(entry)})
     check_names(classes, names)
-    if len(classes) < 2 and not multi_label:
+    if len(classes) < least:
         raise DataError(f"--labels {names} names {len(classes)} class(es): a task needs at least two")
     labels = {name: label for label, name in enumerate(classes)}
     sets: dict[str, list[Example]] = {}
