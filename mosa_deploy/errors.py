@@ -9,6 +9,7 @@
     ├── ParityError      two stages of an export that should agree but do not
     ├── ProviderError    an execution provider that is not available
     ├── StoreError       the folder that holds what is served
+    ├── StoreAccessError a store that does not answer, or refuses
     ├── HubError         a repository in which bundles are published
     ├── WriteError       a disk without enough space
     └── ServiceError     an error that a service answered
@@ -70,6 +71,10 @@ class ProviderError(MosaError):
 
 class StoreError(MosaError):
     """The folder of the store is missing or inconsistent."""
+
+
+class StoreAccessError(MosaError):
+    """A store cannot be reached, read or written now, which says nothing of what lies there."""
 
 
 class HubError(MosaError):

@@ -11,11 +11,12 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.decision import Decision, KeptVersion, class_changes, now
 from mosa_deploy.bundles.store_layout import BACKBONES
 from mosa_deploy.client.schema import Gate
-from mosa_deploy.errors import BundleError, MosaError, StoreError
+from mosa_deploy.errors import BundleError
 from serving.backend import PutOptions
 from serving.errors import RequestError
+from serving.loaded_task import LoadedTask
 from serving.promotion import Comparison, PromotionGate
-from serving.registry import DAMAGED, Entry, Registry
+from serving.registry import DAMAGED, REFUSING, Entry, Registry
 from serving.settings import Settings
 from serving.store import Version
 
@@ -102,8 +103,8 @@ class TaskChanges:
             update["exported"] = self.registry.store.exported(name)
             decision = before.model_copy(update=update)
             self.registry.store.decisions.write(name, decision)
-            self.registry.store.forget_between(before, decision)
             self.registry.swap(entry, None, None, decision)
+            self.registry.store.forget_between(before, decision)
 
     def pin(self, name: str, pinned: bool) -> Entry:
         """Load a task and keep it loaded, or let it be evicted again.
@@ -127,28 +128,44 @@ class TaskChanges:
         """Serve what another service on the store has decided about a task.
 
         A version that is loaded here stays until the new one is proved; one that cannot be proved is refused.
+
+        Raises:
+            StoreAccessError: the store cannot be read. Nothing is changed then, and the next call tries again.
         """
-        with self._turn(name):
-            new = self.registry.read_entry(name)
+        decisions = self.registry.store.decisions
+        with self._turn(name), decisions.followed_whole(name):
+            new, loaded = self._read_other(name)
+            # Its files may have been removed by a decision that came while they were read.
+            while new.refused and name in decisions.changed():
+                new, loaded = self._read_other(name)
             entry = self.registry.entries.get(name) or Entry(name, Decision(current=None))
-            if entry.version and new.version and entry.version.key == new.version.key and not new.refused:
+            if loaded is None and not new.refused and _same(entry, new):
                 self.registry.keep(entry, new.decision)
                 return
-            loaded = None
-            if new.version and (entry.loaded or new.decision.pinned):
-                try:
-                    bundle = self.registry.store.archive(name, new.version.key).bundle()
-                    lane = self.registry.lane_of(name, new.decision, new.version.record)
-                    loaded = self.registry.cache.load(new.version, bundle, lane, new.decision.pinned)
-                except MosaError as fault:
-                    log.error("not serving %s: %s", name, fault, extra={"task": name})
-                    new.refused = str(fault)
             self.registry.swap(entry, new.version, loaded, new.decision, new.refused)
             if loaded:
                 self.registry.cache.release(loaded)
                 self.registry.log_loaded(loaded)
                 if loaded.postponed:
                     self.registry.improve(entry)
+
+    def _read_other(self, name: str) -> tuple[Entry, LoadedTask | None]:
+        """What the store says of a task now; its version, held, if it is another one that has to be loaded now."""
+        new, entry = self.registry.read_entry(name), self.registry.entries.get(name)
+        if new.version is None or (entry and _same(entry, new)):
+            return new, None
+        if not ((entry and entry.loaded) or new.decision.pinned):
+            return new, None
+        try:
+            bundle = self.registry.store.archive(name, new.version.key).bundle()
+            lane = self.registry.lane_of(name, new.decision, new.version.record)
+            return new, self.registry.cache.load(new.version, bundle, lane, new.decision.pinned)
+        except REFUSING as fault:
+            log.error("not serving %s: %s", name, fault, extra={"task": name})
+            new.refused = str(fault)
+        except RequestError as fault:  # no room: it is loaded when it is asked for
+            log.warning("%s is not loaded yet: %s", name, fault, extra={"task": name})
+        return new, None
 
     def _check_fit(self, name: str, bundle: Bundle) -> None:
         """Raises RequestError 422 if a bundle is of another task, or its backbone is not in the store."""
@@ -198,11 +215,9 @@ class TaskChanges:
             if keep:
                 self.registry.store.keep(keep)
             self.registry.store.decisions.write(name, decision)
-        except BaseException as fault:
+        except BaseException:
             self.registry.cache.retire(loaded)
             self.registry.cache.release(loaded)
-            if isinstance(fault, OSError):
-                raise StoreError(f"{self.registry.store} cannot be written: {fault.strerror}") from fault
             raise
         self.registry.swap(entry, version, loaded, decision)
         self.registry.cache.release(loaded)
@@ -211,6 +226,11 @@ class TaskChanges:
         if loaded.postponed:
             self.registry.improve(entry)
         return gate
+
+
+def _same(entry: Entry, new: Entry) -> bool:
+    """Whether an entry has the version that the store names."""
+    return bool(entry.version and new.version and entry.version.key == new.version.key)
 
 
 def check_classes(before: Decision, version: HasClasses, new_classes: bool) -> None:

@@ -1,12 +1,20 @@
 """Decisions in a store: one file for each revision, so that of two services only one writes the next."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 from mosa_deploy.bundles.decision import Decision, parse_decision
-from mosa_deploy.bundles.store_layout import DECISIONS, decision_file, newest_revisions
+from mosa_deploy.bundles.store_layout import DECISIONS, decision_file, decision_revisions
+from mosa_deploy.errors import StoreAccessError
 from serving.errors import RequestError
 from serving.storage import LocalFiles, RemoteFiles
 
-LEFT = 3
-"""How many revisions before the new one are removed: more than one if a killed process left them."""
+KEPT = 4
+"""How many revisions of a task stay in the store.
+
+A service that has missed fewer finds the number taken that it would write next. One that has missed more could write
+it, because that file was removed: it sees so afterwards, by the revisions that are there.
+"""
 
 
 class Decisions:
@@ -19,7 +27,7 @@ class Decisions:
 
     def revisions(self) -> dict[str, int]:
         """Task -> the revision that holds."""
-        return newest_revisions(self.files.names(DECISIONS))
+        return {name: max(found) for name, found in decision_revisions(self.files.names(DECISIONS)).items()}
 
     def changed(self) -> list[str]:
         """The tasks about which another service has decided since."""
@@ -42,6 +50,18 @@ class Decisions:
             return parse_decision(content, f"{self.files}/{path}")
         return None
 
+    @contextmanager
+    def followed_whole(self, name: str) -> Iterator[None]:
+        """If what a decision needs cannot be read after it was read, it counts as unread, and is read again later."""
+        before = self._known.get(name)
+        try:
+            yield
+        except BaseException:
+            self._known.pop(name, None)
+            if before is not None:
+                self._known[name] = before
+            raise
+
     def write(self, name: str, decision: Decision) -> None:
         """Write the decision that follows the one that was read or written last; it holds from now on.
 
@@ -49,12 +69,31 @@ class Decisions:
             RequestError: 409, another service has decided about the task meanwhile.
         """
         revision = self._known.get(name, 0) + 1
+        path, content = decision_file(name, revision), decision.model_dump_json(indent=2).encode() + b"\n"
         try:
-            self.files.create(decision_file(name, revision), decision.model_dump_json(indent=2).encode() + b"\n")
+            self.files.create(path, content)
         except FileExistsError:
-            raise RequestError(
-                409, f"another service has changed '{name}' meanwhile: look at GET /v1/tasks/{name}, and send it again"
-            ) from None
+            if not self._holds(path, content):
+                raise _late(name) from None
+        found = decision_revisions(self.files.names(DECISIONS)).get(name, [])
+        if max(found, default=revision) >= revision + KEPT:
+            self.files.remove(path)
+            raise _late(name)
         self._known[name] = revision
-        for before in range(max(0, revision - LEFT), revision):
-            self.files.remove(decision_file(name, before))
+        for before in found:
+            if before <= revision - KEPT or before == 0:
+                with suppress(StoreAccessError):  # the next write removes it
+                    self.files.remove(decision_file(name, before))
+
+    def _holds(self, path: str, content: bytes) -> bool:
+        """Whether a file is what this service wrote: a filesystem repeats a request whose answer was lost."""
+        try:
+            return self.files.read(path) == content
+        except FileNotFoundError:
+            return False
+
+
+def _late(name: str) -> RequestError:
+    return RequestError(
+        409, f"another service has changed '{name}' meanwhile: look at GET /v1/tasks/{name}, and send it again"
+    )

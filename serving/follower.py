@@ -2,7 +2,9 @@
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+from mosa_deploy.errors import StoreAccessError
 from serving.changes import TaskChanges
 from serving.decisions import Decisions
 
@@ -10,6 +12,12 @@ log = logging.getLogger("mosa_deploy.serving")
 
 SECONDS = 2.0
 """How often a service looks for decisions of others."""
+
+TOGETHER = 4
+"""How many tasks are followed at the same time: most of it is waiting for the store."""
+
+JOIN_SECONDS = 5.0
+"""How long a service that ends waits for a look at a store that does not answer."""
 
 
 class Follower:
@@ -25,7 +33,7 @@ class Follower:
     def close(self) -> None:
         """Stop looking."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(JOIN_SECONDS)
 
     def _run(self) -> None:
         while not self._ended.wait(self.seconds):
@@ -35,18 +43,35 @@ class Follower:
         """Look; a store that cannot be read is one warning, until it can be read again."""
         try:
             self.look()
-        except Exception as fault:  # fsspec's systems raise errors of their own
+        except StoreAccessError as fault:
             if not self._failed:
-                log.warning("the store cannot be read, changes of other services wait: %s", _headline(fault))
+                log.warning("changes of other services wait: %s", fault)
             self._failed = True
         else:
+            if self._failed:
+                log.info("the store can be read again")
             self._failed = False
 
     def look(self) -> None:
-        """Follow every decision that another service has made since the last look."""
-        for name in self.decisions.changed():
+        """Follow every decision that another service has made since the last look.
+
+        Raises:
+            StoreAccessError: the store cannot be read; the rest is followed at the next look.
+        """
+        if names := self.decisions.changed():
+            with ThreadPoolExecutor(TOGETHER, thread_name_prefix="mosa-follow") as pool:
+                faults = [*pool.map(self._follow, names)]
+            if fault := next((each for each in faults if each), None):
+                raise fault
+
+    def _follow(self, name: str) -> StoreAccessError | None:
+        """Follow what was decided about a task; returns why the store cannot be read."""
+        if self._ended.is_set():
+            return None
+        try:
             self.changes.follow(name)
-
-
-def _headline(fault: Exception) -> str:
-    return " ".join(str(fault).split())[:200] or type(fault).__name__
+        except StoreAccessError as fault:
+            return fault
+        except Exception:  # one task must not keep the others from being followed
+            log.exception("%s is not followed: it is tried again", name, extra={"task": name})
+        return None

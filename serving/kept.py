@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from mosa_deploy.errors import MosaError, StoreAccessError
 from serving.storage import Files
 
 log = logging.getLogger("mosa_deploy.serving")
@@ -21,14 +22,16 @@ def recall(files: Files, path: str, kind: type[Kept]) -> Kept | None:
         return kind.model_validate_json(files.read(path))
     except FileNotFoundError:
         return None
-    except (ValidationError, OSError) as fault:
+    except ValidationError as fault:
         log.warning("%s/%s is damaged (%s): it is measured again", files, path, type(fault).__name__)
-        return None
+    except (StoreAccessError, NotADirectoryError) as fault:
+        log.warning("what was measured is measured again: %s", fault)
+    return None
 
 
 def remember(files: Files, path: str, found: BaseModel) -> None:
     """Keep what was measured; a line in the log if the store cannot be written."""
     try:
         files.write(path, found.model_dump_json(indent=2).encode() + b"\n")
-    except Exception as fault:  # fsspec's systems raise errors of their own
-        log.info("%s/%s cannot be written, so it will be measured again: %s", files, path, fault)
+    except MosaError as fault:
+        log.info("what was measured will be measured again: %s", fault)

@@ -12,7 +12,7 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.gate import LOSSES, LabelledImage, check_gate, images_needed
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.client.schema import Gate
-from mosa_deploy.errors import BundleError, MosaError
+from mosa_deploy.errors import BundleError, MosaError, StoreAccessError
 from serving.backend import PutOptions
 from serving.errors import RequestError
 from serving.loaded_task import LoadedTask, answers
@@ -109,6 +109,8 @@ class PromotionGate:
             return None
         try:
             held = self.registry.acquire(entry.name)
+        except StoreAccessError:
+            raise
         except MosaError as fault:
             log.warning("no version to compare with: %s", fault, extra=about(entry.name))
             return None

@@ -17,7 +17,9 @@ from serving.store import TaskStore, Version
 
 log = logging.getLogger("mosa_deploy.serving")
 
-LOADERS = 2
+LOADERS, READERS = 2, 16
+REFUSING = (BundleError, ParityError, StoreError)
+"""What says that a version cannot be served; any other fault may be over when it is asked for again."""
 DAMAGED = "damaged"
 """Takes the place of a version's key where the decision or the version cannot be read."""
 
@@ -59,7 +61,10 @@ class Registry:
         """List the store; returns the versions that can be loaded, with their lanes."""
         self.store.sweep()
         revisions = self.store.decisions.revisions()
-        self.entries = {name: self.read_entry(name, revisions.get(name)) for name in self.store.names()}
+        # Each task is a few small files, for which an object store takes its time.
+        with ThreadPoolExecutor(READERS) as pool:
+            read = pool.map(lambda name: self.read_entry(name, revisions.get(name)), self.store.names())
+            self.entries = {entry.name: entry for entry in read}
         versions = [(entry, entry.version) for entry in self.entries.values() if entry.version]
         return [(version, self.lane_of(entry.name, entry.decision, version.record)) for entry, version in versions]
 
@@ -177,12 +182,16 @@ class Registry:
                 self.cache.retire(old)
 
     def read_entry(self, name: str, revision: int | None = None) -> Entry:
-        """Read a task from the store; `revision` is that of its decision, as it was listed last."""
+        """Read a task from the store; `revision` is that of its decision, as it was listed last.
+
+        Raises:
+            StoreAccessError: the store cannot be read.
+        """
         try:
             entry = Entry(name, self.store.decision(name, revision))
             if entry.decision.current:
                 entry.version = self.store.version(name, entry.decision.current)
-        except MosaError as fault:
+        except (BundleError, StoreError) as fault:
             log.error("not serving %s: %s", name, fault, extra={"task": name})
             return Entry(name, Decision(current=DAMAGED, exported=self.store.exported(name)), refused=str(fault))
         return entry
@@ -212,7 +221,7 @@ class Registry:
         except BaseException as fault:
             with self.lock:
                 entry.loading = None
-                if isinstance(fault, BundleError | ParityError | StoreError) and entry.version is version:
+                if isinstance(fault, REFUSING) and entry.version is version:
                     entry.refused = str(fault)
             raise
         self.log_loaded(loaded)

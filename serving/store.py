@@ -38,7 +38,7 @@ from mosa_deploy.bundles.store_layout import (
 )
 from mosa_deploy.bundles.validation import PREFIX as CARRIED
 from mosa_deploy.bundles.validation import check_validation
-from mosa_deploy.errors import MosaError, StoreError
+from mosa_deploy.errors import BundleError, StoreAccessError, StoreError
 from serving.decisions import Decisions
 from serving.settings import Settings
 from serving.storage import LocalFiles, RemoteFiles, open_files
@@ -80,14 +80,10 @@ class TaskStore:
         return sorted(self.decisions.revisions().keys() | set(self.files.names(TASKS)))
 
     def require_readable(self) -> None:
-        """Raises StoreError if the store is there but cannot be read."""
+        """Raises StoreError if the store is a file, StoreAccessError if it cannot be read."""
         if isinstance(self.files, LocalFiles) and self.files.root.exists() and not self.files.root.is_dir():
             raise StoreError(f"{self} is a file: name the folder that `mosa export --out` has written")
-        try:
-            self.names()
-        except Exception as fault:  # fsspec's systems raise errors of their own
-            reason = " ".join(str(getattr(fault, "strerror", None) or fault or type(fault).__name__).split())
-            raise StoreError(f"{self} cannot be read ({reason}): check the path, and who may read it") from None
+        self.names()
 
     def require_tasks(self) -> None:
         """Raises StoreError if there is no task."""
@@ -105,7 +101,7 @@ class TaskStore:
         exported, decided = self.exported(name), self.decisions.read(name, revision)
         if decided is None:
             return self._undecided(name, exported)
-        decided = self._complete(name, decided)
+        decided = self._complete(name, decided, exported)
         if exported in (None, decided.exported, decided.current):
             return decided
         return self._with_export(name, exported, decided)
@@ -118,16 +114,16 @@ class TaskStore:
         kept = [key for key in note.kept if f"{key}.mosa" in self.files.names(UPLOADS)] if note else []
         decided = Decision(current=exported, previous=next(iter(kept), None), exported=exported)
         for key in reversed(kept[1:]):
-            with suppress(MosaError):
+            with suppress(BundleError, StoreError):
                 decided = decided.keeping(self.describe(name, key, "export", None))
-        return self._complete(name, decided)
+        return self._complete(name, decided, exported)
 
     def _with_export(self, name: str, exported: str, decided: Decision) -> Decision:
         """The decision after a newer export: the export is served, or only kept if it needs consent."""
         note = self.note(name)
         try:
             found = self.describe(name, exported, "export", note.exported if note else None)
-        except MosaError as fault:
+        except (BundleError, StoreError) as fault:
             log.warning("the newer export is not served: %s", fault, extra={"task": name})
             return decided
         reasons = [reason for reason in objections(decided, found) if reason]
@@ -138,16 +134,18 @@ class TaskStore:
         update = {"current": exported, "previous": decided.last, "exported": exported, "since": found.added}
         return decided.model_copy(update=update).keeping(found)
 
-    def _complete(self, name: str, decided: Decision) -> Decision:
+    def _complete(self, name: str, decided: Decision, exported: str | None) -> Decision:
         """Describe the versions that a decision names, but that an earlier release did not describe."""
-        note, exported = self.note(name), self.exported(name)
+        if all(key is None or decided.find(key) for key in (decided.previous, decided.current)):
+            return decided
+        note = self.note(name)
         exports = (decided.exported, exported, *(note.kept if note else ()))
         for key in (decided.previous, decided.current):
             if key and not decided.find(key):
                 source: Source = "export" if key in exports else "upload"
                 added = note.exported if note and key == exported else None
                 # What cannot be read is told when it is needed.
-                with suppress(MosaError):
+                with suppress(BundleError, StoreError):
                     decided = decided.keeping(self.describe(name, key, source, added))
         return decided
 
@@ -251,7 +249,7 @@ class TaskStore:
             return
         try:
             archive = self.archive(name, decision.current)
-            with suppress(MosaError):  # Without these images it can still be rolled back to.
+            with suppress(BundleError, StoreError):  # Without these images it can still be rolled back to.
                 archive = replace(archive, validation=self.validation(self.version(name, decision.current)))
             self.keep(archive)
         except StoreError as fault:
@@ -259,9 +257,12 @@ class TaskStore:
 
     def forget_between(self, before: Decision, now: Decision) -> None:
         """Remove the uploaded versions that `before` kept and `now` does not."""
-        for key in before.keys - now.keys:
-            self.files.remove(upload_file(key))
-            self.files.remove(agreement_file(key))
+        try:
+            for key in before.keys - now.keys:
+                self.files.remove(upload_file(key))
+                self.files.remove(agreement_file(key))
+        except StoreAccessError as fault:  # the decision holds without it
+            log.warning("a version that is no longer kept stays in the store: %s", fault)
 
     def exported(self, name: str) -> str | None:
         """Key of the version that `mosa export` wrote; None if it wrote none."""
@@ -282,7 +283,7 @@ def check_store(settings: Settings) -> None:
     """See to it that the store can be read, and that there is something to serve.
 
     Raises:
-        StoreError: it cannot be read, or it has no task and nobody may add one.
+        MosaError: it cannot be read, or it has no task and nobody may add one.
     """
     store = TaskStore(open_files(settings.artifacts), settings.max_upload)
     try:

@@ -58,13 +58,13 @@ def decision_file(task: str, revision: int) -> str:
     return f"{DECISIONS}/{task}@{revision}.json" if revision else f"{DECISIONS}/{task}.json"
 
 
-def newest_revisions(names: Iterable[str]) -> dict[str, int]:
-    """Task -> the revision that holds, from the names in the folder of decisions."""
-    found: dict[str, int] = {}
+def decision_revisions(names: Iterable[str]) -> dict[str, list[int]]:
+    """Task -> its revisions, from the names in the folder of decisions. The highest one holds."""
+    found: dict[str, list[int]] = {}
     for name in names:
         task, _, revision = name.removesuffix(".json").partition("@")
         if name.endswith(".json") and (revision or "0").isdecimal():
-            found[task] = max(found.get(task, 0), int(revision or 0))
+            found.setdefault(task, []).append(int(revision or 0))
     return found
 
 
@@ -99,8 +99,8 @@ class StoreLayout:
 
     def decision(self, name: str) -> Path | None:
         """The decision that holds for a task; None if there is none."""
-        revision = newest_revisions(path.name for path in self.root.glob(f"{DECISIONS}/*")).get(name)
-        return None if revision is None else self.root / decision_file(name, revision)
+        revisions = decision_revisions(path.name for path in self.root.glob(f"{DECISIONS}/*")).get(name)
+        return self.root / decision_file(name, max(revisions)) if revisions else None
 
     def tasks(self) -> list[str]:
         """The names of the exported tasks, sorted.

@@ -38,7 +38,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 def test_every_fault_is_one_of_the_trees_and_drawn_in_its_docstring() -> None:
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(classes) == 12
+    assert len(classes) == 13
     for fault in classes:
         assert issubclass(fault, MosaError)
         assert fault.__name__ in (errors.__doc__ or "")

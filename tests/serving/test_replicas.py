@@ -11,8 +11,9 @@ from fastapi.testclient import TestClient
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.decision import Decision
 from mosa_deploy.bundles.store_layout import decision_file
+from mosa_deploy.errors import StoreAccessError
 from serving import follower
-from serving.decisions import Decisions
+from serving.decisions import KEPT, Decisions
 from serving.errors import RequestError
 from serving.storage import LocalFiles, RemoteFiles, open_files
 from tests.support.app import backend_of, changing, put, top, warnings
@@ -48,7 +49,31 @@ def test_of_two_services_one_writes_the_next_decision(files: LocalFiles | Remote
     assert second.read("birds") == first.read("birds") == Decision(current="a")
     second.write("birds", Decision(current="b"))
     assert (first.changed(), second.changed()) == (["birds"], [])
-    assert files.names("decisions") == ["birds@2.json"]
+    assert files.names("decisions") == ["birds@1.json", "birds@2.json"]
+
+
+@pytest.mark.parametrize("missed", [1, 3, 4, 9])
+def test_a_service_that_has_missed_several_decisions_writes_none_of_those_that_were_removed(
+    files: LocalFiles | RemoteFiles, missed: int
+) -> None:
+    late, writer = Decisions(files), Decisions(files)
+    writer.write("birds", Decision(current="a"))
+    late.read("birds")
+    for _ in range(missed):
+        writer.write("birds", Decision(current="b"))
+    with pytest.raises(RequestError, match=r"^another service has changed 'birds' meanwhile"):
+        late.write("birds", Decision(current="c"))
+    assert len(files.names("decisions")) == min(missed + 1, KEPT)
+    assert late.read("birds") == Decision(current="b")
+    late.write("birds", Decision(current="c"))
+    assert writer.read("birds") == Decision(current="c")
+
+
+def test_a_decision_whose_request_was_repeated_is_the_service_s_own(files: LocalFiles | RemoteFiles) -> None:
+    decision, decisions = Decision(current="a"), Decisions(files)
+    files.write(decision_file("birds", 1), decision.model_dump_json(indent=2).encode() + b"\n")
+    decisions.write("birds", decision)
+    assert decisions.changed() == []
 
 
 def test_a_decision_of_a_release_that_did_not_count_is_followed_by_the_first(files: LocalFiles | RemoteFiles) -> None:
@@ -61,9 +86,9 @@ def test_a_decision_of_a_release_that_did_not_count_is_followed_by_the_first(fil
 
 def test_a_decision_that_is_replaced_while_it_is_read_is_read_anew(files: LocalFiles | RemoteFiles) -> None:
     writer, reader = Decisions(files), Decisions(files)
-    for key in ("a", "b"):
+    for key in "abcde":
         writer.write("birds", Decision(current=key))
-    assert reader.read("birds", revision=1) == Decision(current="b")
+    assert reader.read("birds", revision=1) == Decision(current="e")
 
 
 def test_a_change_is_served_by_the_other_within_five_seconds(
@@ -124,6 +149,41 @@ def test_what_cannot_be_proved_here_is_refused_with_its_reason(
     info = other.get("/v1/tasks/birds").json()
     assert info["state"] == "refused"
     assert "no such file; upload the task again" in info["reason"]
+
+
+def test_what_could_not_be_read_whole_is_followed_at_the_next_look(
+    admin: TestClient, copied: Path, maker: TaskMaker, newer: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "SECONDS", 1000.0)
+    with changing(copied) as late:
+        put(admin, "birds", newer)
+        version = copied / "uploads" / f"{newer.key}.mosa"
+        aside = version.rename(copied / "aside")
+        version.mkdir()  # a folder cannot be read, which says nothing of the version
+        with pytest.raises(
+            StoreAccessError, match=r"\.mosa cannot be read \(Is a directory\): see that the store is up"
+        ):
+            follow(late)
+        assert top(late, "birds", maker.images[0])[0] == "class-0"
+        version.rmdir()
+        aside.rename(version)
+        follow(late)
+        assert top(late, "birds", maker.images[0])[0] == "class-9"
+
+
+def test_a_task_that_is_not_loaded_while_the_store_is_away_answers_when_it_is_back(
+    copied: Path, maker: TaskMaker
+) -> None:
+    with changing(copied, prefetch=0) as client:
+        tensors = copied / "tasks" / "birds" / "adapter.safetensors"
+        aside = tensors.rename(copied / "aside")
+        tensors.mkdir()
+        refused = client.post("/classify", files={"image": maker.images[0]}, data={"task": "birds"})
+        assert refused.status_code == 503
+        assert "cannot be read (Is a directory)" in refused.json()["detail"]
+        tensors.rmdir()
+        aside.rename(tensors)
+        assert top(client, "birds", maker.images[0])[0] == "class-0"
 
 
 def test_a_store_that_is_away_is_one_warning(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
