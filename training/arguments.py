@@ -17,6 +17,7 @@ from training.presets import preset, task_of
 from training.recipe import Recipe
 from training.start import completed
 from training.tasks import OWN_IMAGES, TASKS
+from training.tasks.benchmark import Benchmark
 
 
 def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m training.tune") -> TuneConfig:
@@ -97,11 +98,13 @@ def check_own_images(config: TuneConfig) -> None:
 def preset_hints(arguments: Sequence[str] | None) -> dict[str, str]:
     """Setting -> a text for the help that gives its value in the preset.
 
-    If `arguments` name a task, this is its preset's value; otherwise the most common one, with the tasks that differ.
+    If `arguments` name a task, this is its preset's value; otherwise the most common one, with the tasks that differ,
+    but for those of benchmarks.
     """
     given = list(arguments or ())
     named = [given[i + 1] for i in range(len(given) - 1) if given[i] == "--task" and given[i + 1] in TASKS]
-    recipes = {name: task.recipe for name, task in TASKS.items() if name in named or not named}
+    shown = named or [name for name, task in TASKS.items() if not isinstance(task, Benchmark)]
+    recipes = {name: TASKS[name].recipe for name in shown}
     hints = {}
     for field in dataclasses.fields(Recipe):
         values = {name: getattr(recipe, field.name) for name, recipe in recipes.items()}

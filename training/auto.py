@@ -32,6 +32,7 @@ from training.recipe import Recipe
 from training.report import REPORT, VALIDATION, evaluate_command
 from training.run_settings import describe
 from training.search import ADAPTERS, Search
+from training.tasks import run_name
 from training.trials import centre
 from training.tune_options import AugmentOptions
 from training.workers import Workers
@@ -66,7 +67,7 @@ def tune_auto(config: TuneConfig, tune: Tune) -> Path:
             f"--trials {trials}: --method auto tries {least} methods (probes, {listed}), each at least once: give"
             f" {least} or more"
         )
-    out = config.out or Path("runs") / (config.name or config.task)
+    out = config.out or Path("runs") / (config.name or run_name(config.task))
     config = replace(config, jpeg=run.jpeg_of(config, out, run.SEARCH))
     settings = json.loads(describe(config, recipe, config.precision)) | {"trials": trials, "worth": worth}
     if run.open_run(out, json.dumps(settings, indent=2) + "\n", config.resume, run.SEARCH):

@@ -10,7 +10,8 @@ from training.fitting import check_fit
 from training.options import CompareConfig, names
 from training.recipe import Recipe
 from training.task_file import Options, read_task_file
-from training.tasks import TASKS
+from training.tasks import TASKS, run_name
+from training.tasks.benchmark import Benchmark
 from training.tasks.subset import Subset
 
 USUAL = "digits,sprites-location"
@@ -38,7 +39,7 @@ def _bases(config: CompareConfig, name: str, file: dict[str, Options]) -> list[T
     given = {option: getattr(config, option) for option in OVERRIDES if getattr(config, option) is not None}
     if config.precision != "auto":
         given["precision"] = config.precision
-    options |= given | {"task": dataset, "data_dir": data_dir, "name": name}
+    options |= given | {"task": dataset, "data_dir": data_dir, "name": run_name(name)}
     shots = tuple(map(int, names(config.shots))) or options.get("shots", ()) or (None,)
     return [build(TuneConfig, options | {"shots": each}) for each in shots]
 
@@ -58,6 +59,8 @@ def source(config: CompareConfig, name: str, options: Options) -> tuple[str, Pat
             raise DataError(f"--data-dir {config.data_dir}: no such folder; give the one that holds the tasks' images")
         archives = [path for kind in ("t*", "zip") for path in sorted(config.data_dir.glob(f"{name}.{kind}"))]
         found = next((path for path in (config.data_dir / name, *archives) if path.exists()), found)
+    if found is None and isinstance(TASKS.get(name), Benchmark):
+        found = config.data_dir
     if options:
         return options["task"], found
     if name in TASKS:

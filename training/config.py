@@ -46,8 +46,8 @@ class TuneConfig:
     """
 
     task: str = "folder"
-    """digits, sprites-location, sprites-orientation, sprites-labels, cifar10, eurosat, or folder for your own
-    images."""
+    """folder for your own images, digits, sprites-location, sprites-orientation, sprites-labels, cifar10, eurosat, or a
+    benchmark such as vtab/eurosat or fgvc/cub; `python -m training.tasks` lists all of them."""
     name: str | None = None
     """Name of the tuned task in its run and in the service. Default: the value of --task."""
     backbone: str | None = None
@@ -105,8 +105,8 @@ class TuneConfig:
     ema_decay: float | None = None
     """Decay of this average per step. Default: 0.99."""
     recipe: str = "ours"
-    """ours (the task's preset), paper (the MoSA paper's recipe for VTAB: direct resize, no augmentation, r = 16, lr
-    5e-3, 100 epochs), or reference (paper, with the habits of the paper's code). Options that you give win."""
+    """ours (the task's preset), paper (the MoSA paper's recipe for the benchmark, on other tasks that for VTAB: direct
+    resize, no augmentation, r = 16, lr 5e-3, 100 epochs), or reference (paper, with the habits of the paper's code)."""
     balance: Balance | None = None
     """Give all classes the same weight, however many images they have: in the loss, by the sampler (images of small
     classes are drawn more often), or none."""
@@ -131,8 +131,8 @@ class TuneConfig:
     """Which images stay together in one set, for the task folder: folder (those in one folder below their class),
     prefix (files with the same name up to the first _, -, . or space), or a column of --labels."""
     split: str | None = None
-    """How to split the images, for the tasks folder and eurosat: percentages of train, validation and test such as
-    80-10-10. eurosat also takes vtab, full, or a file with one `train|validation|test <class>/<file>` per line."""
+    """How to split the images, for folder and eurosat: percentages of train, validation and test such as 80-10-10.
+    eurosat takes vtab, full, or a file with one `train|validation|test <class>/<file>` per line, too; vtab/... 1000."""
     shots: int | None = None
     """Tune on this many training images of each class. Default: all of them."""
     fraction: float | None = None
@@ -225,7 +225,7 @@ class TuneConfig:
         if self.recipe not in recipes.SETTINGS:
             raise ConfigError(unknown_name("recipe", self.recipe, recipes.SETTINGS))
         conventions = recipes.CONVENTIONS[self.recipe]
-        preset = dataclasses.replace(preset, **recipes.SETTINGS[self.recipe])
+        preset = dataclasses.replace(preset, **recipes.settings_of(self.recipe, self.task))
         refused = refused_options(self) + ([] if preset.multi_label else ["loss"])
         own_style = "" if "style" in refused else self.style or ""
         settings = usual_settings(self.method, toy=is_embedded(self.backbone or preset.backbone))

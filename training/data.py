@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mosa_deploy.bundles.preprocess import Preprocess
-from mosa_deploy.errors import DataError
+from mosa_deploy.errors import DataError, listed
 from training.tasks.base import Example
 from training.tasks.labels import numbers
 
@@ -159,12 +159,13 @@ def check_classes(images: ImageSet, classes: Sequence[str], what: str, least: in
 
 
 def absent_remarks(images: ImageSet, classes: Sequence[str], what: str) -> list[str]:
-    """A line if a set has no image of some class, because none can be read, else none."""
+    """A line if a set has no image of some class, else none."""
     counts = class_counts(images.labels, len(classes))
     absent = [name for label, name in enumerate(classes) if not counts[label]]
     if not absent:
         return []
-    return [f"warning: no {what} image of class {', '.join(absent)}: the figures say nothing about it"]
+    lost = "no answer will name it" if what == "training" else "the figures say nothing about it"
+    return [f"warning: no {what} image of class {listed(absent)}: {lost}"]
 
 
 def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:

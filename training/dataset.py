@@ -140,6 +140,8 @@ class Survey:
         if self.given:
             run.keep_seen(out, ((each.sha256, each.file) for each in self.reader.digests if each.set != "test"))
         found = [*self.reader.remarks(), *absent_remarks(validation, classes, "validation")]
+        if self.splits.fixed_classes:
+            found += absent_remarks(train, classes, "training")
         if config.shots is None:
             found += small_class_remarks(train.labels, classes, config.balance or "none")
         if self.marks:
@@ -148,7 +150,8 @@ class Survey:
             print(remark, file=sys.stderr)
         if any((out / name).is_file() for name in (run.UNREADABLE, run.DUPLICATES)):
             print(f"the lists are in {out}", file=sys.stderr)
-        check_classes(train, classes, "training", config.starting.least_classes)
+        if not self.splits.fixed_classes:
+            check_classes(train, classes, "training", config.starting.least_classes)
         return Dataset(train, some(validation, "validation"), [*self.splits.remarks, *remarks, *found])
 
 

@@ -28,8 +28,9 @@ from training.precision import choose_precision, why_precision
 from training.presets import backbone_remarks, choose_image_size, preset, task_of
 from training.ranks import Ranks
 from training.recipe import Recipe, adapter_config
-from training.recipes import CONVENTIONS, Conventions
+from training.recipes import CONVENTIONS, Conventions, images_of
 from training.recipes import remarks as recipe_remarks
+from training.tasks import run_name
 from training.tasks.base import Splits, Task
 from training.tasks.subset import Subset
 
@@ -62,7 +63,7 @@ class Plan:
             MosaError: an option, the data or the backbone cannot be used.
         """
         task = task_of(config)
-        name = config.task if config.name is None else config.name
+        name = run_name(config.task) if config.name is None else config.name
         if not re.fullmatch(TASK_NAME, name):
             raise ConfigError(f"--name {name}: {TASK_NAME_RULE}")
         recipe = config.resolve(preset(task, config.backbone))
@@ -81,7 +82,7 @@ class Plan:
         size = choose_image_size(config, recipe.backbone, device)
         given = config.given()
         known = backbone_remarks(config, recipe, size, device)
-        own = recipe_remarks(recipe.recipe, given) + optimiser_remarks(recipe, given)
+        own = recipe_remarks(recipe.recipe, given, task.name) + optimiser_remarks(recipe, given)
         model = load_backbone(recipe.backbone, weights, img_size=size)
         check_features(model, features_of(config, method))
         if method not in PROBES:
@@ -203,6 +204,6 @@ def features_of(config: TuneConfig, method: Method) -> Features:
 
 def preprocess_of(model: Transformer, recipe: Recipe, task: Task, decode: Decode) -> Preprocess:
     """How images become the model's input: as timm has it, but for what recipe, task and options say."""
-    images = CONVENTIONS[recipe.recipe].images
+    images = images_of(recipe.recipe, task.name)
     preprocess = Preprocess.from_timm(timm.data.resolve_model_data_config(model) | images, task.squash)
     return preprocess.model_copy(update={"decode": decode})

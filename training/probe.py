@@ -26,6 +26,9 @@ from training.scores import balanced_accuracy, kept
 from training.tune_options import Balance, Select
 
 GRID = tuple(10.0**power for power in range(-3, 4))
+NEVER = -100.0
+"""The logit of a class without a training image."""
+
 MAX_ITERATIONS, TOLERANCE = 20_000, 1e-6
 """Tight enough that weakly regularised fits of a separable task give the same probe on every machine, although
 floating-point sums differ in their order."""
@@ -70,7 +73,7 @@ def fit_probe(
         else:
             rows.append({"c": c, **measured(pipeline, held_out, validation.labels.numpy(), select)})
             heads.append(head_of(pipeline[0], regression))
-    weight, bias = heads[kept(rows, select)]
+    weight, bias = heads[kept(rows, select)] if several else of_all(heads[kept(rows, select)], targets, classes)
     model.reset_classifier(classes)
     model.get_classifier().load_state_dict({"weight": weight, "bias": bias})
     model.to(device)
@@ -86,6 +89,22 @@ def measured(pipeline: Pipeline, features: NDArray[np.float32], labels: NDArray[
     if select == "loss":
         row["validation_loss"] = float(log_loss(labels, pipeline.predict_proba(features), labels=pipeline.classes_))
     return row
+
+
+def of_all(
+    head: tuple[torch.Tensor, torch.Tensor], labels: NDArray[np.int64], classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight (K, C) and bias (K,) of all classes, from those of the classes in `labels`.
+
+    A class without a training image gets a bias below every logit that matters. Logits have a mean of 0 over the
+    classes that were fitted, so the largest of them is above it.
+    """
+    present = np.unique(labels)
+    if len(present) == classes:
+        return head
+    weight, bias = head[0].new_zeros(classes, head[0].shape[1]), head[1].new_full((classes,), NEVER)
+    weight[present], bias[present] = head
+    return weight, bias
 
 
 def head_of_labels(scaler: StandardScaler, fitted: OneVsRestClassifier) -> tuple[torch.Tensor, torch.Tensor]:

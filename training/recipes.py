@@ -75,17 +75,50 @@ CONVENTIONS: dict[RecipeName, Conventions] = {
     ),
 }
 
-VARIANT = "the VTAB variant: direct resize, no augmentation, r = 16, lr 5e-3"
-"""Which of the paper's recipes `paper` and `reference` are. The other crops and flips; `--augment crop` is near it."""
+CROPPED: dict[str, Any] = {"bottleneck": 64, "augment": "crop"}
+"""What the paper does otherwise on data sets with all of their images. It resizes to 256 and cuts 224 out at random,
+which `crop` is near to: it also changes the size of what it cuts out."""
+
+MIDDLE: dict[str, Any] = {"crop_mode": "center", "crop_pct": 0.875}
+"""How those images are read where nothing is random: 224 of 256 pixels."""
+
+OF_TASK: dict[str, dict[str, Any]] = {
+    "fgvc/cub": CROPPED | {"lr": 1e-3},
+    **dict.fromkeys(("fgvc/nabirds", "fgvc/dogs", "gicd/cifar100", "gicd/food101"), CROPPED | {"lr": 5e-4}),
+    **dict.fromkeys(("fgvc/flowers", "gicd/aircraft"), CROPPED | {"lr": 5e-3}),
+    "fgvc/cars": CROPPED | {"lr": 5e-3, "experts": 2, "share": "up"},
+}
+"""Task -> the settings in which the paper's recipe for it is not that for VTAB."""
 
 
-def remarks(name: RecipeName, given: Mapping[str, Any]) -> list[str]:
+def settings_of(name: str, task: str) -> dict[str, Any]:
+    """The settings of a recipe for a task."""
+    known: dict[str, dict[str, Any]] = {str(each): settings for each, settings in SETTINGS.items()}
+    return known[name] | (OF_TASK.get(task, {}) if name != "ours" else {})
+
+
+def images_of(name: RecipeName, task: str) -> Mapping[str, Any]:
+    """What a recipe puts in the place of entries in timm's data config."""
+    images = CONVENTIONS[name].images
+    return {**images, **MIDDLE} if name != "ours" and task in OF_TASK else images
+
+
+def variant(task: str) -> str:
+    """Which of the paper's recipes `paper` and `reference` are for a task."""
+    if task not in OF_TASK:
+        return "the VTAB variant: direct resize, no augmentation, r = 16, lr 5e-3"
+    settings = PAPER | OF_TASK[task]
+    return f"the variant for {task}: crops and flips, r = {settings['bottleneck']}, lr {settings['lr']:g}"
+
+
+def remarks(name: RecipeName, given: Mapping[str, Any], task: str = "") -> list[str]:
     """What a run says of its recipe, in one line: its variant, and in what the given options depart from it."""
     if name == "ours":
         return []
     departures = [
         f"{setting.replace('_', ' ')} {given[setting]} instead of {value}"
-        for setting, value in SETTINGS[name].items()
+        for setting, value in settings_of(name, task).items()
         if setting in given and given[setting] != value
     ]
-    return [f"recipe {name}, {VARIANT}; {'departures: ' + ', '.join(departures) if departures else 'no departures'}"]
+    said = "departures: " + ", ".join(departures) if departures else "no departures"
+    return [f"recipe {name}, {variant(task)}; {said}"]

@@ -81,7 +81,7 @@ def load_backbone(
     # A model that cannot be used is refused before its weights are fetched.
     outline_of(name, **kwargs)
     if weights.source == "pretrained":
-        _check_reachable(name)
+        check_reachable(name)
     fetched = FROM_INDEX.get(name) if weights.source == "pretrained" else None
     model = _create(name, pretrained=weights.source == "pretrained" and fetched is None, **kwargs)
     if fetched is not None:
@@ -164,7 +164,7 @@ def other_weights() -> str:
     )
 
 
-def _check_reachable(name: str) -> None:
+def check_reachable(name: str) -> None:
     """Raises BackboneError if the weights are neither here nor in the cache, and the hub does not answer."""
     if name in FROM_INDEX:
         if not FROM_INDEX[name].is_here():

@@ -18,6 +18,7 @@ from training.config import TuneConfig
 from training.fleet.options import FleetConfig
 from training.options import EvaluateConfig
 from training.run_settings import differences
+from training.tasks import run_name
 from training.tune_options import ExecutionOptions, StreamOptions
 
 TUNE, EVALUATE, EXPORT, DEPLOY = "tune", "evaluate", "export", "deploy"
@@ -60,7 +61,7 @@ class FleetTask:
     @property
     def name(self) -> str:
         """Its name in the store and in the service."""
-        return self.config.name or self.config.task
+        return self.config.name or run_name(self.config.task)
 
     @property
     def folder(self) -> Path:

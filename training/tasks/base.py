@@ -53,6 +53,8 @@ class Splits:
     """What else the user should know about the images, such as files that were left out: one line each."""
     multi_label: bool = False
     """Whether an image may have several labels, or none."""
+    fixed_classes: bool = False
+    """Whether a benchmark fixes the classes: some may then have no training image."""
 
     def name_of(self, label: Label) -> str:
         """The name of a class, or of several labels: `cat|dog`."""
@@ -66,9 +68,15 @@ class Splits:
 class Task(Protocol):
     """A task to tune on. Every task has a file of its own in this package."""
 
-    name: str
-    squash: bool
-    """Whether to resize images straight to the input size, without a crop."""
+    @property
+    def name(self) -> str:
+        """The value of --task."""
+        ...
+
+    @property
+    def squash(self) -> bool:
+        """Whether to resize images straight to the input size, without a crop."""
+        ...
 
     @property
     def recipe(self) -> Recipe:
