@@ -22,10 +22,7 @@ from tests.support.tasks import TaskMaker
 def against_fp32(scale: Scale, folder: Path) -> Figures:
     """Throughput of `MOSA_PRECISION=auto` against fp32; and under `auto`, what it costs to mix and to change tasks."""
     # Apart from `folder / "store"`, whose backbones later parts reuse: those have no int8 files.
-    stored = Stored.make(scale, folder / "quantised", IMAGES)
-    write_int8(stored.maker.root, stored.maker, stored.archives["task-0"])
-    for archive in stored.archives.values():
-        write_validation(stored.maker.root, archive, carrying(stored.maker, archive).validation)
+    stored = quantised(scale, folder / "quantised")
     faults = 0
 
     def leg(made: Bench) -> float:
@@ -51,6 +48,15 @@ def against_fp32(scale: Scale, folder: Path) -> Figures:
             "wrong": faults + mixing["wrong"],
             "served by": served_by(auto.server.address),
         }
+
+
+def quantised(scale: Scale, folder: Path) -> Stored:
+    """A store as an export with int8 leaves it: each task with its validation images."""
+    stored = Stored.make(scale, folder, IMAGES)
+    write_int8(stored.maker.root, stored.maker, stored.archives["task-0"])
+    for archive in stored.archives.values():
+        write_validation(stored.maker.root, archive, carrying(stored.maker, archive).validation)
+    return stored
 
 
 def carrying(maker: TaskMaker, archive: Archive) -> Archive:

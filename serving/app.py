@@ -5,7 +5,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.middleware.cors import CORSMiddleware
 
@@ -75,11 +75,13 @@ def add_routes(app: FastAPI) -> None:
     add_classify_route(app)
     add_embed_route(app)
     add_task_routes(app)
-    app.get("/metrics", include_in_schema=False)(read_metrics)
+    app.get(metrics.PATH, include_in_schema=False)(read_metrics)
     add_pages(app)
     app.router.routes.append(UnknownPath())
 
 
-async def read_metrics() -> Response:
+async def read_metrics(request: Request) -> Response:
     """All counts, as Prometheus reads them."""
+    backend: Backend = request.app.state.backend
+    metrics.ready.set((await backend.health()).ready)
     return Response(metrics.page(), media_type=metrics.CONTENT_TYPE)

@@ -64,12 +64,32 @@ class Item:
     """On the clock of `time.monotonic`."""
     future: "Future[Array]" = field(default_factory=Future)
     entered: float = field(default_factory=time.monotonic)
-    waited: float = 0.0
-    """Seconds in the queue."""
-    ran: float = 0.0
-    """Seconds in the graph."""
-    size: int = 0
-    """The number of items in its batch."""
+    trace: object | None = None
+    """What `serving.spans` knows its request by, if that is traced."""
+    ready: float = 0.0
+    """When the input of its batch was ready; lanes note it on the first item of a batch."""
+    batch: "BatchRun | None" = None
+    """Its batch, once that has run."""
+
+
+@dataclass(frozen=True, eq=False)
+class BatchRun:
+    """A batch that ran. Its times are on the clock of `time.monotonic`."""
+
+    images: int
+    size: int
+    """With the padding."""
+    start: float
+    ready: float
+    """When its input was ready."""
+    end: float
+    traces: tuple[object, ...]
+    """Those of its items."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the graph, its input included."""
+        return self.end - self.start
 
 
 def sizes_up_to(largest: int) -> tuple[int, ...]:
@@ -217,7 +237,7 @@ class Batcher:
         except Exception as fault:  # Runtimes' exceptions share no base class of their own.
             self._run_one_by_one(lane, live, fault)
             return
-        self._answer(live, rows, start)
+        self._answer(live, rows, start, size)
 
     def _run_one_by_one(self, lane: Lane, items: list[Item], fault: Exception) -> None:
         """Run each item of a failed batch by itself, so that only a bad one fails."""
@@ -225,7 +245,7 @@ class Batcher:
             start = time.monotonic()
             if len(items) > 1:
                 try:
-                    self._answer([item], lane.run([item], lane.sizes[0]), start)
+                    self._answer([item], lane.run([item], lane.sizes[0]), start, lane.sizes[0])
                     continue
                 except Exception as own_fault:  # As above.
                     fault = own_fault
@@ -236,10 +256,11 @@ class Batcher:
                 self.broken = reason
             item.future.set_exception(RequestError(503, f"inference failed: {reason:.200}"))
 
-    def _answer(self, items: list[Item], rows: Array, start: float) -> None:
-        ran = time.monotonic() - start
+    def _answer(self, items: list[Item], rows: Array, start: float, size: int) -> None:
+        traces = tuple(item.trace for item in items if item.trace is not None)
+        batch = BatchRun(len(items), size, start, max(start, items[0].ready), time.monotonic(), traces)
         for item in items:
-            item.waited, item.ran, item.size = start - item.entered, ran, len(items)
+            item.batch = batch
         if self.observe:
             self.observe(items)
         for item, row in zip(items, rows, strict=True):

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
+from serving import tracing
 from serving.assignment import SentImage
 from serving.backend import Answered, Backend, Embedded, Lease
 from serving.errors import RequestError, late
@@ -105,8 +106,8 @@ class ImageHandler:
         """
         end = time.monotonic() + self.settings.deadline_s
         pairs: list[tuple[int, str]] = [(i, task) for i, image in enumerate(sent) for task in image.tasks]
-        with stats.part("load"):
-            names = [*dict.fromkeys(task for _, task in pairs)]
+        names = [*dict.fromkeys(task for _, task in pairs)]
+        with stats.part("load"), tracing.loading(names):
             leases = await self.backend.lease(names, end - time.monotonic(), plain)
         held = [lease for lease in leases.values() if isinstance(lease, Lease)]
         leases = {name: (refuse(each) if isinstance(each, Lease) else None) or each for name, each in leases.items()}
@@ -144,7 +145,9 @@ class ImageHandler:
         preprocesses = list(dict.fromkeys(lease.preprocess for lease in found))
         if not preprocesses:
             return Read(image.name, [], None)
-        work = partial(read_pixels, image.content, preprocesses, self.settings.max_pixels)
+        work: Callable[[], list[Pixels]] = partial(read_pixels, image.content, preprocesses, self.settings.max_pixels)
+        if tracing.spans:
+            work = tracing.spans.decoding(work, len(image.content))
         return Read(image.name, preprocesses, asyncio.get_running_loop().run_in_executor(self.decoders, work))
 
     async def _infer(

@@ -14,7 +14,7 @@ import numpy as np
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.client.schema import Task, Versions
 from mosa_deploy.errors import MosaError
-from serving import ipc
+from serving import ipc, tracing
 from serving.backend import Answered, Backend, Embedded, Lease, PutOptions
 from serving.errors import RequestError
 from serving.remote_backend import Reply
@@ -72,10 +72,12 @@ class InferenceServer:
                 await self._release(held)
                 return {}, []
             case "infer":
-                answered = await self.backend.infer(_asked(head, blobs, held), **head["arguments"])
+                with tracing.carried(head["trace"]):
+                    answered = await self.backend.infer(_asked(head, blobs, held), **head["arguments"])
                 return _encode_outcomes(answered, "probabilities")
             case "embed":
-                embedded = await self.backend.embed(_asked(head, blobs, held), **head["arguments"])
+                with tracing.carried(head["trace"]):
+                    embedded = await self.backend.embed(_asked(head, blobs, held), **head["arguments"])
                 return _encode_outcomes(embedded, "features")
             case "put":
                 options = PutOptions(**head.pop("options"))

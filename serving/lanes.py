@@ -6,6 +6,7 @@
 A lane runs one candidate, see `serving.candidates`; `serving.opening` opens them.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,4 +151,5 @@ def inputs(items: Sequence[Item], size: int) -> Array:
         by_preprocess.setdefault(item.preprocess, []).append(i)
     for preprocess, places in by_preprocess.items():
         images[places] = preprocess.normalise(np.stack([items[i].pixels for i in places]))
+    items[0].ready = time.monotonic()
     return images

@@ -13,7 +13,7 @@ import numpy as np
 from mosa_deploy.bundles.preprocess import Pixels
 from mosa_deploy.client.schema import LaneName, Task, Versions
 from mosa_deploy.errors import MosaError, StoreError
-from serving import metrics
+from serving import metrics, tracing
 from serving.agreement import Agreement
 from serving.backend import Answered, Embedded, Health, Lease, Outcome, PutOptions
 from serving.batching import Batcher, Item
@@ -66,6 +66,7 @@ class LocalBackend:
             self._observe,
             lambda: self._leased,
         )
+        metrics.queue_limit.set(settings.queue)
         lanes = Lanes(self.batcher, settings.threads, settings.active + 1, measured=not settings.max_batch)
         candidates = CandidateList(store, runtimes)
         loader = Loader(store, lanes, candidates, Agreement(store, self.batcher, settings.max_accuracy_loss))
@@ -152,11 +153,15 @@ class LocalBackend:
         items = [lease.handle.item(pixels, deadline, plain) for lease, pixels in asked]
         once: dict[tuple[object, ...], Item] = {}
         items = [once.setdefault(_identity(item), item) for item in items]
+        if tracing.spans:
+            tracing.spans.mark(items)
         self.batcher.submit(list(once.values()))
         waiting = [asyncio.wrap_future(item.future) for item in once.values()]
         _, pending = await asyncio.wait(waiting, timeout=max(0.0, seconds))
         for future in pending:
             future.cancel()
+        if tracing.spans:
+            tracing.spans.ran([(lease, item) for (lease, _), item in zip(asked, items, strict=True)])
         return items
 
     def _fault(self, item: Item) -> RequestError | None:
@@ -177,8 +182,8 @@ class LocalBackend:
             return _overflow(loaded)
         self.drift.add(loaded, row, answer)
         if not unknown:
-            return Answered(answer, item.waited, item.ran, item.size)
-        return Answered(answer, item.waited, item.ran, item.size, loaded.unknown(row, answer), loaded.without_unknown)
+            return Answered(answer, *_course(item))
+        return Answered(answer, *_course(item), loaded.unknown(row, answer), loaded.without_unknown)
 
     def _embedded(self, loaded: LoadedTask, item: Item, plain: bool) -> Embedded | RequestError:
         if fault := self._fault(item):
@@ -186,7 +191,7 @@ class LocalBackend:
         features = loaded.features(item.future.result(), plain)
         if not np.isfinite(features).all():
             return _overflow(loaded)
-        return Embedded(features, item.waited, item.ran, item.size)
+        return Embedded(features, *_course(item))
 
     async def tasks(self) -> list[Task]:
         """See `Backend`."""
@@ -244,6 +249,12 @@ class LocalBackend:
 
     def _info(self, entry: Entry) -> Task:
         return task_info(entry, self.registry, self.ranking)
+
+
+def _course(item: Item) -> tuple[float, float, int]:
+    """Of an image that ran: seconds in the queue, seconds in the graph, and the images of its batch."""
+    assert item.batch is not None
+    return item.batch.start - item.entered, item.batch.seconds, item.batch.images
 
 
 def _overflow(loaded: LoadedTask) -> RequestError:

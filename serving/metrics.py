@@ -21,6 +21,8 @@ from serving.batching import Item
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
+PATH = "/metrics"
+
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 requests = Counter("mosa_requests", "Requests by route template and status", ["route", "method", "status"])
@@ -32,6 +34,8 @@ batches = Histogram("mosa_batch_size", "Images of a batch", ["lane"], buckets=(1
 waits = Histogram("mosa_queue_seconds", "Time that a batch's first image waited", ["lane"], buckets=SECONDS)
 runs = Histogram("mosa_inference_seconds", "Time of a batch in the graph", ["lane"], buckets=SECONDS)
 queue = Gauge("mosa_queue_depth", "Images that wait", multiprocess_mode="livesum")
+queue_limit = Gauge("mosa_queue_limit", "The most images that may wait", multiprocess_mode="livemax")
+ready = Gauge("mosa_ready", "Whether the service may get traffic, as /readyz says", multiprocess_mode="livemostrecent")
 loaded_tasks = Gauge("mosa_tasks_active", "Tasks that are loaded", multiprocess_mode="livesum")
 loads = Counter("mosa_task_loads", "Tasks loaded and proved by their canary")
 evictions = Counter("mosa_task_evictions", "Tasks that had to go for others")
@@ -47,10 +51,11 @@ drift = Gauge(
 
 def batch(items: Sequence[Item]) -> None:
     """Count a batch that ran."""
-    lane = items[0].lane.kind
-    batches.labels(lane).observe(len(items))
-    waits.labels(lane).observe(items[0].waited)
-    runs.labels(lane).observe(items[0].ran)
+    lane, run = items[0].lane.kind, items[0].batch
+    assert run is not None
+    batches.labels(lane).observe(run.images)
+    waits.labels(lane).observe(run.start - items[0].entered)
+    runs.labels(lane).observe(run.seconds)
 
 
 def event(name: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import metrics
+from serving import metrics, tracing
 from serving.errors import RequestError, busy
 from serving.request_body import RequestBody
 from serving.settings import Settings
@@ -83,6 +83,7 @@ class RequestLog:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         # It need not be secret, and the kernel's random bytes took a twentieth of the event loop's time.
         self.id = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        self.span = tracing.spans.begin(scope) if tracing.spans and scope["path"] != metrics.PATH else None
         self.fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log_fields"] = self.fields
 
@@ -101,11 +102,15 @@ class RequestLog:
         """Count and log. A status of 0 means that the sender disconnected."""
         seconds = time.monotonic() - self.start
         # Before a route is found there is none, or that of the server around the app, whose path is empty.
-        route = getattr(self.scope.get("route"), "path", "") or "none"
+        found = getattr(self.scope.get("route"), "path", "")
+        route = found or "none"
         method = self.scope["method"] if self.scope["method"] in {"GET", "POST", "PUT", "DELETE"} else "other"
         metrics.requests.labels(route, method, str(self.status)).inc()
         metrics.latency.labels(route).observe(seconds)
         line = {"id": self.id, "method": method, "route": route, "status": self.status}
+        if self.span:
+            line["trace_id"] = self.span.trace_id
+            self.span.end(found, self.status)
         text = json.dumps({**line, **self.fields, "ms": round(1000 * seconds, 2)})
         log.info(text, extra={"task": _names(self.fields.get("task", ()))})
 

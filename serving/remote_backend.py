@@ -15,7 +15,7 @@ import numpy as np
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
 from mosa_deploy.client.schema import Task, Versions
-from serving import ipc
+from serving import ipc, tracing
 from serving.backend import Answered, Embedded, Health, Lease, Outcome, PutOptions
 from serving.errors import RequestError, busy
 
@@ -119,6 +119,7 @@ class RemoteBackend:
             "asked": [[lease.handle[1], places[id(pixels)]] for lease, pixels in asked],
             "shapes": [pixels.shape for pixels in once.values()],
             "arguments": arguments,
+            "trace": tracing.spans.carrier() if tracing.spans else None,
         }
         reply, rows = await connection.ask(head, [pixels.tobytes() for pixels in once.values()])
         return [

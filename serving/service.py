@@ -10,7 +10,7 @@ import gc
 import bentoml
 
 from mosa_deploy.errors import MosaError
-from serving import log, server
+from serving import log, server, tracing
 from serving.app import attach, create_app
 from serving.backend import Backend
 from serving.inference_server import InferenceServer
@@ -52,6 +52,7 @@ class Classifier:
         """Find, in the process that starts the workers, what none of them could start with."""
         log.configure()
         try:
+            tracing.exporters()
             check_store(settings)
         except MosaError as error:
             server.stop(error)
@@ -63,6 +64,8 @@ class Classifier:
         for line in unread_variables():
             log.words.warning(line)
         try:
+            if sent := tracing.configure():
+                log.words.info("traces: %s", sent)
             self.backend = self._open()
         except (MosaError, OSError) as error:
             server.stop(error)
@@ -103,3 +106,4 @@ class Classifier:
         if self.inference_server:
             await self.inference_server.close()
         await self.backend.close()
+        tracing.close()

@@ -138,7 +138,9 @@ def test_a_room_and_what_it_loads_of_the_library_need_only_its_own_extra(room: s
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     # These are loaded only when a user names them: `tests/mosa_deploy/runtimes/test_runner.py` sees to it.
-    named = [line for name in ("heif", "openvino", "score", "tensorrt", "tensorrt-rtx") for line in extras[name]]
+    named = [
+        line for name in ("heif", "openvino", "otel", "score", "tensorrt", "tensorrt-rtx") for line in extras[name]
+    ]
     lines = [*project["dependencies"], *extras[extra], *named]
     # tensorrt-rtx-cu13's module has no CUDA version in its name.
     declared = {canonicalize_name(Requirement(line).name.removesuffix("-cu13")) for line in lines}

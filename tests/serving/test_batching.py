@@ -105,7 +105,7 @@ def test_items_that_wait_together_run_together() -> None:
     rows = [each.future.result(5) for each in items]
     assert [row[0] for row in rows] == list(range(8))
     assert lane.ran == [(8, 8)]
-    assert {each.size for each in items} == {8}
+    assert {each.batch.images for each in items if each.batch} == {8}
     batcher.close()
 
 
