@@ -32,6 +32,7 @@ from training.dataset import Dataset
 from training.joined import JoinedSet
 from training.loop import predict
 from training.tasks.base import Example, Splits
+from training.tasks.classes import check_names
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,14 @@ class Extension(Beginning):
 
         Raises:
             ConfigError: some are there already.
+            DataError: two names differ by case alone, or the like.
         """
         there = sorted({*self.record.classes} & {*added.classes})
         if there:
             raise ConfigError(f"{self.option} has {listed(there)} already: --data-dir should hold new classes alone")
-        return (*self.record.classes, *added.classes)
+        classes = (*self.record.classes, *added.classes)
+        check_names(classes, f"{self.option} with --data-dir")
+        return classes
 
     def load(self, model: Transformer) -> None:
         """Load its adapter and the rows of its head, which are the first of the model's."""

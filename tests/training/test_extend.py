@@ -217,8 +217,9 @@ def without_classes(run: Path) -> None:
         (lambda run: (run / "calibration.npz").unlink(), {}, DataError, "keeps no images of its classes"),
         (lambda run: None, {"exemplars": 13}, DataError, r"fewer training images than 13 of 0 \(12\), 1 \(12\), 2"),
         (lambda run: edit(run, classes=["d3", "x", "d4"]), {}, ConfigError, "has d3, d4 already: --data-dir should"),
+        (lambda run: edit(run, classes=["D3", "x", "y"]), {}, DataError, "'D3' and 'd3'"),
     ],
-    ids=["merged", "probe", "without classes", "without images", "few exemplars", "class twice"],
+    ids=["merged", "probe", "without classes", "without images", "few exemplars", "class twice", "class in capitals"],
 )
 def test_a_run_that_cannot_get_more_classes_is_refused(
     few_run: Path, new: Path, tmp_path: Path, change: Any, given: dict[str, int], error: type[MosaError], text: str
