@@ -64,14 +64,16 @@ def tune(config: TuneConfig, read: Read = read_dataset, watch: Watch | None = No
     with joined(device) as ranks:
         if ranks.count > 1 and method in (AUTO, *PROBES):
             raise ConfigError(f"--method {method} runs in one process: start it without torchrun or accelerate launch")
+        processes = max(1, config.streaming.processes // ranks.count)
+        if config.joining.joint is not None:
+            with Workers(processes) as workers:
+                return tune_joint(config, read, watch, workers, ranks)
         if method == "auto":
             # Optuna is loaded for this method alone.
             from training.auto import tune_auto
 
             return tune_auto(config, tune)
-        with Workers(max(1, config.streaming.processes // ranks.count)) as workers:
-            if config.joining.joint is not None:
-                return tune_joint(config, read, watch, workers, ranks)
+        with Workers(processes) as workers:
             return tune_one(config, method, read, watch, workers, ranks)
 
 

@@ -242,6 +242,11 @@ def test_an_image_of_a_task_belongs_into_the_file(few: str, tmp_path: Path) -> N
         joint_tasks(TuneConfig(joining=JointOptions(joint=file), data_dir=tmp_path))
 
 
+def test_a_joint_run_chooses_no_method(few: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--method auto has no adapter to share"):
+        tune(TuneConfig(joining=JointOptions(joint=write_file(tmp_path)), method="auto", device="cpu"))
+
+
 def test_a_temperature_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ConfigError, match="above 0"):
         JointOptions(joint=Path("tasks.toml"), sampling_temperature=math.inf)
