@@ -5,10 +5,10 @@ import socket
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from mosa_deploy.errors import ConfigError, ProviderError
+from mosa_deploy.errors import ConfigError
+from mosa_deploy.utils.extras import require_package
 from mosa_deploy.utils.folders import require_home, require_temporary
 from serving.ports import port_error
 
@@ -69,19 +69,15 @@ def score(arguments: Sequence[str], prog: str) -> None:
     parser.add_argument("--shard-images", type=int, default=10_000, help=images)
     workers = "processes that decode images; one for each core if not given, but at most 8; 0 is a thread of this one"
     parser.add_argument("--workers", type=int, help=workers)
+    cluster = "score on a Ray cluster: HOST:PORT of its head, or auto; --out and --images have to lie on storage that"
+    parser.add_argument("--ray", metavar="ADDRESS", help=f"{cluster} all nodes share, and this machine to be a node")
     given = vars(parser.parse_args(arguments))
     require_package("pyarrow", "score")
-    from serving.score import ScoreConfig
     from serving.score import score as run
+    from serving.score_options import ScoreConfig
 
     tasks = tuple(name.strip() for name in given.pop("tasks").split(",") if name.strip())
     run(ScoreConfig(tasks=tasks, **given))
-
-
-def require_package(name: str, extra: str) -> None:
-    """Raises ProviderError, with the way out, if a package of an extra is missing."""
-    if find_spec(name) is None:
-        raise ProviderError(f"{name} is not installed, and this needs it: pip install 'mosa-deploy[{extra}]'")
 
 
 def check_port(host: str, port: int) -> str:

@@ -61,7 +61,7 @@ class Decoders:
             fresh, given = get_context("spawn"), (os.getpid(), reading.max_pixels)
             self._pool = ProcessPoolExecutor(count, fresh, initializer=_begin, initargs=given)
         else:
-            self._pool = ThreadPoolExecutor(1)
+            self._pool = ThreadPoolExecutor(1, initializer=allow_pixels, initargs=(reading.max_pixels,))
 
     def __enter__(self) -> Self:
         return self

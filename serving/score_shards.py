@@ -47,6 +47,16 @@ class LeftOut:
         self.kinds.update(listing.others.values())
         self.leftovers += listing.leftovers
 
+    def said(self) -> list[Any]:
+        """The same as JSON, for another process."""
+        return [self.kinds, self.leftovers]
+
+    def add_said(self, said: Sequence[Any]) -> None:
+        """Add what another process has counted."""
+        kinds, leftovers = said
+        self.kinds.update(kinds)
+        self.leftovers += map(tuple, leftovers)
+
     @property
     def line(self) -> str | None:
         """What is said of them; None if there are none."""
@@ -55,6 +65,11 @@ class LeftOut:
 
 class Shard(Protocol):
     """A part of the images."""
+
+    @property
+    def root(self) -> Path:
+        """The folder that it lies in, or below."""
+        ...
 
     @property
     def file(self) -> str:

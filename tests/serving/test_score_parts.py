@@ -10,7 +10,7 @@ import pytest
 from mosa_deploy.bundles.answers import PerLabel
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.errors import ConfigError, DataError, ProviderError, WriteError
-from serving.commands import require_package
+from mosa_deploy.utils.extras import require_package
 from serving.score_decode import CHUNK_BYTES, Decoders, Encoded, Reading, chunks
 from serving.score_output import Answers, RunFolder, rows_of
 from serving.score_tasks import opened
@@ -93,6 +93,14 @@ def test_impossible_options_are_named_at_once(maker: TaskMaker, images: Path) ->
     message = r"^--top-k 0: at least 1; --workers -1: at least 0; --tasks names none: .*; --out .* holds the images"
     with pytest.raises(ConfigError, match=message):
         run(maker, images, images, "--top-k", "0", "--workers", "-1", tasks=",")
+
+
+def test_an_address_without_a_cluster_is_told_and_nothing_is_scored(
+    maker: TaskMaker, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"^--ray 127\.0\.0\.1:1: nothing answers there"):
+        run(maker, images, tmp_path / "out", "--ray", "127.0.0.1:1")
+    assert files(tmp_path / "out") == []
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from mosa_deploy.errors import ConfigError
 from training.fleet.crew import Crew, Work
+from training.fleet.on_ray import on_ray
 from training.fleet.options import FleetConfig
+from training.fleet.process import End
 from training.fleet.report import PAGE, REPORT, tables, write_report
 from training.fleet.rows import Failure, Row, put_beside, read_rows, write_rows
 from training.fleet.stages import FleetTask, stages_of
@@ -35,10 +37,12 @@ def print_fleet(config: FleetConfig) -> None:
         MosaError: the file, an option or a task cannot be used; found out before anything starts.
         SystemExit: with code 1 if a task failed.
     """
+    if config.ray is not None:
+        config = config.on_every_machine()
     earlier = [] if config.beside is None else read_rows(config.beside)
     tasks = fleet_tasks(config)
     with alone(config.out):
-        failures = carry_out(tasks, config.jobs or joblib.cpu_count())
+        failures = carry_out(config, tasks)
         rows = [Row.of(task, failures.get(task.name)) for task in tasks]
         beside = put_beside(rows, earlier) if earlier else []
         write_rows(config.out, rows)
@@ -71,39 +75,52 @@ def alone(out: Path) -> Iterator[None]:
         ) from None
 
 
-def carry_out(tasks: Sequence[FleetTask], jobs: int) -> dict[str, Failure]:
+def carry_out(config: FleetConfig, tasks: Sequence[FleetTask]) -> dict[str, Failure]:
     """Carry out the stages of all tasks that are not done; returns the failures by task."""
-    by_name = {task.name: task for task in tasks}
-    waiting = {name: stages for name, task in by_name.items() if (stages := task.waiting())}
-    done = stages_of(tasks) - sum(map(len, waiting.values()))
+    by_name = {task.name: task for task in tasks if task.waiting()}
+    done = stages_of(tasks) - sum(len(task.waiting()) for task in by_name.values())
     # Threads wait for the processes: one at a time writes notes and moves the bar.
     lock = threading.Lock()
-    with tqdm(total=stages_of(tasks), initial=done, desc="fleet", unit=" stages", disable=None) as bar:
+    with (
+        crew_for(config, list(by_name.values())) as crew,
+        tqdm(total=stages_of(tasks), initial=done, desc="fleet", unit=" stages", disable=None) as bar,
+    ):
 
-        def told(work: Work, place: int, seconds: float, finished: bool) -> None:
-            task, stage = by_name[work.name], waiting[work.name][place]
+        def told(work: Work, end: End) -> None:
             with lock:
-                task.ended(stage, seconds, finished)
-                bar.update(finished)
-                bar.write(line_about(task, stage, seconds, finished))
+                task = by_name[work.name]
+                task.ended(end.line[0], end.seconds or 0.0, not end.fault)
+                bar.update(not end.fault)
+                bar.write(line_about(task, end))
 
-        for name in waiting:
-            by_name[name].begin()
-        works = [
-            Work(name, [by_name[name].line(stage) for stage in stages], by_name[name].log)
-            for name, stages in waiting.items()
-        ]
-        faults = Crew(jobs, told).carry_out(works)
-    return {name: Failure(waiting[name][fault.place], fault.text) for name, fault in faults.items()}
+        for task in by_name.values():
+            task.begin()
+        faults = crew.carry_out([Work(name, task.lines, task.log) for name, task in by_name.items()], told)
+    return {name: Failure(fault.line[0], fault.text) for name, fault in faults.items()}
 
 
-def line_about(task: FleetTask, stage: str, seconds: float, finished: bool) -> str:
+@contextmanager
+def crew_for(config: FleetConfig, tasks: Sequence[FleetTask]) -> Iterator[Crew]:
+    """What carries out the tasks: processes of this machine, or a cluster, which takes as many as it has cores for.
+
+    Raises:
+        MosaError: there is no such cluster, or its nodes lack something.
+    """
+    if config.ray is None or not tasks:
+        yield Crew(config.jobs or joblib.cpu_count())
+    else:
+        with on_ray(config, tasks) as start:
+            yield Crew(config.jobs or len(tasks), start)
+
+
+def line_about(task: FleetTask, end: End) -> str:
     """A line about a stage that ended."""
-    row = Row.of(task, None)
+    row, stage = Row.of(task, None), end.line[0]
     figures = {
         "tune": f"validation {figure(row.validation, row.measure)}",
         "evaluate": f"test {figure(row.test, row.measure)}",
         "export": f"bundle {row.bundle[:12]}",
         "deploy": f"to {task.fleet.to}",
     }
-    return f"{task.name}, {stage}: {figures[stage] if finished else f'failed, see {task.log}'} ({seconds:.0f} s)"
+    said = end.fault if end.lost else f"failed, see {task.log}" if end.fault else figures[stage]
+    return f"{task.name}, {stage}: {said}" + ("" if end.seconds is None else f" ({end.seconds:.0f} s)")

@@ -1,7 +1,8 @@
 """The options of `mosa fleet`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import tyro
 
@@ -30,7 +31,13 @@ class FleetConfig:
     new_classes: bool = False
     """Replace tasks in the store and in the service that have other classes."""
     jobs: int | None = None
-    """Number of tasks at a time, each with one thread. Default: one per core; with a GPU, give what fits its memory."""
+    """Number of tasks at a time, each with one thread. Default: one per core, of the cluster with --ray; with a GPU,
+    give what fits its memory."""
+    ray: str | None = None
+    """Carry out the tasks on a Ray cluster: HOST:PORT of its head as `ray start` prints it, or auto. This machine has
+    to be one of its nodes, and --out and the images have to lie on storage that all nodes share."""
+    gpus: float | None = None
+    """With --ray, GPUs for each task; 0.25 lets four share one. Default: none."""
     backbone: str | None = None
     """Tune every task on this backbone, whatever the file says of backbone, weights and image size."""
     backbone_weights: Path | None = None
@@ -49,8 +56,14 @@ class FleetConfig:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.beside is not None and self.beside.resolve() == self.out.resolve():
             faults.append(f"--beside {self.beside} is --out: give the new fleet a folder of its own")
+        if self.gpus is not None and (self.ray is None or not self.gpus > 0):
+            faults.append(f"--gpus {self.gpus:g}: more than 0, and with --ray")
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def on_every_machine(self) -> Self:
+        """With paths that mean the same wherever they are read."""
+        return replace(self, out=self.out.absolute(), store=self.store_folder.absolute())
 
     @property
     def store_folder(self) -> Path:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from mosa_deploy.bundles.record import TASK_NAME, TASK_NAME_RULE
 from mosa_deploy.errors import ConfigError, MosaError
@@ -35,7 +36,8 @@ def fleet_tasks(config: FleetConfig) -> list[FleetTask]:
     """
     # The weights of a backbone that the command line replaces need not be there.
     present = ["data_dir", "labels", *([] if config.backbone else ["backbone_weights"])]
-    file = load_task_file(config.tasks_file, KINDS, str(config.tasks_file), present)
+    # Whole paths mean the same in every folder and on every machine.
+    file = load_task_file(config.tasks_file.absolute(), KINDS, str(config.tasks_file), present)
     tasks, faults = list[FleetTask](), file.texts()
     for name, options in file.tasks.items():
         if file.faults.keys() & {"defaults", f"tasks.{name}"}:
@@ -61,7 +63,11 @@ def configured(config: FleetConfig, name: str, options: Options) -> TuneConfig:
     if config.backbone is not None:
         options = {option: value for option, value in options.items() if option not in OF_THE_BACKBONE}
     given = {option: getattr(config, option, None) for option in OF_THE_BACKBONE}
-    given = {option: value for option, value in given.items() if value is not None}
+    given = {
+        option: value.absolute() if isinstance(value, Path) else value
+        for option, value in given.items()
+        if value is not None
+    }
     own = {"name": name, "shots": shots[0] if shots else None, "out": config.out / "runs" / name}
     return build(TuneConfig, options | given | own)
 

@@ -126,6 +126,8 @@ def test_the_example_is_in_order() -> None:
     ("options", "said"),
     [
         ({"jobs": 0, "image_size": 0}, r"^--jobs 0: at least 1; --image-size 0: at least 1"),
+        ({"gpus": 0.5}, r"^--gpus 0\.5: more than 0, and with --ray$"),
+        ({"gpus": 0.0, "ray": "auto"}, r"^--gpus 0: more than 0, and with --ray$"),
         (
             {"beside": Path("a"), "out": Path("b/../a")},
             r"^--beside a is --out: give the new fleet a folder of its own$",

@@ -1,0 +1,74 @@
+"""Answer the images of one shard after the other, and write the answers: what every process of `mosa score` does."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mosa_deploy.bundles.preprocess import Pixels
+from serving.score_decode import Chunk, Decoders, Reading
+from serving.score_options import ScoreConfig
+from serving.score_output import Answers, RunFolder
+from serving.score_shards import LeftOut, Shard
+from serving.score_tasks import Asked, TaskSet
+from serving.settings import Settings
+
+ASKED = 2
+"""Chunks of images that are asked before the first of them is written, so that the graph never waits."""
+
+Progress = Callable[[int], object]
+"""Is told how many images more are done."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The tasks, the processes that decode for them, and where answers go."""
+
+    tasks: TaskSet
+    decoders: Decoders
+    out: RunFolder
+    top_k: int | None
+
+    def score(self, shard: Shard, left: LeftOut, progress: Progress) -> None:
+        """Write a shard's file; what lies beside its images is added to `left`.
+
+        Raises:
+            DataError: it cannot be read to its end.
+        """
+        with self.out.writing(shard, self.top_k) as answers:
+            self._score_chunks(self.decoders.decoded(shard.images(left)), answers, progress)
+
+    def _score_chunks(self, chunks: Iterable[Chunk], answers: Answers, progress: Progress) -> None:
+        """Write the answers to a shard's images. The next chunks are asked first, so that the graph never waits."""
+        waiting: deque[tuple[list[str], Asked]] = deque()
+
+        def write_first() -> None:
+            names, asked = waiting.popleft()
+            for task, scores in self.tasks.answers(asked):
+                answers.add(task.version.record, names, scores)
+            progress(len(names))
+
+        for chunk in chunks:
+            answers.images += len(chunk.names)
+            read, names = list[list[Pixels]](), list[str]()
+            for name, image in zip(chunk.names, chunk.images, strict=True):
+                if isinstance(image, str):
+                    answers.unreadable.append((name, image))
+                else:
+                    names.append(name)
+                    read.append(image)
+            progress(len(chunk.names) - len(names))
+            if names:
+                waiting.append((names, self.tasks.ask(read)))
+            if len(waiting) > ASKED:
+                write_first()
+        while waiting:
+            write_first()
+
+
+@contextmanager
+def scorer(config: ScoreConfig, settings: Settings, tasks: TaskSet, out: RunFolder) -> Iterator[Scorer]:
+    """Start the processes that decode for these tasks."""
+    reading = Reading(tasks.preprocesses, settings.max_pixels)
+    with Decoders(config.decoders, reading, settings.largest_batch) as decoders:
+        yield Scorer(tasks, decoders, out, config.top_k)
