@@ -34,9 +34,12 @@ def tune_config(arguments: Sequence[str] | None = None, prog: str = "python -m t
         return config
     words = sys.argv[1:] if arguments is None else arguments
     config = completed(config, named=any(word.partition("=")[0] == "--method" for word in words))
-    config.resolve(preset(task_of(config), config.backbone))
+    task = task_of(config)
+    config.resolve(preset(task, config.backbone))
     _check_data_dir(config.data_dir)
     check_own_images(config)
+    if isinstance(task, Benchmark):
+        task.locate(config.data_dir)
     _check_weights(config.backbone_weights)
     return config
 

@@ -10,6 +10,7 @@ import pytest
 from mosa_deploy.errors import ConfigError, DataError
 from tests.support import miniatures
 from tests.support.miniatures import VTAB_LABELS, vtab_lists
+from training.arguments import tune_config
 from training.tasks import BENCHMARKS, TASKS, by_name, find, run_name
 from training.tasks.base import Example, Splits
 from training.tasks.benchmark import Benchmark
@@ -265,3 +266,13 @@ def test_runs_have_names_without_a_slash() -> None:
     assert run_name("vtab/eurosat") == "vtab-eurosat"
     assert run_name("digits") == "digits"
     assert {"digits", "vtab/eurosat"} <= TASKS.keys()
+
+
+def test_the_command_line_misses_images_before_anything_heavy_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOSA_HOME", str(tmp_path))
+    with pytest.raises(DataError, match=r"no EuroSAT in .*vtab-1k/eurosat \(no --data-dir was given\)"):
+        tune_config(["--task", "vtab/eurosat"])
+    vtab_lists(tmp_path / "data" / "vtab-1k" / "eurosat")
+    assert tune_config(["--task", "vtab/eurosat"]).task == "vtab/eurosat"
