@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from export.export import export
 from export.options import ExportConfig
+from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.store_layout import StoreLayout
+from tests.support.graphs import trace_small
 from tests.support.images import DATA
 from tests.support.models import toy_transformer
 from tests.support.runs import Once
-from tests.support.tasks import TaskMaker
+from tests.support.tasks import TaskMaker, Traced
 from training.config import TuneConfig
 from training.tune import tune
 
@@ -76,10 +79,23 @@ def sprites_run(once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(once: Once, digits_run: Path, sprites_run: Path) -> Path:
+def traced(once: Once) -> Path:
+    """The graphs of `trace_small`; tests must not change them."""
+    return once("traced", trace_small)
+
+
+@pytest.fixture(scope="session")
+def traced_store(once: Once) -> Traced:
+    """Gives a store of the graphs of a backbone, which is random but for the embedded one; tests must not change it."""
+    return lambda name: once(f"traced-{name}", partial(TaskMaker, name=name))
+
+
+@pytest.fixture(scope="session")
+def store(once: Once, traced_store: Traced, digits_run: Path, sprites_run: Path) -> Path:
     """A store with both tasks; tests must not change it."""
 
     def make(root: Path) -> None:
+        shutil.copytree(traced_store(EMBEDDED), root)
         for run in (digits_run, sprites_run):
             export(ExportConfig(bundle=run, out=root))
 
@@ -89,17 +105,28 @@ def store(once: Once, digits_run: Path, sprites_run: Path) -> Path:
 METHODS = {"birds": "mosa", "cracks": "mosa", "fields": "linear", "fields.b": "linear", "grains": "lora"}
 
 
-def make_tasks(root: Path) -> None:
-    """A store of a few tasks on the embedded backbone."""
-    maker = TaskMaker(root)
-    for seed, (name, method) in enumerate(METHODS.items()):
-        maker.store(maker.make(name, seed, method=method))
+@pytest.fixture(scope="session")
+def maker(once: Once, traced_store: Traced) -> TaskMaker:
+    """Makes tasks on the embedded backbone; its store has a few, and tests must not change it."""
+
+    def make(root: Path) -> None:
+        maker = TaskMaker(Path(shutil.copytree(traced_store(EMBEDDED), root)))
+        for seed, (name, method) in enumerate(METHODS.items()):
+            maker.store(maker.make(name, seed, method=method))
+
+    return TaskMaker(once("made", make))
 
 
 @pytest.fixture(scope="session")
-def maker(once: Once) -> TaskMaker:
-    """Makes tasks on the embedded backbone; its store has a few, and tests must not change it."""
-    return TaskMaker(once("made", make_tasks))
+def styled_store(once: Once, maker: TaskMaker) -> Path:
+    """The maker's store with the shared graphs of SSF and RepAdapters too; tests must not change it."""
+
+    def make(root: Path) -> None:
+        styled = TaskMaker(Path(shutil.copytree(maker.root, root)))
+        for method in ("ssf", "repadapter"):
+            styled.make("traced", method=method)
+
+    return once("styled-store", make)
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,10 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, styled_store: Path) -> Path:
     """A run of a small task by each method, in `runs`, and their store."""
     root = tmp_path_factory.mktemp("same-shapes")
+    shutil.copytree(styled_store / "backbones", root / "store" / "backbones")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.TASKS, Few.name, Few())
         for name, options in METHODS.items():
@@ -85,9 +86,10 @@ def test_every_stage_agrees_and_the_folded_graph_has_the_plain_ones_nodes_and_sh
     assert parameters(folder / "folded.onnx") == parameters(plain)
 
 
-def test_the_tasks_of_a_style_share_a_graph(root: Path) -> None:
+def test_the_tasks_of_a_style_share_a_graph(root: Path, styled_store: Path) -> None:
     files = {path.name for path in backbone(root).glob("*.onnx")}
-    assert files == {"plain.onnx", "shared-repadapter.onnx", "shared-ssf.onnx"}
+    assert files == {path.name for path in styled_store.glob("backbones/*/*.onnx")}
+    assert files == {"plain.onnx", "shared.onnx", "shared-qkv.onnx", "shared-repadapter.onnx", "shared-ssf.onnx"}
 
 
 @pytest.mark.slow

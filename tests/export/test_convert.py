@@ -41,6 +41,7 @@ from tests.support.peft_models import (
     run_module,
     vit,
 )
+from tests.support.tasks import Traced
 from tests.support.walker import ROOT
 
 OLD_NAMES = {
@@ -241,9 +242,9 @@ def test_without_images_the_canary_is_noise_and_the_console_says_so(
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, traced_store: Traced) -> Path:
     """A store that the tests below fill."""
-    return tmp_path_factory.mktemp("store")
+    return Path(shutil.copytree(traced_store(NAME), tmp_path_factory.mktemp("converted") / "store"))
 
 
 @pytest.mark.parametrize(

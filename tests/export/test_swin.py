@@ -1,6 +1,7 @@
 """A Swin goes the way of the command line, from tuning to every file of an export, and answers as float64 torch."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner
 from tests.support import swin
 from tests.support.images import write_jpegs
+from tests.support.tasks import Traced
 from training.config import TuneConfig
 from training.tune import tune
 
@@ -60,9 +62,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, traced_store: Traced, runs: Path) -> Path:
     """Their store; the first has files of every precision."""
-    store = tmp_path_factory.mktemp("store")
+    store = Path(shutil.copytree(traced_store(swin.NAME), tmp_path_factory.mktemp("swin") / "store"))
     for name in METHODS | OWN:
         precision = "fp32,fp16,int8" if name == "swin-mosa" else "fp32"
         export(ExportConfig(bundle=runs / name, out=store, files=FileOptions(precision=precision)))

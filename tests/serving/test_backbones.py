@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
 from tests.support.app import changing, named, scores
-from tests.support.tasks import TaskMaker
+from tests.support.tasks import TaskMaker, Traced
 
 SECOND = "test_vit"
 """A small ViT of timm's, of 160 px: another image size, depth and width than the embedded one's."""
@@ -22,9 +22,11 @@ Made = Mapping[str, tuple[Archive, Array]]
 
 
 @pytest.fixture(scope="module")
-def second(maker: TaskMaker, archives: Mapping[str, Archive], tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
+def second(maker: TaskMaker, traced_store: Traced, tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
     """Makes tasks on the second backbone, in a store that holds the first one's tasks too."""
-    return TaskMaker(Path(shutil.copytree(maker.root, tmp_path_factory.mktemp("both") / "store")), SECOND)
+    root = Path(shutil.copytree(maker.root, tmp_path_factory.mktemp("both") / "store"))
+    shutil.copytree(traced_store(SECOND), root, dirs_exist_ok=True)
+    return TaskMaker(root, SECOND)
 
 
 @pytest.fixture(scope="module")

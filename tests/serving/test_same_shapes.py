@@ -15,9 +15,9 @@ TASKS = {"dyes": "ssf", "dyes.b": "ssf", "lenses": "repadapter", "lenses.b": "re
 
 
 @pytest.fixture(scope="module")
-def styled(tmp_path_factory: pytest.TempPathFactory, maker: TaskMaker) -> TaskMaker:
+def styled(tmp_path_factory: pytest.TempPathFactory, maker: TaskMaker, styled_store: Path) -> TaskMaker:
     """A maker whose store has the tasks of the other one, too."""
-    root = Path(shutil.copytree(maker.root, tmp_path_factory.mktemp("styled") / "store"))
+    root = Path(shutil.copytree(styled_store, tmp_path_factory.mktemp("styled") / "store"))
     return maker_on(root, maker)
 
 

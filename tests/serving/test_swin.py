@@ -1,6 +1,8 @@
 """Tasks of a Swin in both lanes of the service."""
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,15 +10,16 @@ import pytest
 from mosa_deploy.bundles.archive import Archive
 from tests.support import swin
 from tests.support.app import named, running, scores
-from tests.support.tasks import TaskMaker
+from tests.support.tasks import TaskMaker, Traced
 
 METHODS = {"leaves": ("mosa", 3), "bark": ("mosa", 6), "moss": ("linear", 4)}
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> TaskMaker:
+def maker(tmp_path_factory: pytest.TempPathFactory, traced_store: Traced) -> TaskMaker:
     """Makes tasks on a Swin."""
-    return TaskMaker(tmp_path_factory.mktemp("made"), swin.NAME)
+    root = shutil.copytree(traced_store(swin.NAME), tmp_path_factory.mktemp("made") / "store")
+    return TaskMaker(Path(root), swin.NAME)
 
 
 @pytest.fixture(scope="module")

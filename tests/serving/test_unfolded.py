@@ -22,7 +22,7 @@ from mosa_deploy.bundles.preprocess import probabilities
 from tests.support.app import ADMIN, running, scores
 from tests.support.models import perturb
 from tests.support.runs import Once
-from tests.support.tasks import picture
+from tests.support.tasks import Traced, picture
 
 CLASSES = ("bolt", "nut", "washer")
 STYLES: dict[str, Style] = {"bolts": "pfeiffer", "nuts": "houlsby"}
@@ -56,9 +56,9 @@ def save(root: Path, name: str, model: Transformer, config: AdapterConfig | None
 
 
 @pytest.fixture(scope="session")
-def exported(once: Once) -> Path:
+def exported(once: Once, traced_store: Traced) -> Path:
     """The store; tests must not change it."""
-    return once("unfolded", make)
+    return once("unfolded", lambda root: make(Path(shutil.copytree(traced_store(EMBEDDED), root))))
 
 
 @pytest.fixture

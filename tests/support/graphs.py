@@ -1,13 +1,16 @@
-"""Inputs for traced graphs: tasks with split adapters, banks and noise images."""
+"""Small traced graphs and inputs for them: tasks with split adapters, banks and noise images."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
+from export.trace import trace_plain, trace_shared
 from mosa_deploy.adapters.attach import attach, task_state
 from mosa_deploy.backbones.foldable import Transformer, feed_forward
-from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone
+from mosa_deploy.backbones.load import Weights, fingerprint, load_backbone, randomise
 from mosa_deploy.bundles.adapter_config import AdapterConfig
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.canary import Canary
@@ -19,6 +22,16 @@ from mosa_deploy.graphs.bank import Bank, BankScales
 from tests.support.models import perturb
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3}
+
+
+def trace_small(folder: Path) -> None:
+    """Write `plain.onnx` and `shared.onnx` of a random backbone of depth 2 and width 24, for images of 28 x 28."""
+    folder.mkdir()
+    model = load_backbone("vit_small_patch14_reg4_dinov2", Weights("random"), 4, 28, **SMALL)
+    torch.manual_seed(0)
+    randomise(model)
+    onnx.save(trace_plain(model, "0" * 64).model, folder / "plain.onnx")
+    onnx.save(trace_shared(model, Layout(BlockTopology(2, 24))), folder / "shared.onnx")
 
 
 def make_task(name: str, adapter: AdapterConfig | None, seed: int = 1, **kwargs: Any) -> tuple[Bundle, Transformer]:

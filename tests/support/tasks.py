@@ -7,7 +7,7 @@ those of the task's folded graph, run alone by ONNX Runtime.
 import io
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,9 @@ CLASSES = 32
 CANARIES = 4
 SHARPNESS = 8.0
 """The logit of the right class; other classes have 0."""
+
+Traced = Callable[[str], Path]
+"""Name of a backbone -> a store of its graphs, without a task."""
 
 
 def picture(seed: int = 0, mode: str = "RGB", kind: str = "png", size: tuple[int, int] = (48, 40)) -> bytes:

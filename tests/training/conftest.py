@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.images import PRETRAINED_CLASSES, write_jpegs
-from tests.support.runs import Few
+from tests.support.runs import Few, Once
 from training import tasks
 from training.config import TuneConfig
 from training.tune import tune
@@ -19,11 +19,11 @@ def few(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def few_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_run(once: Once) -> Path:
     """A finished run of the small task by MoSA; tests must not change it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.TASKS, Few.name, Few())
-        return tune(TuneConfig(task=Few.name, out=tmp_path_factory.mktemp("runs") / Few.name, device="cpu"))
+        return once(Few.name, lambda out: tune(TuneConfig(task=Few.name, out=out, device="cpu")))
 
 
 @pytest.fixture(scope="session")

@@ -48,11 +48,16 @@ LOW_RANK = [
 ]
 
 
+@cache
+def traced_once(name: str, sha256: str, **kwargs: Any) -> PlainGraph:
+    """The graph of a random backbone, which tasks of every kind are folded into; no fold changes it."""
+    return trace_plain(load_backbone(name, Weights("random"), 10, **SMALL, **kwargs), sha256)
+
+
 def make(name: str, adapter: AdapterConfig | None, **kwargs: Any) -> tuple[PlainGraph, Bundle, Transformer]:
     """The traced backbone and a task on it."""
     bundle, model = make_task(name, adapter, **kwargs)
-    plain = load_backbone(name, Weights("random"), 10, **SMALL, **kwargs)
-    return trace_plain(plain, bundle.record.backbone.sha256), bundle, model
+    return traced_once(name, bundle.record.backbone.sha256, **kwargs), bundle, model
 
 
 def answers(graph: onnx.ModelProto, images: Array) -> Array:
@@ -124,19 +129,13 @@ WITHOUT_BIASES: tuple[str, dict[str, Any]] = (
 """Neither its patch embedding nor qkv has a bias."""
 
 
-@cache
-def traced_once(name: str) -> PlainGraph:
-    """The graph of one of two backbones, which tasks of every style are folded into."""
-    return make(name, None, **dict((FAMILIES[1], WITHOUT_BIASES))[name])[0]
-
-
 @pytest.mark.parametrize("backbone", [FAMILIES[1], WITHOUT_BIASES], ids=["LayerScale", "no biases"])
 @pytest.mark.parametrize("style", SAME_SHAPES)
 def test_ssf_and_repadapter_folded_with_numpy_keep_every_shape_and_are_the_split_model_in_float64(
     style: str, backbone: tuple[str, dict[str, Any]]
 ) -> None:
     name, kwargs = backbone
-    graph, (bundle, model) = traced_once(name), make_task(name, SAME_SHAPES[style], **kwargs)
+    graph, bundle, model = make(name, SAME_SHAPES[style], **kwargs)
     images, folded = noise(side=kwargs["img_size"]), fold_bundle(graph, bundle)
     with torch.inference_mode():
         wanted = model.double()(torch.from_numpy(images).double()).numpy()
@@ -151,7 +150,7 @@ def test_ssf_and_repadapter_folded_with_numpy_keep_every_shape_and_are_the_split
 
 def test_what_ssf_adds_to_an_operation_without_a_bias_is_refused() -> None:
     name, kwargs = WITHOUT_BIASES
-    graph, (bundle, _) = traced_once(name), make_task(name, SAME_SHAPES["ssf"], **kwargs)
+    graph, bundle, _ = make(name, SAME_SHAPES["ssf"], **kwargs)
     shift = {"patch_embed.proj.adapter.shift": np.ones(24, np.float32)}
     with pytest.raises(BundleError, match=r"^patch_embed\.proj has no bias, so it cannot take in what the task adds"):
         fold_bundle(graph, Bundle(bundle.record, bundle.tensors | shift, bundle.canary))

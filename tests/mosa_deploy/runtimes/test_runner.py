@@ -13,8 +13,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export.trace import trace_plain, trace_shared
-from mosa_deploy.backbones.load import Weights, load_backbone
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.errors import ConfigError, ProviderError, StoreError
@@ -49,16 +47,6 @@ def name(request: pytest.FixtureRequest) -> RunnerName:
     except ProviderError as missing:
         pytest.skip(str(missing))
     return given
-
-
-@pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both graphs of a random backbone of depth 2 and width 24, for images of 28 x 28."""
-    folder = tmp_path_factory.mktemp("traced")
-    model = load_backbone("vit_small_patch14_reg4_dinov2", Weights("random"), 4, 28, depth=2, embed_dim=24, num_heads=3)
-    onnx.save(trace_plain(model, "0" * 64).model, folder / "plain.onnx")
-    onnx.save(trace_shared(model, LAYOUT), folder / "shared.onnx")
-    return folder
 
 
 def noise(batch: int) -> Array:
