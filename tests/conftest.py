@@ -66,15 +66,15 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session")
 def digits_run(once: Once) -> Path:
-    """A finished run of `digits` by MoSA: one epoch on the embedded backbone, split bundle and all."""
-    config = TuneConfig(task="digits", epochs=1, bottleneck=4, device="cpu")
+    """A finished run of `digits` by MoSA: one epoch on 240 images on the embedded backbone, split bundle and all."""
+    config = TuneConfig(task="digits", shots=24, epochs=1, batch_size=8, bottleneck=4, device="cpu")
     return once("digits", lambda out: tune(replace(config, out=out)))
 
 
 @pytest.fixture(scope="session")
 def sprites_run(once: Once) -> Path:
-    """A finished run of `sprites-location` by the linear probe."""
-    config = TuneConfig(task="sprites-location", method="linear", device="cpu")
+    """A finished run of `sprites-location` by the linear probe, on 160 images."""
+    config = TuneConfig(task="sprites-location", method="linear", shots=10, device="cpu")
     return once("sprites", lambda out: tune(replace(config, out=out)))
 
 
