@@ -1,9 +1,10 @@
 """The tables of the MoSA paper (arXiv 2312.02923): `python -m benchmarks.paper --tables fgvc,vtab,gicd --seeds 3`.
 
-Every task is tuned on ViT-B/16 (ImageNet-21k) by the paper's recipe for it and by ours, as a fleet (`mosa fleet`) with
-one GPU or several. First comes what is missing and an estimate of GPU hours; `--dry-run` ends there. The same command
-goes on where it stopped: finished runs are lines of `runs.csv`, which may be carried to another machine, and a run that
-was killed loses at most the epoch that it was in. Tasks whose images are missing are left out, and say `not measured`.
+Every task is tuned on ViT-B/16 (ImageNet-21k) by the paper's recipe for it and by ours, as a fleet (`mosa fleet`) on
+one GPU, several, or a Ray cluster. First comes what is missing and an estimate of GPU hours; `--dry-run` ends there.
+The same command goes on where it stopped: finished runs are lines of `runs.csv`, which may be carried to another
+machine, and a run that was killed loses at most the epoch that it was in. Tasks whose images are missing are left out,
+and say `not measured`.
 
 The paper's recipe for VTAB tunes on all 1,000 images, as published tables do. Ours tunes on 800 and chooses the epoch
 by the other 200. Images are decoded, and test sets answered once, as by `mosa tune` and `mosa evaluate`.
@@ -67,6 +68,9 @@ class Config:
     """Comma-separated numbers of the GPUs, each with a fleet of its own."""
     jobs: int = 1
     """Runs at a time on each GPU."""
+    ray: str | None = None
+    """Address of a Ray cluster, as in `mosa fleet`, that carries out all runs: each has a GPU, or --jobs of them share
+    one. --gpus is then not read."""
     device: str = "cuda"
     """Where to tune: cuda, or cpu for a trial."""
     dry_run: bool = False
@@ -120,9 +124,10 @@ class Config:
 def missing(config: Config, tasks: Sequence[Benchmark]) -> list[str]:
     """What keeps runs from being carried out, beside images: one text each."""
     found = []
-    if config.device == "cuda" and not torch.cuda.is_available():
+    own = config.device == "cuda" and config.ray is None
+    if own and not torch.cuda.is_available():
         found.append("no GPU: torch finds none on this machine (--device cpu tunes on the CPU, for a trial)")
-    if config.device == "cuda" and torch.cuda.is_available():
+    if own and torch.cuda.is_available():
         known = {str(i) for i in range(torch.cuda.device_count())}
         found += [
             f"no GPU {gpu}: there are {', '.join(sorted(known))}" for gpu in names(config.gpus) if gpu not in known
@@ -151,21 +156,29 @@ def shares(runs: Sequence[Run], gpus: Sequence[str], speed: Speed) -> dict[str, 
     return found
 
 
+def fleet(config: Config, place: str) -> tuple[list[str], dict[str, str]]:
+    """The command line of a fleet on a GPU, or on a cluster, and the variables of its own."""
+    out = config.work / f"fleet-{place}"
+    line = [sys.executable, "-m", "training.fleet", str(out / "tasks.toml"), "--out", str(out)]
+    if config.ray is not None:
+        share = ["--gpus", f"{1 / config.jobs:g}"] if config.device == "cuda" else []
+        return [*line, "--ray", config.ray, *share], {}
+    return [*line, "--jobs", str(config.jobs)], {"CUDA_VISIBLE_DEVICES": place} if config.device == "cuda" else {}
+
+
 def carry_out(config: Config, runs: Mapping[str, Sequence[Run]]) -> bool:
-    """Carry out the runs of each GPU as a fleet; returns whether all succeeded."""
+    """Carry out the runs of each place as a fleet; returns whether all succeeded."""
     fleets = []
-    for gpu, given in runs.items():
-        out = config.work / f"fleet-{gpu}"
-        write_text(out / "tasks.toml", task_file(given, config.root, config.common))
-        line = [sys.executable, "-m", "training.fleet", str(out / "tasks.toml"), "--out", str(out)]
-        only = {"CUDA_VISIBLE_DEVICES": gpu} if config.device == "cuda" else {}
-        fleets.append(subprocess.Popen([*line, "--jobs", str(config.jobs)], env=os.environ | only))
+    for place, given in runs.items():
+        line, own = fleet(config, place)
+        write_text(config.work / f"fleet-{place}" / "tasks.toml", task_file(given, config.root, config.common))
+        fleets.append(subprocess.Popen(line, env=os.environ | own))
     try:
-        codes = [fleet.wait() for fleet in fleets]
+        codes = [process.wait() for process in fleets]
         return not any(codes)
     finally:
-        for fleet in fleets:
-            fleet.terminate()
+        for process in fleets:
+            process.terminate()
 
 
 def tell(config: Config, costs: Sequence[str], absent: Sequence[Benchmark], faults: Sequence[str]) -> None:
@@ -205,6 +218,7 @@ def grid(config: Config) -> bool:
     if config.data_dir is not None and not config.data_dir.is_dir():
         raise DataError(f"--data-dir {config.data_dir}: no such folder; give the one that holds the data sets")
     hardware = torch.cuda.get_device_name() if config.device == "cuda" and torch.cuda.is_available() else machine()
+    hardware = hardware if config.ray is None else "a Ray cluster"
     runs, speed = planned(config.chosen, names(config.recipe), names(config.methods), config.seeds), Speed.measured()
     present = [task for task in config.chosen if task.is_present(config.root)]
 
@@ -222,7 +236,7 @@ def grid(config: Config) -> bool:
     fine = True
     if not faults:
         waiting = [run for run in left(rows) if run.task in present]
-        own = shares(runs, names(config.gpus), speed)
+        own = shares(runs, names(config.gpus), speed) if config.ray is None else {"ray": runs}
         todo = {gpu: [run for run in given if run in waiting] for gpu, given in own.items()}
         fine = carry_out(config, {gpu: given for gpu, given in todo.items() if given})
         rows = collect(runs, config.work, rows, hardware)

@@ -21,7 +21,7 @@ BACKBONE = "vit_base_patch16_224.orig_in21k"
 """ViT-B/16 pre-trained on ImageNet-21k, whose weights VPT and those after it call `ViT-B_16.npz`."""
 
 FLEETS = "fleet-*"
-"""The folders of the fleets: one for each GPU."""
+"""The folders of the fleets: one for each GPU, or for a cluster."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.paper import Config, grid, shares
+from benchmarks.paper import Config, fleet, grid, shares
 from benchmarks.paper_estimate import Speed
 from benchmarks.paper_runs import Row, planned, task_file
 from benchmarks.paper_tables import tables
 from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.errors import ConfigError, DataError
+from mosa_deploy.utils.command_line import parse
 from tests.support.miniatures import cub, vtab_lists
+from training.fleet.options import FleetConfig
 from training.tasks import BENCHMARKS
 from training.tasks.published import PUBLISHED
 
@@ -82,6 +84,16 @@ def test_gpus_share_the_hours() -> None:
     assert sorted(run.name for given in own.values() for run in given) == sorted(run.name for run in runs)
     loads = [sum(map(SPEED.hours, given)) for given in own.values()]
     assert max(loads) < 1.05 * min(loads)
+
+
+def test_a_fleet_has_a_gpu_or_a_cluster_whose_gpus_its_runs_share(config: Make) -> None:
+    line, own = fleet(config(jobs=2), "3")
+    assert (line[-2:], own) == (["--jobs", "2"], {"CUDA_VISIBLE_DEVICES": "3"})
+    assert fleet(config(device="cpu"), "0")[1] == {}
+    line, own = fleet(config(ray="auto", jobs=4), "ray")
+    assert (line[-4:], own) == (["--ray", "auto", "--gpus", "0.25"], {})
+    assert fleet(config(ray="auto", device="cpu"), "ray")[0][-2:] == ["--ray", "auto"]
+    assert parse(FleetConfig, "", line[3:]).gpus == 0.25
 
 
 def test_a_dry_run_says_what_is_missing_and_writes_nothing(config: Make, capsys: pytest.CaptureFixture[str]) -> None:
