@@ -42,11 +42,9 @@ class Speed:
         train, validation, test = run.task.counts
         if run.method in PROBES:
             return (train + validation + test) / self.answered / HOUR
-        if run.recipe != "ours" and run.task.group == "vtab":
-            train += validation
         recipe = run.settings
         passes = recipe.passes / 2
-        tuned = recipe.epochs * train * passes / self.tuned
+        tuned = recipe.epochs * run.train * passes / self.tuned
         return (tuned + (recipe.epochs * validation + test) / self.answered) / HOUR
 
 

@@ -58,6 +58,12 @@ class Run:
         return own | {"method": self.method, "seed": self.seed, "skip_duplicates": True} | common
 
     @property
+    def train(self) -> int:
+        """The number of images that it is tuned on, if the data set is whole."""
+        train, validation, _ = self.task.counts
+        return train + validation if self.recipe != "ours" and self.task.group == "vtab" else train
+
+    @property
     def settings(self) -> Recipe:
         """The settings that decide how long it takes."""
         return dataclasses.replace(self.task.recipe, **settings_of(self.recipe, self.task.name))

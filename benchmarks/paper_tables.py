@@ -1,10 +1,11 @@
 """The tables of `benchmarks.paper`: what was measured here beside what others published."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.paper_runs import Row
+from benchmarks.paper_runs import BACKBONE, Row, Run
+from mosa_deploy.bundles.adapter_config import PROBES
 from mosa_deploy.utils.markdown import table
 from training.tasks import BENCHMARKS
 from training.tasks.benchmark import Benchmark
@@ -42,6 +43,21 @@ def _group(group: str, columns: Sequence[Column], rows: Sequence[Row], seeds: in
     yield f"Test accuracy in percent. Published: {said}."
     yield f"In bold: measured here, mean ± standard deviation of {seeds} seeds."
     yield table(head, cells, align="l" + "r" * (len(head) - 1))
+    if found := dict.fromkeys(
+        text for row in rows for task in tasks if row.task == task.name for text in odd(task, row)
+    ):
+        yield f"These figures do not stand beside published ones: {'; '.join(found)}."
+
+
+def odd(task: Benchmark, row: Row) -> Iterator[str]:
+    """In what a run is not one of the tables: a text for each difference."""
+    run, name = Run(task, row.recipe, row.method, row.seed), task.name.partition("/")[2]
+    if row.train != run.train:
+        yield f"{name} was tuned on {row.train:,} images instead of {run.train:,}"
+    if row.method not in PROBES and row.epochs != run.settings.epochs:
+        yield f"{name} was tuned for {row.epochs} epochs instead of {run.settings.epochs}"
+    if row.backbone != BACKBONE:
+        yield f"{name} was tuned on {row.backbone}"
 
 
 def parts(group: str, tasks: Sequence[Benchmark]) -> dict[str, Sequence[Benchmark]]:

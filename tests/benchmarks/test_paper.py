@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.paper import Config, fleet, grid, shares
 from benchmarks.paper_estimate import Speed
-from benchmarks.paper_runs import Row, planned, task_file
+from benchmarks.paper_runs import BACKBONE, Row, planned, task_file
 from benchmarks.paper_tables import tables
 from mosa_deploy.backbones.names import EMBEDDED
 from mosa_deploy.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Make:
 
 
 def row(task: str, seed: int, test: float, recipe: str = "paper") -> Row:
-    return Row(task, recipe, "mosa", seed, 1000, 100, 300_000, 0.9, test, "1000", "vit", "a machine", "abc")
+    return Row(task, recipe, "mosa", seed, 1000, 100, 300_000, 0.9, test, "1000", BACKBONE, "a machine", "abc")
 
 
 def cells(text: str, task: str) -> list[str]:
@@ -129,6 +129,16 @@ def test_figures_stand_beside_published_ones_with_their_spread() -> None:
     assert cells(text, "specialised")[-2] == "not measured"
     assert cells(text, "eurosat")[1] == f"{PUBLISHED['vtab/eurosat']['full']:.1f}"
     assert cells(text, "mean of 19")[1:3] == ["65.57", "52.94"]
+
+
+def test_figures_of_other_images_epochs_or_backbones_are_named() -> None:
+    whole = [row("vtab/eurosat", 0, 0.9)]
+    assert "do not stand beside" not in tables(["vtab"], [("paper", "mosa")], whole, 1)
+    few = [replace(whole[0], train=13, epochs=1, backbone="vit_toy")]
+    assert tables(["vtab"], [("paper", "mosa")], few, 1).endswith(
+        "These figures do not stand beside published ones: eurosat was tuned on 13 images instead of 1,000; eurosat was"
+        " tuned for 1 epochs instead of 100; eurosat was tuned on vit_toy."
+    )
 
 
 def test_means_are_there_once_every_task_is() -> None:
