@@ -30,7 +30,9 @@ caption { text-align: left; font-weight: 600; font-size: 1.2rem; padding-bottom:
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
 .r { text-align: right; font-variant-numeric: tabular-nums }
 tr.failed td { color: var(--bad) }
-.bar { background: linear-gradient(var(--bar), var(--bar)) no-repeat right / var(--share) 100% }
+td.l { white-space: normal; min-width: 7rem }
+td:first-child { white-space: nowrap; min-width: 0 }
+.bar { min-width: 6rem; background: linear-gradient(var(--bar), var(--bar)) no-repeat left / var(--share) 100% }
 small, .fault { overflow-wrap: anywhere }
 .fault { color: var(--bad) }
 """

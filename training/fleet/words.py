@@ -14,8 +14,8 @@ Cells = tuple[str, ...]
 HEAD: Cells = ("task", "state", "method", "validation", "test", "seconds", "bundle")
 ALIGN = "lllrrrl"
 
-HEAD_BESIDE: Cells = ("task", "before", "now", "validation before", "now", "test before", "now", "points")
-ALIGN_BESIDE = "lllrrrrr"
+HEAD_BESIDE: Cells = ("task", "test before", "now", "points", "validation before", "now", "method before", "now")
+ALIGN_BESIDE = "lrrrrrll"
 
 
 def cells_of(row: Row) -> Cells:
@@ -45,12 +45,11 @@ def cells_beside(pair: Beside) -> Cells:
     """A line of the table of two fleets."""
     rows = pair.old, pair.new
     backbones = ["-" if row is None else f"{method_of(row)} on {row.backbone}" for row in rows]
-    figures = [
-        "-" if row is None else figure(getattr(row, name), row.measure)
-        for name in ("validation", "test")
-        for row in rows
-    ]
-    return (pair.task, *backbones, *figures, "-" if pair.points is None else f"{pair.points:+.2f}")
+    test, validation = (
+        ["-" if row is None else figure(getattr(row, name), row.measure) for row in rows]
+        for name in ("test", "validation")
+    )
+    return (pair.task, *test, "-" if pair.points is None else f"{pair.points:+.2f}", *validation, *backbones)
 
 
 def conclusion(pairs: Sequence[Beside]) -> str:
