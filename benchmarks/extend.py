@@ -128,7 +128,7 @@ class Study:
                 backbone_weights=config.backbone_weights,
                 image_size=config.image_size,
                 adapt_blocks=config.adapt_blocks,
-                epochs=None if extend else config.epochs,
+                epochs=config.epochs // 2 if extend and config.epochs else config.epochs,
                 seed=self.seed,
                 out=out,
                 skip_duplicates=True,
