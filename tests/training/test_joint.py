@@ -155,6 +155,8 @@ def test_a_joint_run_that_stopped_goes_on_to_the_same_bytes(
     file = write_file(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         tune(options(file, tmp_path / "run"), watch=stop)
+    with pytest.raises(ConfigError, match="holds a run: continue with --resume, or choose another --out"):
+        tune(options(file, tmp_path / "run"))
     assert tune(options(file, tmp_path / "run", resume=True)) == tmp_path / "run"
     assert "resumed after epoch 1" in capsys.readouterr().out
     for name in (few, "animals"):

@@ -50,6 +50,8 @@ def tune_joint(config: TuneConfig, read: Read, watch: Watch | None, workers: Wor
         raise ConfigError("--joint runs in one process: start it without torchrun or accelerate launch")
     configs, recipe = joint_tasks(config)
     plans, out = plans_of(configs, recipe, ranks), joint_folder(config)
+    if not config.resume and any((out / name).is_file() for name in (run.CONFIG, run.HISTORY)):
+        raise ConfigError(f"--out {out} holds a run: continue with --resume, or choose another --out")
     finished = [run.open_run(plan.out, described(plan, config), config.resume) for plan in plans]
     if all(finished):
         (out / CHECKPOINT).unlink(missing_ok=True)
