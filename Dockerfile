@@ -15,7 +15,7 @@ COPY serving serving
 # The environment has no pip of its own: the image's pip fills it.
 RUN python -m venv --without-pip /opt/mosa \
     && python -m pip --python /opt/mosa/bin/python install --no-cache-dir --only-binary=:all: \
-        --constraint constraints.txt '.[serve-cpu,s3,heif]'
+        --constraint constraints.txt '.[serve-cpu,s3,heif,otel]'
 
 FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="mosa-deploy" \

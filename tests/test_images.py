@@ -76,7 +76,7 @@ def test_the_images_differ_in_their_extras_and_their_gpu() -> None:
     assert {**cuda.variables(), **cpu.variables()} == cuda.variables()
     steps = [file.texts("RUN", 0)[0] for file in (cpu, cuda)]
     extras = [re.findall(r"'\.\[(.+)\]'", step)[0] for step in steps]
-    assert extras == ["serve-cpu,s3,heif", "serve,cuda,s3,heif"]
+    assert extras == ["serve-cpu,s3,heif,otel", "serve,cuda,s3,heif,otel"]
     assert steps[0].replace(extras[0], "") == steps[1].replace(extras[1], "")
 
 
