@@ -87,7 +87,7 @@ def replicas(rows: list[Json], settings: Json) -> str:
         known = row["routing"] == "any" or row["slots"] >= settings["tasks"]
         line = [f"`{row['backbone']}`", f"{row['slots']:,}", chosen]
         if row["replicas"] is None:
-            why = "more than one core for one task" if row["routing"] == "by task" else "no number is enough"
+            why = "none found: too much for one of them" if row["routing"] == "by task" else "more than 256"
             lines.append([*line, *("",) * 2, why, *("",) * 5])
             continue
         cost = million(row["replicas"] * settings["price"], settings["rate"])

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 Routing = Literal["any", "by task"]
 """A request goes to any replica, or to the one of its task."""
 
-WARM = 10
+WARM = 5
 """Requests per slot with which the banks are filled before the clock starts."""
 
-MOST_REPLICAS = 512
+MOST_REPLICAS = 256
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def simulate(load: Load, replica: Replica, replicas: int, routing: Routing = "an
 
 
 def needed(load: Load, replica: Replica, p99: float, routing: Routing = "any") -> Outcome | None:
-    """The fewest replicas that keep a p99; None if 512 do not.
+    """The fewest replicas that keep a p99; None if 256 do not.
 
     Among any replicas p99 falls with their number. With one for each task it also depends on which tasks meet, so all
     numbers are tried, up to four times those that are needed for the images alone.
