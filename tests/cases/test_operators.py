@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from mosa_deploy.errors import StoreError, command
+from mosa_deploy.errors import StoreAccessError, StoreError, command
 from mosa_deploy.runtimes import cuda
 from serving.log import LineFormatter
 from serving.runtime import choose
@@ -106,7 +106,7 @@ def test_a_store_that_is_a_file_is_named(tmp_path: Path, keys: tuple[str, ...]) 
 
 
 def test_a_store_behind_a_url_that_does_not_answer_is_named() -> None:
-    with pytest.raises(StoreError, match=r"^http://127\.0\.0\.1:9/store cannot be (read|opened)"):
+    with pytest.raises(StoreAccessError, match=r"^http://127\.0\.0\.1:9/store\S* cannot be read \(.*failed.*\): see"):
         check_store(Settings(artifacts="http://127.0.0.1:9/store"))
 
 
