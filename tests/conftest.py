@@ -47,6 +47,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter free it at the end, else extensions report leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def toy() -> Callable[..., VisionTransformer]:
     """Makes a small random ViT; see `toy_transformer`."""
