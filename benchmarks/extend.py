@@ -74,7 +74,7 @@ class Row:
     anew_old: float
     """The task tuned on all classes, likewise."""
     seconds: float
-    """Of `--extend`."""
+    """How long `mosa tune --extend` took."""
     anew_seconds: float
     images: int
     """Test images."""

@@ -209,5 +209,5 @@ def leg(tasks: Tasks, servers: Sequence[Server], in_flight: int, seconds: float)
 
 
 def cpu_seconds(server: Server) -> float:
-    """Of its workers, so far."""
+    """The CPU seconds that its workers have taken so far."""
     return sum(sum(worker.cpu_times()[:2]) for worker in server.workers())

@@ -106,7 +106,7 @@ class Run:
     """What one replica did."""
 
     seconds: list[float]
-    """Of each request, until its answer."""
+    """How long each request took until its answer."""
     hits: int = 0
     batches: int = 0
     worked: float = 0.0

@@ -71,7 +71,7 @@ class Side:
         self.cpu.append(1000 * (self.cpu_seconds() - before) / len(asks))
 
     def cpu_seconds(self) -> float:
-        """Of its workers, so far."""
+        """The CPU seconds that its workers have taken so far."""
         return sum(sum(worker.cpu_times()[:2]) for worker in self.server.workers())
 
 

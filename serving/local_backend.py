@@ -252,7 +252,7 @@ class LocalBackend:
 
 
 def _course(item: Item) -> tuple[float, float, int]:
-    """Of an image that ran: seconds in the queue, seconds in the graph, and the images of its batch."""
+    """Seconds in the queue, seconds in the graph, and the images of the batch, of an image that ran."""
     assert item.batch is not None
     return item.batch.start - item.entered, item.batch.seconds, item.batch.images
 

@@ -22,7 +22,7 @@ from tests.support.walker import ROOT
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = {"cpu": "Dockerfile", "gpu": "Dockerfile.cuda"}
 VERSIONS = ("1.30", "1.37")
-"""Of Kubernetes: the oldest that is promised, and the newest whose schemas are here."""
+"""Versions of Kubernetes: the oldest that is promised, and the newest whose schemas are here."""
 
 
 class Strict(BaseModel):

@@ -1,7 +1,7 @@
 """Carry out the command lines of a task on a Ray cluster: one Ray task per task, on storage that all nodes share.
 
 Each starts the same process as a fleet on one machine does. Ray repeats nothing by itself: a task that was begun goes
-on by another command line, so whoever asked plans it anew, from the files that it left.
+on by another command line, so the fleet plans it anew, from the files that it left.
 """
 
 from collections.abc import Iterator, Sequence
