@@ -1,4 +1,4 @@
-"""The epochs of a run: what is left of them is run, and after each one the run's folder has a checkpoint."""
+"""The epochs of a run: those that have not run yet run now, and each ends with a checkpoint in the run's folder."""
 
 from pathlib import Path
 

@@ -94,7 +94,7 @@ class Crew:
         return Fault(last.line, last.fault)
 
     def _attempt(self, work: Work, told: Told) -> End | None:
-        """Carry out what is left of a work; returns how the last command line ended, None if nothing was left."""
+        """Carry out the stages that are not finished; returns how the last command line ended, if any was run."""
         last = None
         with self.start(work.lines(), work.log) as running:
             self._running.add(running)
