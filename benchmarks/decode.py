@@ -101,8 +101,7 @@ def take_turns(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
 
 def ratio(before: NDArray[np.float64], after: NDArray[np.float64]) -> str:
     """How many times as fast, with its 95 % interval."""
-    found = median_interval(before / after)
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+    return f"{median_interval(before / after):.2f}"
 
 
 def decoding(config: Config) -> str:
@@ -159,8 +158,9 @@ def accuracy(config: Config, data: Path) -> str:
     base, rows = answers["full", "full"], []
     for (fitted, tested), each in answers.items():
         found = mean_interval(100 * ((each == labels).astype(float) - (base == labels)))
-        points = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-        rows.append((fitted, tested, f"{(each == labels).mean():.4f}", points, f"{100 * (each != base).mean():.1f} %"))
+        rows.append(
+            (fitted, tested, f"{(each == labels).mean():.4f}", f"{found:+z.2f}", f"{100 * (each != base).mean():.1f} %")
+        )
     apart = np.abs(pixels["full"].astype(int) - pixels["scaled"])
     text = (
         f"{len(labels):,} images of {data.stem}, logistic regression on the embedded backbone's features at 32 px,"

@@ -145,8 +145,7 @@ def compared(methods: Sequence[str], reference: str | None) -> list[tuple[str, s
 
 
 def _points(values: Sequence[float]) -> str:
-    mean, low, high = (100 * value for value in mean_interval(values))
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{mean_interval([100 * value for value in values]):+z.2f}"
 
 
 def report(config: Config) -> str:

@@ -24,7 +24,7 @@ from mosa_deploy.backbones.load import Weights
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import command
 from mosa_deploy.utils.files import write_csv, write_text
-from mosa_deploy.utils.intervals import Interval, mean_interval, ratio_interval
+from mosa_deploy.utils.intervals import mean_interval, ratio_interval
 from mosa_deploy.utils.markdown import table
 from mosa_deploy.utils.versions import provenance
 from training.config import TuneConfig
@@ -194,16 +194,12 @@ def report(config: Config, rows: Sequence[Row], classes: int) -> str:
             f" {config.adapt_blocks} blocks, exemplars of each old class: {exemplars}. Accuracy in percent on"
             f" {rows[0].images} test images, and the seconds of the processor that the whole command took.",
             table(heads, lines, align="rrrrrrrr"),
-            f"Extended minus anew, all classes: {_points(difference)} points; on the old classes alone:"
-            f" {_points(old)}. Forgotten: {_points(forgotten)} points, of which a part is that there are more classes"
+            f"Extended minus anew, all classes: {difference:+z.2f} points; on the old classes alone:"
+            f" {old:+z.2f}. Forgotten: {forgotten:+z.2f} points, of which a part is that there are more classes"
             " to choose from. Seconds of the processor, extending / tuning anew:"
-            f" {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}). The target: at least -2 points, at most 0.50.",
+            f" {ratio:.2f}. The target: at least -2 points, at most 0.50.",
         ]
     )
-
-
-def _points(found: Interval) -> str:
-    return f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
 def measure(config: Config, folder: Path) -> list[Row]:

@@ -91,7 +91,7 @@ def report(config: Config, rows: Sequence[Row]) -> str:
         for way in ways[1:]:
             pairs = zip(found[way], found["alone"], strict=True)
             mean, difference = mean_interval(found[way]), mean_interval([joint - alone for joint, alone in pairs])
-            cells.append(f"{mean.value:.2f}, {difference.value:+.2f} ({difference.low:+.2f} to {difference.high:+.2f})")
+            cells.append(f"{mean.value:.2f}, {difference:+z.2f}")
         lines.append((task, *cells))
     sizes = []
     for way in (ways[0], ways[1]):

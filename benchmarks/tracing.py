@@ -105,8 +105,8 @@ def report(config: Config, found: Mapping[str, Side]) -> str:
         cells = [name]
         for own, others in ((side.milliseconds, base.milliseconds), (side.cpu, base.cpu)):
             ratio = ratio_interval(np.array(own) / np.array(others))
-            shown = "" if side is base else f" {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
-            cells += [f"{np.median(own):.3f}", shown.strip()]
+            shown = "" if side is base else f"{ratio:.3f}"
+            cells += [f"{np.median(own):.3f}", shown]
         rows.append(cells)
     head = ("service", "request, ms", "ratio", "CPU of a request, ms", "ratio")
     said = (

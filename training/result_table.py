@@ -51,9 +51,7 @@ def tables(results: Sequence[Result]) -> str:
 
 
 def _points(values: Sequence[float]) -> str:
-    # Adding 0.0 turns -0.0 into 0.0.
-    mean, low, high = (round(100 * value, 2) + 0.0 for value in mean_interval(values))
-    return f"{mean:+.2f}" if np.isnan(low) else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{mean_interval([100 * value for value in values]):+z.2f}"
 
 
 def write_comparison(out: Path, results: Sequence[Result]) -> None:

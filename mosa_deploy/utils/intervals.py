@@ -20,11 +20,16 @@ Values = Sequence[float] | NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """An estimate and the bounds of its interval."""
+    """An estimate and the bounds of its interval, which are NaN if a single value does not tell them."""
 
     value: float
     low: float
     high: float
+
+    def __format__(self, spec: str) -> str:
+        """`1.02 (0.99 to 1.05)`, each number by the given format; the estimate alone if it has no bounds."""
+        value, low, high = (format(each, spec) for each in self)
+        return value if math.isnan(self.low) else f"{value} ({low} to {high})"
 
 
 def mean_interval(values: Values) -> Interval:

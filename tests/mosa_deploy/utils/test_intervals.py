@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mosa_deploy.utils.intervals import mean_interval, median_interval, ratio_interval
+from mosa_deploy.utils.intervals import Interval, mean_interval, median_interval, ratio_interval
 
 
 def test_the_interval_of_a_mean_is_students_t_of_the_paired_differences() -> None:
@@ -17,6 +17,12 @@ def test_the_interval_of_a_mean_is_students_t_of_the_paired_differences() -> Non
 def test_one_value_has_no_interval() -> None:
     assert mean_interval([0.25]).value == 0.25
     assert np.isnan(mean_interval([0.25])[1:]).all()
+
+
+def test_an_interval_is_written_with_its_bounds_if_it_has_any() -> None:
+    assert f"{Interval(1.0204, 0.986, 1.05):.2f}" == "1.02 (0.99 to 1.05)"
+    assert f"{Interval(-0.01, -1.5, 1.5):+z.1f}" == "+0.0 (-1.5 to +1.5)"
+    assert f"{mean_interval([0.25]):.3f}" == "0.250"
 
 
 def test_the_interval_of_ratios_is_students_t_of_their_logarithms() -> None:
