@@ -1,8 +1,9 @@
 """Measure `mosa score`: `python -m benchmarks.score --images 100000`, or `--quick` to see that it works.
 
 Generated images in tar shards are scored by five tasks on the embedded backbone, once by adapters, which take a slot of
-a batch each, and once by probes, which share one pass. A bare session runs before and after, on the same
-cores: the same graph and bank, on images that are decoded and normalised. The first shard is left out.
+a batch each, once by adapters in the last two of six blocks, which share what comes before, and once by probes, which
+share one pass. A bare session runs before and after, on the same cores: the same graph and bank, in whole passes, on
+images that are decoded and normalised. The first shard is left out.
 
 Then the run is repeated in another folder, killed three times and gone on with; its rows must be the same, each once.
 """
@@ -41,7 +42,10 @@ from mosa_deploy.utils.processes import cores
 from mosa_deploy.utils.versions import provenance
 from tests.support.tasks import TaskMaker, picture
 
+KINDS = ("adapters", "last-blocks", "probes")
 TASKS, BATCH, DISTINCT, BOTTLENECK = 5, 32, 256, 16
+LAST = 2
+"""The blocks that tasks of the kind `last-blocks` adapt."""
 KILLS = 3
 BARE_SECONDS = 10.0
 SAMPLE_SECONDS = 0.2
@@ -57,7 +61,7 @@ class Config:
     shard: int = 1000
     """Images of a tar file."""
     only: str = ""
-    """`adapters` or `probes`; both if not given."""
+    """`adapters`, `last-blocks` or `probes`; all if not given."""
     quick: bool = False
     """Only see whether it works: 400 images, short runs of the bare session, and nothing is written."""
     out: Path = Path("benchmarks/results/score.md")
@@ -105,7 +109,7 @@ def make_tasks(root: Path, kind: str) -> tuple[TaskMaker, list[Bundle]]:
         if kind == "probes":
             archive = maker.make(name, seed, method="linear", features="cls+mean")
         else:
-            archive = maker.make(name, seed, BOTTLENECK)
+            archive = maker.make(name, seed, BOTTLENECK, blocks=LAST if kind == "last-blocks" else None)
         maker.store(archive)
         bundles.append(archive.bundle())
     return maker, bundles
@@ -275,7 +279,8 @@ def report(found: Sequence[Measured], config: Config) -> str:
     said = (
         f"{config.images:,} generated JPEGs of 96 x 72 in tar shards of {config.shard:,}, embedded backbone, {cores()}"
         f" cores, {BATCH} images per batch. The bare session runs the same graph with the same bank; the plain graph"
-        " runs as many passes without a bank."
+        f" runs as many passes without a bank. Tasks of the kind last-blocks adapt the last {LAST} of 6 blocks, and the"
+        " bare session runs all blocks for each of them."
     )
     return f"# `mosa score`\n\n{provenance('benchmarks.score')}\n\n{said}\n\n{table(head, lines, 'lrrrrrrrrl')}\n"
 
@@ -289,7 +294,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="score-") as scratch:
         folder = Path(scratch)
         images = write_shards(folder / "images", config)
-        kinds = [config.only] if config.only else ["adapters", "probes"]
+        kinds = [config.only] if config.only else KINDS
         text = report([measure(kind, folder, images, config) for kind in kinds], config)
     print(text)
     if not config.quick:

@@ -111,6 +111,34 @@ class Lanes:
             return self._open_shared(candidate, version.record, {})
         return self._open_own(candidate, kind, version.digest)
 
+    def cut(self, lane: SharedLane, block: int) -> tuple[Runner, Runner]:
+        """Runners of a shared lane's graph, cut before everything that tasks add to a block or to those after it.
+
+        The bank is bound to both as it is now.
+
+        Raises:
+            StoreError: it is an engine, or no graph that can be cut there.
+        """
+        with self._lock:
+            candidate = next(candidate for candidate, own in self._shared.items() if own is lane)
+        if candidate.engine:
+            raise StoreError(f"{candidate.file} is an engine, which cannot be cut")
+        # Only `mosa score` cuts, and needs onnx for it.
+        from mosa_deploy.graphs.cut import cut_file
+
+        assert candidate.file is not None
+        tensors = lane.bank.tensors
+        later = tuple(f"{name}." for name in list(lane.bank.layout.topology.blocks)[block:])
+        with tempfile.TemporaryDirectory(prefix="mosa-") as aside:
+            try:
+                parts = cut_file(candidate.file, [name for name in tensors if name.startswith(later)], Path(aside))
+            except ValueError as fault:
+                raise StoreError(f"{candidate.file} cannot be cut: {fault}") from None
+            prefix, suffix = (self._runner(candidate, part) for part in parts)
+        for runner, part in zip((prefix, suffix), parts.values(), strict=True):
+            runner.bind({name: tensors[name] for name in part if name in tensors})
+        return prefix, suffix
+
     def drop_unused(self) -> None:
         """Close the shared graphs in which no task is."""
         with self._lock:

@@ -7,18 +7,23 @@ renamed into its place: a run that was killed goes on after the last finished sh
 each process does the same with the shards that it is handed.
 """
 
+import sys
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from mosa_deploy.errors import DataError
+from serving.score_decode import LostError
 from serving.score_options import ScoreConfig, manifest
 from serving.score_output import UNREADABLE, RunFolder
-from serving.score_pass import Scorer, scorer
+from serving.score_pass import Fault, Scorer, scorer
 from serving.score_ray import score_on_ray
 from serving.score_shards import LeftOut, Shard, find_shards
 from serving.score_tasks import opened
 from serving.settings import Settings
+
+LOST_EXIT = 1
+"""The exit code if processes died on a shard, and no shard is damaged."""
 
 
 def score(config: ScoreConfig) -> None:
@@ -27,6 +32,7 @@ def score(config: ScoreConfig) -> None:
     Raises:
         MosaError: the images, the tasks or the folder of the run cannot be used; nothing is scored then.
         DataError: shards cannot be read to their ends; the others are finished.
+        SystemExit: with code 1 if processes died on shards; the others are finished.
     """
     if config.ray is not None:
         config = config.on_every_machine()
@@ -41,7 +47,7 @@ def score(config: ScoreConfig) -> None:
             out.claim(plan)
             todo = [shard for shard in shards if not out.finished(shard)]
             before = len(shards) - len(todo)
-            faults = []
+            faults = list[Fault]()
             if config.ray is None:
                 with scorer(config, settings, tasks, out) as here:
                     faults = _score_here(here, todo, left)
@@ -58,10 +64,15 @@ def score(config: ScoreConfig) -> None:
     if unreadable:
         print(f"not answered: {unreadable:,}, see {config.out / UNREADABLE}")
     if faults:
-        raise DataError(f"{len(faults)} of {len(shards)} shards have no answers: {'; '.join(faults[:5])}")
+        reasons = list(dict.fromkeys(map(str, faults)))
+        missing = f"{len(faults)} of {len(shards)} shards have no answers: {'; '.join(reasons[:5])}"
+        if not all(fault.lost for fault in faults):
+            raise DataError(missing)
+        print(f"error: {missing}", file=sys.stderr)
+        raise SystemExit(LOST_EXIT)
 
 
-def _score_here(here: Scorer, shards: Sequence[Shard], left: LeftOut) -> list[str]:
+def _score_here(here: Scorer, shards: Sequence[Shard], left: LeftOut) -> list[Fault]:
     """Score shards in this process, and return what is wrong with those that cannot be read."""
     counts = [shard.count for shard in shards]
     total = None if None in counts else sum(count or 0 for count in counts)
@@ -71,7 +82,7 @@ def _score_here(here: Scorer, shards: Sequence[Shard], left: LeftOut) -> list[st
             bar.set_description(f"shard {number} of {len(shards)}")
             try:
                 here.score(shard, left, bar.update)
-            except DataError as fault:
-                bar.write(f"no answers for {shard.file}: {fault}")
-                faults.append(str(fault))
+            except (DataError, LostError) as error:
+                bar.write(f"no answers for {shard.file}: {error}")
+                faults.append(Fault(shard.file, str(error), isinstance(error, LostError)))
     return faults

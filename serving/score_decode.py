@@ -12,11 +12,13 @@ from typing import NamedTuple, Self
 
 from mosa_deploy.bundles.decode import allow_pixels
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
-from mosa_deploy.errors import ConfigError, MosaError
+from mosa_deploy.errors import MosaError
 from mosa_deploy.utils.files import read_content
 from mosa_deploy.utils.processes import begin, without_interrupts
 from serving.images import read_pixels
 
+ATTEMPTS = 3
+"""How often an image may end the process that decodes it before its shard is given up in this run."""
 AHEAD = 2
 """Chunks of images per process that are decoded, or wait to be, before the graph takes them."""
 CHUNK_BYTES = 16 << 20
@@ -34,6 +36,10 @@ Decoded = list[Pixels] | str
 """An image as each preprocess reads it, or why it cannot be read."""
 
 
+class LostError(MosaError):
+    """A shard on which processes died. Nothing is known to be wrong with it, so the next run tries it again."""
+
+
 class Chunk(NamedTuple):
     """Some images of a shard, one after the other."""
 
@@ -49,19 +55,32 @@ class Reading:
     max_pixels: int
 
 
+class Job(NamedTuple):
+    """Images on their way through a pool."""
+
+    images: list[Encoded]
+    pool: Executor
+    future: "Future[list[Decoded]]"
+
+
 class Decoders:
-    """Up to `count` processes, or a thread of this one if that is 0. They end with the `with` block."""
+    """Up to `count` processes, or a thread of this one if that is 0. They end with the `with` block.
+
+    Where a process dies, the chunks that were on their way are decoded again, an image at a time. So it shows which
+    image ends the process that decodes it.
+    """
 
     def __init__(self, count: int, reading: Reading, size: int) -> None:
         """`size` is the most images of a chunk."""
         self.count, self.reading, self.size = count, reading, size
-        self._pool: Executor
-        if count:
-            # Such processes begin without this one's memory and threads.
-            fresh, given = get_context("spawn"), (os.getpid(), reading.max_pixels)
-            self._pool = ProcessPoolExecutor(count, fresh, initializer=_begin, initargs=given)
-        else:
-            self._pool = ThreadPoolExecutor(1, initializer=allow_pixels, initargs=(reading.max_pixels,))
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> Executor:
+        if not self.count:
+            return ThreadPoolExecutor(1, initializer=allow_pixels, initargs=(self.reading.max_pixels,))
+        # Such processes begin without this one's memory and threads.
+        fresh, given = get_context("spawn"), (os.getpid(), self.reading.max_pixels)
+        return ProcessPoolExecutor(self.count, fresh, initializer=_begin, initargs=given)
 
     def __enter__(self) -> Self:
         return self
@@ -75,26 +94,53 @@ class Decoders:
         """Decode images; they come in their order.
 
         Raises:
-            ConfigError: a process died.
+            LostError: an image has ended its process `ATTEMPTS` times.
         """
-        waiting: deque[tuple[list[str], Future[list[Decoded]]]] = deque()
+        waiting: deque[Job] = deque()
+        for part in chunks(images, self.size):
+            waiting.append(self._submit(part))
+            if len(waiting) > AHEAD * max(1, self.count):
+                yield self._result(waiting.popleft())
+        while waiting:
+            yield self._result(waiting.popleft())
+
+    def _submit(self, images: list[Encoded]) -> Job:
+        contents = [image.content for image in images]
         try:
-            for part in chunks(images, self.size):
-                contents = [image.content for image in part]
-                with without_interrupts():
-                    job = self._pool.submit(decode, contents, self.reading)
-                waiting.append(([image.name for image in part], job))
-                if len(waiting) > AHEAD * max(1, self.count):
-                    names, first = waiting.popleft()
-                    yield Chunk(names, first.result())
-            while waiting:
-                names, first = waiting.popleft()
-                yield Chunk(names, first.result())
+            with without_interrupts():
+                return Job(images, self._pool, self._pool.submit(decode, contents, self.reading))
+        except BrokenExecutor as error:
+            lost: Future[list[Decoded]] = Future()
+            lost.set_exception(error)
+            return Job(images, self._pool, lost)
+
+    def _result(self, job: Job) -> Chunk:
+        try:
+            images = job.future.result()
         except BrokenExecutor:
-            raise ConfigError(
-                "a process that decodes images died, perhaps for want of memory: give fewer --workers, or a smaller"
-                " MOSA_MAX_PIXELS, and the same command goes on"
-            ) from None
+            self._replace(job.pool)
+            images = [self._alone(image) for image in job.images]
+        return Chunk([image.name for image in job.images], images)
+
+    def _alone(self, image: Encoded) -> Decoded:
+        """Decode an image while nothing else is decoded that was on its way when a process died."""
+        for _ in range(ATTEMPTS):
+            job = self._submit([image])
+            try:
+                (read,) = job.future.result()
+                return read
+            except BrokenExecutor:
+                self._replace(job.pool)
+        raise LostError(
+            f"the process that decodes {image.name} has died {ATTEMPTS} times, perhaps for want of memory: take this"
+            " image out, or give fewer --workers or a smaller MOSA_MAX_PIXELS, and the same command tries it again"
+        )
+
+    def _replace(self, broken: Executor) -> None:
+        """Take new processes in place of those of a broken pool, unless that was done before."""
+        if self._pool is broken:
+            broken.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._new_pool()
 
 
 def chunks(images: Iterable[Encoded], size: int) -> Iterator[list[Encoded]]:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mosa_deploy.bundles.preprocess import Pixels
 from serving.score_decode import Chunk, Decoders, Reading
@@ -20,6 +21,19 @@ Progress = Callable[[int], object]
 """Is told how many images more are done."""
 
 
+class Fault(NamedTuple):
+    """Why a shard has no answers."""
+
+    file: str
+    """Where they would have been written."""
+    reason: str
+    lost: bool
+    """Whether processes died on it: nothing else is known to be wrong with it."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}" if self.lost else self.reason
+
+
 @dataclass(frozen=True)
 class Scorer:
     """The tasks, the processes that decode for them, and where answers go."""
@@ -34,6 +48,7 @@ class Scorer:
 
         Raises:
             DataError: it cannot be read to its end.
+            LostError: processes that decode its images died.
         """
         with self.out.writing(shard, self.top_k) as answers:
             self._score_chunks(self.decoders.decoded(shard.images(left)), answers, progress)

@@ -169,5 +169,8 @@ class AdapterConfig:
         """
         if self.blocks is not None and self.blocks > len(blocks):
             raise ConfigError(f"--adapt-blocks {self.blocks}: the backbone has {len(blocks)} blocks")
-        first = 0 if self.blocks is None else len(blocks) - self.blocks
-        return dict(list(blocks.items())[first:])
+        return dict(list(blocks.items())[self.first(len(blocks)) :])
+
+    def first(self, depth: int) -> int:
+        """The number of the first block that has an adapter, of `depth` blocks; those before stay as they are."""
+        return 0 if self.blocks is None else depth - self.blocks

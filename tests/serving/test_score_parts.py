@@ -1,5 +1,8 @@
 """The parts of `mosa score`: what it is given, and what it refuses; processes that decode, and rows of answers."""
 
+import multiprocessing
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,8 @@ from serving.score_decode import CHUNK_BYTES, Decoders, Encoded, Reading, chunks
 from serving.score_output import Answers, RunFolder, rows_of
 from serving.score_tasks import opened
 from serving.settings import Settings
-from tests.support.score import SETTINGS, files, rows, run, write_parquet, write_tar
-from tests.support.tasks import TaskMaker
+from tests.support.score import DEADLY, SETTINGS, deadly, files, rows, run, write_parquet, write_tar
+from tests.support.tasks import TaskMaker, picture
 
 
 @pytest.fixture
@@ -176,3 +179,36 @@ def test_processes_decode_in_order_and_never_far_ahead(maker: TaskMaker, tmp_pat
     pixels: list[Any] = [image for chunk in (first, *rest) for image in chunk.images]
     assert [isinstance(image, str) for image in pixels] == [i == 3 for i in range(12)]
     np.testing.assert_array_equal(pixels[7][0], maker.preprocess.read(maker.images[7]))
+
+
+def test_an_image_that_kills_its_process_costs_its_shard_alone_and_is_tried_again(
+    maker: TaskMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tars = tmp_path / "tars"
+    write_tar(tars / "a.tar", {"0.png": maker.images[0]})
+    whole = {f"{i}.png": maker.images[i] for i in range(1, 5)}
+    write_tar(tars / "b.tar", whole | {"bad.png": picture(size=DEADLY)})
+    write_tar(tars / "c.tar", {"5.png": maker.images[5]})
+    with monkeypatch.context() as patch:
+        path = [str(deadly(tmp_path / "path")), *filter(None, sys.path)]
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        with pytest.raises(SystemExit) as ended:
+            run(maker, tars, tmp_path / "out", "--workers", "1")
+    assert ended.value.code == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    reason = "b.tar.parquet: the process that decodes b.tar/bad.png has died 3 times, perhaps for want of memory: "
+    assert error.startswith(f"error: 1 of 3 shards have no answers: {reason}")
+    assert files(tmp_path / "out") == ["a.tar.parquet", "c.tar.parquet"]
+    run(maker, tars, tmp_path / "out", "--workers", "1")
+    assert len(rows(tmp_path / "out")) == 2 * (len(whole) + 3)
+
+
+def test_images_on_their_way_when_a_process_dies_are_decoded_by_another(maker: TaskMaker) -> None:
+    given = [Encoded(str(i), maker.images[i % 16]) for i in range(40)]
+    with Decoders(1, Reading((maker.preprocess,), 10_000), size=2) as decoders:
+        found = decoders.decoded(given)
+        next(found)
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        names = [name for chunk in found for name in chunk.names]
+    assert names == [str(i) for i in range(2, 40)]

@@ -54,6 +54,26 @@ def run(maker: TaskMaker, images: Path | str, out: Path, *more: str, tasks: str 
         score([*map(str, given), *(() if "--workers" in more else ("--workers", "0")), *more], "mosa score")
 
 
+DEADLY = (13, 17)
+"""The size of an image at which processes die, if the folder `deadly` is on their path."""
+
+
+def deadly(folder: Path) -> Path:
+    """A folder for the path of Python by which every process kills itself when it decodes an image of that size."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "from PIL.ImageFile import ImageFile\n"
+        "load = ImageFile.load\n"
+        "def loaded(self):\n"
+        f"    if self.size == {DEADLY}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return load(self)\n"
+        "ImageFile.load = loaded\n"
+    )
+    return folder
+
+
 def rows(out: Path) -> list[Row]:
     """The rows of a run, sorted by task and file."""
     table = pyarrow.parquet.read_table(out).to_pylist()

@@ -8,7 +8,7 @@ import io
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +91,10 @@ class TaskMaker:
         features: Features = "cls",
         targets: tuple[Target, ...] = ("q", "v"),
         per_label: PerLabel | None = None,
+        blocks: int | None = None,
     ) -> Archive:
         """A merged bundle; probes have no adapter. `turn` renames the classes cyclically. `targets` are LoRA's.
+        Only the last `blocks` blocks have adapters, if that is given.
 
         With `per_label` each image has two labels: its class, and the one after it.
         """
@@ -106,6 +108,8 @@ class TaskMaker:
             ),
             "ssf": AdapterConfig(experts=1, style="ssf", scale=1.0),
         }[method]
+        if adapter is not None:
+            adapter = replace(adapter, blocks=blocks)
         labels = [f"class-{k}" for k in range(classes)]
         record = Record.model_validate(
             {
