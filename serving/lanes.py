@@ -103,9 +103,18 @@ class SharedLane:
             self._slots = {digest: taken for digest, taken in self._slots.items() if taken != slot}
             self.bank.clear(slot)
 
+    @property
+    def graph(self) -> Runner:
+        """What runs its graph."""
+        return self.runner.runner
+
+    def use(self, graph: Runner) -> None:
+        """Run another runner of the same graph from now on."""
+        self.runner = SharedRunner(graph, self.bank)
+
     def device_lost(self) -> bool:
         """See `Runner`."""
-        return self.runner.runner.device_lost()
+        return self.graph.device_lost()
 
     def run(self, items: Sequence[Item], size: int) -> Array:
         """Run n items as a batch of `size` -> features (n, C), or all those of probes."""
@@ -117,8 +126,8 @@ class SharedLane:
 class OwnGraphLane:
     """A graph of one task alone, folded into its backbone or with its adapters as nodes of their own."""
 
-    def __init__(self, kind: LaneName, runner: Runner, plan: ExecutionPlan) -> None:
-        self.kind, self.runner, self.plan = kind, runner, plan
+    def __init__(self, kind: LaneName, graph: Runner, plan: ExecutionPlan) -> None:
+        self.kind, self.graph, self.plan = kind, graph, plan
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -130,13 +139,17 @@ class OwnGraphLane:
         """See `Lane`."""
         return self.plan.padding
 
+    def use(self, graph: Runner) -> None:
+        """See `SharedLane`."""
+        self.graph = graph
+
     def device_lost(self) -> bool:
         """See `Runner`."""
-        return self.runner.device_lost()
+        return self.graph.device_lost()
 
     def run(self, items: Sequence[Item], size: int) -> Array:
         """Run n items as a batch of `size` -> logits (n, K)."""
-        return self.runner.run(inputs(items, size))[: len(items)]
+        return self.graph.run(inputs(items, size))[: len(items)]
 
 
 AnyLane = SharedLane | OwnGraphLane

@@ -4,10 +4,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.bundles.graph_index import GraphIndex, graph_file, read_index
+from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.bundles.store_layout import FOLDED
 from mosa_deploy.bundles.task_graph import check_proved
@@ -15,15 +17,17 @@ from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import BundleError, StoreError
 from mosa_deploy.graphs.adapter_weights import AdapterWeights, SharedLayout, choose_layout
 from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.names import ON_GPU
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import bank_scales
 from mosa_deploy.runtimes.tensorrt_record import read_records
+from mosa_deploy.utils.processes import cores
 from serving.batching import Batcher
 from serving.candidates import Candidate, write_command
 from serving.lanes import AnyLane, ExecutionPlan, OwnGraphLane, SharedLane
 from serving.store import Version
-from serving.warming import warm
+from serving.warming import Parts, warm
 
 
 class Lanes:
@@ -49,7 +53,7 @@ class Lanes:
         with self._lock:
             if candidate not in self._shared:
                 lane = self._open_shared(candidate, record, weights)
-                warm(lane, record.preprocess, lane.empty, self.batcher, self.measured)
+                self._warm(lane, record.preprocess, lane.empty, candidate, candidate.file)
                 self._shared[candidate] = lane
             return self._shared[candidate]
 
@@ -88,11 +92,21 @@ class Lanes:
             assert backbone is not None
             with folded_here(backbone, bundle) as path:
                 runner = self._runner(candidate, path)
-            lane = OwnGraphLane(kind, runner, self._plan(candidate, runner))
+                lane = OwnGraphLane(kind, runner, self._plan(candidate, runner))
+                self._warm(lane, bundle.record.preprocess, 0, candidate, path)
         else:
             lane = self._open_own(candidate, kind, bundle.digest)
-        warm(lane, bundle.record.preprocess, 0, self.batcher, self.measured)
+            self._warm(lane, bundle.record.preprocess, 0, candidate, candidate.file)
         return lane
+
+    def _warm(self, lane: AnyLane, preprocess: Preprocess, slot: int, candidate: Candidate, path: Path | None) -> None:
+        """Warm a lane up whose graph was opened from `path`."""
+        assert path is not None
+        threads = self.threads or cores()
+        count, parts = min(threads, self.batcher.max_batch), None
+        if self.measured and count > 1 and candidate.runner not in ON_GPU:
+            parts = Parts(count, partial(open_runner, path, candidate.runner, threads, spinning=False, streams=count))
+        warm(lane, preprocess, slot, self.batcher, self.measured, parts)
 
     def _open_own(self, candidate: Candidate, kind: LaneName, digest: str) -> OwnGraphLane:
         assert candidate.file is not None

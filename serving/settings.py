@@ -62,8 +62,8 @@ class Settings(BaseModel):
     """Threads per process that decode images; 0 takes one for every two of its share of the cores, and at least 2."""
 
     max_batch: Annotated[int, Field(ge=0)] = 0
-    """The most images that go through a graph at once. 0 takes 32 and, on a CPU, leaves out the sizes of batches that
-    take longer per image than smaller ones, which is measured when a graph is opened."""
+    """The most images that go through a graph at once. 0 takes 32 and, on a CPU, measures when a graph is opened which
+    sizes of batches take longer per image than smaller ones, and are left out, and whether batches run in parts."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long an image waits for others before its batch starts."""
     queue: Count = 512

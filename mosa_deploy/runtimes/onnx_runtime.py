@@ -1,6 +1,5 @@
 """ONNX Runtime: graphs of both lanes on the CPU or on CUDA."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ProviderError, StoreError
 from mosa_deploy.runtimes import cuda
 from mosa_deploy.runtimes.names import EXECUTION_PROVIDERS, PROVIDER_ARITHMETIC, QUANTISATION_KEY, Provider
+from mosa_deploy.runtimes.pool import Pool
 
 # Recent builds report usage to their maker, which nobody here has asked for.
 onnxruntime.disable_telemetry_events()
@@ -103,18 +103,21 @@ class OnnxRunner:
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
         self.bound: dict[str, onnxruntime.OrtValue] = {}
-        self.binding, self.lock = self.session.io_binding(), threading.Lock()
+        # A session serves many threads at once, a binding only one.
+        self.bindings: Pool[onnxruntime.IOBinding] = Pool(self._binding)
 
     def bind(self, tensors: Mapping[str, Array]) -> None:
         """Give inputs that stay from run to run, by name."""
-        values = {
+        self.bound = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(tensor, self.provider, 0) for name, tensor in tensors.items()
         }
-        with self.lock:
-            for name, value in values.items():
-                self.binding.bind_ortvalue_input(name, value)
-            # What is bound must outlive the binding.
-            self.bound = values
+        self.bindings = Pool(self._binding)
+
+    def _binding(self) -> onnxruntime.IOBinding:
+        binding = self.session.io_binding()
+        for name, value in self.bound.items():
+            binding.bind_ortvalue_input(name, value)
+        return binding
 
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
         """On CUDA, copy all of what is bound to the device again: an OrtValue is written as a whole."""
@@ -136,10 +139,9 @@ class OnnxRunner:
         given = dict(zip((name for name in self.inputs if name not in self.bound), inputs, strict=True))
         if not self.bound:
             return np.asarray(self.session.run(None, given)[0], dtype=np.float32)
-        # A session serves many threads at once, a binding only one.
-        with self.lock:
+        with self.bindings.one() as binding:
             for name, value in given.items():
-                self.binding.bind_cpu_input(name, np.ascontiguousarray(value))
-            self.binding.bind_output(self.output, "cpu")
-            self.session.run_with_iobinding(self.binding)
-            return np.asarray(self.binding.copy_outputs_to_cpu()[0], dtype=np.float32)
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            binding.bind_output(self.output, "cpu")
+            self.session.run_with_iobinding(binding)
+            return np.asarray(binding.copy_outputs_to_cpu()[0], dtype=np.float32)

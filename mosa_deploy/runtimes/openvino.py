@@ -4,7 +4,6 @@ The library comes with the extra `openvino`, and is imported when a runner is op
 """
 
 import importlib
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ProviderError, StoreError
 from mosa_deploy.graphs.bank import zero_pages
 from mosa_deploy.runtimes.names import OpenVinoPrecision
+from mosa_deploy.runtimes.pool import Pool
 
 Halves = NDArray[np.uint16]
 """The bits of numbers in bf16, which numpy does not know."""
@@ -50,11 +50,14 @@ def load_openvino(precision: OpenVinoPrecision = "fp32") -> Any:
 
 
 class OpenVinoRunner:
-    """Runs a graph with OpenVINO on the CPU; `threads` of 0 takes every core."""
+    """Runs a graph with OpenVINO on the CPU, `streams` times at once: each has its share of the threads.
+
+    `threads` of 0 takes every core.
+    """
 
     sizes = None
 
-    def __init__(self, path: Path, precision: OpenVinoPrecision = "fp32", threads: int = 0) -> None:
+    def __init__(self, path: Path, precision: OpenVinoPrecision = "fp32", threads: int = 0, streams: int = 1) -> None:
         """Raises ProviderError as `load_openvino`, StoreError if the file is missing or not a graph."""
         self.openvino = load_openvino(precision)
         if not path.is_file():
@@ -62,7 +65,8 @@ class OpenVinoRunner:
         hints = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+            "NUM_STREAMS": streams,
         }
         core = self.openvino.Core()
         try:
@@ -74,22 +78,25 @@ class OpenVinoRunner:
         self.precision = precision
         self.inputs = [port.any_name for port in self.compiled.inputs]
         self.bound: dict[str, Array | Halves] = {}
-        self.request, self.lock = self.compiled.create_infer_request(), threading.Lock()
+        # A request serves one thread at a time.
+        self.requests: Pool[Any] = Pool(self._request)
 
     def bind(self, tensors: Mapping[str, Array]) -> None:
         """Give inputs that stay from run to run, by name. They are read where they lie; banks are copied to bf16."""
-        with self.lock:
-            # What is bound must outlive the request.
-            self.bound = {name: halves(tensor) if name in self.halved else tensor for name, tensor in tensors.items()}
-            for name, tensor in self.bound.items():
-                self._set(name, tensor)
+        self.bound = {name: halves(tensor) if name in self.halved else tensor for name, tensor in tensors.items()}
+        self.requests = Pool(self._request)
+
+    def _request(self) -> Any:
+        request = self.compiled.create_infer_request()
+        for name, tensor in self.bound.items():
+            self._set(request, name, tensor)
+        return request
 
     def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
         """Write these slots of the banks in bf16 again, in place. Other inputs are read where they lie."""
-        with self.lock:
-            for name in self.halved & self.bound.keys():
-                for slot in slots:
-                    self.bound[name][slot] = to_bf16(tensors[name][slot])
+        for name in self.halved & self.bound.keys():
+            for slot in slots:
+                self.bound[name][slot] = to_bf16(tensors[name][slot])
 
     def device_lost(self) -> bool:
         """See `Runner`: a CPU is not lost."""
@@ -98,19 +105,18 @@ class OpenVinoRunner:
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Run the graph on the inputs that are not bound, given in the graph's order."""
         given = [np.ascontiguousarray(value) for value in inputs]
-        # A request serves one thread at a time.
-        with self.lock:
+        with self.requests.one() as request:
             for name, value in zip((name for name in self.inputs if name not in self.bound), given, strict=True):
-                self._set(name, value)
-            self.request.infer()
-            return np.array(self.request.get_output_tensor(0).data, dtype=np.float32)
+                self._set(request, name, value)
+            request.infer()
+            return np.array(request.get_output_tensor(0).data, dtype=np.float32)
 
-    def _set(self, name: str, value: NDArray[Any]) -> None:
+    def _set(self, request: Any, name: str, value: NDArray[Any]) -> None:
         if name in self.halved:
             tensor = self.openvino.Tensor(value, self.openvino.Shape(value.shape), self.openvino.Type.bf16)
         else:
             tensor = self.openvino.Tensor(value, shared_memory=True)
-        self.request.set_tensor(name, tensor)
+        request.set_tensor(name, tensor)
 
 
 def gather_bf16(model: Any) -> frozenset[str]:

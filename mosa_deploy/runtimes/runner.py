@@ -12,6 +12,7 @@ from mosa_deploy.runtimes.names import DEFAULT_RUNNER, RUNNERS, Arithmetic, Runn
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner, execution_provider
 from mosa_deploy.runtimes.openvino import OpenVinoRunner, load_openvino
 from mosa_deploy.runtimes.tensorrt import check_engines, open_engine
+from mosa_deploy.utils.processes import cores
 
 
 class Runner(Protocol):
@@ -71,8 +72,12 @@ def check_runner(name: str) -> None:
             raise ConfigError(unknown_name("runner", name, RUNNERS))
 
 
-def open_runner(path: Path, name: RunnerName = DEFAULT_RUNNER, threads: int = 0, spinning: bool = True) -> Runner:
+def open_runner(
+    path: Path, name: RunnerName = DEFAULT_RUNNER, threads: int = 0, spinning: bool = True, streams: int = 1
+) -> Runner:
     """Load a graph or an engine. `threads` and `spinning` are those of `open_session`; an engine needs neither.
+
+    With several `streams` a CPU is for so many runs at once: each has its share of the threads.
 
     Raises:
         ProviderError: the runtime is missing, did not start, or is not the one that built the engine.
@@ -81,12 +86,12 @@ def open_runner(path: Path, name: RunnerName = DEFAULT_RUNNER, threads: int = 0,
     """
     match name:
         case "onnxruntime-cpu":
-            return OnnxRunner(path, "cpu", threads, spinning)
+            return OnnxRunner(path, "cpu", threads if streams == 1 else (threads or cores()) // streams, spinning)
         case "onnxruntime-cuda":
             return OnnxRunner(path, "cuda", threads, spinning)
         case "openvino":
-            return OpenVinoRunner(path, "fp32", threads)
+            return OpenVinoRunner(path, "fp32", threads, streams)
         case "openvino-bf16":
-            return OpenVinoRunner(path, "bf16", threads)
+            return OpenVinoRunner(path, "bf16", threads, streams)
         case "tensorrt":
             return open_engine(path)
