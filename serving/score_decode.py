@@ -19,6 +19,9 @@ from serving.images import read_pixels
 
 ATTEMPTS = 3
 """How often an image may end the process that decodes it before its shard is given up in this run."""
+NICE = 5
+"""How much less urgent decoding is than the graph. The threads of a graph wait for each other in every product, so a
+process that takes a core from one of them delays all; between products cores are free."""
 AHEAD = 2
 """Chunks of images per process that are decoded, or wait to be, before the graph takes them."""
 CHUNK_BYTES = 16 << 20
@@ -172,4 +175,5 @@ def _decoded(content: bytes | Path, reading: Reading) -> Decoded:
 
 def _begin(parent: int, max_pixels: int) -> None:
     begin(parent)
+    os.nice(NICE)
     allow_pixels(max_pixels)

@@ -130,10 +130,11 @@ class Answers:
 def rows_of(record: Record, names: Sequence[str], scores: Array, top_k: int | None) -> Any:
     """The rows of a task. An image that has none of several labels has one row, without class and score."""
     images, classes = ranked_rows(scores, record.thresholds, top_k or (None if record.multi_label else 1))
-    none = np.setdiff1d(np.arange(len(names)), images)
-    images, classes = np.concatenate([images, none]), np.concatenate([classes, np.full_like(none, -1)])
-    order = np.argsort(images, kind="stable")
-    images, classes = images[order], classes[order]
+    if record.multi_label:
+        none = np.setdiff1d(np.arange(len(names)), images)
+        images, classes = np.concatenate([images, none]), np.concatenate([classes, np.full_like(none, -1)])
+        order = np.argsort(images, kind="stable")
+        images, classes = images[order], classes[order]
     count, missing = len(images), classes < 0
     labels = pyarrow.DictionaryArray.from_arrays(
         pyarrow.array(classes, mask=missing), pyarrow.array(record.classes, pyarrow.string())

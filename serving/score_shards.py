@@ -148,7 +148,7 @@ class TarShard:
 
     def images(self, left: LeftOut) -> Iterator[Encoded]:
         """See `Shard`."""
-        listing = Listing()
+        listing, own = Listing(), self.name
         with _read_to_the_end(self.path), tarfile.open(self.path) as archive:
             while (member := archive.next()) is not None:
                 # The library would keep the head of every member, and only releases from 3.13 on can be told not to.
@@ -159,7 +159,7 @@ class TarShard:
                 if not member.isfile():
                     listing.others[parts] = "link(s) or device(s)"
                 elif listing.add(parts, partial(_opened, archive, member)):
-                    yield Encoded(f"{self.name}/{_name(parts)}", _opened(archive, member).read())
+                    yield Encoded(f"{own}/{_name(parts)}", _opened(archive, member).read())
             check_end(archive)
         left.add(listing)
 
@@ -206,7 +206,7 @@ class ParquetShard:
 
     def images(self, left: LeftOut) -> Iterator[Encoded]:
         """See `Shard`."""
-        row = 0
+        row, own = 0, self.file
         with (
             _read_to_the_end(self.path),
             pyarrow.parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER) as file,
@@ -214,7 +214,7 @@ class ParquetShard:
             for batch in file.iter_batches(batch_size=ROWS, columns=[self.column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     content = value["bytes"] if isinstance(value, dict) else value
-                    yield Encoded(f"{self.file}#{row}", content or b"")
+                    yield Encoded(f"{own}#{row}", content or b"")
                     row += 1
 
 
