@@ -50,7 +50,7 @@ TASKS, BATCH, DISTINCT, BOTTLENECK = 5, 32, 256, 16
 LAST = 2
 """The blocks that tasks of the kind `last-blocks` adapt."""
 KILLS = 3
-BARE_SECONDS = 10.0
+BARE_SECONDS = 5.0
 SAMPLE_SECONDS = 0.2
 AIM = 0.9
 SCORE = "import sys; from serving.commands import score; score(sys.argv[1:], 'mosa score')"
