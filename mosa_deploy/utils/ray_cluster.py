@@ -37,8 +37,13 @@ def connected(address: str) -> Iterator[Any]:
         ProviderError: Ray is not installed.
         ConfigError: no cluster answers there, or one of another Python or Ray.
     """
+    named = f"--ray {address}"
+    if address == "auto":
+        require_package("ray", "ray")
+        address = _found()
+        named += f" (RAY_ADDRESS={address})" if os.environ.get("RAY_ADDRESS") else f" ({address})"
     if (fault := _unreachable(address)) is not None:
-        raise ConfigError(f"--ray {address}: {fault}")
+        raise ConfigError(f"{named}: {fault}")
     require_package("ray", "ray")
     _use_token()
     import ray
@@ -46,17 +51,29 @@ def connected(address: str) -> Iterator[Any]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ConfigError(f"--ray {address}: {_reason(str(error))}") from None
+        raise ConfigError(f"{named}: {_reason(str(error))}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
+def _found() -> str:
+    """The address that Ray takes for `auto`: RAY_ADDRESS, or that of a cluster which was started on this machine.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    try:
+        return str(get_ray_address_from_environment("auto", None))
+    except ConnectionError as error:
+        raise ConfigError(f"--ray auto: {_reason(str(error))}") from None
+
+
 def _unreachable(address: str) -> str | None:
-    """Why no cluster can be at an address; Ray itself would try for minutes."""
-    if address == "auto":
-        return None
+    """Why no cluster can be at an address; Ray itself would try for minutes, or without an end."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         return (

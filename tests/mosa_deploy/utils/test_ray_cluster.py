@@ -11,7 +11,7 @@ import pytest
 
 from mosa_deploy.errors import ConfigError, ProviderError
 from mosa_deploy.utils.ray_cluster import SEEN, Needs, connected, prepare
-from tests.support.ray_cluster import started
+from tests.support.ray_cluster import REASON, started
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,15 @@ def cluster() -> Iterator[str]:
 )
 def test_an_address_without_a_cluster_is_named(address: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"^--ray {address}: {said}"), connected(address):
+        pass
+
+
+@pytest.mark.slow
+def test_a_variable_that_names_a_dead_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason=REASON)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    said = r"^--ray auto \(RAY_ADDRESS=127\.0\.0\.1:1\): nothing answers there \(Connection refused\)"
+    with pytest.raises(ConfigError, match=said), connected("auto"):
         pass
 
 
