@@ -162,13 +162,52 @@ def sun397(root: Path) -> Path:
     return root
 
 
+def caltech101(root: Path) -> Path:
+    """A folder per category, capitals first; the background images are none, and have a file without a suffix."""
+    folder = root / "caltech101" / "101_ObjectCategories"
+    counts = {"Faces": 4, "Leopards": 5, "accordion": 3}
+    write_images(folder, *(f"{name}/image_{i:04d}.jpg" for name, count in counts.items() for i in range(1, count + 1)))
+    write_images(folder / "BACKGROUND_Google", "image_0001.jpg")
+    (folder / "BACKGROUND_Google" / "tmp").write_text("")
+    return root
+
+
+KITTI_OBJECTS: Mapping[str, str] = {
+    "000000": "Pedestrian 1.84 8.41",
+    "000001": "Truck -0.27 69.44|Car -16.53 58.49|Cyclist 4.59 45.84|DontCare -1000 -1000",
+    "000002": "Misc 3.23 8.55|Car 5.22 34.38",
+    "000003": "Car 1.00 13.22|Van 2.00 20.01",
+    "000004": "Van 1.00 8.00|Tram 1.00 2.50",
+    "000005": "Car 1.00 20.00",
+    "000006": "Truck 1.00 -1.25",
+    "000007": "DontCare -1000 -1000",
+}
+"""Photo -> type, x and z in metres of its objects."""
+
+
+def kitti(root: Path) -> Path:
+    """Photos beside text files with an object per line: type, ten numbers of its box and size, x, y, z and angle."""
+    folder = root / "Kitti" / "raw" / "training"
+    write_images(folder / "image_2", *(f"{name}.png" for name in KITTI_OBJECTS))
+    (folder / "label_2").mkdir()
+    for name, objects in KITTI_OBJECTS.items():
+        lines = []
+        for kind, x, z in (each.split() for each in objects.split("|")):
+            lines.append(f"{kind} 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 {x} 1.71 {z} -1.59\n")
+        (folder / "label_2" / f"{name}.txt").write_text("".join(lines))
+    return root
+
+
 def clevr(root: Path) -> Path:
     """Scenes in JSON, whose numbers of objects are 3 to 10; images are PNGs."""
     folder = root / "clevr" / "CLEVR_v1.0"
     (folder / "scenes").mkdir(parents=True)
     for name, counts in (("train", (3, 10, 5, 3, 10, 5, 3, 10, 5, 3)), ("val", (4, 3))):
         files = [f"CLEVR_{name}_{i:06d}.png" for i in range(len(counts))]
-        scenes = [{"image_filename": file, "objects": [{}] * count} for file, count in zip(files, counts, strict=True)]
+        scenes = [
+            {"image_filename": file, "objects": [{"pixel_coords": [240, 160, 12.5 - count / 2]}] * count}
+            for file, count in zip(files, counts, strict=True)
+        ]
         (folder / "scenes" / f"CLEVR_{name}_scenes.json").write_text(json.dumps({"scenes": scenes}))
         write_images(folder / "images" / name, *files)
     return root

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_sets_of_the_data_set_itself(
         ("vtab/oxford_iiit_pet", "pets", [6, 1, 3], {0: 2, 1: 2, 2: 3}, {0: 1, 1: 1, 2: 1}),
         ("vtab/svhn", "svhn", [8, 2, 2], {0: 3, 1: 4, 9: 3}, {0: 1, 5: 1}),
         ("vtab/clevr_count", "clevr", [8, 2, 2], {0: 4, 2: 3, 7: 3}, {0: 1, 1: 1}),
+        ("vtab/clevr_dist", "clevr", [8, 2, 2], {0: 3, 4: 3, 5: 4}, {5: 2}),
     ],
 )
 def test_vtab_sizes_are_drawn_from_what_is_not_for_tests(
@@ -123,6 +125,71 @@ def test_files_are_read_as_they_lie(made: Callable[[str], Path]) -> None:
         assert example.name.startswith("food-101/images/")
 
 
+def test_the_classes_of_kitti_are_the_distances_of_the_nearest_vehicle(made: Callable[[str], Path]) -> None:
+    splits = find("vtab/kitti").splits(made("kitti"), None)
+    assert splits.classes == ("0", "1", "2", "3")
+    found = {Path(each.name).stem: each.label for part in splits.sets().values() for each in part}
+    # Up to 8 m, 20 m, beyond, and no vehicle; a bound belongs to the class before it.
+    assert found == {
+        **{"000000": 3, "000001": 2, "000002": 2, "000003": 1},
+        **{"000004": 0, "000005": 1, "000006": 0, "000007": 3},
+    }
+
+
+@pytest.mark.parametrize(("distance", "label"), [(7.9, 0), (8.0, 0), (8.1, 1), (8.6, 2), (9.5, 3), (9.8, 4), (13.0, 5)])
+def test_the_classes_of_clevr_dist_are_the_distances_of_the_nearest_object(
+    distance: float, label: int, made: Callable[[str], Path]
+) -> None:
+    folder = made("clevr")
+    path = folder / "clevr" / "CLEVR_v1.0" / "scenes" / "CLEVR_val_scenes.json"
+    content = json.loads(path.read_text())
+    content["scenes"][0]["objects"][1] = {"pixel_coords": [1, 2, distance]}
+    for each in (0, 2):
+        content["scenes"][0]["objects"][each] = {"pixel_coords": [1, 2, distance + 3]}
+    path.write_text(json.dumps(content))
+    assert find("vtab/clevr_dist").splits(folder, None).test[0].label == label
+
+
+def test_caltech101_has_the_categories_without_the_background(made: Callable[[str], Path]) -> None:
+    splits = find("vtab/caltech101").splits(made("caltech101"), None)
+    assert splits.classes == ("Faces", "Leopards", "accordion")
+    examples = [each for part in splits.sets().values() for each in part]
+    assert Counter(each.label for each in examples) == {0: 4, 1: 5, 2: 3}
+    assert all(each.name.split("/")[-2] == splits.classes[int(str(each.label))] for each in examples)
+
+
+@pytest.mark.parametrize(
+    ("name", "miniature", "damage", "text"),
+    [
+        ("vtab/kitti", "kitti", "Kitti/raw/training/label_2/000003.txt", r"torchvision's Kitti cannot read .*label_2"),
+        (
+            "vtab/caltech101",
+            "caltech101",
+            "caltech101/101_ObjectCategories/Faces/image_0002.jpg",
+            r"1 of 11 images .*image_0002\.jpg",
+        ),
+        ("vtab/clevr_dist", "clevr", "clevr/CLEVR_v1.0/scenes/CLEVR_val_scenes.json", r"cannot read .*val_scenes"),
+    ],
+)
+def test_a_set_that_lacks_a_file_is_one_error_and_no_download(
+    name: str, miniature: str, damage: str, text: str, made: Callable[[str], Path]
+) -> None:
+    folder = made(miniature)
+    (folder / damage).unlink()
+    with pytest.raises(DataError, match=text) as caught:
+        find(name).splits(folder, None)
+    assert "\n" not in str(caught.value)
+    assert "download=True" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vtab/kitti", "vtab/caltech101", "vtab/clevr_dist"])
+def test_a_set_that_is_not_there_is_one_error(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"or .* \(torchvision's \w+\)\. To get it: ") as caught:
+        find(name).splits(tmp_path, None)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_images_are_counted_and_named(made: Callable[[str], Path]) -> None:
     folder = made("food101")
     for path in sorted((folder / "food-101" / "images").rglob("*.jpg"))[:12]:
@@ -152,7 +219,9 @@ def test_a_missing_list_is_named(made: Callable[[str], Path]) -> None:
 def test_labels_out_of_range_are_named(made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made("clevr")
     path = folder / "clevr" / "CLEVR_v1.0" / "scenes" / "CLEVR_val_scenes.json"
-    path.write_text(path.read_text().replace('"objects": [{}, {}, {}]', '"objects": [{}]'))
+    content = json.loads(path.read_text())
+    content["scenes"][1]["objects"] = content["scenes"][1]["objects"][:1]
+    path.write_text(json.dumps(content))
     with pytest.raises(
         DataError, match=r"1 labels are not 0 to 7: clevr/CLEVR_v1.0/images/val/CLEVR_val_000001.png \(-2\)"
     ):

@@ -4,7 +4,8 @@ torchvision finds the files and their labels; the images are decoded by the same
 set lacks are drawn by a seed of the task.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ class Torchvision:
     """The number of test images to draw with them, if the data set has no test set."""
     first: int = 0
     """The label of the first class."""
+    files: Callable[[Any], Iterable[tuple[Path, int]]] | None = None
+    """Data set -> its files with their labels, where the class itself does not give them; see `annotations`."""
 
     @property
     def layout(self) -> str:
@@ -61,8 +64,8 @@ class Torchvision:
         read: dict[str, list[Example]] = {}
         for name, given in self.sets.items():
             datasets = [self._dataset(task, folder, options) for options in given]
-            read[name] = [example for dataset in datasets for example in _examples(dataset, folder, name, self.first)]
-            classes = tuple(getattr(datasets[0], "classes", classes))
+            read[name] = [example for dataset in datasets for example in self._examples(task, dataset, folder, name)]
+            classes = tuple(getattr(datasets[0], "classes", getattr(datasets[0], "categories", classes)))
         check_classes_known(task, len(classes), folder / self.mark)
         _check(task, folder, [example for examples in read.values() for example in examples])
         return self._composed(task, classes, read)
@@ -77,15 +80,33 @@ class Torchvision:
         from torchvision import datasets
 
         kind = getattr(datasets, self.kind)
-        takes_loader = self.kind not in WITHOUT_LOADER
+        takes_loader = self.files is None and self.kind not in ARRAYS
         try:
             return kind(str(folder), **options, **({"loader": Path} if takes_loader else {}))
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            why = str(error).partition(" You can use download=True")[0].rstrip(".")
-            raise DataError(
-                f"torchvision's {self.kind} cannot read {folder / self.mark} ({type(error).__name__}: {why}): unpack"
-                f" {task.title} again; {task.source}"
-            ) from None
+        except UNREADABLE as error:
+            raise self._unreadable(task, folder, error) from None
+
+    def _unreadable(self, task: Benchmark, folder: Path, error: Exception) -> DataError:
+        why = re.split(r" You (?:can|may) use download=True", str(error))[0].rstrip(".")
+        return DataError(
+            f"torchvision's {self.kind} cannot read {folder / self.mark} ({type(error).__name__}: {why}): unpack"
+            f" {task.title} again; {task.source}"
+        )
+
+    def _examples(self, task: Benchmark, dataset: Any, folder: Path, name: str) -> list[Example]:
+        """The images of one of torchvision's data sets, sorted by path if they are files.
+
+        Raises:
+            DataError: its annotations cannot be read.
+        """
+        if hasattr(dataset, "data"):
+            return _of_arrays(dataset, name, self.first)
+        try:
+            pairs = [dataset[i] for i in range(len(dataset))] if self.files is None else self.files(dataset)
+            named = sorted((Path(path).relative_to(folder).as_posix(), int(label)) for path, label in pairs)
+        except UNREADABLE as error:
+            raise self._unreadable(task, folder, error) from None
+        return [Example(path, (folder / path).read_bytes, label - self.first) for path, label in named]
 
     def _composed(self, task: Benchmark, classes: tuple[str, ...], read: dict[str, list[Example]]) -> Splits:
         """Draw the sets that are missing."""
@@ -112,25 +133,21 @@ def _fitting(sizes: tuple[int, int, int], total: int) -> tuple[int, int, int]:
     return (sizes[0] if share == 1 else total - second - third), second, third
 
 
-WITHOUT_LOADER = ("CIFAR100", "SVHN", "OxfordIIITPet")
-"""The classes that decode images themselves, or keep them as arrays."""
+ARRAYS = ("CIFAR100", "SVHN")
+"""The classes that keep images as arrays."""
+
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError)
+"""What torchvision's classes raise where files are missing or damaged."""
 
 
-def _examples(dataset: Any, folder: Path, name: str, first: int) -> list[Example]:
-    """The images of one of torchvision's data sets, sorted by path if they are files."""
-    if hasattr(dataset, "data"):
-        arrays = dataset.data.transpose(0, 2, 3, 1) if dataset.data.shape[1] == 3 else dataset.data
-        labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-        return [
-            Example(f"{name}/{i:05d}", partial(encode, array), int(label) - first)
-            for i, (array, label) in enumerate(zip(arrays, labels, strict=True))
-        ]
-    if hasattr(dataset, "_images"):  # OxfordIIITPet has no public name for its files.
-        pairs = list(zip(dataset._images, dataset._labels, strict=True))
-    else:
-        pairs = [dataset[i] for i in range(len(dataset))]
-    named = sorted((Path(path).relative_to(folder).as_posix(), int(label)) for path, label in pairs)
-    return [Example(path, (folder / path).read_bytes, label - first) for path, label in named]
+def _of_arrays(dataset: Any, name: str, first: int) -> list[Example]:
+    """The images of a data set that keeps them as arrays."""
+    arrays = dataset.data.transpose(0, 2, 3, 1) if dataset.data.shape[1] == 3 else dataset.data
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return [
+        Example(f"{name}/{i:05d}", partial(encode, array), int(label) - first)
+        for i, (array, label) in enumerate(zip(arrays, labels, strict=True))
+    ]
 
 
 def _check(task: Benchmark, folder: Path, examples: Sequence[Example]) -> None:

@@ -7,20 +7,22 @@ Images are resized straight to the input size, and are not augmented. A class ma
 draws them at random. Published tables tune on all 1,000 images, which is `--split 1000`.
 
 Where torchvision has the data set, its layout is read too, with images that are drawn here. It is not read for
-caltech101 (which has 101 classes there and no test set), patch_camelyon (which needs h5py), kitti and clevr_dist (whose
-classes would have to be computed from distances); the others are not in torchvision.
+patch_camelyon, whose files need h5py; the others are not in torchvision.
 """
 
 from dataclasses import replace
 
+from training.tasks.annotations import caltech, object_distances, pets, vehicle_distances
 from training.tasks.base import REAL
 from training.tasks.benchmark import Benchmark, Reader
-from training.tasks.torchvision_sets import CIFAR, TRAIN_TEST, Torchvision
+from training.tasks.torchvision_sets import CIFAR, TRAIN_TEST, Options, Torchvision
 from training.tasks.vtab_lists import VtabLists
 
 RECIPE = replace(REAL, epochs=100, batch_size=64, warmup_epochs=10.0)
 
 DRAW = (800, 200)
+
+CLEVR: dict[str, tuple[Options, ...]] = {"train": ({"split": "train"},), "test": ({"split": "val"},)}
 
 LISTS = (
     "make the lists with get_vtab1k.py of github.com/ZhangYuanhan-AI/NOAH, or unpack the archive that"
@@ -29,6 +31,9 @@ LISTS = (
 
 OTHER_READERS: dict[str, Reader] = {
     "cifar": Torchvision("CIFAR100", "cifar-100-python", CIFAR, DRAW),
+    "caltech101": Torchvision(
+        "Caltech101", "caltech101/101_ObjectCategories", {"train": ({},)}, DRAW, test=6_084, files=caltech
+    ),
     "dtd": Torchvision(
         "DTD", "dtd/dtd/labels", {"train": ({"split": "train"}, {"split": "val"}), "test": ({"split": "test"},)}, DRAW
     ),
@@ -43,17 +48,14 @@ OTHER_READERS: dict[str, Reader] = {
         "oxford-iiit-pet/annotations",
         {"train": ({"split": "trainval"},), "test": ({"split": "test"},)},
         DRAW,
+        files=pets,
     ),
     "svhn": Torchvision("SVHN", "train_32x32.mat", TRAIN_TEST, DRAW),
     "sun397": Torchvision("SUN397", "SUN397/ClassName.txt", {"train": ({},)}, DRAW, test=21_750),
     "eurosat": Torchvision("EuroSAT", "eurosat/2750", {"train": ({},)}, DRAW, test=5_400),
-    "clevr_count": Torchvision(
-        "CLEVRClassification",
-        "clevr/CLEVR_v1.0",
-        {"train": ({"split": "train"},), "test": ({"split": "val"},)},
-        DRAW,
-        first=3,
-    ),
+    "clevr_count": Torchvision("CLEVRClassification", "clevr/CLEVR_v1.0", CLEVR, DRAW, first=3),
+    "clevr_dist": Torchvision("CLEVRClassification", "clevr/CLEVR_v1.0", CLEVR, DRAW, files=object_distances),
+    "kitti": Torchvision("Kitti", "Kitti/raw/training", {"train": ({},)}, DRAW, test=711, files=vehicle_distances),
 }
 """Folder -> who reads another format than the lists."""
 
