@@ -33,7 +33,7 @@ from training.reading import decode_all
 from training.tasks import find
 from training.tasks.base import Example, Splits
 from training.tune import tune
-from training.tune_options import StartOptions
+from training.tune_options import DISTIL, StartOptions
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Config:
     """Those of every run from nothing; adding classes takes half of them. Default: the preset's."""
     exemplars: int | None = None
     """Images of each old class to tune on. Default: all that a run keeps."""
+    distil: float = DISTIL
+    """The weight of the distillation loss where classes are added."""
     seeds: int = 3
     runs: Path | None = None
     """Keep the runs in this folder, and go on where it stopped; the times of finished runs are read from it."""
@@ -133,7 +135,9 @@ class Study:
                 seed=self.seed,
                 out=out,
                 skip_duplicates=True,
-                starting=StartOptions(extend=extend, exemplars=config.exemplars),
+                starting=StartOptions(
+                    extend=extend, exemplars=config.exemplars, distil=config.distil if extend else DISTIL
+                ),
             )
         )
         seconds = processor_seconds() - start

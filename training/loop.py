@@ -184,7 +184,7 @@ class Trainer:
         if not self.ranks.first:  # Other images, other dropout.
             torch.manual_seed(derive(self.seed, "epoch", epoch, "rank", self.ranks.rank))
         self.model.train()
-        sums, seen, start = torch.zeros(2), 0, time.perf_counter()
+        sums, seen, start = torch.zeros(len(self.step.terms)), 0, time.perf_counter()
         left = f", {self.time_left()} for the epochs from here" if self.state.history else ""
         batches = self.train.batches(self.ranks.cuts(order, self.recipe.batch_size))
         batches = self.augmentation.changed(batches, epoch, self.computing.workers)
@@ -203,8 +203,7 @@ class Trainer:
         means = sums / seen
         return {
             "epoch": epoch + 1,
-            "cross_entropy": float(means[0]),
-            "consistency": float(means[1]),
+            **dict(zip(self.step.terms, means.tolist(), strict=True)),
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "images_per_second": seen / (time.perf_counter() - start),
         }

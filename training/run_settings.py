@@ -56,11 +56,19 @@ def add_start(fields: Fields) -> Fields:
     return {"init": None, "extend": None, "exemplars": None, "joint": None, "sampling_temperature": None} | fields
 
 
+def add_distillation(fields: Fields) -> Fields:
+    """Upgrade `config.json` to version 10: the weight of distillation, of which runs that added classes had none."""
+    return {"distil": 0.0 if fields.get("extend") else None} | fields
+
+
 RUN_FORMAT = FileFormat(
     "config.json",
     ConfigError,
     remedy="copy the run again, or tune the task into another --out",
-    migrations=(state_version, add_images, add_recipe, add_steps, add_jpeg, add_groups, add_labels, add_start),
+    migrations=(
+        *(state_version, add_images, add_recipe, add_steps, add_jpeg, add_groups, add_labels, add_start),
+        add_distillation,
+    ),
     unstated=1,
 )
 
@@ -91,6 +99,7 @@ def describe(config: TuneConfig, recipe: Recipe, precision: str) -> str:
         "init": config.starting.init and str(config.starting.init),
         "extend": config.starting.extend and str(config.starting.extend),
         "exemplars": config.starting.exemplars,
+        "distil": config.starting.distil if config.starting.extend else None,
         "joint": config.joining.joint and str(config.joining.joint),
         "sampling_temperature": config.joining.joint and config.joining.sampling_temperature,
         **dataclasses.asdict(recipe),

@@ -1,7 +1,8 @@
 """What a run takes from the run that it starts from: `mosa tune --init RUN` and `--extend RUN`.
 
 Backbone, method and the shape of the adapter are those of that run. `--extend` also takes the name of its task, and how
-its images are read; it trains for half of the preset's epochs, and all classes weigh the same.
+its images are read; it trains for half of the preset's epochs, with a fifth of the learning rate, and all classes
+weigh the same.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from training.method_settings import LACKING, METHODS_OF
 from training.presets import preset, task_of
 from training.recipe import flag
 from training.run_settings import RUN_FORMAT, parse_settings
+
+GENTLE = 0.2
+"""The share of the preset's learning rate with which a task gets more classes: the rows of the new ones are fitted
+before, and with the whole rate the adapter forgets in the first epochs what the later ones cannot bring back."""
 
 READING = ("jpeg", "white_level")
 """Options of how images are read, which a task keeps when it gets more classes."""
@@ -99,8 +104,15 @@ def _extended(config: TuneConfig, record: Record) -> TuneConfig:
     if config.merge_scale is None and record.adapter is not None and record.adapter.merge_scale is not None:
         config = replace(config, merge_scale=str(record.adapter.merge_scale))
     recipe = config.resolve(preset(task_of(config), config.backbone))
-    epochs = max(1, recipe.epochs // 2) if config.epochs is None else config.epochs
-    return replace(config, epochs=epochs, balance=config.balance or "sampler")
+    mixing = [f"{flag(each)} {value:g}" for each in ("mixup", "cutmix") if (value := getattr(recipe, each))]
+    if mixing and config.starting.distil:
+        raise ConfigError(f"{', '.join(mixing)}: --extend teaches single images, so drop it, or add --distil 0")
+    return replace(
+        config,
+        epochs=max(1, recipe.epochs // 2) if config.epochs is None else config.epochs,
+        lr=GENTLE * recipe.lr if config.lr is None else config.lr,
+        balance=config.balance or "sampler",
+    )
 
 
 def _shown(value: object) -> str:

@@ -15,6 +15,7 @@ from training.attention import unfused
 from training.average import WeightAverage
 from training.data import Batch
 from training.devices import Computing
+from training.distil import Held
 from training.entry import Entry
 from training.optimiser import is_second_order
 from training.recipe import Recipe
@@ -22,6 +23,9 @@ from training.recipe import Recipe
 
 class Step:
     """Updates what is tuned in `model` by a batch; `class_weights` (K,) weigh the classes in the cross entropy."""
+
+    held: Held | None = None
+    """What a task that gets more classes holds on to."""
 
     def __init__(
         self,
@@ -42,14 +46,19 @@ class Step:
         # The fused kernels have no second derivatives.
         self.unfused = self.second_order or (computing.device == "cpu" and computing.precision == "bf16")
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the terms of the loss."""
+        return ("cross_entropy", "consistency", *(["distillation"] if self.held else []))
+
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
-        """Mean cross entropy and consistency loss of the whole batch, (2,) on the CPU, and the number of its images.
+        """The mean of each term over the whole batch, (terms,) on the CPU, and the number of its images.
 
         `batch` is this process's part of it.
         """
         totals = self.ranks.sum(self.weights(batch))
         images = int(totals[1])
-        losses = torch.zeros(2)
+        losses = torch.zeros(len(self.terms))
         if not images:
             return losses, 0
         self.optimizer.zero_grad()
@@ -77,15 +86,20 @@ class Step:
         return torch.tensor([weighed, count], dtype=torch.float64)
 
     def backward(self, part: Batch, shares: Tensor) -> Tensor:
-        """Add the gradients of a part, which has these shares in the losses of the batch; returns its own, (2,)."""
+        """Add the gradients of a part, which has these shares in the losses of the batch; returns its terms."""
         place(self.model, part.cut.places, part.cut.total)
         with self.autocast:
             logits = self.logits(self.entry.prepare(part.pixels.to(self.device)))
         labels = part.labels.to(self.device).repeat_interleave(self.recipe.head_samples, 0)
         losses = self.losses(logits, labels)
-        cross_entropy, consistency = (float(share) * loss for share, loss in zip(shares, losses, strict=True))
-        self.add_gradients(cross_entropy + self.recipe.consistency * consistency)
-        return torch.stack([cross_entropy, consistency]).detach().cpu()
+        terms = [float(share) * loss for share, loss in zip(shares, losses, strict=True)]
+        total = terms[0] + self.recipe.consistency * terms[1]
+        if self.held is not None:
+            held = self.held.loss(logits, part.cut.rows, self.recipe.passes, self.recipe.head_samples)
+            terms.append(float(shares[1]) * held)
+            total = total + self.held.weight * terms[2]
+        self.add_gradients(total)
+        return torch.stack(terms).detach().cpu()
 
     def losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy, or what takes its place, and consistency of the passes."""

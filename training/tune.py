@@ -26,6 +26,7 @@ from training.joint.joint import tune_joint
 from training.loop import Row, Trainer, Watch
 from training.merge_scale import fit_merge_scale
 from training.method_settings import AUTO
+from training.new_rows import begin
 from training.plan import Plan
 from training.probe import fit_probe
 from training.ranks import Ranks, first_speaks, joined
@@ -154,6 +155,8 @@ def train(plan: Plan, data: Data, computing: Computing, watch: Watch | None) -> 
     old = plan.extension
     before = 0.0 if old is None else old.accuracy(model.to(plan.device), plan.device, len(old.record.classes))
     trainer = Trainer(model, data.train, data.validation, plan.preprocess, recipe, seed, computing, method)
+    if old is not None:
+        begin(trainer, len(old.record.classes), plan.config.starting.distil)
     rows = fit(trainer, plan.out, plan.config.resume, watch)
     if adapter is not None and recipe.merge_scale == "learned" and computing.ranks.first:
         learned = fit_merge_scale(model, data.validation.settled(), plan.preprocess, plan.device)

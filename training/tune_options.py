@@ -133,6 +133,10 @@ class OptimOptions:
     to this value in the last one."""
 
 
+DISTIL = 1.0
+"""The weight of the distillation loss where a task gets more classes."""
+
+
 @dataclass(frozen=True)
 class StartOptions:
     """Start from the run of another task, or of the same one with fewer classes."""
@@ -145,6 +149,9 @@ class StartOptions:
     exemplars: int | None = None
     """With --extend, the number of images of each old class to tune on. Default: all that its run kept. In every run,
     the least number of training images of each class to keep for a later --extend. Default: 256 images in all."""
+    distil: float = DISTIL
+    """With --extend, the weight of the distillation loss, which keeps the logits of the old classes near those of the
+    task as it was. 0 leaves it out."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
@@ -153,6 +160,10 @@ class StartOptions:
             faults.append("--init and --extend exclude each other: drop one")
         if self.exemplars is not None and self.exemplars < 1:
             faults.append(f"--exemplars {self.exemplars}: at least 1")
+        if not 0 <= self.distil < math.inf:
+            faults.append(f"--distil {self.distil:g}: at least 0")
+        if self.extend is None and self.distil != DISTIL:
+            faults.append(f"--distil {self.distil:g} goes with --extend: leave it out")
         if faults:
             raise ConfigError("; ".join(faults))
 

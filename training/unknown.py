@@ -22,7 +22,8 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.utils.seeds import derive
 from training.data import Images, ImageSet
-from training.loop import PREDICTED, predict
+from training.entry import Entry
+from training.loop import PREDICTED, logits_of
 
 IMAGES = 2048
 """The most training images whose features are computed, unless a class would have fewer than `PER_CLASS`."""
@@ -56,10 +57,15 @@ def predict_with_features(
     model: TunedModel, images: ImageSet, preprocess: Preprocess, device: str
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and the features (N, F) that the head reads, as `predict` gives logits."""
+    return logits_and_features(model, Entry.whole(model, preprocess), images, device)
+
+
+def logits_and_features(model: TunedModel, entry: Entry, images: ImageSet, device: str) -> tuple[Tensor, Tensor]:
+    """The same of images that enter the model as `entry` says."""
     found: list[Tensor] = []
     watch = model.get_classifier().register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].cpu()))
     try:
-        logits = predict(model, images, preprocess, device)
+        logits = logits_of(model, entry, images, device, torch.arange(len(images)))
     finally:
         watch.remove()
     return logits, torch.cat(found)
@@ -67,10 +73,15 @@ def predict_with_features(
 
 def pixels_of(images: ImageSet, index: list[int], preprocess: Preprocess) -> Tensor:
     """The pixels (n, H, W, 3) of these images in the size that the task reads; some sets have a margin."""
-    pixels = images.take(index)
+    return without_margin(images.take(index), preprocess)
+
+
+def without_margin(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """The same of pixels (n, H', W', 3)."""
     if tuple(pixels.shape[1:3]) == preprocess.size:
         return pixels
-    return torch.from_numpy(np.stack([preprocess.pixels(Image.fromarray(image)) for image in pixels.numpy()]))
+    read = [preprocess.pixels(Image.fromarray(image)) for image in pixels.cpu().numpy()]
+    return torch.from_numpy(np.stack(read)).to(pixels.device)
 
 
 def statistics_of(

@@ -166,7 +166,7 @@ def test_config_json_holds_every_option_but_where_and_how_it_runs() -> None:
     groups = {"reading", "streaming", "augmentation", "optimisation", "execution", "labelling", "starting", "joining"}
     elsewhere = groups | {"out", "resume", "device", "skip_duplicates", "trials", "worth", "ema_decay"}
     options = {field.name for field in dataclasses.fields(TuneConfig)} - elsewhere
-    options |= {"max_pixels", "init", "extend", "exemplars", "joint", "sampling_temperature"}
+    options |= {"max_pixels", "init", "extend", "exemplars", "distil", "joint", "sampling_temperature"}
     assert described.keys() == options | {field.name for field in dataclasses.fields(Recipe)} | {"format_version"}
     assert described["data_dir"] == "images"
     assert described["precision"] == "bf16"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -108,6 +109,48 @@ def test_forgetting_is_the_accuracy_on_old_validation_images_before_minus_after(
     assert read_record(extended).metrics["forgetting"] == found["forgetting"]
 
 
+def test_it_is_taught_by_the_task_as_it_was(extended: Path) -> None:
+    with (extended / "history.csv").open(newline="") as handle:
+        rows = [*csv.DictReader(handle)]
+    assert all(0 < float(row["distillation"]) < 1 for row in rows)
+    assert json.loads((extended / "config.json").read_text())["distil"] == 1.0
+
+
+def test_the_rows_of_new_classes_are_fitted_before_anything_is_learned(
+    few_run: Path, new: Path, tmp_path: Path
+) -> None:
+    still = replace(options(tmp_path / "run", extend=few_run, distil=0.0), data_dir=new, lr=1e-12)
+    run = tune(still)
+    examples = new_test(run)
+    images = decode_all(examples, read_record(run).preprocess, "test")
+    assert accuracy(run, images, images.labels) > 0.7
+    assert "distillation" not in (run / "history.csv").read_text()
+
+
+@pytest.mark.slow  # three runs
+def test_a_run_that_is_resumed_is_taught_the_same(few_run: Path, new: Path, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(history: Sequence[Any]) -> None:
+        raise StoppedError
+
+    config = replace(options(tmp_path / "run", extend=few_run), data_dir=new, epochs=2)
+    whole = Bundle.load(tune(replace(config, out=tmp_path / "whole")))
+    with pytest.raises(StoppedError):
+        tune(config, watch=stop)
+    resumed = Bundle.load(tune(replace(config, resume=True)))
+    assert resumed.digest == whole.digest
+
+
+def test_crops_are_taught_what_the_whole_image_is(few_run: Path, new: Path, tmp_path: Path) -> None:
+    config = options(tmp_path / "run", extend=few_run)
+    augmentation = replace(config.augmentation, augment="crop")
+    run = tune(replace(config, data_dir=new, augmentation=augmentation, lr=1e-12))
+    images = decode_all(new_test(run), read_record(run).preprocess, "test")
+    assert accuracy(run, images, images.labels) > 0.7
+
+
 def test_without_learning_the_adapter_and_the_old_rows_stay(few_run: Path, new: Path, tmp_path: Path) -> None:
     still = replace(options(tmp_path / "run", extend=few_run), data_dir=new, lr=1e-12)
     before, after = Bundle.load(few_run).tensors, Bundle.load(tune(still)).tensors
@@ -171,6 +214,7 @@ def test_what_is_left_out_comes_from_the_run(few_run: Path, new: Path) -> None:
     assert (config.task, config.name, config.out) == ("folder", "few", Path("runs/few-extended"))
     assert (config.method, config.backbone, config.bottleneck) == ("mosa", read_record(few_run).backbone.name, 2)
     assert config.epochs == 5  # half of the toy's ten
+    assert config.lr == pytest.approx(2e-3)  # a fifth of the toy's
     assert completed(config) == config
 
 
@@ -191,6 +235,27 @@ def test_the_default_method_contradicts_another_if_it_was_asked_for(
     assert tune_config(given).method == "adapter"
     with pytest.raises(ConfigError, match="--method mosa: it has adapter, leave it out"):
         tune_config([*given, "--method", "mosa"])
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["--distil", "2"], "--distil 2 goes with --extend: leave it out"),
+        (["--extend", "RUN", "--distil", "-1"], "--distil -1: at least 0"),
+        (["--extend", "RUN", "--mixup", "0.2"], "--mixup 0.2: --extend teaches single images, so drop it, or add --di"),
+    ],
+)
+def test_a_weight_of_distillation_without_sense_is_refused(
+    few_run: Path, new: Path, given: list[str], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        tune_config([each.replace("RUN", str(few_run)) for each in given] + ["--data-dir", str(new)])
+    assert "\n" not in str(caught.value)
+
+
+def test_blends_are_not_taught(few_run: Path, new: Path) -> None:
+    given = ["--extend", str(few_run), "--data-dir", str(new), "--mixup", "0.2", "--distil", "0"]
+    assert tune_config(given).starting.distil == 0
 
 
 def merged(run: Path) -> None:

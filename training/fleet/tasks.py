@@ -18,7 +18,7 @@ from training.presets import preset, task_of
 from training.task_file import OPTIONS, Options, load_task_file
 from training.tune_options import JointOptions
 
-OF_THE_FLEET = ("name", "out", "resume", "init", "extend", *options_of(JointOptions))
+OF_THE_FLEET = ("name", "out", "resume", "init", "extend", "distil", *options_of(JointOptions))
 """Options of `mosa tune` that the fleet itself sets, and those that need a run which is there before it."""
 
 KINDS = {name: kind for name, kind in OPTIONS.items() if name not in OF_THE_FLEET}

@@ -25,7 +25,10 @@ OF_A_TASK = (
 )
 """Options in which the tasks of a joint run may differ: those of their images."""
 
-OF_THE_COMMAND = ("name", "out", "resume", "init", "extend", "multi_label", "loss", *options_of(JointOptions))
+OF_THE_COMMAND = (
+    *("name", "out", "resume", "init", "extend", "distil", "multi_label", "loss"),
+    *options_of(JointOptions),
+)
 """Options that the file does not have, because the run sets them or the tasks cannot use them."""
 
 KINDS = {name: kind for name, kind in OPTIONS.items() if name not in OF_THE_COMMAND}
