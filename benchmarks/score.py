@@ -46,11 +46,13 @@ from serving.settings import Settings
 from tests.support.tasks import TaskMaker, picture
 
 KINDS = ("adapters", "last-blocks", "probes")
-TASKS, BATCH, DISTINCT, BOTTLENECK = 5, 32, 256, 16
+TASKS, DISTINCT, BOTTLENECK = 5, 256, 16
+BATCHES = (4, 8, 16, 32)
+"""The batch sizes that a bare session tries. `mosa score` finds its own, as it does for a user."""
 LAST = 2
 """The blocks that tasks of the kind `last-blocks` adapt."""
 KILLS = 3
-BARE_SECONDS = 5.0
+BARE_SECONDS = 3.0
 SAMPLE_SECONDS = 0.2
 AIM = 0.9
 SCORE = "import sys; from serving.commands import score; score(sys.argv[1:], 'mosa score')"
@@ -137,29 +139,34 @@ class Bare:
         # Threads that spin are faster on idle cores, and much slower on cores that others use: the better one counts.
         self.shared = [SharedRunner(OnnxRunner(folder / shared.file, spinning=each), bank) for each in (True, False)]
         self.graph = OnnxRunner(folder / PLAIN)
-        pixels = [maker.preprocess.read(maker.images[i % len(maker.images)]) for i in range(BATCH)]
+        pixels = [maker.preprocess.read(maker.images[i % len(maker.images)]) for i in range(BATCHES[-1])]
         self.images = maker.preprocess.normalise(np.stack(pixels))
-        self.slots = np.resize(np.array(written, dtype=np.int64), BATCH)
+        self.slots = np.resize(np.array(written, dtype=np.int64), BATCHES[-1])
 
     def rate(self, seconds: float) -> float:
-        """Images per second, each by all tasks."""
-        runs = [partial(each.run, self.images, self.slots) for each in self.shared]
-        return max(per_second(run, seconds) for run in runs) / self.passes
+        """Images per second, each by all tasks, in the batch size that is fastest."""
+        rates = [
+            per_second(partial(runner.run, self.images[:size], self.slots[:size]), size, seconds)
+            for runner in self.shared
+            for size in BATCHES
+        ]
+        return max(rates) / self.passes
 
     def plain(self, seconds: float) -> float:
         """The same of the plain graph."""
-        return per_second(lambda: self.graph.run(self.images), seconds) / self.passes
+        rates = [per_second(partial(self.graph.run, self.images[:size]), size, seconds) for size in BATCHES]
+        return max(rates) / self.passes
 
 
-def per_second(run: Callable[[], object], seconds: float) -> float:
-    """Images per second of a session that runs one batch at a time."""
+def per_second(run: Callable[[], object], size: int, seconds: float) -> float:
+    """Images per second of a session that runs one batch of this size at a time."""
     run()
     start = time.perf_counter()
     count = 0
     while (took := time.perf_counter() - start) < seconds:
         run()
         count += 1
-    return count * BATCH / took
+    return count * size / took
 
 
 def decoding(preprocess: Preprocess) -> float:
@@ -180,7 +187,7 @@ def command_of(store: Path, images: Path, out: Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The variables of the service that a measured run has."""
-    return {**os.environ, "MOSA_RUNTIME": "onnxruntime-cpu", "MOSA_PRECISION": "fp32", "MOSA_MAX_BATCH": str(BATCH)}
+    return {**os.environ, "MOSA_RUNTIME": "onnxruntime-cpu", "MOSA_PRECISION": "fp32"}
 
 
 @contextmanager
@@ -301,8 +308,9 @@ def report(found: Sequence[Measured], config: Config) -> str:
     ]
     said = (
         f"{config.images:,} generated JPEGs of 96 x 72 in tar shards of {config.shard:,}, embedded backbone, {cores()}"
-        f" cores, {BATCH} images per batch. The bare session runs the same graph with the same bank; the plain graph"
-        f" runs as many passes without a bank. Tasks of the kind last-blocks adapt the last {LAST} of 6 blocks, and the"
+        f" cores. The bare session runs the same graph with the same bank, one batch at a time on all cores, in the"
+        f" fastest of the sizes {', '.join(map(str, BATCHES))}; `mosa score` finds its own sizes. The plain graph runs"
+        f" as many passes without a bank. Tasks of the kind last-blocks adapt the last {LAST} of 6 blocks, and the"
         " bare session runs all blocks for each of them. Decoding takes"
         f" {1000 * min(each.decoding for each in found):.2f} ms of a core per image, which the bare session is spared."
     )
