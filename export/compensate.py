@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from scipy.linalg.lapack import dtrtri
 
 from export.intermediate import Feed, Values
 from export.left_out import Rounding, quantised_products
@@ -27,8 +28,9 @@ from export.smooth import channel_axis
 
 DAMPING = 0.01
 
-TOGETHER = 512 << 20
-"""The most bytes of the matrices X^T X that are in memory at once; the inputs are run again for the next ones."""
+TOGETHER = 1280 << 20
+"""The most bytes of the matrices X^T X that are in memory at once; the inputs are run again for the next ones. Those of
+a ViT-B fit."""
 
 ROWS = 64
 """Rows that are rounded before the rest is changed, which makes one matrix product of it."""
@@ -65,12 +67,13 @@ def grams(
     products = [node for node in model.graph.node if node.name in roundings]
     for some in batched(products, [roundings[node.name].weight.shape[0] for node in products]):
         values = Values(model, sorted({node.input[0] for node in some}))
-        found = {node.name: np.zeros((), dtype=np.float64) for node in some}
+        widths = {node.name: roundings[node.name].weight.shape[0] for node in some}
+        found = {name: np.zeros((width, width), dtype=np.float64) for name, width in widths.items()}
         for feed in feeds:
             inputs = values.of(feed)
             for node in some:
                 x = roundings[node.name].activation(inputs[node.input[0]].reshape(-1, inputs[node.input[0]].shape[-1]))
-                found[node.name] = found[node.name] + x.T @ x
+                found[node.name] += x.T @ x
         for node in some:
             yield node, found.pop(node.name)
 
@@ -92,7 +95,7 @@ def rounded_rows(weight: NDArray[np.float32], step: NDArray[np.float32], gram: D
     left, steps = weight.astype(np.float64), step.astype(np.float64)
     count = len(left)
     damping = DAMPING * (np.trace(gram) / count or 1.0)
-    upper = np.linalg.cholesky(np.linalg.inv(gram + damping * np.eye(count))).T
+    upper = inverse_factor(gram + damping * np.eye(count))
     rounded = np.empty_like(left)
     for start in range(0, count, ROWS):
         end = min(start + ROWS, count)
@@ -103,3 +106,13 @@ def rounded_rows(weight: NDArray[np.float32], step: NDArray[np.float32], gram: D
             left[k + 1 : end] -= np.outer(upper[k, k + 1 : end], errors[k - start])
         left[end:] -= upper[start:end, end:].T @ errors
     return rounded
+
+
+def inverse_factor(matrix: Doubles) -> Doubles:
+    """U of M^-1 = U^T U, with U upper triangular, for a positive definite M (n, n).
+
+    With L L^T = M in the reverse order of rows and columns, L^-1 in the reverse order is U. That takes a third of the
+    operations of M^-1 and its factor.
+    """
+    inverse, _ = dtrtri(np.linalg.cholesky(matrix[::-1, ::-1]), lower=1)
+    return np.ascontiguousarray(inverse[::-1, ::-1])

@@ -44,6 +44,9 @@ ENGINE_FORMATS: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": 
 
 ROUNDS = 5
 
+FEW = 8
+"""Validation images between two looks at whether an int8 file has lost too much."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -85,15 +88,21 @@ class Limit:
         """Why a file should not take the fp32 graph's place; None if it may."""
         if not link.holds:
             return f"it differs from fp32 by {link.fault}"
-        if self.accuracy is None or accuracy is None:
+        if accuracy is None or self.allows(accuracy):
             return None
-        loss = 100 * (self.accuracy - accuracy)
+        return f"it loses {self.loss(accuracy)}"
+
+    def allows(self, accuracy: float) -> bool:
+        """Whether a file may have this accuracy."""
         # The accuracies are shares, so a loss of exactly the limit may come out a little above it.
-        if loss <= self.points + 1e-9:
-            return None
+        return self.accuracy is None or 100 * (self.accuracy - accuracy) <= self.points + 1e-9
+
+    def loss(self, accuracy: float) -> str:
+        """How much a file with too little accuracy loses, in words."""
+        assert self.accuracy is not None
         return (
-            f"it loses {loss:.2f} points of accuracy on {self.images} validation images, above --max-accuracy-loss"
-            f" {self.points:g}"
+            f"{100 * (self.accuracy - accuracy):.2f} points of accuracy on {self.images} validation images, above"
+            f" --max-accuracy-loss {self.points:g}"
         )
 
 
@@ -151,7 +160,7 @@ def write_int8(
     calibration = chain.preprocess.normalise(chain.samples.images)
     for tried in attempts(target, chain.bundle, calibration, quantisation):
         onnx.save(tried.model, aside)
-        found = measure(tried.target, aside, path, "int8", chain, limit)
+        found = measure(tried.target, aside, path, "int8", chain, limit, in_full=False)
         if found.fault is None:
             check_finite(tried.target, aside, path, chain)
             return replace(accept(found, chain), left_out=tried.said), tried.exponents
@@ -161,11 +170,27 @@ def write_int8(
     )
 
 
-def measure(target: ExportTarget, file: Path, path: Path, precision: Precision, chain: Chain, limit: Limit) -> Written:
-    """Compare a file, which will be renamed to `path`, with the fp32 graph that it was made from."""
+def measure(
+    target: ExportTarget,
+    file: Path,
+    path: Path,
+    precision: Precision,
+    chain: Chain,
+    limit: Limit,
+    in_full: bool = True,
+) -> Written:
+    """Compare a file, which will be renamed to `path`, with the fp32 graph that it was made from.
+
+    Unless `in_full`, that ends as soon as the file has lost too much accuracy, with the most that it can have.
+    """
     answer = target.answer_by(open_runner(file))
+    if in_full:
+        accuracy = chain.accuracy(path.name, answer)
+    else:
+        accuracy = chain.accuracy(path.name, answer, FEW, limit.allows)
+        if accuracy is not None and not limit.allows(accuracy):
+            return Written(path, None, accuracy, None, f"it loses at least {limit.loss(accuracy)}")
     link = chain.compare(target.stage, path.name, chain.answers(path.name, answer), TOLERANCES[precision])
-    accuracy = chain.accuracy(path.name, answer)
     return Written(path, link, accuracy, milliseconds(answer, chain.inputs), limit.fault(link, accuracy))
 
 

@@ -187,15 +187,28 @@ class Chain:
         parts = [self.inputs[start : start + batch] for start in range(0, len(self.inputs), batch)]
         return np.concatenate([answer(images) for images in progress(parts, f"parity: {stage}")])
 
-    def accuracy(self, name: str, answer: Callable[[Array], Array], batch: int = BATCH) -> float | None:
-        """The share of the labelled images whose class, or exactly whose labels, a graph answers; None without any."""
+    def accuracy(
+        self,
+        name: str,
+        answer: Callable[[Array], Array],
+        batch: int = BATCH,
+        enough: Callable[[float], bool] = lambda _: True,
+    ) -> float | None:
+        """The share of the labelled images whose class, or exactly whose labels, a graph answers; None without any.
+
+        Once it can no longer be `enough`, the largest share that is left is returned.
+        """
         labels, pixels = self.samples.labels, self.samples.validation
         if not len(labels):
             return None
-        parts = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
-        logits = [answer(self.preprocess.normalise(part)) for part in progress(parts, f"accuracy: {name}")]
-        answered = self.bundle.record.decide(np.concatenate(logits))
-        return float((answered == expected(labels, answered.shape[1])).all(axis=1).mean())
+        parts, wrong = [slice(start, start + batch) for start in range(0, len(pixels), batch)], 0
+        for part in progress(parts, f"accuracy: {name}"):
+            answered = self.bundle.record.decide(answer(self.preprocess.normalise(pixels[part])))
+            right = (answered == expected(labels[part], answered.shape[1])).all(axis=1)
+            wrong += int((~right).sum())
+            if not enough((len(labels) - wrong) / len(labels)):
+                break
+        return (len(labels) - wrong) / len(labels)
 
     def require(self) -> None:
         """Raises ParityError, naming the first pair of stages that disagree."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export import compensate as module
-from export.compensate import DAMPING, compensate, rounded_rows
+from export.compensate import DAMPING, compensate, inverse_factor, rounded_rows
 from export.int8 import to_int8
 from export.left_out import quantised_products
 from mosa_deploy.runtimes.names import Quantisation
@@ -30,6 +30,13 @@ def best_rows(weight: NDArray[np.float64], step: NDArray[np.float64], gram: NDAr
         best = weight[k:] + np.linalg.solve(damped[k:, k:], damped[k:, :k] @ lost)
         rounded[k] = np.clip(np.rint(best[0] / step), -LIMIT, LIMIT)
     return rounded
+
+
+def test_the_factor_of_the_inverse_is_upper_triangular() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 12))
+    upper = inverse_factor(x.T @ x)
+    np.testing.assert_allclose(upper.T @ upper, np.linalg.inv(x.T @ x), rtol=1e-9, atol=1e-12)
+    assert not np.tril(upper, -1).any()
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64])

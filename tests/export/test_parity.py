@@ -93,6 +93,21 @@ def test_accuracy_is_that_of_all_labelled_images_and_of_no_others(parts_run: Pat
     assert Chain(bundle).accuracy("x.onnx", answer) is None
 
 
+def test_accuracy_ends_with_the_images_after_which_it_cannot_be_enough(parts_run: Path) -> None:
+    bundle = Bundle.load(parts_run)
+    images = np.zeros((10, *bundle.record.preprocess.size, 3), dtype=np.uint8)
+    chain = Chain(bundle, Samples(images, images, np.array([0, 0, 1, 0, 1, 0, 0, 1, 0, 0])))
+    seen: list[int] = []
+
+    def answer(inputs: Array) -> Array:
+        seen.append(len(inputs))
+        return np.eye(3, dtype=np.float32)[np.zeros(len(inputs), dtype=np.int64)]
+
+    assert chain.accuracy("x.onnx", answer, 2, enough=lambda most: most >= 0.85) == 0.8
+    assert seen == [2, 2, 2]
+    assert chain.accuracy("x.onnx", answer, 2, enough=lambda most: most >= 0.7) == 0.7
+
+
 def test_a_branch_is_compared_with_the_stage_that_it_names(chain: Chain) -> None:
     logits: Array = np.log(chain.bundle.canary.probabilities) * np.float32(chain.bundle.record.temperature)
     for stage in ("expectation", "ONNX"):
