@@ -134,8 +134,8 @@ def kill_a_fleet(folder: Path, unbroken: Path, config: Config) -> Killed:
                 while len(bundles(out)) <= len(before) and driver.poll() is None:
                     time.sleep(0.05)
                 before |= bundles(out)
-                workers = psutil.Process(driver.pid).children() if driver.poll() is None else []
-                for process in workers[-1:] if victim == "worker" else [driver]:
+                workers = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+                for process in workers_of(driver.pid)[-1:] if victim == "worker" else [driver]:
                     with suppress(psutil.NoSuchProcess, ProcessLookupError):
                         process.send_signal(signal.SIGKILL)
             psutil.wait_procs(workers, timeout=30)
@@ -149,6 +149,14 @@ def kill_a_fleet(folder: Path, unbroken: Path, config: Config) -> Killed:
         epochs=sum(len(epochs) - len(set(epochs)) for epochs in told),
         same=digests(out) == digests(unbroken),
     )
+
+
+def workers_of(driver: int) -> list[psutil.Process]:
+    """The processes that carry out tasks: each is the child of a guard, which is a child of the fork server."""
+    with suppress(psutil.NoSuchProcess):
+        servers = psutil.Process(driver).children()
+        return [fork for server in servers for guard in server.children() for fork in guard.children()]
+    return []
 
 
 def digests(out: Path) -> dict[str, str]:

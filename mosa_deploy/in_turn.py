@@ -36,6 +36,11 @@ def main() -> None:
     """Run the command lines of the first argument for the process whose number is the second."""
     lines, parent = json.loads(sys.argv[1]), int(sys.argv[2])
     begin(parent)
+    raise SystemExit(carry_out(lines))
+
+
+def carry_out(lines: Sequence[Sequence[str]]) -> int:
+    """Run command lines until one fails, and tell of each on stdout; returns the exit code of the last."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as told:
         os.dup2(2, 1)
         for line in lines:
@@ -44,7 +49,8 @@ def main() -> None:
             code = run(line)
             print(json.dumps({"code": code, "seconds": time.monotonic() - start}), file=told, flush=True)
             if code:
-                raise SystemExit(code)
+                return code
+    return 0
 
 
 if __name__ == "__main__":

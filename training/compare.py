@@ -7,29 +7,31 @@ with every seed, and only these runs are evaluated on the test set, once each. R
 where it stopped. `adapter` is the dense adapter with the same activation, number of passes and loss.
 """
 
-import contextlib
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from mosa_deploy.errors import command
+from mosa_deploy.errors import TrainingError, command
+from mosa_deploy.utils.command_line import arguments_of
 from mosa_deploy.utils.files import write_text
 from training import run
 from training.arguments import compare_config
 from training.compared import check, compared_tasks, is_drawn, preset
 from training.config import TuneConfig
 from training.evaluate import evaluate
+from training.fleet.crew import Crew, Work
+from training.fleet.forks import ForkServer
+from training.fleet.process import End
 from training.options import CompareConfig, EvaluateConfig, names
 from training.result_rows import Result, add_earlier, read_results
 from training.result_table import tables, write_comparison
 from training.trials import Setting, centre, flags, label, settings
-from training.tune import tune
 
 TEST = "test.json"
 
@@ -53,6 +55,12 @@ class Cell:
     def task(self) -> str:
         """The name of its task."""
         return self.base.name or self.base.task
+
+    @property
+    def name(self) -> str:
+        """The run in words."""
+        shots = "" if self.base.shots is None else f", {self.base.shots} per class"
+        return f"{self.task}{shots} {self.method} {label(self.setting)} seed {self.seed}"
 
     def folder(self, out: Path) -> Path:
         """The folder of this run below `out`."""
@@ -107,25 +115,34 @@ def seeds(config: CompareConfig, cell: Cell) -> range:
 
 
 def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
-    """Tune every cell that is not finished; the output of each run goes to `<run>.log`."""
+    """Tune every cell that is not finished; the output of each run goes to `<run>.log`.
+
+    Raises:
+        TrainingError: runs failed; names all of them, after the others have ended.
+    """
     threads = max(1, torch.get_num_threads() // config.jobs)
-    work = (delayed(tune_cell)(config.out, cell, threads) for cell in cells)
-    runs = Parallel(n_jobs=config.jobs, return_as="generator_unordered")(work)
-    for finished in tqdm(runs, total=len(cells), desc=what, unit=" runs", disable=None):
-        tqdm.write(finished)
+    by_name, lock = {cell.name: cell for cell in cells}, threading.Lock()
+    with (
+        ForkServer(threads) as server,
+        tqdm(total=len(cells), desc=what, unit=" runs", disable=None) as bar,
+    ):
+
+        def told(work: Work, end: End) -> None:
+            with lock:
+                bar.update(not end.fault)
+                said = end.fault or f"validation {validation(by_name[work.name].folder(config.out))[0]:.4f}"
+                bar.write(f"{work.name}: {said}")
+
+        works = [work_of(cell, config.out) for cell in cells]
+        faults = Crew(config.jobs, server.start).carry_out(works, told)
+    if faults:
+        logs = {work.name: work.log for work in works}
+        raise TrainingError("; ".join(f"{name}: {fault.text}; see {logs[name]}" for name, fault in faults.items()))
 
 
-def tune_cell(out: Path, cell: Cell, threads: int) -> str:
-    """Tune one cell unless it is finished; returns a line about it."""
-    if threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
-    folder = cell.folder(out)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        tune(cell.config(out))
-    shots = "" if cell.base.shots is None else f", {cell.base.shots} per class"
-    what = f"{cell.task}{shots} {cell.method} {label(cell.setting)} seed {cell.seed}"
-    return f"{what}: validation {validation(folder)[0]:.4f}"
+def work_of(cell: Cell, out: Path) -> Work:
+    """The command line that tunes a cell, or finds that it is finished."""
+    return Work(cell.name, lambda: [["tune", *arguments_of(cell.config(out))]], cell.folder(out).with_suffix(".log"))
 
 
 def validation(folder: Path) -> tuple[float, float]:

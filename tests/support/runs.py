@@ -39,6 +39,20 @@ class Few:
         return Splits(whole.classes[:3], *stratified(examples, (0.6, 0.2, 0.2), whole.classes[:3]), note="60/20/20")
 
 
+def write_few(folder: Path) -> Path:
+    """Write the images of `Few` into `folder/few`, and a file of tasks that names them; returns the file."""
+    splits = Few().splits(None, None)
+    for name, examples in splits.sets().items():
+        for i, example in enumerate(examples):
+            path = folder / Few.name / name / splits.name_of(example.label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(example.read())
+    file = folder / "tasks.toml"
+    own = f'data_dir = "{Few.name}"\nbackbone = "{embedded.NAME}"\nbottleneck = 2\nbatch_size = 8\n'
+    file.write_text(f"[tasks.{Few.name}]\n{own}")
+    return file
+
+
 def of_class(examples: list[Example], label: int) -> list[Example]:
     return [example for example in examples if example.label == label]
 

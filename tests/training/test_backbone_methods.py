@@ -1,6 +1,5 @@
 """Methods that tune the backbone itself: `full` and `bitfit`."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from mosa_deploy.bundles.bundle import Bundle
 from mosa_deploy.errors import ConfigError
 from tests.support.images import PREPROCESS, random_images
 from tests.support.models import Toy
-from tests.support.runs import Few
-from training import tasks
+from tests.support.runs import write_few
 from training.compare import compare
 from training.config import TuneConfig
 from training.loop import Trainer
@@ -147,15 +145,15 @@ def test_nothing_is_said_of_adapters() -> None:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of both on a small task."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.TASKS, Few.name, Few())
-        out = tmp_path_factory.mktemp("compared")
-        compare(CompareConfig(tasks=Few.name, methods="full,bitfit", seeds=1, epochs=1, out=out))
-        yield out
+    folder = tmp_path_factory.mktemp("compared")
+    file, out = write_few(folder), folder / "out"
+    compare(CompareConfig(tasks_file=file, methods="full,bitfit", seeds=1, epochs=1, jobs=2, out=out))
+    return out
 
 
+@pytest.mark.slow
 def test_both_are_compared(compared: Path) -> None:
     rows = (compared / "compare.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows[1:]] == ["full", "bitfit"]

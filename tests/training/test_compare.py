@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from mosa_deploy.errors import DataError
-from tests.support.runs import Few
-from training import tasks
+from tests.support.runs import Few, write_few
 from training.compare import compare, main, validation
 from training.compared import source
 from training.config import TuneConfig
@@ -141,9 +140,10 @@ def test_table_without_the_dense_adapter_has_no_differences() -> None:
 
 
 @pytest.fixture
-def grid(few: str, tmp_path: Path) -> Callable[..., CompareConfig]:
+def grid(tmp_path: Path) -> Callable[..., CompareConfig]:
     def config(**changes: Any) -> CompareConfig:
-        return replace(CompareConfig(tasks=few, seeds=2, trials=2, epochs=1, out=tmp_path / "grid"), **changes)
+        usual = CompareConfig(tasks_file=write_few(tmp_path), seeds=2, trials=2, epochs=1, out=tmp_path / "grid")
+        return replace(usual, **changes)
 
     return config
 
@@ -169,10 +169,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
         evaluated.append(config.bundle)
         return evaluate(config)
 
-    out = tmp_path_factory.mktemp("compared") / "grid"
-    config = CompareConfig(tasks=Few.name, seeds=2, trials=2, epochs=1, out=out)
+    folder = tmp_path_factory.mktemp("compared")
+    config = CompareConfig(tasks_file=write_few(folder), seeds=2, trials=2, epochs=1, jobs=2, out=folder / "grid")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.TASKS, Few.name, Few())
         patch.setattr("training.compare.evaluate", counted)
         yield Compared(config, compare(config), evaluated)
 
@@ -196,6 +195,7 @@ def test_each_test_set_is_read_once(compared: Compared) -> None:
     assert len(compared.evaluated) == len(set(compared.evaluated)) == 5
 
 
+@pytest.mark.slow
 def test_a_finished_comparison_is_read_and_nothing_is_run_again(compared: Compared) -> None:
     bundles = {path: path.stat().st_mtime_ns for path in compared.config.out.rglob("adapter.safetensors")}
     assert compare(compared.config) == compared.results
@@ -213,10 +213,11 @@ def test_a_comparison_leaves_a_table_a_picture_and_the_figures_of_every_run(comp
     assert all((bundle.parent / METRICS).is_file() for bundle in out.rglob("adapter.safetensors"))
 
 
+@pytest.mark.slow
 def test_with_shots_every_seed_draws_its_own_images_for_the_probe_too(
-    few: str, tmp_path: Path, grid: Callable[..., CompareConfig]
+    tmp_path: Path, grid: Callable[..., CompareConfig]
 ) -> None:
-    found = compare(grid(methods="linear", shots="2,6"))
+    found = compare(grid(methods="linear", shots="2,6", trials=1))
     assert {(each.shots, each.seed) for each in found} == {(2, 0), (2, 1), (6, 0), (6, 1)}
     drawn = [(tmp_path / f"grid/few/shots-2/linear/preset/seed-{seed}/split.csv").read_text() for seed in (0, 1)]
     assert drawn[0] != drawn[1]
@@ -225,10 +226,10 @@ def test_with_shots_every_seed_draws_its_own_images_for_the_probe_too(
     assert "| few, 2 per class | linear |" in (tmp_path / "grid/compare.md").read_text()
 
 
-def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path, grid: Callable[..., CompareConfig]) -> None:
+def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path) -> None:
     (tmp_path / "roses").mkdir()
     (tmp_path / "tulips.tar.gz").touch()
-    config = grid(data_dir=tmp_path)
+    config = CompareConfig(tasks=few, data_dir=tmp_path)
     assert source(config, "roses", {}) == ("folder", tmp_path / "roses")
     assert source(config, "tulips", {}) == ("folder", tmp_path / "tulips.tar.gz")
     assert source(config, Few.name, {}) == (Few.name, None)
@@ -256,14 +257,19 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_grid_of_other_epochs_is_refused_and_kept(
     grid: Callable[..., CompareConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = grid(methods="linear", seeds=1)
+    config = grid(methods="linear", seeds=1, trials=1)
     compare(config)
-    monkeypatch.setattr(
-        sys, "argv", ["compare", "--tasks", Few.name, "--methods", "linear", "--epochs", "2", "--out", str(config.out)]
-    )
-    with pytest.raises(SystemExit):
+    given = ["--tasks-file", str(config.tasks_file), "--methods", "linear", "--epochs", "2", "--out", str(config.out)]
+    monkeypatch.setattr(sys, "argv", ["compare", *given])
+    with pytest.raises(SystemExit) as caught:
         main()
-    assert "epochs was 1, is 2" in capsys.readouterr().err
+    assert caught.value.code == 2
+    run = config.out / "few" / "linear" / "preset" / "seed-0"
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert line.startswith(f"error: few linear preset seed 0: --out {run} holds another run (epochs was 1, is 2)")
+    assert line.endswith(f"see {run}.log")
+    assert (run / "adapter.safetensors").is_file()

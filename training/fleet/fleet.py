@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mosa_deploy.errors import ConfigError
 from training.fleet.crew import Crew, Work
+from training.fleet.forks import ForkServer
 from training.fleet.on_ray import on_ray
 from training.fleet.options import FleetConfig
 from training.fleet.process import End
@@ -107,7 +108,8 @@ def crew_for(config: FleetConfig, tasks: Sequence[FleetTask]) -> Iterator[Crew]:
         MosaError: there is no such cluster, or its nodes lack something.
     """
     if config.ray is None or not tasks:
-        yield Crew(config.jobs or joblib.cpu_count())
+        with ForkServer() as server:
+            yield Crew(config.jobs or joblib.cpu_count(), server.start)
     else:
         with on_ray(config, tasks) as start:
             yield Crew(config.jobs or len(tasks), start)

@@ -10,19 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from mosa_deploy.utils.ray_cluster import Needs
 
 Line = Sequence[str]
 """A command line, as the words after `mosa`."""
 
-COMMAND = (sys.executable, "-P", "-u", "-m", "mosa_deploy.in_turn")
+PYTHON = (sys.executable, "-P", "-u")
 """Without `-P` a file of the user's in the current folder, such as export.py, would be imported in the place of ours;
 without `-u` a process that is killed would take the last lines of its log with it."""
+
+COMMAND = (*PYTHON, "-m", "mosa_deploy.in_turn")
 
 
 class End(NamedTuple):
@@ -40,14 +42,14 @@ class End(NamedTuple):
 class Process:
     """Carries out command lines one after the other; see `Running`."""
 
-    def __init__(self, lines: Sequence[Line], log: Path) -> None:
+    def __init__(self, lines: Sequence[Line], log: Path, threads: int = 1) -> None:
         self.lines, self.log = lines, log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as handle:
             self._begun = handle.tell()
             self._process = subprocess.Popen(
                 [*COMMAND, json.dumps(lines), str(os.getpid())],
-                env=environment(),
+                env=environment(threads),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=handle,
@@ -66,13 +68,7 @@ class Process:
         """Wait for each command line."""
         assert self._process.stdout is not None
         told = (json.loads(line) for line in self._process.stdout)
-        for line in self.lines:
-            end = next(told, None)
-            if end is None or end["code"]:
-                fault = fault_in(self.log, self._begun, self._process.wait())
-                yield End(line, None if end is None else end["seconds"], fault)
-                return
-            yield End(line, end["seconds"])
+        return ends_of(self.lines, told, self._process.wait, self.log, self._begun)
 
     def kill(self) -> None:
         """End it."""
@@ -88,9 +84,24 @@ def ends_there(needs: Needs, lines: Sequence[Line], log: Path) -> Iterator[End]:
         yield from process.ends()
 
 
-def environment() -> dict[str, str]:
-    """The variables of a process: it finds the modules that this one finds, and computes with one thread."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+def ends_of(
+    lines: Sequence[Line], told: Iterator[dict[str, Any]], wait: Callable[[], int | None], log: Path, begun: int
+) -> Iterator[End]:
+    """How command lines end, by what their process tells of them. `wait` waits for its exit code, None if unknown."""
+    for line in lines:
+        end = next(told, None)
+        if end is not None and not end["code"]:
+            yield End(line, end["seconds"])
+            continue
+        seconds, code = None if end is None else end["seconds"], wait()
+        lost = code is None
+        yield End(line, seconds, "its process was lost" if code is None else fault_in(log, begun, code), lost)
+        return
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The variables of a process: it finds the modules that this one finds, and computes with so many threads."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": str(threads)}
 
 
 def fault_in(log: Path, start: int, code: int) -> str:
