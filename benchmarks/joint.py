@@ -13,6 +13,7 @@ from pathlib import Path
 import tyro
 
 from mosa_deploy.bundles.bundle import Bundle
+from mosa_deploy.bundles.record import RECORD
 from mosa_deploy.errors import command
 from mosa_deploy.graphs.adapter_weights import adapter_weights, digest_of
 from mosa_deploy.utils.files import write_csv, write_text
@@ -35,6 +36,8 @@ class Config:
     seeds: int = 3
     temperatures: tuple[float, ...] = (1.0, TEMPERATURE, 5.0)
     """Sampling temperatures of the joint runs."""
+    runs: Path | None = None
+    """Keep the runs in this folder; those that are finished there are not tuned again."""
     out: Path = Path("benchmarks/results/joint")
 
 
@@ -65,18 +68,27 @@ def row_of(run: Path, seed: int, task: str, way: str) -> Row:
     return Row(seed, task, way, accuracy, validation, digest_of(weights), size)
 
 
+def tuned(config: TuneConfig, runs: Sequence[Path]) -> None:
+    """Tune unless all runs that come of it are finished."""
+    if not all((run / RECORD).is_file() for run in runs):
+        tune(config)
+
+
 def rows_of(config: Config, seed: int, folder: Path) -> list[Row]:
     """Tune and measure one seed."""
     rows = []
     for task in config.tasks:
-        run = tune(TuneConfig(task=task, method=config.method, seed=seed, out=folder / "alone" / task))
+        run = folder / "alone" / task
+        tuned(TuneConfig(task=task, method=config.method, seed=seed, out=run), [run])
         rows.append(row_of(run, seed, task, "alone"))
     file = folder / "tasks.toml"
     write_text(file, "".join(f"[tasks.{task}]\n" for task in config.tasks))
     for temperature in config.temperatures:
         joining = JointOptions(joint=file, sampling_temperature=temperature)
         out = folder / f"joint-{temperature:g}"
-        tune(TuneConfig(joining=joining, method=config.method, seed=seed, out=out))
+        tuned(
+            TuneConfig(joining=joining, method=config.method, seed=seed, out=out), [out / task for task in config.tasks]
+        )
         rows += [row_of(out / task, seed, task, f"joint, T = {temperature:g}") for task in config.tasks]
     return rows
 
@@ -118,8 +130,9 @@ def main() -> None:
     config = tyro.cli(Config, prog="python -m benchmarks.joint")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if config.runs is None else config.runs
         for seed in range(config.seeds):
-            rows += rows_of(config, seed, Path(scratch) / str(seed))
+            rows += rows_of(config, seed, folder / str(seed))
     write_csv(config.out / "joint.csv", tuple(vars(rows[0])), [tuple(vars(row).values()) for row in rows])
     text = report(config, rows)
     write_text(config.out / "joint.md", f"{text}\n")
