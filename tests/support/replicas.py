@@ -154,3 +154,15 @@ def wait_served(servers: Sequence[Server], task: str, seconds: float = FOLLOW_SE
                 break
             assert time.monotonic() < end, (server.address, task, expected, found)
             time.sleep(0.1)
+
+
+def wait_logged(server: Server, text: str, seconds: float) -> None:
+    """Wait until a service's log has this text.
+
+    Raises:
+        AssertionError: it does not in time.
+    """
+    end = time.monotonic() + seconds
+    while text not in (log := server.log.read_text()):
+        assert time.monotonic() < end, (text, log)
+        time.sleep(0.1)
