@@ -140,7 +140,7 @@ def test_a_room_and_what_it_loads_of_the_library_need_only_its_own_extra(room: s
     # These are loaded only when a user names them: `tests/mosa_deploy/runtimes/test_runner.py` sees to it.
     named = [
         line
-        for name in ("heif", "openvino", "otel", "ray", "score", "tensorrt", "tensorrt-rtx")
+        for name in ("h5py", "heif", "openvino", "otel", "ray", "score", "tensorrt", "tensorrt-rtx")
         for line in extras[name]
     ]
     lines = [*project["dependencies"], *extras[extra], *named]

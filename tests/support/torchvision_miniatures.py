@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -23,9 +24,9 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def arrays(count: int) -> np.ndarray:
-    """Noise images (N, 32, 32, 3)."""
-    return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+def arrays(count: int, side: int = SIDE) -> np.ndarray:
+    """Noise images (N, side, side, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 def cifar100(root: Path, patch: pytest.MonkeyPatch) -> Path:
@@ -195,6 +196,21 @@ def kitti(root: Path) -> Path:
         for kind, x, z in (each.split() for each in objects.split("|")):
             lines.append(f"{kind} 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 {x} 1.71 {z} -1.59\n")
         (folder / "label_2" / f"{name}.txt").write_text("".join(lines))
+    return root
+
+
+def pcam(root: Path) -> Path:
+    """HDF5 files: images (N, 96, 96, 3) in `x`, labels (N, 1, 1, 1) in `y`."""
+    folder = root / "pcam"
+    folder.mkdir(parents=True)
+    start = 0
+    for name, labels in (("train", [0, 1, 1, 0, 1, 0]), ("valid", [1, 0, 1, 0]), ("test", [1, 1, 0])):
+        stem, end = f"camelyonpatch_level_2_split_{name}", start + len(labels)
+        with h5py.File(folder / f"{stem}_x.h5", "w") as file:
+            file["x"] = arrays(end, 96)[start:]
+        with h5py.File(folder / f"{stem}_y.h5", "w") as file:
+            file["y"] = np.array(labels, np.uint8).reshape(-1, 1, 1, 1)
+        start = end
     return root
 
 

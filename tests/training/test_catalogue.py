@@ -43,7 +43,7 @@ def test_every_task_is_listed_with_what_there_is_to_know(tmp_path: Path) -> None
 def test_it_says_how_to_get_what_is_missing_and_nothing_of_what_is_here(tmp_path: Path) -> None:
     vtab_lists(tmp_path / "vtab-1k" / "eurosat")
     listing = text(tmp_path, "vtab")
-    assert "  vtab-1k/patch_camelyon/ holds images/ beside train800.txt, val200.txt, test.txt\n" in listing
+    assert "  vtab-1k/dsprites_ori/ holds images/ beside train800.txt, val200.txt, test.txt\n" in listing
     assert "test.txt or Kitti/raw/training (torchvision's Kitti)\n" in listing
     assert "  vtab-1k/eurosat/" not in listing
     assert "fgvc/cub" not in listing

@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from mosa_deploy.bundles.decode import Decode
-from mosa_deploy.errors import DataError
+from mosa_deploy.errors import ConfigError, DataError
 from tests.support import torchvision_miniatures as miniatures
 from training.tasks import find
 from training.tasks.base import Splits
@@ -71,6 +72,7 @@ def test_sets_of_the_data_set_itself(
         ("vtab/oxford_flowers102", "flowers102", [5, 1, 4], {0: 2, 76: 2, 101: 2}, {0: 1, 76: 2, 101: 1}),
         ("vtab/oxford_iiit_pet", "pets", [6, 1, 3], {0: 2, 1: 2, 2: 3}, {0: 1, 1: 1, 2: 1}),
         ("vtab/svhn", "svhn", [8, 2, 2], {0: 3, 1: 4, 9: 3}, {0: 1, 5: 1}),
+        ("vtab/patch_camelyon", "pcam", [8, 2, 3], {0: 5, 1: 5}, {0: 1, 1: 2}),
         ("vtab/clevr_count", "clevr", [8, 2, 2], {0: 4, 2: 3, 7: 3}, {0: 1, 1: 1}),
         ("vtab/clevr_dist", "clevr", [8, 2, 2], {0: 3, 4: 3, 5: 4}, {5: 2}),
     ],
@@ -116,6 +118,26 @@ def test_arrays_become_the_images_that_they_are(name: str, miniature: str, made:
     for example in splits.train:
         index = int(example.name.rpartition("/")[2])
         np.testing.assert_array_equal(np.asarray(Decode().image(example.read())), whole[index])
+
+
+def test_the_images_of_patch_camelyon_are_rows_of_its_files(made: Callable[[str], Path]) -> None:
+    splits = find("vtab/patch_camelyon").splits(made("pcam"), None)
+    whole = miniatures.arrays(13, 96)
+    starts = {"train": 0, "valid": 6, "test": 10}
+    for example in pickle.loads(pickle.dumps([*splits.train, *splits.validation, *splits.test])):
+        file, row = example.name.rsplit("/", 1)
+        index = starts[file.split("_")[-2]] + int(row)
+        np.testing.assert_array_equal(np.asarray(Decode().image(example.read())), whole[index])
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(
+    made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made("pcam")
+    monkeypatch.setattr("training.tasks.torchvision_sets.find_spec", lambda name: None)
+    said = r"^vtab/patch_camelyon .* is read with h5py: pip install 'mosa-deploy\[h5py\]'$"
+    with pytest.raises(ConfigError, match=said):
+        find("vtab/patch_camelyon").splits(folder, None)
 
 
 def test_files_are_read_as_they_lie(made: Callable[[str], Path]) -> None:
@@ -169,6 +191,12 @@ def test_caltech101_has_the_categories_without_the_background(made: Callable[[st
             r"1 of 11 images .*image_0002\.jpg",
         ),
         ("vtab/clevr_dist", "clevr", "clevr/CLEVR_v1.0/scenes/CLEVR_val_scenes.json", r"cannot read .*val_scenes"),
+        (
+            "vtab/patch_camelyon",
+            "pcam",
+            "pcam/camelyonpatch_level_2_split_valid_y.h5",
+            r"torchvision's PCAM cannot read .*Dataset not found",
+        ),
     ],
 )
 def test_a_set_that_lacks_a_file_is_one_error_and_no_download(
@@ -182,7 +210,7 @@ def test_a_set_that_lacks_a_file_is_one_error_and_no_download(
     assert "download=True" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["vtab/kitti", "vtab/caltech101", "vtab/clevr_dist"])
+@pytest.mark.parametrize("name", ["vtab/kitti", "vtab/caltech101", "vtab/clevr_dist", "vtab/patch_camelyon"])
 def test_a_set_that_is_not_there_is_one_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"or .* \(torchvision's \w+\)\. To get it: ") as caught:
         find(name).splits(tmp_path, None)

@@ -6,9 +6,12 @@ distance lies, between the bounds of its authors' code.
 
 import bisect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from mosa_deploy.bundles.decode import encode
 
 Labelled = Iterator[tuple[Path, int]]
 
@@ -39,6 +42,27 @@ def caltech(dataset: Any) -> Labelled:
     folder = Path(dataset.root) / "101_ObjectCategories"
     for number, label in zip(dataset.index, dataset.y, strict=True):
         yield folder / dataset.categories[label] / f"image_{number:04d}.jpg", label
+
+
+def patches(dataset: Any) -> Labelled:
+    """PCAM keeps images and labels in two HDF5 files; an image is named by its row, as if that were a file in them."""
+    images, labels = (dataset._FILES[dataset._split][each][0] for each in ("images", "targets"))
+    with dataset.h5py.File(dataset._base_folder / labels) as file:
+        found = file["y"][:, 0, 0, 0]
+    for row, label in enumerate(found):
+        yield dataset._base_folder / images / f"{row:06d}", int(label)
+
+
+def patch(path: Path) -> Callable[[], bytes]:
+    """What reads an image that `patches` named."""
+    return partial(_patch, path)
+
+
+def _patch(path: Path) -> bytes:
+    import h5py
+
+    with h5py.File(path.parent) as file:
+        return encode(file["x"][int(path.name)])
 
 
 def vehicle_distances(dataset: Any) -> Labelled:

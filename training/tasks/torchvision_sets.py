@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,6 +47,10 @@ class Torchvision:
     """The label of the first class."""
     files: Callable[[Any], Iterable[tuple[Path, int]]] | None = None
     """Data set -> its files with their labels, where the class itself does not give them; see `annotations`."""
+    reader: Callable[[Path], Callable[[], bytes]] = lambda path: path.read_bytes
+    """One of these files -> what reads its image."""
+    needs: str = ""
+    """The library of an extra that torchvision reads it with."""
 
     @property
     def layout(self) -> str:
@@ -74,8 +79,14 @@ class Torchvision:
         """One of torchvision's data sets, whose `loader` gives paths.
 
         Raises:
+            ConfigError: a library is missing.
             DataError: torchvision cannot read it.
         """
+        if self.needs and find_spec(self.needs) is None:
+            raise ConfigError(
+                f"{task.name} in torchvision's layout is read with {self.needs}: pip install"
+                f" 'mosa-deploy[{self.needs}]'"
+            )
         # torchvision takes a second to import; --help should not wait for it.
         from torchvision import datasets
 
@@ -106,7 +117,7 @@ class Torchvision:
             named = sorted((Path(path).relative_to(folder).as_posix(), int(label)) for path, label in pairs)
         except UNREADABLE as error:
             raise self._unreadable(task, folder, error) from None
-        return [Example(path, (folder / path).read_bytes, label - self.first) for path, label in named]
+        return [Example(path, self.reader(folder / path), label - self.first) for path, label in named]
 
     def _composed(self, task: Benchmark, classes: tuple[str, ...], read: dict[str, list[Example]]) -> Splits:
         """Draw the sets that are missing."""

@@ -6,13 +6,12 @@
 Images are resized straight to the input size, and are not augmented. A class may have no training image: the benchmark
 draws them at random. Published tables tune on all 1,000 images, which is `--split 1000`.
 
-Where torchvision has the data set, its layout is read too, with images that are drawn here. It is not read for
-patch_camelyon, whose files need h5py; the others are not in torchvision.
+Where torchvision has the data set, its layout is read too, with images that are drawn here.
 """
 
 from dataclasses import replace
 
-from training.tasks.annotations import caltech, object_distances, pets, vehicle_distances
+from training.tasks.annotations import caltech, object_distances, patch, patches, pets, vehicle_distances
 from training.tasks.base import REAL
 from training.tasks.benchmark import Benchmark, Reader
 from training.tasks.torchvision_sets import CIFAR, TRAIN_TEST, Options, Torchvision
@@ -52,6 +51,15 @@ OTHER_READERS: dict[str, Reader] = {
     ),
     "svhn": Torchvision("SVHN", "train_32x32.mat", TRAIN_TEST, DRAW),
     "sun397": Torchvision("SUN397", "SUN397/ClassName.txt", {"train": ({},)}, DRAW, test=21_750),
+    "patch_camelyon": Torchvision(
+        "PCAM",
+        "pcam/camelyonpatch_level_2_split_train_x.h5",
+        {"train": ({"split": "train"}, {"split": "val"}), "test": ({"split": "test"},)},
+        DRAW,
+        files=patches,
+        reader=patch,
+        needs="h5py",
+    ),
     "eurosat": Torchvision("EuroSAT", "eurosat/2750", {"train": ({},)}, DRAW, test=5_400),
     "clevr_count": Torchvision("CLEVRClassification", "clevr/CLEVR_v1.0", CLEVR, DRAW, first=3),
     "clevr_dist": Torchvision("CLEVRClassification", "clevr/CLEVR_v1.0", CLEVR, DRAW, files=object_distances),
