@@ -3,7 +3,6 @@
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,37 +15,25 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout
 from mosa_deploy.graphs.bank import Bank
-from mosa_deploy.runtimes.names import Arithmetic, RunnerName
+from mosa_deploy.runtimes.names import RunnerName
 from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.pool import Pool
 from mosa_deploy.runtimes.runner import open_runner
 from mosa_deploy.runtimes.shared import SharedRunner
 from mosa_deploy.runtimes.split import SplitRunner
+from tests.support.runners import NotingRunner
 
 LAYOUT = Layout(BlockTopology(2, 24))
 
 
-class Doubling:
+class Doubling(NotingRunner):
     """Doubles its input. Waits until `together` runs go on at once, and fails on 13."""
 
-    precision: Arithmetic = "fp32"
-    sizes = None
-
     def __init__(self, together: int = 1, seconds: float = 0.0) -> None:
+        super().__init__()
         self.started, self.seconds = threading.Barrier(together, timeout=10), seconds
         self.ran: list[list[float]] = []
-        self.bound: list[Mapping[str, Array]] = []
-        self.refreshed: list[Sequence[int]] = []
         self.going_on = 0
-
-    def bind(self, tensors: Mapping[str, Array]) -> None:
-        self.bound.append(tensors)
-
-    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
-        self.refreshed.append(slots)
-
-    def device_lost(self) -> bool:
-        return False
 
     def run(self, *inputs: NDArray[Any]) -> Array:
         self.going_on += 1
