@@ -9,7 +9,8 @@ where it stopped. `adapter` is the dense adapter with the same activation, numbe
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +28,7 @@ from training.config import TuneConfig
 from training.evaluate import evaluate
 from training.fleet.crew import Crew, Work
 from training.fleet.forks import ForkServer
+from training.fleet.on_ray import on_ray
 from training.fleet.process import End
 from training.options import CompareConfig, EvaluateConfig, names
 from training.result_rows import Result, add_earlier, read_results
@@ -91,6 +93,8 @@ def compare(config: CompareConfig) -> list[Result]:
         MosaError: an option, a task or a method cannot be used; found out before anything runs.
     """
     bases, methods = compared_tasks(config), names(config.methods)
+    if config.ray is not None:
+        config, bases = config.on_every_machine(), [base.on_every_machine() for base in bases]
     check(bases, methods)
     earlier = [] if config.beside is None else read_results(config.beside)
     first = [
@@ -120,10 +124,9 @@ def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
     Raises:
         TrainingError: runs failed; names all of them, after the others have ended.
     """
-    threads = max(1, torch.get_num_threads() // config.jobs)
     by_name, lock = {cell.name: cell for cell in cells}, threading.Lock()
     with (
-        ForkServer(threads) as server,
+        crew_for(config, cells) as crew,
         tqdm(total=len(cells), desc=what, unit=" runs", disable=None) as bar,
     ):
 
@@ -134,10 +137,27 @@ def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
                 bar.write(f"{work.name}: {said}")
 
         works = [work_of(cell, config.out) for cell in cells]
-        faults = Crew(config.jobs, server.start).carry_out(works, told)
+        faults = crew.carry_out(works, told)
     if faults:
         logs = {work.name: work.log for work in works}
         raise TrainingError("; ".join(f"{name}: {fault.text}; see {logs[name]}" for name, fault in faults.items()))
+
+
+@contextmanager
+def crew_for(config: CompareConfig, cells: Sequence[Cell]) -> Iterator[Crew]:
+    """What tunes the cells: processes of this machine, or a cluster, which takes as many as it has cores for.
+
+    Raises:
+        MosaError: there is no such cluster, or its nodes lack something.
+    """
+    if config.ray is None or not cells:
+        jobs = config.jobs or 1
+        with ForkServer(max(1, torch.get_num_threads() // jobs)) as server:
+            yield Crew(jobs, server.start)
+    else:
+        inputs = [path for cell in cells for path in cell.base.inputs]
+        with on_ray(config.ray, config.gpus, [config.out], inputs) as start:
+            yield Crew(config.jobs or len(cells), start)
 
 
 def work_of(cell: Cell, out: Path) -> Work:

@@ -176,6 +176,18 @@ class TuneConfig:
     device: str = "auto"
     """Where to train: cpu, cuda, or auto (CUDA if it is available)."""
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that it reads."""
+        given = self.data_dir, self.backbone_weights
+        return [*(path for path in given if path is not None), *self.labels]
+
+    def on_every_machine(self) -> Self:
+        """The same with inputs whose paths mean the same wherever they are read."""
+        given = {"data_dir": self.data_dir, "backbone_weights": self.backbone_weights}
+        paths: dict[str, Any] = {name: path.absolute() for name, path in given.items() if path is not None}
+        return dataclasses.replace(self, **paths, labels=tuple(path.absolute() for path in self.labels))
+
     def checked_method(self) -> Method | Literal["auto"]:
         """The method, checked.
 

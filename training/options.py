@@ -1,7 +1,8 @@
 """The options of `mosa evaluate` and `mosa compare`. Those of `mosa tune` are in `training.config`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from mosa_deploy.errors import ConfigError
 from training.tune_options import ReadOptions
@@ -81,8 +82,13 @@ class CompareConfig:
     images."""
     precision: str = "auto"
     """Precision of the training steps, as in `mosa tune`."""
-    jobs: int = 1
-    """Number of runs at a time."""
+    jobs: int | None = None
+    """Number of runs at a time. Default: 1, or with --ray as many as the cluster has cores for."""
+    ray: str | None = None
+    """Tune on a Ray cluster, as in `mosa fleet`: HOST:PORT of its head as `ray start` prints it, or auto. This machine
+    has to be one of its nodes, and --out and the images have to lie on storage that all nodes share."""
+    gpus: float | None = None
+    """With --ray, GPUs for each run; 0.25 lets four share one. Default: none."""
     beside: Path | None = None
     """The compare.csv of an earlier comparison. Its methods that are not run now are added to the tables."""
     out: Path = Path("runs/compare")
@@ -93,15 +99,21 @@ class CompareConfig:
         faults = [
             f"--{name} {getattr(self, name)}: at least 1"
             for name in ("seeds", "trials", "jobs")
-            if getattr(self, name) < 1
+            if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         faults += [f"--shots {each}: a whole number, at least 1" for each in names(self.shots) if not positive(each)]
         if not names(self.methods):
             faults.append("--methods needs a name")
         if self.tasks and not names(self.tasks):
             faults.append("--tasks needs a name")
+        if self.gpus is not None and (self.ray is None or not self.gpus > 0):
+            faults.append(f"--gpus {self.gpus:g}: more than 0, and with --ray")
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def on_every_machine(self) -> Self:
+        """With a folder whose path means the same wherever it is read."""
+        return replace(self, out=self.out.absolute())
 
 
 def names(text: str) -> list[str]:

@@ -111,7 +111,8 @@ def crew_for(config: FleetConfig, tasks: Sequence[FleetTask]) -> Iterator[Crew]:
         with ForkServer() as server:
             yield Crew(config.jobs or joblib.cpu_count(), server.start)
     else:
-        with on_ray(config, tasks) as start:
+        inputs = [path for task in tasks for path in task.config.inputs]
+        with on_ray(config.ray, config.gpus, [config.out, config.store_folder], inputs) as start:
             yield Crew(config.jobs or len(tasks), start)
 
 

@@ -1,7 +1,7 @@
 """Carry out the command lines of a task on a Ray cluster: one Ray task per task, on storage that all nodes share.
 
 Each starts the same process as a fleet on one machine does. Ray repeats nothing by itself: a task that was begun goes
-on by another command line, so the fleet plans it anew, from the files that it left.
+on by another command line, so it is planned anew, from the files that it left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,26 +13,25 @@ from typing import Any, Self
 
 from mosa_deploy.utils.ray_cluster import Needs, connected, prepare
 from training.fleet.crew import Start
-from training.fleet.options import FleetConfig
 from training.fleet.process import End, Line, Process, ends_there
-from training.fleet.stages import DEPLOY, FleetTask
+from training.fleet.stages import DEPLOY
 
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime")
 """What the command lines need beside this package."""
 
 
 @contextmanager
-def on_ray(config: FleetConfig, tasks: Sequence[FleetTask]) -> Iterator[Start]:
-    """Connect to the cluster of a fleet, whose nodes have been found to see its files.
+def on_ray(address: str, gpus: float | None, folders: Sequence[Path], inputs: Sequence[Path]) -> Iterator[Start]:
+    """Connect to a cluster, whose nodes have been found to see the folders that are written to and what is read.
 
     Raises:
         ProviderError: Ray is not installed.
         ConfigError: there is no such cluster, or its nodes lack something.
     """
-    with connected(str(config.ray)) as ray:
-        needs = Needs.of([config.out, config.store_folder], [path for task in tasks for path in task.inputs], PACKAGES)
+    with connected(address) as ray:
+        needs = Needs.of(folders, inputs, PACKAGES)
         prepare(ray, needs)
-        yield Cluster(ray, needs, config.gpus or 0.0).start
+        yield Cluster(ray, needs, gpus or 0.0).start
 
 
 class Cluster:

@@ -130,12 +130,6 @@ class FleetTask:
         """The command lines of the stages that are not finished."""
         return [self.line(stage) for stage in self.waiting()]
 
-    @property
-    def inputs(self) -> list[Path]:
-        """The files and folders that it reads."""
-        given = self.config.data_dir, self.config.backbone_weights
-        return [*(path for path in given if path is not None), *self.config.labels]
-
     def stages(self) -> list[str]:
         """All of its stages."""
         evaluated, deployed = [EVALUATE] if self.tested else [], [] if self.fleet.to is None else [DEPLOY]

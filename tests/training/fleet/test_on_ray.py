@@ -1,4 +1,4 @@
-"""A fleet on a Ray cluster whose worker is killed, and then its driver."""
+"""A fleet on a Ray cluster whose worker is killed, and then its driver; and a comparison there."""
 
 import re
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mosa_deploy.bundles.bundle import Bundle
 from tests.support.ray_cluster import environment, kill_parent_of, running, started
 from tests.support.waiting import wait_for
 from tests.support.walker import ROOT
@@ -66,3 +67,16 @@ def test_a_fleet_survives_the_loss_of_a_worker_and_goes_on_after_its_driver_was_
     assert {*map(int, epochs)} >= {*range(2, EPOCHS + 1)}
     assert len(epochs) <= EPOCHS + 2
     assert (tmp_path / "fleet" / "store" / "tasks" / "digits" / "folded.onnx").is_file()
+
+
+def test_a_comparison_on_a_cluster_has_the_runs_of_one_on_this_machine(cluster: str, tmp_path: Path) -> None:
+    given = ["compare", "--tasks", "digits", "--methods", "linear", "--shots", "5,10", "--seeds", "2"]
+    reports = []
+    for folder, more in (("there", ["--ray", cluster]), ("here", [])):
+        line = [sys.executable, "-c", "from mosa_deploy.cli import main; main()", *given, "--out", folder, *more]
+        subprocess.run(line, cwd=tmp_path, env=environment(), timeout=600, check=True, stdout=subprocess.DEVNULL)
+        runs = {path.parent: Bundle.load(path.parent).digest for path in (tmp_path / folder).rglob("adapter.json")}
+        reports.append({path.relative_to(tmp_path / folder): digest for path, digest in runs.items()})
+    assert len(reports[0]) == 4
+    assert reports[0] == reports[1]
+    assert (tmp_path / "there" / "compare.csv").read_text() == (tmp_path / "here" / "compare.csv").read_text()
