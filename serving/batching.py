@@ -1,7 +1,8 @@
-"""The batcher: it groups the images of many requests and tasks into batches, one graph at a time.
+"""The batcher: it groups the images of many requests and tasks into batches.
 
-One thread does everything that touches a graph or a bank. Functions given to `call` run between two batches, so no
-slot is written while a batch reads it, and once `call` is done every later batch sees the write.
+Its threads do everything that touches a graph or a bank. A batch runs alone, unless its lane runs several at the same
+time in streams. Functions given to `call` run while no batch does, so no slot is written while a batch reads it, and
+once `call` is done every later batch sees the write.
 """
 
 import logging
@@ -11,113 +12,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
-from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
+from mosa_deploy.bundles.preprocess import Array
+from serving.batch_sizes import fit
 from serving.errors import RequestError, busy, late
+from serving.items import BatchRun, Item, Lane
 
 log = logging.getLogger("mosa_deploy.serving")
 
 T = TypeVar("T")
 
-STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Batch sizes. Each is at most half larger than the one before (after 2), so that padding wastes little."""
 
+@dataclass(frozen=True)
+class Job:
+    """What a thread of the batcher does next."""
 
-class Lane(Protocol):
-    """One graph."""
-
-    @property
-    def kind(self) -> str:
-        """Its name in answers and metrics."""
-        ...
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The batch sizes that it takes, ascending."""
-        ...
-
-    @property
-    def padding(self) -> float:
-        """The share of a batch that may be padding when a smaller batch would need less."""
-        ...
-
-    def device_lost(self) -> bool:
-        """Whether its device no longer works in this process. Asked when a run has failed."""
-        ...
-
-    def run(self, items: Sequence["Item"], size: int) -> Array:
-        """Run n <= `size` items as a batch of `size`; returns the graph's output for each (n, ...)."""
-        ...
-
-
-@dataclass(eq=False)
-class Item:
-    """An image (H, W, 3) to run through a lane. `future` becomes its output."""
-
-    lane: Lane
-    pixels: Pixels
-    preprocess: Preprocess
-    slot: int
-    deadline: float
-    """On the clock of `time.monotonic`."""
-    future: "Future[Array]" = field(default_factory=Future)
-    entered: float = field(default_factory=time.monotonic)
-    trace: object | None = None
-    """What `serving.spans` knows its request by, if that is traced."""
-    ready: float = 0.0
-    """When the input of its batch was ready; lanes note it on the first item of a batch."""
-    batch: "BatchRun | None" = None
-    """Its batch, once that has run."""
-
-
-@dataclass(frozen=True, eq=False)
-class BatchRun:
-    """A batch that ran. Its times are on the clock of `time.monotonic`."""
-
-    images: int
-    size: int
-    """With the padding."""
-    start: float
-    ready: float
-    """When its input was ready."""
-    end: float
-    traces: tuple[object, ...]
-    """Those of its items."""
-
-    @property
-    def seconds(self) -> float:
-        """Seconds in the graph, its input included."""
-        return self.end - self.start
-
-
-def sizes_up_to(largest: int) -> tuple[int, ...]:
-    """The batch sizes up to `largest`, which is one of them."""
-    return (*(step for step in STEPS if step < largest), largest)
-
-
-def fit(waiting: int, sizes: Sequence[int], padding: float) -> tuple[int, int]:
-    """How many of the waiting items to run now, and the size to pad their batch to.
-
-    Padding computes for nothing; running fewer items makes the rest wait. So the batch is padded up if at most that
-    share of it is padding, or if a second batch for the rest would cost as much.
-    """
-    above, below = smallest(waiting, sizes), max((size for size in sizes if size <= waiting), default=None)
-    if below is None:
-        assert above is not None
-        return waiting, above
-    if above is None:
-        return below, below
-    rest = smallest(waiting - below, sizes)
-    if waiting >= (1 - padding) * above or (rest is not None and below + rest >= above):
-        return waiting, above
-    return below, below
-
-
-def smallest(waiting: int, sizes: Sequence[int]) -> int | None:
-    """The smallest size that holds `waiting` items; None if none does."""
-    return min((size for size in sizes if size >= waiting), default=None)
+    run: Callable[[], None]
+    alone: bool
+    """Whether nothing else may run meanwhile."""
 
 
 class Batcher:
@@ -131,23 +46,28 @@ class Batcher:
         deadline: float = 30.0,
         observe: Callable[[Sequence[Item]], None] | None = None,
         coming: Callable[[], float] = lambda: math.inf,
+        streams: int = 1,
     ) -> None:
         """`bound` is the most items that wait. `observe` is called after every batch. `deadline` is for messages.
 
         `coming` says how many requests are on their way to a batch, those in the queue included: no batch waits for
-        more than these.
+        more than these. At most so many `streams` run at once.
         """
         self.max_batch, self.max_wait, self.bound, self.deadline = max_batch, max_wait, bound, deadline
-        self.observe, self.coming = observe, coming
+        self.observe, self.coming, self.streams = observe, coming, streams
         self.broken: str | None = None
         """Why this process can run nothing any more."""
         self._queues: dict[Lane, deque[Item]] = {}
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._waiting = 0
-        self._closing = False
+        self._waiting = self._running = 0
+        self._alone = self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="mosa-inference", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"mosa-inference-{number}", daemon=True)
+            for number in range(streams)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -173,7 +93,7 @@ class Batcher:
             self._changed.notify()
 
     def call(self, action: Callable[[], T]) -> "Future[T]":
-        """Run a function on the inference thread, between two batches and in the order of the calls."""
+        """Run a function while no batch runs, in the order of the calls, and before what is queued after it."""
         future: Future[T] = Future()
         with self._changed:
             if self._closing:
@@ -187,43 +107,76 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
-            task()
+        while (job := self._next()) is not None:
+            job.run()
+            with self._changed:
+                self._running -= 1
+                self._alone = False
 
-    def _next(self) -> Callable[[], None] | None:
-        """Wait for the next thing to do; None when the batcher is closed and all is done."""
+    def _next(self) -> Job | None:
+        """Wait for the next thing to do; None when the batcher is closed and nothing is left to begin."""
         with self._changed:
             while True:
-                if self._calls:
-                    future, action = self._calls.popleft()
-                    return lambda: _complete(future, action)
-                lane = min(self._queues, key=lambda lane: self._queues[lane][0].entered, default=None)
-                if lane is not None:
-                    queue = self._queues[lane]
-                    remaining = queue[0].entered + self.max_wait - time.monotonic()
-                    full = len(queue) >= min(self.max_batch, lane.sizes[-1])
-                    if full or remaining <= 0 or self._waiting >= self.coming() or self._closing:
-                        items, size = self._take(lane)
-                        return lambda: self._run(lane, items, size)
-                    self._changed.wait(remaining)
-                elif self._closing:
-                    return None
-                else:
-                    self._changed.wait()
+                job, seconds = self._choose()
+                if job is not None:
+                    self._running += 1
+                    self._alone = job.alone
+                if job is not None or (self._closing and not (self._queues or self._calls)):
+                    # There may be something to do for another thread, too: each wakes the next one.
+                    self._changed.notify()
+                    return job
+                self._changed.wait(seconds)
 
-    def _take(self, lane: Lane) -> tuple[list[Item], int]:
-        queue = self._queues[lane]
-        count, size = fit(min(len(queue), self.max_batch), lane.sizes, lane.padding)
+    def _choose(self) -> tuple[Job | None, float | None]:
+        """What to do now. If nothing: how many seconds there is nothing for, and None until another job ends."""
+        if self._alone or (self._calls and self._running):
+            return None, None
+        if self._calls:
+            return Job(partial(_complete, *self._calls.popleft()), alone=True), None
+        lane = min(self._queues, key=lambda lane: self._queues[lane][0].entered, default=None)
+        if lane is None:
+            return None, None
+        queue, idle = self._queues[lane], self._idle_streams(lane)
+        if self._running and not idle:
+            return None, None
+        seconds = queue[0].entered + self.max_wait - time.monotonic()
+        if not (self._full(lane, idle) or seconds <= 0 or self._waiting >= self.coming() or self._closing):
+            return None, seconds
+        items, size = self._take(lane, idle)
+        return Job(partial(self._run, lane, items, size, bool(idle)), alone=not idle), None
+
+    def _idle_streams(self, lane: Lane) -> int:
+        """The streams in which the next batch of a lane can run; 0 if it has to run alone.
+
+        A few items that wait while nothing runs are done sooner on all cores.
+        """
+        if lane.streams is None or not (self._running or len(self._queues[lane]) >= lane.streams.count):
+            return 0
+        return max(0, lane.streams.count - self._running)
+
+    def _full(self, lane: Lane, idle: int) -> bool:
+        """Whether a batch of a lane could not hold more than what waits."""
+        if lane.streams is not None and not idle:
+            return False
+        sizes = lane.streams.sizes if lane.streams else lane.sizes
+        return len(self._queues[lane]) >= min(self.max_batch, sizes[-1])
+
+    def _take(self, lane: Lane, idle: int) -> tuple[list[Item], int]:
+        """Take the next batch of a lane from its queue; its idle streams share what waits."""
+        queue, sizes = self._queues[lane], lane.streams.sizes if lane.streams and idle else lane.sizes
+        waiting = min(-(-len(queue) // max(1, idle)), self.max_batch)
+        count, size = fit(waiting, sizes, lane.padding)
         items = [queue.popleft() for _ in range(count)]
         if not queue:
             del self._queues[lane]
         self._waiting -= count
         return items, size
 
-    def _run(self, lane: Lane, items: list[Item], size: int) -> None:
+    def _run(self, lane: Lane, items: list[Item], size: int, stream: bool) -> None:
         start = time.monotonic()
         live = [item for item in items if item.future.set_running_or_notify_cancel()]
         for item in live:
@@ -233,19 +186,20 @@ class Batcher:
         if not live:
             return
         try:
-            rows = lane.run(live, size)
+            rows = lane.run(live, size, stream)
         except Exception as fault:  # Runtimes' exceptions share no base class of their own.
-            self._run_one_by_one(lane, live, fault)
+            self._run_one_by_one(lane, live, stream, fault)
             return
         self._answer(live, rows, start, size)
 
-    def _run_one_by_one(self, lane: Lane, items: list[Item], fault: Exception) -> None:
+    def _run_one_by_one(self, lane: Lane, items: list[Item], stream: bool, fault: Exception) -> None:
         """Run each item of a failed batch by itself, so that only a bad one fails."""
+        size = (lane.streams.sizes if lane.streams and stream else lane.sizes)[0]
         for item in items:
             start = time.monotonic()
             if len(items) > 1:
                 try:
-                    self._answer([item], lane.run([item], lane.sizes[0]), start, lane.sizes[0])
+                    self._answer([item], lane.run([item], size, stream), start, size)
                     continue
                 except Exception as own_fault:  # As above.
                     fault = own_fault

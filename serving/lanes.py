@@ -9,10 +9,11 @@ A lane runs one candidate, see `serving.candidates`; `serving.opening` opens the
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.client.schema import LaneName
@@ -21,8 +22,9 @@ from mosa_deploy.graphs.bank import Bank
 from mosa_deploy.runtimes.names import ON_GPU, Arithmetic, RunnerName
 from mosa_deploy.runtimes.runner import Runner
 from mosa_deploy.runtimes.shared import SharedRunner
-from serving.batching import Item, sizes_up_to
+from serving.batch_sizes import sizes_up_to
 from serving.candidates import Candidate
+from serving.items import Item, Streams
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class ExecutionPlan:
     precision: Arithmetic
     sizes: tuple[int, ...]
     """The batch sizes that it takes, ascending."""
+    streams: Streams | None = None
+    """See `Lane`."""
 
     @classmethod
     def of(cls, candidate: Candidate, runner: Runner, max_batch: int) -> Self:
@@ -60,7 +64,8 @@ class SharedLane:
     kind: LaneName = "shared"
 
     def __init__(self, runner: Runner, plan: ExecutionPlan, bank: Bank) -> None:
-        self.runner, self.plan, self.bank = SharedRunner(runner, bank), plan, bank
+        self.graph, self.plan, self.bank = SharedRunner(runner, bank), plan, bank
+        self.streamed: SharedRunner | None = None
         self.empty = bank.write({})
         self.tasks = 0
         """How many tasks are in it."""
@@ -78,6 +83,11 @@ class SharedLane:
     def padding(self) -> float:
         """See `Lane`."""
         return self.plan.padding
+
+    @property
+    def streams(self) -> Streams | None:
+        """See `Lane`."""
+        return self.plan.streams
 
     def write(self, weights: AdapterWeights, digest: str) -> int:
         """Put a task into a slot and return the slot; tasks with the same weights share one.
@@ -103,24 +113,24 @@ class SharedLane:
             self._slots = {digest: taken for digest, taken in self._slots.items() if taken != slot}
             self.bank.clear(slot)
 
-    @property
-    def graph(self) -> Runner:
-        """What runs its graph."""
-        return self.runner.runner
-
-    def use(self, graph: Runner) -> None:
-        """Run another runner of the same graph from now on."""
-        self.runner = SharedRunner(graph, self.bank)
+    def use_streams(self, runner: Runner | None, streams: Streams | None) -> None:
+        """Run batches in streams by another runner of the same graph, or in none."""
+        self.streamed = None if runner is None else SharedRunner(runner, self.bank)
+        self.plan = replace(self.plan, streams=streams)
 
     def device_lost(self) -> bool:
         """See `Runner`."""
-        return self.graph.device_lost()
+        return self.graph.runner.device_lost()
 
-    def run(self, items: Sequence[Item], size: int) -> Array:
+    def run(self, items: Sequence[Item], size: int, stream: bool = False) -> Array:
         """Run n items as a batch of `size` -> features (n, C), or all those of probes."""
         slots = np.full(size, self.empty, dtype=np.int64)
         slots[: len(items)] = [item.slot for item in items]
-        return self.runner.run(inputs(items, size), slots)[: len(items)]
+        return self.infer(inputs(items, size), slots, stream)[: len(items)]
+
+    def infer(self, images: Array, slots: NDArray[np.int64], stream: bool = False) -> Array:
+        """Images (B, 3, H, W) and the slot of each (B,) -> features (B, C), or all those of probes."""
+        return (self.streamed if self.streamed and stream else self.graph).run(images, slots)
 
 
 class OwnGraphLane:
@@ -128,6 +138,7 @@ class OwnGraphLane:
 
     def __init__(self, kind: LaneName, graph: Runner, plan: ExecutionPlan) -> None:
         self.kind, self.graph, self.plan = kind, graph, plan
+        self.streamed: Runner | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -139,17 +150,26 @@ class OwnGraphLane:
         """See `Lane`."""
         return self.plan.padding
 
-    def use(self, graph: Runner) -> None:
+    @property
+    def streams(self) -> Streams | None:
+        """See `Lane`."""
+        return self.plan.streams
+
+    def use_streams(self, runner: Runner | None, streams: Streams | None) -> None:
         """See `SharedLane`."""
-        self.graph = graph
+        self.streamed, self.plan = runner, replace(self.plan, streams=streams)
 
     def device_lost(self) -> bool:
         """See `Runner`."""
         return self.graph.device_lost()
 
-    def run(self, items: Sequence[Item], size: int) -> Array:
+    def run(self, items: Sequence[Item], size: int, stream: bool = False) -> Array:
         """Run n items as a batch of `size` -> logits (n, K)."""
-        return self.graph.run(inputs(items, size))[: len(items)]
+        return self.infer(inputs(items, size), None, stream)[: len(items)]
+
+    def infer(self, images: Array, _: NDArray[np.int64] | None = None, stream: bool = False) -> Array:
+        """Images (B, 3, H, W) -> logits (B, K)."""
+        return (self.streamed if self.streamed and stream else self.graph).run(images)
 
 
 AnyLane = SharedLane | OwnGraphLane

@@ -17,9 +17,10 @@ from mosa_deploy.errors import BundleError, ParityError
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE
 from mosa_deploy.runtimes.shared import Head, apply_head
 from mosa_deploy.runtimes.tensorrt_record import AGAIN
-from serving.batching import Batcher, Item
+from serving.batching import Batcher
 from serving.errors import RequestError
 from serving.images import read_pixels
+from serving.items import Item
 from serving.lanes import AnyLane, SharedLane
 from serving.store import Version
 

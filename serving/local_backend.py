@@ -16,12 +16,13 @@ from mosa_deploy.errors import MosaError, StoreError
 from serving import metrics, tracing
 from serving.agreement import Agreement
 from serving.backend import Answered, Embedded, Health, Lease, Outcome, PutOptions
-from serving.batching import Batcher, Item
+from serving.batching import Batcher
 from serving.candidates import CandidateList, require_files
 from serving.changes import TaskChanges
 from serving.drift import DriftMonitor
 from serving.errors import RequestError, late
 from serving.follower import Follower
+from serving.items import Item
 from serving.lanes import SharedLane
 from serving.loaded_task import LoadedTask
 from serving.loading import Loader
@@ -65,6 +66,7 @@ class LocalBackend:
             settings.deadline_s,
             self._observe,
             lambda: self._leased,
+            settings.streams,
         )
         metrics.queue_limit.set(settings.queue)
         lanes = Lanes(self.batcher, settings.threads, settings.active + 1, measured=not settings.max_batch)

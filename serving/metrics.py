@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from serving.batching import Item
+from serving.items import Item
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

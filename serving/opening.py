@@ -22,12 +22,11 @@ from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.runner import Runner, open_runner
 from mosa_deploy.runtimes.shared import bank_scales
 from mosa_deploy.runtimes.tensorrt_record import read_records
-from mosa_deploy.utils.processes import cores
 from serving.batching import Batcher
 from serving.candidates import Candidate, write_command
 from serving.lanes import AnyLane, ExecutionPlan, OwnGraphLane, SharedLane
 from serving.store import Version
-from serving.warming import Parts, warm
+from serving.warming import Offer, warm
 
 
 class Lanes:
@@ -36,7 +35,8 @@ class Lanes:
     def __init__(self, batcher: Batcher, threads: int, capacity: int, measured: bool) -> None:
         """`capacity` is the number of slots that a bank starts with. A slot takes memory once it is written.
 
-        If the sizes of batches are `measured`, those that do not pay on a CPU are left out.
+        If the sizes of batches are `measured`, those that do not pay on a CPU are left out, and batches run in streams
+        where that pays.
         """
         self.batcher, self.threads, self.capacity, self.measured = batcher, threads, capacity, measured
         self._shared: dict[Candidate, SharedLane] = {}
@@ -102,11 +102,10 @@ class Lanes:
     def _warm(self, lane: AnyLane, preprocess: Preprocess, slot: int, candidate: Candidate, path: Path | None) -> None:
         """Warm a lane up whose graph was opened from `path`."""
         assert path is not None
-        threads = self.threads or cores()
-        count, parts = min(threads, self.batcher.max_batch), None
+        count, offer = self.batcher.streams, None
         if self.measured and count > 1 and candidate.runner not in ON_GPU:
-            parts = Parts(count, partial(open_runner, path, candidate.runner, threads, spinning=False, streams=count))
-        warm(lane, preprocess, slot, self.batcher, self.measured, parts)
+            offer = Offer(count, partial(open_runner, path, candidate.runner, self.threads, False, count))
+        warm(lane, preprocess, slot, self.batcher, self.measured, offer)
 
     def _open_own(self, candidate: Candidate, kind: LaneName, digest: str) -> OwnGraphLane:
         assert candidate.file is not None
@@ -128,7 +127,7 @@ class Lanes:
     def cut(self, lane: SharedLane, block: int) -> tuple[Runner, Runner]:
         """Runners of a shared lane's graph, cut before everything that tasks add to a block or to those after it.
 
-        The bank is bound to both as it is now.
+        The bank is bound to both as it is now. They are for as many runs at once as the lane's streams.
 
         Raises:
             StoreError: it is an engine, or no graph that can be cut there.
@@ -148,7 +147,8 @@ class Lanes:
                 parts = cut_file(candidate.file, [name for name in tensors if name.startswith(later)], Path(aside))
             except ValueError as fault:
                 raise StoreError(f"{candidate.file} cannot be cut: {fault}") from None
-            prefix, suffix = (self._runner(candidate, part) for part in parts)
+            streams = lane.streams.count if lane.streams else 1
+            prefix, suffix = (self._runner(candidate, part, streams) for part in parts)
         for runner, part in zip((prefix, suffix), parts.values(), strict=True):
             runner.bind({name: tensors[name] for name in part if name in tensors})
         return prefix, suffix
@@ -158,9 +158,9 @@ class Lanes:
         with self._lock:
             self._shared = {candidate: lane for candidate, lane in self._shared.items() if lane.tasks}
 
-    def _runner(self, candidate: Candidate, path: Path | None) -> Runner:
+    def _runner(self, candidate: Candidate, path: Path | None, streams: int = 1) -> Runner:
         assert path is not None
-        runner = open_runner(path, candidate.runner, self.threads, spinning=False)
+        runner = open_runner(path, candidate.runner, self.threads, spinning=False, streams=streams)
         if isinstance(runner, OnnxRunner) and runner.quantisation == "tensorrt":
             raise StoreError(
                 f"{path} was quantised for TensorRT, and would be slow here: {write_command('int8')} writes one for"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.errors import MosaError
 from mosa_deploy.runtimes.names import Arithmetic, RunnerName
-from serving.batching import Item
 from serving.candidates import Candidate, CandidateList
+from serving.items import Item
 from serving.kept import recall, remember
 from serving.lanes import AnyLane
 from serving.machine import Machine, Times, Timings

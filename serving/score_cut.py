@@ -8,7 +8,6 @@ tokens of one batch are all that is held between the parts.
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ from mosa_deploy.bundles.preprocess import Array, Preprocess
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.runtimes.names import CANARY_TOLERANCE
 from mosa_deploy.runtimes.runner import Runner
-from serving.batching import Item
-from serving.lanes import SharedLane, inputs
+from serving.lanes import SharedLane
 from serving.opening import Lanes
 
 log = logging.getLogger("mosa_deploy.serving")
@@ -30,38 +28,18 @@ TRIED = 2
 class CutLane:
     """A shared lane that was cut: an image runs once through the prefix, and through the suffix with each slot."""
 
-    kind = "shared"
-
     def __init__(self, lane: SharedLane, prefix: Runner, suffix: Runner, slots: tuple[int, ...]) -> None:
         self.lane, self.prefix, self.suffix, self.slots = lane, prefix, suffix, slots
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """See `Lane`."""
-        return self.lane.sizes
-
-    @property
-    def padding(self) -> float:
-        """See `Lane`."""
-        return self.lane.padding
-
-    def device_lost(self) -> bool:
-        """See `Runner`."""
-        return self.lane.device_lost()
-
-    def run(self, items: Sequence[Item], size: int) -> Array:
-        """Run n items as a batch of `size` -> the features for each slot (n, S, C)."""
-        return self.features(inputs(items, size))[: len(items)]
-
     def features(self, images: Array) -> Array:
         """Images (B, 3, H, W) -> features (B, S, C). In the prefix every slot holds what the empty one does: zeros."""
-        tokens = self.prefix.run(images, self.of_all(self.lane.empty, images))
-        return np.stack([self.suffix.run(tokens, self.of_all(slot, images)) for slot in self.slots], axis=1)
+        tokens = self.prefix.run(images, of_all(self.lane.empty, images))
+        return np.stack([self.suffix.run(tokens, of_all(slot, images)) for slot in self.slots], axis=1)
 
-    @staticmethod
-    def of_all(slot: int, images: Array) -> NDArray[np.int64]:
-        """A slot for each image."""
-        return np.full(len(images), slot, dtype=np.int64)
+
+def of_all(slot: int, images: Array) -> NDArray[np.int64]:
+    """A slot for each image."""
+    return np.full(len(images), slot, dtype=np.int64)
 
 
 def untouched(record: Record) -> int:
@@ -86,7 +64,7 @@ def cut_lane(
     """The lane of tasks in these slots, cut before a block; None if that cannot be done, and the log says why."""
     try:
         cut = CutLane(lane, *lanes.cut(lane, block), tuple(slots))
-        difference = lanes.batcher.call(partial(_difference, cut, preprocess)).result()
+        difference = _difference(cut, preprocess)
     except Exception as fault:  # Runtimes' exceptions share no base class of their own, and nobody needs the cut.
         log.warning("every task runs the whole graph: %s", str(fault).splitlines()[0])
         return None
@@ -100,5 +78,5 @@ def cut_lane(
 def _difference(cut: CutLane, preprocess: Preprocess) -> float:
     """The largest difference to the features of the whole lane, as a share of the largest of them."""
     images = np.random.default_rng(0).standard_normal((TRIED, 3, *preprocess.size), dtype=np.float32)
-    whole = np.stack([cut.lane.runner.run(images, cut.of_all(slot, images)) for slot in cut.slots], axis=1)
+    whole = np.stack([cut.lane.infer(images, of_all(slot, images)) for slot in cut.slots], axis=1)
     return float(np.abs(cut.features(images) - whole).max() / np.abs(whole).max())

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
+
 from mosa_deploy.bundles.decode import allow_pixels
 from mosa_deploy.bundles.preprocess import Pixels, Preprocess
 from mosa_deploy.errors import MosaError
@@ -35,8 +37,8 @@ class Encoded(NamedTuple):
     content: bytes | Path
 
 
-Decoded = list[Pixels] | str
-"""An image as each preprocess reads it, or why it cannot be read."""
+Fault = tuple[str, str]
+"""An image, and why it has no answer."""
 
 
 class LostError(MosaError):
@@ -44,10 +46,23 @@ class LostError(MosaError):
 
 
 class Chunk(NamedTuple):
-    """Some images of a shard, one after the other."""
+    """Some images of a shard, one after the other, decoded."""
 
     names: list[str]
-    images: list[Decoded]
+    """Those of the images that can be read."""
+    pixels: list[Pixels]
+    """The same images as each preprocess reads them (n, H, W, 3); empty if there are none."""
+    faults: list[Fault]
+    """The other images."""
+
+    @classmethod
+    def joined(cls, chunks: Sequence["Chunk"]) -> Self:
+        """The images of several chunks."""
+        return cls(
+            [name for chunk in chunks for name in chunk.names],
+            [np.concatenate(each) for each in zip(*(chunk.pixels for chunk in chunks if chunk.pixels), strict=True)],
+            [fault for chunk in chunks for fault in chunk.faults],
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Job(NamedTuple):
 
     images: list[Encoded]
     pool: Executor
-    future: "Future[list[Decoded]]"
+    future: "Future[Chunk]"
 
 
 class Decoders:
@@ -108,30 +123,27 @@ class Decoders:
             yield self._result(waiting.popleft())
 
     def _submit(self, images: list[Encoded]) -> Job:
-        contents = [image.content for image in images]
         try:
             with without_interrupts():
-                return Job(images, self._pool, self._pool.submit(decode, contents, self.reading))
+                return Job(images, self._pool, self._pool.submit(decode, images, self.reading))
         except BrokenExecutor as error:
-            lost: Future[list[Decoded]] = Future()
+            lost: Future[Chunk] = Future()
             lost.set_exception(error)
             return Job(images, self._pool, lost)
 
     def _result(self, job: Job) -> Chunk:
         try:
-            images = job.future.result()
+            return job.future.result()
         except BrokenExecutor:
             self._replace(job.pool)
-            images = [self._alone(image) for image in job.images]
-        return Chunk([image.name for image in job.images], images)
+            return Chunk.joined([self._alone(image) for image in job.images])
 
-    def _alone(self, image: Encoded) -> Decoded:
+    def _alone(self, image: Encoded) -> Chunk:
         """Decode an image while nothing else is decoded that was on its way when a process died."""
         for _ in range(ATTEMPTS):
             job = self._submit([image])
             try:
-                (read,) = job.future.result()
-                return read
+                return job.future.result()
             except BrokenExecutor:
                 self._replace(job.pool)
         raise LostError(
@@ -161,16 +173,16 @@ def chunks(images: Iterable[Encoded], size: int) -> Iterator[list[Encoded]]:
         yield part
 
 
-def decode(contents: Sequence[bytes | Path], reading: Reading) -> list[Decoded]:
+def decode(images: Sequence[Encoded], reading: Reading) -> Chunk:
     """What a process does."""
-    return [_decoded(content, reading) for content in contents]
-
-
-def _decoded(content: bytes | Path, reading: Reading) -> Decoded:
-    try:
-        return read_pixels(read_content(content), reading.preprocesses, reading.max_pixels)
-    except MosaError as error:
-        return str(error)
+    names, read, faults = list[str](), list[list[Pixels]](), list[Fault]()
+    for name, content in images:
+        try:
+            read.append(read_pixels(read_content(content), reading.preprocesses, reading.max_pixels))
+            names.append(name)
+        except MosaError as error:
+            faults.append((name, str(error)))
+    return Chunk(names, [np.stack(each) for each in zip(*read, strict=True)], faults)
 
 
 def _begin(parent: int, max_pixels: int) -> None:

@@ -24,6 +24,7 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.record import Record
 from mosa_deploy.errors import StoreError, WriteError
 from mosa_deploy.utils.files import replacing, write_csv, write_text
+from serving.score_decode import Fault
 from serving.score_shards import Shard
 
 MANIFEST, UNREADABLE, LOCK = "_run.json", "_unreadable.csv", ".lock"
@@ -42,9 +43,6 @@ SCHEMA = pyarrow.schema(
         ("bundle", pyarrow.string()),
     ]
 )
-
-Fault = tuple[str, str]
-"""An image, and why it has no answer."""
 
 
 class TaskPlan(BaseModel):

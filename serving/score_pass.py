@@ -6,16 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mosa_deploy.bundles.preprocess import Pixels
 from serving.score_decode import Chunk, Decoders, Reading
 from serving.score_options import ScoreConfig
 from serving.score_output import Answers, RunFolder
 from serving.score_shards import LeftOut, Shard
 from serving.score_tasks import Asked, TaskSet
 from serving.settings import Settings
-
-ASKED = 2
-"""Chunks of images that are asked before the first of them is written, so that the graph never waits."""
 
 Progress = Callable[[int], object]
 """Is told how many images more are done."""
@@ -64,18 +60,12 @@ class Scorer:
             progress(len(names))
 
         for chunk in chunks:
-            answers.images += len(chunk.names)
-            read, names = list[list[Pixels]](), list[str]()
-            for name, image in zip(chunk.names, chunk.images, strict=True):
-                if isinstance(image, str):
-                    answers.unreadable.append((name, image))
-                else:
-                    names.append(name)
-                    read.append(image)
-            progress(len(chunk.names) - len(names))
-            if names:
-                waiting.append((names, self.tasks.ask(read)))
-            if len(waiting) > ASKED:
+            answers.images += len(chunk.names) + len(chunk.faults)
+            answers.unreadable += chunk.faults
+            progress(len(chunk.faults))
+            if chunk.names:
+                waiting.append((chunk.names, self.tasks.ask(chunk.pixels)))
+            if len(waiting) > self.tasks.ahead:
                 write_first()
         while waiting:
             write_first()

@@ -2,48 +2,62 @@
 
 What shares a pass of the graph there shares it here: all probes of a backbone, and tasks with the same adapter. Tasks
 that adapt the last blocks alone also share the blocks before, see `serving.score_cut`.
+
+Nobody waits for a single image here, so whole chunks of images go to the streams of a lane, past the batcher.
 """
 
-import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import numpy as np
 
 from mosa_deploy.bundles.preprocess import Array, Pixels, Preprocess
 from mosa_deploy.client.schema import LaneName
-from mosa_deploy.errors import ConfigError, MosaError, StoreError, unknown_name
+from mosa_deploy.errors import ConfigError, MosaError, ProviderError, StoreError, unknown_name
 from serving.agreement import Agreement
-from serving.batching import Batcher, Item, Lane
+from serving.batching import Batcher
 from serving.candidates import CandidateList, require_files
-from serving.lanes import SharedLane
-from serving.loaded_task import LoadedTask, outputs_of
+from serving.lanes import AnyLane, SharedLane
+from serving.loaded_task import LoadedTask
 from serving.loading import Loader
 from serving.opening import Lanes
 from serving.ranking import Ranking
 from serving.registry import Registry
 from serving.runtime import choose
-from serving.score_cut import CutLane, cut_lane, untouched, where_to_cut
+from serving.score_cut import CutLane, cut_lane, of_all, untouched, where_to_cut
 from serving.settings import Settings
 from serving.storage import open_files
 from serving.store import TaskStore
 
 ALL = "all"
 
+AHEAD = 2
+"""The fewest chunks of images that are asked before the first of them is answered."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
     """What runs once for each image."""
 
-    lane: Lane
+    lane: AnyLane | CutLane
     slot: int
     preprocess: Preprocess
     tasks: Sequence[Sequence[LoadedTask]]
     """The tasks that it answers for; of a lane that was cut, those of each of its slots."""
 
-    def item(self, pixels: Pixels) -> Item:
-        """Prepare an image (H, W, 3)."""
-        return Item(self.lane, pixels, self.preprocess, self.slot, deadline=math.inf)
+    @property
+    def size(self) -> int:
+        """The largest batch that its lane takes."""
+        lane = self.lane.lane if isinstance(self.lane, CutLane) else self.lane
+        return (lane.streams or lane).sizes[-1]
+
+    def run(self, images: Array) -> Array:
+        """Images (B, 3, H, W) -> the lane's output (B, ...)."""
+        if isinstance(self.lane, CutLane):
+            return self.lane.features(images)
+        return self.lane.infer(images, of_all(self.slot, images), stream=self.lane.streams is not None)
 
     def answers(self, rows: Array) -> Iterator[tuple[LoadedTask, Array]]:
         """The lane's output (n, ...) -> the probabilities (n, K) of each task."""
@@ -52,39 +66,55 @@ class Pass:
             yield from ((task, task.probabilities(own)) for task in tasks)
 
 
-class Asked(NamedTuple):
-    """Images that are on their way through the graphs, by the pass that answers them."""
-
-    passes: list[list[Item]]
+Asked = Sequence[Sequence["Future[Array]"]]
+"""Images that are on their way through the graphs: for each pass its batches."""
 
 
 class TaskSet:
     """Loaded tasks, and the passes of the graphs that answer for them."""
 
-    def __init__(self, tasks: Sequence[LoadedTask], lanes: Lanes) -> None:
-        self.tasks, self.lanes = tasks, lanes
+    def __init__(self, tasks: Sequence[LoadedTask], lanes: Lanes, pool: Executor, streams: int) -> None:
+        """`pool` runs so many batches at once."""
+        self.tasks, self.lanes, self.pool, self.streams = tasks, lanes, pool, streams
         self.preprocesses: tuple[Preprocess, ...] = tuple(dict.fromkeys(map(_preprocess, tasks)))
         self.passes = _with_cuts(_whole_passes(tasks), lanes)
 
-    def ask(self, images: Sequence[Sequence[Pixels]]) -> Asked:
-        """Queue images, each as the preprocesses read it, for every task."""
-        asked = []
-        for each in self.passes:
-            place = self.preprocesses.index(each.preprocess)
-            asked.append([each.item(pixels[place]) for pixels in images])
-        self.lanes.batcher.submit([item for items in asked for item in items], bounded=False)
-        return Asked(asked)
+    @property
+    def ahead(self) -> int:
+        """Chunks of images to ask before the first of them is answered, so that no core waits."""
+        batches = sum(-(-self.lanes.batcher.max_batch // each.size) for each in self.passes)
+        return max(AHEAD, -(-AHEAD * self.streams // batches))
+
+    def ask(self, pixels: Sequence[Pixels]) -> Asked:
+        """Queue images, as each preprocess reads them (n, H, W, 3), for every task."""
+        given = {own: own.normalise(each) for own, each in zip(self.preprocesses, pixels, strict=True)}
+        return [self._batches(each, given[each.preprocess]) for each in self.passes]
+
+    def _batches(self, each: Pass, images: Array) -> "list[Future[Array]]":
+        starts = range(0, len(images), each.size)
+        return [self.pool.submit(each.run, images[start : start + each.size]) for start in starts]
 
     def answers(self, asked: Asked) -> Iterator[tuple[LoadedTask, Array]]:
         """Wait for each task's probabilities of these images (n, K), in the order of the tasks.
 
         Raises:
-            RequestError: a graph failed.
+            ProviderError: a graph failed.
         """
         found = dict[LoadedTask, Array]()
-        for each, items in zip(self.passes, asked.passes, strict=True):
-            found.update(each.answers(outputs_of(items)))
+        for each, batches in zip(self.passes, asked, strict=True):
+            found.update(each.answers(np.concatenate([_output(batch) for batch in batches])))
         yield from ((task, found[task]) for task in self.tasks)
+
+
+def _output(batch: "Future[Array]") -> Array:
+    try:
+        return batch.result()
+    except Exception as fault:  # Runtimes' exceptions share no base class of their own.
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        raise ProviderError(
+            f"inference failed: {reason:.200}; if memory is short, MOSA_MAX_BATCH=1 takes less, and the same command"
+            " goes on"
+        ) from fault
 
 
 def _whole_passes(tasks: Sequence[LoadedTask]) -> list[Pass]:
@@ -112,7 +142,8 @@ def _cut(passes: Sequence[Pass], lanes: Lanes) -> Sequence[Pass]:
     firsts = [min(untouched(task.version.record) for (tasks,) in [each.tasks] for task in tasks) for each in passes]
     block = where_to_cut(firsts)
     joined = [each for each, first in zip(passes, firsts, strict=True) if first >= block]
-    if not block or (cut := cut_lane(lanes, lane, block, [each.slot for each in joined], preprocess)) is None:
+    slots = [each.slot for each in joined]
+    if not block or (cut := cut_lane(lanes, lane, block, slots, preprocess)) is None:
         return passes
     tasks = [task for each in joined for task in each.tasks]
     return [each for each in passes if each not in joined] + [Pass(cut, lane.empty, preprocess, tasks)]
@@ -131,7 +162,7 @@ def opened(settings: Settings, wanted: Sequence[str]) -> Iterator[TaskSet]:
     store.require_readable()
     store.require_tasks()
     require_files(store.files, runtimes)
-    batcher = Batcher(settings.largest_batch, max_wait=0.0)
+    batcher = Batcher(settings.largest_batch, max_wait=0.0, streams=settings.streams)
     most = len(store.names())
     lanes = Lanes(batcher, settings.threads, most + 1, measured=not settings.max_batch)
     candidates = CandidateList(store, runtimes)
@@ -142,7 +173,10 @@ def opened(settings: Settings, wanted: Sequence[str]) -> Iterator[TaskSet]:
         served = list(registry.read())
         names = _chosen(registry, wanted)
         Ranking(candidates, lanes).measure(served)
-        yield TaskSet(_loaded(registry, names), lanes)
+        tasks = _loaded(registry, names)
+        streams = max(task.lane.streams.count if task.lane.streams else 1 for task in tasks)
+        with ThreadPoolExecutor(streams, thread_name_prefix="mosa-graph") as pool:
+            yield TaskSet(tasks, lanes, pool, streams)
     finally:
         batcher.close()
         registry.close()

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mosa_deploy.errors import ConfigError
 from mosa_deploy.runtimes.names import PrecisionSetting, RuntimeSetting
+from mosa_deploy.utils.processes import cores
 from mosa_deploy.utils.variables import OTHERS, PREFIX, unread
 
 SECRET = ("api_keys", "admin_keys")
@@ -111,6 +112,11 @@ class Settings(BaseModel):
     """The keys that may ask; everybody may if there are none."""
     admin_keys: Listed = ()
     """The keys that may change tasks; nobody may if there are none."""
+
+    @property
+    def streams(self) -> int:
+        """The most batches that run at once on a CPU."""
+        return min(self.threads or cores(), self.largest_batch)
 
     @property
     def largest_batch(self) -> int:

@@ -22,7 +22,7 @@ from starlette.types import Scope
 
 from mosa_deploy import __version__
 from serving.backend import Lease
-from serving.batching import BatchRun, Item
+from serving.items import BatchRun, Item
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,14 +1,15 @@
 """Warm-up: every batch size of a lane runs before the lane serves, and on a CPU the sizes that pay are found.
 
 A larger batch spreads the cost of a run over more images, until its intermediate values no longer fit into the caches.
-And cores that compute one image together wait for each other, which they do not if each has an image of its own. What
-is faster depends on the backbone, the size of the images, the precision and the CPU, so it is measured.
+And cores that compute one image together wait for each other, which they do not if each has a stream of images of its
+own. What is faster depends on the backbone, the size of the images, the precision and the CPU, so it is measured.
 """
 
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,8 +20,8 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import MosaError, StoreError
 from mosa_deploy.runtimes.names import ON_GPU
 from mosa_deploy.runtimes.runner import Runner
-from mosa_deploy.runtimes.split import SplitRunner
-from serving.batching import Batcher, Item
+from serving.batching import Batcher
+from serving.items import Item, Streams
 from serving.lanes import AnyLane
 
 log = logging.getLogger("mosa_deploy.serving")
@@ -34,17 +35,17 @@ LONG = 0.25
 LEAST, MOST, SECONDS = 2, 10, 0.1
 """The fewest and the most times that a shorter one is repeated, and for how many seconds in between."""
 
-GAIN = 0.95
-"""The largest share of the time per image of whole batches that parts may take, which need the memory of a second
-session."""
+GAIN = 1.0
+"""The largest share of the time per image on all cores that streams may take here, where they start and end together.
+In the service none waits for another, so they gain more."""
 
-PER_PART = (1, 2, 4)
-"""The images per part that are tried."""
+PER_STREAM = (1, 2, 4)
+"""The images per batch of a stream that are tried."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """How a batch could be run in parts at the same time."""
+class Offer:
+    """Streams that a lane could have."""
 
     count: int
     open: Callable[[], Runner]
@@ -52,29 +53,38 @@ class Parts:
 
 
 def warm(
-    lane: AnyLane, preprocess: Preprocess, slot: int, batcher: Batcher, measured: bool, parts: Parts | None = None
+    lane: AnyLane, preprocess: Preprocess, slot: int, batcher: Batcher, measured: bool, offer: Offer | None = None
 ) -> None:
     """Run every batch size, between the batches of other lanes; on a CPU keep those that pay, if it is `measured`.
 
-    With `parts` the lane runs batches in parts, if that is faster.
+    With an `offer` the lane runs batches in streams, if that is faster.
 
     Raises:
         StoreError: the graph does not take images of this size.
     """
     blank: NDArray[np.uint8] = np.zeros((*preprocess.size, 3), dtype=np.uint8)
 
-    def run(size: int) -> float:
-        items = [Item(lane, blank, preprocess, slot, deadline=math.inf)]
-        return batcher.call(partial(timed, partial(lane.run, items, size))).result()
+    def run(size: int, stream: bool = False) -> object:
+        return lane.run([Item(lane, blank, preprocess, slot, deadline=math.inf)], size, stream)
+
+    def alone(size: int) -> float:
+        return batcher.call(partial(timed, partial(run, size))).result()
 
     try:
         if not measured or lane.plan.runtime in ON_GPU:
             for size in lane.sizes:
-                run(size)
+                alone(size)
             return
-        found: Mapping[int, float] = worthwhile(lane.sizes, run)
-        if parts is not None:
-            found = split_if_faster(lane, found, parts, run)
+        found: Mapping[int, float] = worthwhile(lane.sizes, alone)
+        if offer is not None:
+            with ThreadPoolExecutor(offer.count) as threads:
+
+                def streams(size: int) -> float:
+                    sizes = [size] * offer.count
+                    action = partial(timed, lambda: list(threads.map(partial(run, stream=True), sizes)))
+                    return batcher.call(action).result() / offer.count
+
+                found = stream_if_faster(lane, found, offer, alone, streams)
     except MosaError:
         raise
     except Exception as fault:  # ONNX Runtime's exceptions share no base class of their own.
@@ -85,28 +95,34 @@ def warm(
 
 
 def _said(lane: AnyLane) -> str:
-    sizes, graph = ", ".join(map(str, lane.sizes)), lane.graph
-    return f"{sizes}; from {graph.count} on in {graph.count} parts" if isinstance(graph, SplitRunner) else sizes
+    sizes, streams = ", ".join(map(str, lane.sizes)), lane.streams
+    if streams is None:
+        return sizes
+    return f"{sizes}; from {streams.count} images on {streams.count} streams of {', '.join(map(str, streams.sizes))}"
 
 
-def split_if_faster(
-    lane: AnyLane, whole: Mapping[int, float], parts: Parts, run: Callable[[int], float]
+def stream_if_faster(
+    lane: AnyLane,
+    found: Mapping[int, float],
+    offer: Offer,
+    alone: Callable[[int], float],
+    streams: Callable[[int], float],
 ) -> Mapping[int, float]:
-    """Let a lane run batches in parts if that is faster by `GAIN`.
+    """Let a lane run batches in streams if that is faster, see `GAIN`.
 
-    `whole` are the sizes that pay without parts. Returns those that pay now, with their seconds per image.
+    `found` are the sizes that pay on all cores, with their seconds per image. `alone` runs such a batch, and `streams`
+    one in each stream; they return the seconds, divided by the number of batches. Returns the sizes that pay now.
     """
-    graph, count = lane.graph, parts.count
-    split = SplitRunner(graph, parts.open(), count)
-    lane.use(split)
-    times = worthwhile([size for each in PER_PART if (size := each * count) <= lane.sizes[-1]], run)
-    lane.use(graph)
-    best = min(whole, key=whole.__getitem__)
+    sizes = [size for size in PER_STREAM if size == 1 or size * offer.count <= lane.sizes[-1]]
+    lane.use_streams(offer.open(), Streams(offer.count, tuple(sizes)))
+    times = worthwhile(sizes, streams)
+    best = min(found, key=found.__getitem__)
     # Something else may have run before, and no longer.
-    if min(times.values()) > GAIN * min(whole[best], shortest(partial(run, best)) / best):
-        return whole
-    lane.use(split)
-    return {size: each for size, each in whole.items() if size < count} | times
+    if min(times.values()) > GAIN * min(found[best], shortest(partial(alone, best)) / best):
+        lane.use_streams(None, None)
+        return found
+    lane.plan = replace(lane.plan, streams=Streams(offer.count, tuple(times)))
+    return {size: each for size, each in found.items() if size < offer.count}
 
 
 def worthwhile(sizes: Iterable[int], run: Callable[[int], float]) -> dict[int, float]:

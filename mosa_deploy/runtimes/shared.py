@@ -1,5 +1,6 @@
 """The shared graph: a bank of tasks is bound to it, and each task's head is applied to the features that it gives."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,11 +41,13 @@ def bank_scales(path: Path) -> BankScales:
 class SharedRunner:
     """Runs a shared graph whose bank is bound once instead of being fed at each call.
 
-    The next run sees every slot that was written or cleared before it.
+    The next run sees every slot that was written or cleared before it. Several threads may run it while nothing is
+    written to the bank.
     """
 
     def __init__(self, runner: Runner, bank: Bank) -> None:
         self.runner, self.bank = runner, bank
+        self._lock = threading.Lock()
         self._bind()
 
     def _bind(self) -> None:
@@ -57,10 +60,12 @@ class SharedRunner:
 
     def run(self, images: Array, slots: NDArray[np.int64]) -> Array:
         """Images (B, 3, H, W) and the slot of each (B,) -> features (B, C); for probes all of them."""
-        if self.growths != self.bank.growths:
-            self._bind()
-        elif self.changes != self.bank.changes:
-            self._refresh()
+        # Of several threads the first one binds what has changed, and the others wait for that.
+        with self._lock:
+            if self.growths != self.bank.growths:
+                self._bind()
+            elif self.changes != self.bank.changes:
+                self._refresh()
         return self.runner.run(images, slots) if self.bank.layout.by_slot else self.runner.run(images)
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from mosa_deploy.bundles.preprocess import Array, Preprocess
-from serving.batching import STEPS, Batcher, Item, fit, sizes_up_to
+from serving.batch_sizes import STEPS, fit, sizes_up_to
+from serving.batching import Batcher
 from serving.errors import RequestError
+from serving.items import Item, Streams
 
 PREPROCESS = Preprocess(size=(1, 1))
 
@@ -19,8 +21,9 @@ class Echo:
 
     kind = "echo"
 
-    def __init__(self, sizes: tuple[int, ...] = STEPS) -> None:
+    def __init__(self, sizes: tuple[int, ...] = STEPS, streams: Streams | None = None) -> None:
         self.sizes, self.padding, self.slots = sizes, 0.25, np.zeros(1000, dtype=np.int64)
+        self.streams = streams
         self.ran: list[tuple[int, int]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -28,7 +31,7 @@ class Echo:
     def device_lost(self) -> bool:
         return False
 
-    def run(self, items: Sequence[Item], size: int) -> Array:
+    def run(self, items: Sequence[Item], size: int, stream: bool = False) -> Array:
         self.gate.wait()
         self.ran.append((len(items), size))
         pixels = [int(item.pixels[0, 0, 0]) for item in items]
@@ -162,7 +165,7 @@ class OnGpu(Echo):
     def device_lost(self) -> bool:
         return self.lost
 
-    def run(self, items: Sequence[Item], size: int) -> Array:
+    def run(self, items: Sequence[Item], size: int, stream: bool = False) -> Array:
         raise RuntimeError(self.fault)
 
 

@@ -70,7 +70,7 @@ def cuts(tasks: TaskSet) -> list[list[list[str]]]:
 
 def answers(tasks: TaskSet, maker: TaskMaker) -> TaskAnswers:
     """The probabilities (n, K) that each task gives for the maker's images."""
-    asked = tasks.ask([[maker.preprocess.read(content)] for content in maker.images])
+    asked = tasks.ask([np.stack([maker.preprocess.read(content) for content in maker.images])])
     return {task.version.record.task: scores for task, scores in tasks.answers(asked)}
 
 
@@ -81,7 +81,7 @@ def by_both(root: Path, maker: TaskMaker, names: Sequence[str], **more: object) 
         cut = answers(tasks, maker)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(score_tasks, "where_to_cut", lambda firsts: 0)
-            whole = TaskSet(tasks.tasks, tasks.lanes)
+            whole = TaskSet(tasks.tasks, tasks.lanes, tasks.pool, tasks.streams)
         assert not cuts(whole)
         return cut, answers(whole, maker)
 

@@ -1,5 +1,6 @@
 """The parts of `mosa score`: what it is given, and what it refuses; processes that decode, and rows of answers."""
 
+import math
 import multiprocessing
 import os
 import sys
@@ -12,11 +13,13 @@ import pytest
 
 from mosa_deploy.bundles.answers import PerLabel
 from mosa_deploy.bundles.archive import Archive
+from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, DataError, ProviderError, WriteError
 from mosa_deploy.utils.extras import require_package
+from serving.lanes import SharedLane
 from serving.score_decode import CHUNK_BYTES, Decoders, Encoded, Reading, chunks
 from serving.score_output import Answers, RunFolder, rows_of
-from serving.score_tasks import opened
+from serving.score_tasks import Pass, opened
 from serving.settings import Settings
 from tests.support.score import DEADLY, SETTINGS, deadly, files, rows, run, write_parquet, write_tar
 from tests.support.tasks import TaskMaker, picture
@@ -121,14 +124,54 @@ def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
 
 
 def test_tasks_that_can_share_a_pass_do(maker: TaskMaker, archives: Mapping[str, Archive]) -> None:
-    pixels = [[maker.preprocess.read(maker.images[0])]]
+    pixels = [maker.preprocess.read(maker.images[0])[None]]
     with opened(
         Settings.model_validate({**SETTINGS, "artifacts": str(maker.root)}), ["fields", "fields.b", "birds", "cracks"]
     ) as tasks:
         asked = tasks.ask(pixels)
-        assert [len(items) for items in asked.passes] == [1, 1, 1]
-        assert len({id(items[0].lane) for items in asked.passes}) == 1
+        assert [len(batches) for batches in asked] == [1, 1, 1]
+        assert len({id(each.lane) for each in tasks.passes}) == 1
         assert len(list(tasks.answers(asked))) == 4
+
+
+def test_every_stream_runs_batches_of_its_own_and_answers_as_all_cores_do(
+    maker: TaskMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = [np.stack([maker.preprocess.read(content) for content in maker.images])]
+    found, in_streams, infer = {}, list[bool](), SharedLane.infer
+
+    def noted(self: SharedLane, images: Array, slots: Any, stream: bool = False) -> Array:
+        in_streams.append(stream)
+        return infer(self, images, slots, stream)
+
+    monkeypatch.setattr(SharedLane, "infer", noted)
+    for gain in (0.0, math.inf):
+        monkeypatch.setattr("serving.warming.GAIN", gain)
+        settings = Settings.model_validate({"threads": 2, "runtime": "onnxruntime-cpu", "artifacts": str(maker.root)})
+        with opened(settings, ["fields", "birds"]) as tasks:
+            in_streams.clear()
+            asked = tasks.ask(pixels)
+            found[tasks.streams] = {task.version.record.task: scores for task, scores in tasks.answers(asked)}
+            assert set(in_streams) == {tasks.streams > 1}
+            lane = tasks.tasks[0].lane
+            assert [each.size for each in tasks.passes] == [(lane.streams or lane).sizes[-1]] * 2
+            sizes = [each.size for each in tasks.passes]
+            assert [len(batches) for batches in asked] == [-(-len(maker.images) // size) for size in sizes]
+    assert list(found) == [1, 2]
+    for name, scores in found[1].items():
+        np.testing.assert_allclose(found[2][name], scores, atol=1e-5)
+
+
+def test_a_graph_that_fails_ends_the_run_with_one_line(
+    maker: TaskMaker, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Pass, images: Array) -> Array:
+        raise RuntimeError("Failed to allocate memory\nat line 7")
+
+    monkeypatch.setattr(Pass, "run", failing)
+    with pytest.raises(ProviderError, match=r"^inference failed: Failed to allocate memory; if memory is short, MOSA_"):
+        run(maker, images, tmp_path / "out")
+    assert files(tmp_path / "out") == []
 
 
 def test_an_image_without_any_of_several_labels_has_one_empty_row(archives: Mapping[str, Archive]) -> None:
@@ -175,10 +218,10 @@ def test_processes_decode_in_order_and_never_far_ahead(maker: TaskMaker, tmp_pat
         assert len(read) <= 8
         rest = list(found)
     names = [name for chunk in (first, *rest) for name in chunk.names]
-    assert names == [str(i) for i in range(12)]
-    pixels: list[Any] = [image for chunk in (first, *rest) for image in chunk.images]
-    assert [isinstance(image, str) for image in pixels] == [i == 3 for i in range(12)]
-    np.testing.assert_array_equal(pixels[7][0], maker.preprocess.read(maker.images[7]))
+    assert names == [str(i) for i in range(12) if i != 3]
+    assert [name for chunk in (first, *rest) for name, _ in chunk.faults] == ["3"]
+    pixels = np.concatenate([chunk.pixels[0] for chunk in (first, *rest)])
+    np.testing.assert_array_equal(pixels[names.index("7")], maker.preprocess.read(maker.images[7]))
 
 
 def test_an_image_that_kills_its_process_costs_its_shard_alone_and_is_tried_again(

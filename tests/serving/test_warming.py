@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -10,10 +11,10 @@ import pytest
 
 from mosa_deploy.client.schema import LaneName
 from mosa_deploy.runtimes.runner import Runner
-from mosa_deploy.runtimes.split import SplitRunner
-from serving.lanes import AnyLane
+from serving.items import Streams
+from serving.lanes import AnyLane, ExecutionPlan
 from serving.settings import Settings
-from serving.warming import LONG, Parts, split_if_faster, worthwhile
+from serving.warming import LONG, Offer, stream_if_faster, worthwhile
 from tests.support.app import Reference, named, passes, running
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -85,68 +86,79 @@ def test_what_the_user_sets_is_not_replaced_by_a_measurement(copied: Path, said:
 
 
 class Timed:
-    """A lane whose time per image is given, by size, for whole batches and for those in parts."""
+    """A lane whose time per image is given, by size, for batches on all cores and for those in streams."""
 
     kind: LaneName = "shared"
     sizes = STEPS
 
-    def __init__(self, whole: dict[int, float], parts: dict[int, float]) -> None:
-        self.whole, self.parts = whole, parts
-        self.graph = cast(Runner, SimpleNamespace(precision="fp32"))
+    def __init__(self, alone: dict[int, float], streams: dict[int, float]) -> None:
+        self.alone, self.in_streams = alone, streams
+        self.plan = ExecutionPlan("onnxruntime-cpu", "fp32", STEPS)
         self.ran: list[int] = []
 
     @property
-    def split(self) -> bool:
-        return isinstance(self.graph, SplitRunner)
+    def streams(self) -> Streams | None:
+        return self.plan.streams
 
-    def use(self, graph: Runner) -> None:
-        self.graph = graph
+    def use_streams(self, runner: Runner | None, streams: Streams | None) -> None:
+        assert (runner is None) == (streams is None)
+        self.plan = replace(self.plan, streams=streams)
 
     def run(self, size: int) -> float:
-        self.ran.append(size)
-        return size * (self.parts if self.split else self.whole)[size]
+        return size * self.alone[size]
 
-    def sizes_in(self, count: int) -> list[int]:
-        """The sizes that it takes if its batches may run in so many parts."""
+    def run_streams(self, size: int) -> float:
+        self.ran.append(size)
+        return size * self.in_streams[size]
+
+    def sizes_with(self, count: int) -> list[int]:
+        """The sizes that it takes on all cores if it may have so many streams."""
         return self.sizes_after(worthwhile(STEPS, self.run), count)
 
-    def sizes_after(self, whole: dict[int, float], count: int) -> list[int]:
-        """The same, with what was measured of whole batches."""
-        self.ran = []
-        return list(split_if_faster(cast(AnyLane, self), whole, Parts(count, lambda: self.graph), self.run))
+    def sizes_after(self, alone: dict[int, float], count: int) -> list[int]:
+        """The same, with what was measured on all cores."""
+        offer = Offer(count, lambda: cast(Runner, SimpleNamespace()))
+        return list(stream_if_faster(cast(AnyLane, self), alone, offer, self.run, self.run_streams))
 
 
 ONES = dict.fromkeys(range(1, 33), 1.0)
 
 
-@pytest.mark.parametrize(("share", "split"), [(0.5, True), (0.94, True), (0.96, False), (2.0, False)])
-def test_a_second_session_stays_only_where_it_gains_a_twentieth(share: float, split: bool) -> None:
+@pytest.mark.parametrize(("share", "faster"), [(0.5, True), (1.0, True), (1.01, False), (2.0, False)])
+def test_a_lane_has_streams_only_where_they_are_not_slower(share: float, faster: bool) -> None:
     lane = Timed(ONES, dict.fromkeys(ONES, share))
-    assert lane.sizes_in(2) == ([1, 2, 4, 8] if split else [*STEPS])
-    assert lane.split == split
+    assert lane.sizes_with(2) == ([1] if faster else [*STEPS])
+    assert lane.streams == (Streams(2, (1, 2, 4)) if faster else None)
 
 
-def test_what_ran_beside_whole_batches_alone_decides_nothing() -> None:
-    lane = Timed(dict.fromkeys(ONES, 2.0), ONES)
-    whole, lane.whole = worthwhile(STEPS, lane.run), ONES
-    assert lane.sizes_after(whole, 2) == [*STEPS]
-    assert not lane.split
+def test_what_ran_beside_batches_on_all_cores_alone_decides_nothing() -> None:
+    lane = Timed(dict.fromkeys(ONES, 2.0), dict.fromkeys(ONES, 1.5))
+    alone, lane.alone = worthwhile(STEPS, lane.run), ONES
+    assert lane.sizes_after(alone, 2) == [*STEPS]
+    assert lane.streams is None
 
 
-def test_parts_of_more_images_are_left_out_where_they_take_longer() -> None:
-    lane = Timed(ONES, {2: 0.80, 4: 0.82, 8: 0.84})
-    assert lane.sizes_in(2) == [1, 2, 4]
+def test_streams_take_no_more_images_at_once_than_pay() -> None:
+    lane = Timed(ONES, {1: 0.80, 2: 0.82, 4: 0.84})
+    lane.sizes_with(2)
+    assert lane.streams == Streams(2, (1, 2))
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(5, [1, 2, 3, 4, 5, 10, 20]), (16, [1, 2, 3, 4, 6, 8, 12, 16, 32])])
-def test_batches_that_would_leave_a_core_without_an_image_run_as_a_whole(count: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("count", "sizes", "of_streams"),
+    [(5, [1, 2, 3, 4], (1, 2, 4)), (16, [1, 2, 3, 4, 6, 8, 12], (1, 2)), (40, [*STEPS], (1,))],
+)
+def test_fewer_images_than_streams_keep_their_batches_on_all_cores(
+    count: int, sizes: list[int], of_streams: tuple[int, ...]
+) -> None:
     lane = Timed(ONES, dict.fromkeys(ONES, 0.5))
-    assert lane.sizes_in(count) == sizes
-    assert set(lane.ran) == {1, *(size for size in sizes if size >= count)}
+    assert lane.sizes_with(count) == sizes
+    assert lane.streams == Streams(count, of_streams)
+    assert set(lane.ran) == set(of_streams)
 
 
-@pytest.mark.parametrize(("gain", "ending"), [(math.inf, "; from 2 on in 2 parts"), (0.0, "")])
-def test_a_service_answers_right_whether_batches_run_in_parts_or_not(
+@pytest.mark.parametrize(("gain", "ending"), [(math.inf, "; from 2 images on 2 streams of 1"), (0.0, "")])
+def test_a_service_answers_right_whether_batches_run_in_streams_or_not(
     copied: Path,
     said: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,4 +180,4 @@ def test_a_service_answers_right_whether_batches_run_in_parts_or_not(
     assert max(sizes) > 1
     lines = [record.getMessage() for record in said.records if "takes batches of" in record.getMessage()]
     assert {line.split()[1] for line in lines} == {"shared", "folded"}
-    assert all(line.endswith(ending) and ("parts" in line) == bool(ending) for line in lines)
+    assert all(ending in line and ("streams" in line) == bool(ending) for line in lines)

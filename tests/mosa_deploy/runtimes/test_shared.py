@@ -1,3 +1,4 @@
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,32 @@ from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.bundles.topology import BlockTopology
 from mosa_deploy.graphs.adapter_weights import Layout, adapter_weights
 from mosa_deploy.graphs.bank import Bank
+from mosa_deploy.runtimes.names import Arithmetic
 from mosa_deploy.runtimes.shared import SharedRunner, SharedTask, apply_head, bank_scales
 from mosa_deploy.runtimes.tensorrt_record import EngineRecord, write_record
-from tests.support.runners import NotingRunner
 
 LAYOUT = Layout(BlockTopology(1, 6))
 
 
-class Recorder(NotingRunner):
+class Recorder:
     """A runner whose features (B, C) are the slot of each image, and which notes what it is told."""
 
+    precision: Arithmetic = "fp32"
+    sizes = None
+
     def __init__(self, width: int = 6) -> None:
-        super().__init__()
         self.width = width
+        self.bound: list[Mapping[str, Array]] = []
+        self.refreshed: list[Sequence[int]] = []
+
+    def bind(self, tensors: Mapping[str, Array]) -> None:
+        self.bound.append(tensors)
+
+    def refresh(self, tensors: Mapping[str, Array], slots: Sequence[int]) -> None:
+        self.refreshed.append(slots)
+
+    def device_lost(self) -> bool:
+        return False
 
     def run(self, *inputs: NDArray[Any]) -> Array:
         images, slots = inputs
