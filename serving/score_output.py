@@ -12,7 +12,7 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -30,6 +30,9 @@ from serving.score_shards import Shard
 MANIFEST, UNREADABLE, LOCK = "_run.json", "_unreadable.csv", ".lock"
 NOTE = b"mosa_deploy.score"
 """The key of the note in a Parquet file's metadata."""
+
+SCORES = 1 << 20
+"""Probabilities that are held before they become rows."""
 
 ROW_GROUP = 1 << 16
 """Rows that are held before they are written."""
@@ -98,31 +101,55 @@ class Note(BaseModel):
     unreadable: tuple[Fault, ...]
 
 
+class Held(NamedTuple):
+    """Answers of a task that are no rows yet."""
+
+    record: Record
+    names: list[str]
+    scores: list[Array]
+
+
 class Answers:
-    """Writes the answers of one shard."""
+    """Writes the answers of one shard. Those of many images become rows at once, of one task after the other."""
 
     def __init__(self, writer: Any, top_k: int | None) -> None:
         self.writer, self.top_k = writer, top_k
         self.images = 0
         self.unreadable: list[Fault] = []
+        self._held: dict[str, Held] = {}
         self._batches: list[Any] = []
+        self._scores = self._rows = 0
 
     def add(self, record: Record, names: Sequence[str], scores: Array) -> None:
-        """The answers of a task to some images, by its probabilities (n, K); those that overflow are unreadable."""
-        finite = np.asarray(np.isfinite(scores).all(axis=1))
-        if not finite.all():
-            reason = f"'{record.task}' overflows on this image: tune it again"
-            self.unreadable += [(name, reason) for name, good in zip(names, finite, strict=True) if not good]
-            names, scores = [name for name, good in zip(names, finite, strict=True) if good], scores[finite]
-        self._batches.append(rows_of(record, names, scores, self.top_k))
-        if sum(batch.num_rows for batch in self._batches) >= ROW_GROUP:
+        """The answers of a task to some images, by its probabilities (n, K)."""
+        held = self._held.setdefault(record.task, Held(record, [], []))
+        held.names.extend(names)
+        held.scores.append(scores)
+        self._scores += scores.size
+        if self._scores >= SCORES:
+            self._make_rows()
+        if self._rows >= ROW_GROUP:
             self.flush()
 
+    def _make_rows(self) -> None:
+        """Make rows of the answers that are held; images on which a task overflows are unreadable."""
+        for record, names, parts in self._held.values():
+            scores = np.concatenate(parts)
+            finite = np.asarray(np.isfinite(scores).all(axis=1))
+            if not finite.all():
+                reason = f"'{record.task}' overflows on this image: tune it again"
+                self.unreadable += [(name, reason) for name, good in zip(names, finite, strict=True) if not good]
+                names = [name for name, good in zip(names, finite, strict=True) if good]
+            self._batches.append(rows_of(record, names, scores[finite], self.top_k))
+            self._rows += self._batches[-1].num_rows
+        self._held, self._scores = {}, 0
+
     def flush(self) -> None:
-        """Write the rows that are held."""
+        """Write everything."""
+        self._make_rows()
         if self._batches:
             self.writer.write_table(pyarrow.Table.from_batches(self._batches))
-            self._batches = []
+        self._batches, self._rows = [], 0
 
 
 def rows_of(record: Record, names: Sequence[str], scores: Array, top_k: int | None) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from mosa_deploy.bundles.answers import PerLabel
@@ -16,9 +17,10 @@ from mosa_deploy.bundles.archive import Archive
 from mosa_deploy.bundles.preprocess import Array
 from mosa_deploy.errors import ConfigError, DataError, ProviderError, WriteError
 from mosa_deploy.utils.extras import require_package
+from serving import score_output
 from serving.lanes import SharedLane
 from serving.score_decode import CHUNK_BYTES, Decoders, Encoded, Reading, chunks
-from serving.score_output import Answers, RunFolder, rows_of
+from serving.score_output import SCHEMA, Answers, RunFolder, rows_of
 from serving.score_tasks import Pass, opened
 from serving.settings import Settings
 from tests.support.score import DEADLY, SETTINGS, deadly, files, rows, run, write_parquet, write_tar
@@ -189,12 +191,40 @@ def test_an_image_without_any_of_several_labels_has_one_empty_row(archives: Mapp
     ]
 
 
-def test_an_image_on_which_a_task_overflows_is_listed(archives: Mapping[str, Archive]) -> None:
-    record, answers = archives["birds"].bundle().record, Answers(None, None)
+def test_an_image_on_which_a_task_overflows_is_listed(archives: Mapping[str, Archive], tmp_path: Path) -> None:
+    record = archives["birds"].bundle().record
     scores = np.zeros((2, len(record.classes)), dtype=np.float32)
     scores[0, 3] = np.nan
-    answers.add(record, ["a", "b"], scores)
+    with pyarrow.parquet.ParquetWriter(tmp_path / "answers.parquet", SCHEMA) as writer:
+        answers = Answers(writer, None)
+        answers.add(record, ["a", "b"], scores)
+        answers.flush()
     assert answers.unreadable == [("a", "'birds' overflows on this image: tune it again")]
+    assert [row[1] for row in rows(tmp_path)] == ["b"]
+
+
+def test_answers_are_written_before_there_are_many_and_each_once(
+    archives: Mapping[str, Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_output, "SCORES", 50)
+    monkeypatch.setattr(score_output, "ROW_GROUP", 8)
+    records = [archives[name].bundle().record for name in ("birds", "fields")]
+    path = tmp_path / "answers.parquet"
+    with pyarrow.parquet.ParquetWriter(path, SCHEMA) as writer:
+        answers = Answers(writer, None)
+        for start in range(0, 30, 3):
+            for record in records:
+                scores = np.eye(len(record.classes), dtype=np.float32)[[start % 5, 1, 2]]
+                answers.add(record, [str(start + i) for i in range(3)], scores)
+        answers.flush()
+    found = {row[:3] for row in rows(path)}
+    wanted = {(record.task, str(i), record.classes[(i % 5, 1, 2)[i % 3]]) for record in records for i in range(30)}
+    assert found == wanted
+    assert len(rows(path)) == len(wanted)
+    groups = pyarrow.parquet.read_metadata(path)
+    sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+    assert len(sizes) > 2
+    assert max(sizes) < 20
 
 
 def test_large_images_are_sent_to_processes_in_small_chunks() -> None:
