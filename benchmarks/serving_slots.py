@@ -1,16 +1,18 @@
 """The part of `benchmarks.serving` that sends a million items through registry, slots and batcher, with a fake runner.
 
-Everything except the graph is the service's own. Each version of a task writes a number into its slot, and each image
-carries a number. The fake runner answers with their sum as the top class. So a wrong answer shows that a slot was
-written too early, or was read by an item of another version.
+Everything except the graph is the service's own, and batches run in streams. Each version of a task writes a number
+into its slot, and each image carries a number. The fake runner answers with their sum as the top class. So a wrong
+answer shows that a slot was written too early, or was read by an item of another version.
 """
 
 import asyncio
+import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -34,11 +36,20 @@ NUMBER = "blocks.0.adapter.up.bias"
 """The tensor that holds a version's number."""
 
 
+STREAMS = 4
+RUN_SECONDS = 1e-4
+"""How long a batch takes at least, so that several run at once."""
+
+
 class CheapRunner:
     """A runner without a graph. Its features encode the sum of the slot's number and the image's number."""
 
     precision: Arithmetic = "fp32"
     sizes = None
+    lock = threading.Lock()
+    running: ClassVar = 0
+    most: ClassVar = 0
+    """The most batches that ran at once."""
 
     def __init__(self, *_: object, **__: object) -> None:
         """Accept the arguments of `open_runner`, and ignore them."""
@@ -58,10 +69,16 @@ class CheapRunner:
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Images (B, 3, H, W), slots (B,) -> features (B, C)."""
         images, slots = inputs
+        with self.lock:
+            CheapRunner.running += 1
+            CheapRunner.most = max(CheapRunner.most, CheapRunner.running)
+        time.sleep(RUN_SECONDS)
         of_slots = self.bank["blocks.0.up_bias"][slots]
         codes = np.rint(of_slots[:, 0]).astype(int) + np.rint(images[:, 0, 0, 0]).astype(int)
         features: Array = np.zeros_like(of_slots)
         features[np.arange(len(slots)), codes % CLASSES] = SHARPNESS
+        with self.lock:
+            CheapRunner.running -= 1
         return features
 
 
@@ -94,8 +111,9 @@ def slots(folder: Path, items: int, tasks: int, active: int) -> Figures:
     numbers = {v.bundle().digest: t + 7 * k for t, found in enumerate(versions.values()) for k, v in enumerate(found)}
     for found in versions.values():
         maker.store(found[0])
-    settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, max_batch=32)
-    with patch("serving.opening.open_runner", CheapRunner):
+    settings = Settings(artifacts=str(maker.root), active=active, max_wait_ms=0.1, queue=100_000, threads=STREAMS)
+    # No measurement decides whether there are streams.
+    with patch("serving.opening.open_runner", CheapRunner), patch("serving.warming.GAIN", math.inf):
         backend = LocalBackend(settings)
         try:
             return asyncio.run(asked(backend, versions, numbers, [image(maker, c) for c in range(16)], items))
@@ -145,7 +163,8 @@ async def asked(
 
     await asyncio.gather(replacer(), *(asker(seed) for seed in range(askers)))
     shown = {name: counts[name] for name in ("items", "right", "wrong answers", "failed", "replaced", "busy")}
-    return shown | {"tasks": len(names), "seconds": time.monotonic() - start}
+    more = {"batches at once": CheapRunner.most, "tasks": len(names), "seconds": time.monotonic() - start}
+    return shown | more
 
 
 def verdict(outcome: Answered | RequestError, expected: int) -> str:

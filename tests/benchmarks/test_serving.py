@@ -44,6 +44,7 @@ def test_no_answer_is_of_another_task_or_version(out: Path) -> None:
         assert 0 < soak["largest error"] < most
     assert slots["right"] == slots["items"] >= 5000
     assert slots["replaced"] > 0
+    assert slots["batches at once"] > 1
     assert figures(out, "workers")["not of the new version"] == 0
     for part in ("speed-s", "bare", "mixed", "embedded", "endurance"):
         assert figures(out, part)["wrong"] == 0

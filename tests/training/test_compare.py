@@ -241,6 +241,8 @@ def test_a_folder_of_the_tasks_name_is_a_task(few: str, tmp_path: Path) -> None:
         (["--tasks", "digit"], "unknown task 'digit'; did you mean digits?; or give --data-dir that holds"),
         (["--methods", "moza"], "unknown method 'moza'; did you mean mosa or "),
         (["--seeds", "0"], "--seeds 0: at least 1"),
+        (["--gpus", "0.5"], "--gpus 0.5: more than 0, and with --ray"),
+        (["--ray", "localhost:1"], "--ray localhost:1: nothing answers there"),
         (["--tasks", ","], "--tasks needs a name"),
         (["--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
     ],
