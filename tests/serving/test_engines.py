@@ -228,8 +228,8 @@ def test_a_new_task_uploads_its_own_slot_and_a_request_none(
 ) -> None:
     write_engine(shared)
     with changing(copied) as client:
-        lane = backend_of(client).registry.acquire("birds").lane
-        banks: dict[str, Any] = lane.graph.runner.bound  # type: ignore[union-attr]  # a shared lane by an engine
+        lane: Any = backend_of(client).registry.acquire("birds").lane
+        banks: dict[str, Any] = lane.graph.runner.bound
         gpu.device.uploads.clear()
         archive = reference.maker.make("moths", 20)
         put(client, "moths", archive)
