@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -66,6 +66,8 @@ class Peer:
     variant: str = ""
     whole_models: bool = True
     """Whether each task has a whole model of its own in memory."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its process, besides those that every server has."""
 
     def missing(self) -> list[str]:
         """The modules that are not installed."""
@@ -95,7 +97,7 @@ class Peer:
             "MOSA_DEADLINE_S": "120",
         }
         # How many threads there are is the server's to choose.
-        return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | own
+        return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | own | self.settings
 
     def add(self, server: "Running", exported: Exported, name: str) -> None:
         """Give it a new task: ours by an upload, the others in the folder that they open tasks from."""
@@ -109,6 +111,13 @@ class Peer:
 
 PEERS: Mapping[str, Peer] = {
     "ours": Peer("mosa-deploy", (), raw_top_1, "MOSA_PRECISION=auto", whole_models=False),
+    "ours-folded": Peer(
+        "mosa-deploy, each task in the folded lane",
+        (),
+        raw_top_1,
+        "MOSA_PRECISION=auto",
+        settings={"MOSA_FOLDED": "*", "MOSA_SESSIONS": "64"},
+    ),
     "openvino": Peer(
         "OpenVINO behind FastAPI, throughput hint",
         ("openvino",),
