@@ -97,7 +97,8 @@ class Peer:
             "MOSA_DEADLINE_S": "120",
         }
         # How many threads there are is the server's to choose.
-        return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | own | self.settings
+        given = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        return {**given, **own, **self.settings}
 
     def add(self, server: "Running", exported: Exported, name: str) -> None:
         """Give it a new task: ours by an upload, the others in the folder that they open tasks from."""

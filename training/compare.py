@@ -9,8 +9,7 @@ where it stopped. `adapter` is the dense adapter with the same activation, numbe
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -26,9 +25,8 @@ from training.arguments import compare_config
 from training.compared import check, compared_tasks, is_drawn, preset
 from training.config import TuneConfig
 from training.evaluate import evaluate
-from training.fleet.crew import Crew, Work
-from training.fleet.forks import ForkServer
-from training.fleet.on_ray import on_ray
+from training.fleet.crew import Work
+from training.fleet.place import Place
 from training.fleet.process import End
 from training.options import CompareConfig, EvaluateConfig, names
 from training.result_rows import Result, add_earlier, read_results
@@ -124,9 +122,13 @@ def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
     Raises:
         TrainingError: runs failed; names all of them, after the others have ended.
     """
+    if not cells:
+        return
     by_name, lock = {cell.name: cell for cell in cells}, threading.Lock()
+    # A cluster takes as many at a time as it has cores for.
+    jobs = config.jobs or (len(cells) if config.ray else 1)
     with (
-        crew_for(config, cells) as crew,
+        place(config, cells).crew(jobs, max(1, torch.get_num_threads() // jobs)) as crew,
         tqdm(total=len(cells), desc=what, unit=" runs", disable=None) as bar,
     ):
 
@@ -143,21 +145,9 @@ def carry_out(config: CompareConfig, cells: list[Cell], what: str) -> None:
         raise TrainingError("; ".join(f"{name}: {fault.text}; see {logs[name]}" for name, fault in faults.items()))
 
 
-@contextmanager
-def crew_for(config: CompareConfig, cells: Sequence[Cell]) -> Iterator[Crew]:
-    """What tunes the cells: processes of this machine, or a cluster, which takes as many as it has cores for.
-
-    Raises:
-        MosaError: there is no such cluster, or its nodes lack something.
-    """
-    if config.ray is None or not cells:
-        jobs = config.jobs or 1
-        with ForkServer(max(1, torch.get_num_threads() // jobs)) as server:
-            yield Crew(jobs, server.start)
-    else:
-        inputs = [path for cell in cells for path in cell.base.inputs]
-        with on_ray(config.ray, config.gpus, [config.out], inputs) as start:
-            yield Crew(config.jobs or len(cells), start)
+def place(config: CompareConfig, cells: Sequence[Cell]) -> Place:
+    """Where the cells are tuned."""
+    return Place(config.ray, config.gpus, [config.out], [path for cell in cells for path in cell.base.inputs])
 
 
 def work_of(cell: Cell, out: Path) -> Work:

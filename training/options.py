@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from mosa_deploy.errors import ConfigError
+from mosa_deploy.utils.ray_cluster import faults_of_gpus
 from training.tune_options import ReadOptions
 
 
@@ -106,8 +107,7 @@ class CompareConfig:
             faults.append("--methods needs a name")
         if self.tasks and not names(self.tasks):
             faults.append("--tasks needs a name")
-        if self.gpus is not None and (self.ray is None or not self.gpus > 0):
-            faults.append(f"--gpus {self.gpus:g}: more than 0, and with --ray")
+        faults += faults_of_gpus(self.ray, self.gpus)
         if faults:
             raise ConfigError("; ".join(faults))
 

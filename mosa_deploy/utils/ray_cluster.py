@@ -29,6 +29,13 @@ SEEN = ".shared"
 """A file by which a node finds that it sees a folder."""
 
 
+def faults_of_gpus(address: str | None, gpus: float | None) -> list[str]:
+    """What is wrong with the options --ray and --gpus together."""
+    if gpus is None or (address is not None and gpus > 0):
+        return []
+    return [f"--gpus {gpus:g}: more than 0, and with --ray"]
+
+
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
     """The package `ray`, connected to a cluster: HOST:PORT of its head, or `auto` for the one on this machine.

@@ -16,10 +16,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mosa_deploy.errors import ConfigError
-from training.fleet.crew import Crew, Work
-from training.fleet.forks import ForkServer
-from training.fleet.on_ray import on_ray
+from training.fleet.crew import Work
 from training.fleet.options import FleetConfig
+from training.fleet.place import Place
 from training.fleet.process import End
 from training.fleet.report import PAGE, REPORT, tables, write_report
 from training.fleet.rows import Failure, Row, put_beside, read_rows, write_rows
@@ -79,11 +78,15 @@ def alone(out: Path) -> Iterator[None]:
 def carry_out(config: FleetConfig, tasks: Sequence[FleetTask]) -> dict[str, Failure]:
     """Carry out the stages of all tasks that are not done; returns the failures by task."""
     by_name = {task.name: task for task in tasks if task.waiting()}
+    if not by_name:
+        return {}
     done = stages_of(tasks) - sum(len(task.waiting()) for task in by_name.values())
     # Threads wait for the processes: one at a time writes notes and moves the bar.
     lock = threading.Lock()
+    # A cluster takes as many at a time as it has cores for.
+    jobs = config.jobs or (len(by_name) if config.ray else joblib.cpu_count())
     with (
-        crew_for(config, list(by_name.values())) as crew,
+        place(config, list(by_name.values())).crew(jobs) as crew,
         tqdm(total=stages_of(tasks), initial=done, desc="fleet", unit=" stages", disable=None) as bar,
     ):
 
@@ -100,20 +103,10 @@ def carry_out(config: FleetConfig, tasks: Sequence[FleetTask]) -> dict[str, Fail
     return {name: Failure(fault.line[0], fault.text) for name, fault in faults.items()}
 
 
-@contextmanager
-def crew_for(config: FleetConfig, tasks: Sequence[FleetTask]) -> Iterator[Crew]:
-    """What carries out the tasks: processes of this machine, or a cluster, which takes as many as it has cores for.
-
-    Raises:
-        MosaError: there is no such cluster, or its nodes lack something.
-    """
-    if config.ray is None or not tasks:
-        with ForkServer() as server:
-            yield Crew(config.jobs or joblib.cpu_count(), server.start)
-    else:
-        inputs = [path for task in tasks for path in task.config.inputs]
-        with on_ray(config.ray, config.gpus, [config.out, config.store_folder], inputs) as start:
-            yield Crew(config.jobs or len(tasks), start)
+def place(config: FleetConfig, tasks: Sequence[FleetTask]) -> Place:
+    """Where the tasks are carried out."""
+    inputs = [path for task in tasks for path in task.config.inputs]
+    return Place(config.ray, config.gpus, [config.out, config.store_folder], inputs)
 
 
 def line_about(task: FleetTask, end: End) -> str:

@@ -7,6 +7,7 @@ from typing import Self
 import tyro
 
 from mosa_deploy.errors import ConfigError
+from mosa_deploy.utils.ray_cluster import faults_of_gpus
 
 TABLE = "fleet.csv"
 """The results of a fleet, one line per task, in its folder."""
@@ -49,15 +50,14 @@ class FleetConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError with every fault at once."""
-        faults = []
+        faults: list[str] = []
         if self.jobs is not None and self.jobs < 1:
             faults.append(f"--jobs {self.jobs}: at least 1")
         if self.image_size is not None and self.image_size < 1:
             faults.append(f"--image-size {self.image_size}: at least 1, in whole patches")
         if self.beside is not None and self.beside.resolve() == self.out.resolve():
             faults.append(f"--beside {self.beside} is --out: give the new fleet a folder of its own")
-        if self.gpus is not None and (self.ray is None or not self.gpus > 0):
-            faults.append(f"--gpus {self.gpus:g}: more than 0, and with --ray")
+        faults += faults_of_gpus(self.ray, self.gpus)
         if faults:
             raise ConfigError("; ".join(faults))
 
