@@ -66,6 +66,9 @@ class CheapRunner:
         """See `Runner`."""
         return False
 
+    def release(self) -> None:
+        """See `Runner`. It takes no memory."""
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Images (B, 3, H, W), slots (B,) -> features (B, C)."""
         images, slots = inputs

@@ -122,6 +122,11 @@ class SharedLane:
         """See `Runner`."""
         return self.graph.runner.device_lost()
 
+    def release(self) -> None:
+        """See `Runner`."""
+        for graph in filter(None, (self.graph, self.streamed)):
+            graph.runner.release()
+
     def run(self, items: Sequence[Item], size: int, stream: bool = False) -> Array:
         """Run n items as a batch of `size` -> features (n, C), or all those of probes."""
         slots = np.full(size, self.empty, dtype=np.int64)
@@ -162,6 +167,11 @@ class OwnGraphLane:
     def device_lost(self) -> bool:
         """See `Runner`."""
         return self.graph.device_lost()
+
+    def release(self) -> None:
+        """See `Runner`."""
+        for graph in filter(None, (self.graph, self.streamed)):
+            graph.release()
 
     def run(self, items: Sequence[Item], size: int, stream: bool = False) -> Array:
         """Run n items as a batch of `size` -> logits (n, K)."""

@@ -20,6 +20,7 @@ from mosa_deploy.bundles.preprocess import Preprocess
 from mosa_deploy.errors import MosaError, StoreError
 from mosa_deploy.runtimes.names import ON_GPU
 from mosa_deploy.runtimes.runner import Runner
+from mosa_deploy.utils.processes import trim_memory
 from serving.batching import Batcher
 from serving.items import Item, Streams
 from serving.lanes import AnyLane
@@ -91,6 +92,9 @@ def warm(
         reason = str(fault).splitlines()[0]
         raise StoreError(f"the graph does not take images of {preprocess.size}: {reason}") from fault
     lane.plan = replace(lane.plan, sizes=tuple(found))
+    # What the larger sizes took is not needed again, nor what was timed before and closed.
+    lane.release()
+    trim_memory()
     log.info("the %s lane by %s takes batches of %s", lane.kind, lane.plan, _said(lane))
 
 

@@ -102,6 +102,10 @@ class OpenVinoRunner:
         """See `Runner`: a CPU is not lost."""
         return False
 
+    def release(self) -> None:
+        """See `Runner`."""
+        self.compiled.release_memory()
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Run the graph on the inputs that are not bound, given in the graph's order."""
         given = [np.ascontiguousarray(value) for value in inputs]

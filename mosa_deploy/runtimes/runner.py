@@ -40,6 +40,10 @@ class Runner(Protocol):
         """Whether its device no longer works in this process, as a GPU after a fault. Asked when a run has failed."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory that runs so far took for intermediate values, now or at the end of the next run."""
+        ...
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Run the graph on the inputs that are not bound, given in the graph's order.
 

@@ -143,6 +143,9 @@ class EngineRunner:
         """See `Runner`."""
         return self.device.lost()
 
+    def release(self) -> None:
+        """See `Runner`. An engine has its memory for the largest batch once and for all."""
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         """Run the engine on the inputs that are not bound, given in the graph's order; returns (B, ...).
 

@@ -1,16 +1,23 @@
-"""Worker processes: how they begin, and that they end with the process that started them, however that ends."""
+"""Processes: the cores and memory of this one, how workers begin, and that they end with the one that started them."""
 
+import ctypes
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def trim_memory() -> None:
+    """Let the C library give freed memory back to the system. glibc keeps much of it; others need no telling."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def begin(parent: int) -> None:

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from mosa_deploy.client.schema import LaneName
+from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.runner import Runner
 from serving.items import Streams
 from serving.lanes import AnyLane, ExecutionPlan
@@ -65,7 +66,7 @@ def test_a_long_run_is_not_repeated() -> None:
 
 
 def test_a_service_says_which_sizes_it_found(copied: Path, said: pytest.LogCaptureFixture) -> None:
-    with running(copied, max_batch=0):
+    with running(copied, runtime="onnxruntime-cpu", precision="fp32", max_batch=0):
         pass
     found = [record.getMessage() for record in said.records if "takes batches of" in record.getMessage()]
     assert found
@@ -157,6 +158,19 @@ def test_fewer_images_than_streams_keep_their_batches_on_all_cores(
     assert set(lane.ran) == set(of_streams)
 
 
+def test_what_large_batches_took_is_given_back_before_a_lane_serves(
+    copied: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[OnnxRunner] = []
+    monkeypatch.setattr(OnnxRunner, "release", lambda runner: released.append(runner))
+    monkeypatch.setattr("serving.warming.GAIN", math.inf)
+    with running(copied, runtime="onnxruntime-cpu", precision="fp32", max_batch=0, threads=2):
+        lanes = [record for record in said.records if "takes batches of" in record.getMessage()]
+        assert lanes
+        # Each has a runner for batches on all cores, and one for those in streams.
+        assert len(set(released)) == 2 * len(lanes)
+
+
 @pytest.mark.parametrize(("gain", "ending"), [(math.inf, "; from 2 images on 2 streams of 1"), (0.0, "")])
 def test_a_service_answers_right_whether_batches_run_in_streams_or_not(
     copied: Path,
@@ -169,7 +183,9 @@ def test_a_service_answers_right_whether_batches_run_in_streams_or_not(
     monkeypatch.setattr("serving.warming.GAIN", gain)
     images, tasks = reference.maker.images, ("birds", "cracks", "grains", "birds") * 4
     with (
-        running(copied, max_batch=0, max_wait_ms=50, threads=2, folded="cracks") as client,
+        running(
+            copied, runtime="onnxruntime-cpu", precision="fp32", max_batch=0, max_wait_ms=50, threads=2, folded="cracks"
+        ) as client,
         passes(client) as sizes,
     ):
         files = [("image", (f"{i}.png", image)) for i, image in enumerate(images)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -23,6 +24,7 @@ from mosa_deploy.runtimes.onnx_runtime import OnnxRunner
 from mosa_deploy.runtimes.openvino import OpenVinoRunner
 from mosa_deploy.runtimes.runner import check_runner, open_runner
 from mosa_deploy.runtimes.shared import SharedRunner
+from mosa_deploy.utils.processes import trim_memory
 
 LAYOUT = Layout(BlockTopology(2, 24))
 TOLERANCE: dict[RunnerName, float] = {
@@ -293,3 +295,38 @@ def test_without_a_driver_cuda_is_refused_before_a_library_is_loaded(monkeypatch
     with pytest.raises(ProviderError, match=r"did not start, there is no NVIDIA driver here: run on the CPU$"):
         check_runner("onnxruntime-cuda")
     assert loaded == []
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_the_memory_of_large_batches_is_given_back_once_it_is_asked_for(
+    name: RunnerName, bound: bool, tmp_path: Path
+) -> None:
+    if name == "onnxruntime-cuda":
+        pytest.skip("its memory is on the device")
+    path, width = tmp_path / "wide.onnx", 1 << 16
+    nodes = [
+        helper.make_node("MatMul", ["images", "weight"], ["product"]),
+        helper.make_node("Erf", ["product"], ["wide"]),
+        helper.make_node("ReduceMean", ["wide"], ["mean"], axes=[1]),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 1])
+    weight = helper.make_tensor_value_info("weight", TensorProto.FLOAT, [1, width])
+    mean = helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["batch", 1])
+    values = np.full((1, width), 0.5, np.float32)
+    constant = [] if bound else [numpy_helper.from_array(values, "weight")]
+    graph = helper.make_graph(nodes, "wide", [images, weight] if bound else [images], [mean], constant)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    runner = open_runner(path, name)
+    if bound:
+        runner.bind({"weight": values})
+    one, many = np.ones((1, 1), np.float32), np.ones((512, 1), np.float32)
+    answer = runner.run(one)
+    before = psutil.Process().memory_info().rss
+    runner.run(many)
+    grown = psutil.Process().memory_info().rss - before
+    assert grown > many.size * width  # A quarter of its intermediate values.
+    runner.release()
+    assert np.array_equal(runner.run(one), answer)
+    trim_memory()
+    # ONNX Runtime keeps the block of memory in which the output lies, which may be one of the two large ones.
+    assert psutil.Process().memory_info().rss - before < 0.6 * grown

@@ -41,6 +41,8 @@ class Recorder:
     def device_lost(self) -> bool:
         return False
 
+    def release(self) -> None: ...
+
     def run(self, *inputs: NDArray[Any]) -> Array:
         images, slots = inputs
         assert len(images) == len(slots)

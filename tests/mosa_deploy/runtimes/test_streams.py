@@ -47,7 +47,7 @@ def test_bound_runs_go_on_at_the_same_time(traced: Path, monkeypatch: pytest.Mon
     bank, together = Bank(LAYOUT, bottleneck=4), threading.Barrier(3, timeout=10)
     runner = OnnxRunner(traced / "shared.onnx", threads=1)
     shared, run = SharedRunner(runner, bank), runner.session.run_with_iobinding
-    monkeypatch.setattr(runner.session, "run_with_iobinding", lambda binding: (together.wait(), run(binding)))
+    monkeypatch.setattr(runner.session, "run_with_iobinding", lambda *given: (together.wait(), run(*given)))
     with ThreadPoolExecutor(3) as threads:
         images = np.zeros((1, 3, 28, 28), dtype=np.float32)
         answers = list(threads.map(lambda _: shared.run(images, np.zeros(1, dtype=np.int64)), range(3)))
