@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.load import throughput, wrong
-from benchmarks.peers_processes import Peer, Running, asks_of, started, too_large
+from benchmarks.peers_processes import Peer, Running, asks_of, started, too_many
 from benchmarks.peers_tasks import Exported
 from mosa_deploy.bundles.store_layout import FOLDED, StoreLayout
 from mosa_deploy.errors import MosaError
@@ -80,8 +80,8 @@ def measure(
     if missing := peer.missing():
         return Measured(name, precision, tasks, f"not installed: {', '.join(missing)}")
     graph = StoreLayout(exported.root).task("task-0") / FOLDED
-    if large := too_large(peer, graph, tasks, setting.allowed):
-        return Measured(name, precision, tasks, large)
+    if many := too_many(peer, graph, tasks, setting.allowed):
+        return Measured(name, precision, tasks, many)
     names = exported.view(folder / "store", tasks)
     begun = time.monotonic()
     with started(peer, folder / "store", folder, precision, exported.weights) as server:
@@ -96,7 +96,7 @@ def measure(
             memory = server.memory()
             added = time_to_add(server, peer, exported)
         except (PeerError, aiohttp.ClientError, TimeoutError, OSError) as fault:
-            return Measured(name, precision, tasks, f"failed: {fault or type(fault).__name__}")
+            return Measured(name, precision, tasks, f"failed: {str(fault) or type(fault).__name__}")
     return Measured(name, precision, tasks, "", start, memory / 1e6, 1000 * added, loads)
 
 

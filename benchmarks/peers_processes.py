@@ -66,6 +66,8 @@ class Peer:
     variant: str = ""
     whole_models: bool = True
     """Whether each task has a whole model of its own in memory."""
+    most_tasks: int | None = None
+    """It is not started with more tasks than these; None if it may have any number."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Variables of its process, besides those that every server has."""
 
@@ -117,7 +119,8 @@ PEERS: Mapping[str, Peer] = {
         (),
         raw_top_1,
         "MOSA_PRECISION=auto",
-        settings={"MOSA_FOLDED": "*", "MOSA_SESSIONS": "64"},
+        most_tasks=8,
+        settings={"MOSA_FOLDED": "*"},
     ),
     "openvino": Peer(
         "OpenVINO behind FastAPI, throughput hint",
@@ -223,8 +226,10 @@ def end(server: Running) -> None:
     server.process.wait()
 
 
-def too_large(peer: Peer, graph: Path, tasks: int, allowed: float) -> str | None:
-    """Why a server with a whole model per task is not started: its models would take more than `allowed` bytes."""
+def too_many(peer: Peer, graph: Path, tasks: int, allowed: float) -> str | None:
+    """Why a server is not started with so many tasks: it takes fewer, or its models take more than `allowed` bytes."""
+    if peer.most_tasks is not None and tasks > peer.most_tasks:
+        return f"it is for at most {peer.most_tasks} tasks"
     needed = graph.stat().st_size * tasks
     if not peer.whole_models or needed <= allowed:
         return None

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.peers_measure import Load, Measured, Setting, measure
-from benchmarks.peers_processes import PEERS, too_large
+from benchmarks.peers_processes import PEERS, too_many
 from benchmarks.peers_report import report
 from benchmarks.peers_tasks import MODELS, Exported
 from mosa_deploy.errors import ConfigError
@@ -55,9 +55,16 @@ def test_what_is_not_installed_is_a_row_with_the_way_out(tmp_path: Path) -> None
 def test_a_server_whose_models_do_not_fit_is_not_started(tmp_path: Path) -> None:
     graph = tmp_path / "folded.onnx"
     graph.write_bytes(bytes(1000))
-    assert too_large(PEERS["bentoml"], graph, 8, allowed=8000) is None
-    assert re.match(r"does not fit: 8 models take at least", too_large(PEERS["bentoml"], graph, 8, 7999) or "")
-    assert too_large(PEERS["ours"], graph, 8, allowed=1) is None
+    assert too_many(PEERS["bentoml"], graph, 8, allowed=8000) is None
+    assert re.match(r"does not fit: 8 models take at least", too_many(PEERS["bentoml"], graph, 8, 7999) or "")
+    assert too_many(PEERS["ours"], graph, 8, allowed=1) is None
+
+
+def test_a_lane_for_few_tasks_is_not_started_with_many(tmp_path: Path) -> None:
+    graph = tmp_path / "folded.onnx"
+    graph.write_bytes(b"")
+    assert too_many(PEERS["ours-folded"], graph, 8, allowed=1) is None
+    assert too_many(PEERS["ours-folded"], graph, 9, allowed=1) == "it is for at most 8 tasks"
 
 
 def test_unknown_names_are_refused_all_at_once() -> None:
