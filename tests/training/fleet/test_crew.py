@@ -2,13 +2,14 @@
 
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.images import jpeg
+from tests.support.waiting import wait_for
 from training.fleet.crew import ATTEMPTS, Crew, Running, Start, Work
 from training.fleet.forks import SERVER, Fork, ForkServer
 from training.fleet.process import COMMAND, End, Line, Process
@@ -28,9 +29,14 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 
 
 def running(parent: psutil.Process, word: str = "") -> list[psutil.Process]:
-    """The children of a process that have a word in their command line."""
-    found = (child for child in parent.children() if child.status() != psutil.STATUS_ZOMBIE)
-    return [child for child in found if not word or word in child.cmdline()]
+    """The children of a process that have a word in their command line. Any may end meanwhile."""
+    found: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        for child in parent.children():
+            with suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE and (not word or word in child.cmdline()):
+                    found.append(child)
+    return found
 
 
 def servers() -> list[psutil.Process]:
@@ -103,7 +109,8 @@ def test_no_process_is_left_when_the_one_that_waits_is_interrupted(
     with pytest.raises(KeyboardInterrupt):
         Crew(2, start).carry_out([work(tmp_path, name, VERSION, endless) for name in ("a", "b", "c")], interrupted)
     assert not carrying_out()
-    assert not [guard for server in servers() for guard in running(server)]
+    # A guard ends once it has seen that its fork has.
+    wait_for(lambda: not [guard for server in servers() for guard in running(server)], 10)
     assert not [path for path in (tmp_path / "logs").iterdir() if "error: " in path.read_text()]
 
 
