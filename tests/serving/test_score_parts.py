@@ -206,7 +206,7 @@ def test_an_image_on_which_a_task_overflows_is_listed(archives: Mapping[str, Arc
 def test_answers_are_written_before_there_are_many_and_each_once(
     archives: Mapping[str, Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score_output, "SCORES", 50)
+    monkeypatch.setattr(score_output, "SCORES", 400)
     monkeypatch.setattr(score_output, "ROW_GROUP", 8)
     records = [archives[name].bundle().record for name in ("birds", "fields")]
     path = tmp_path / "answers.parquet"
