@@ -64,7 +64,7 @@ class Settings(BaseModel):
 
     max_batch: Annotated[int, Field(ge=0)] = 0
     """The most images that go through a graph at once. 0 takes 32 and, on a CPU, measures when a graph is opened which
-    sizes of batches take longer per image than smaller ones, and are left out, and whether each core runs a stream of batches."""
+    sizes of batches take longer per image than smaller ones, and are left out, and whether cores run streams."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long an image waits for others before its batch starts."""
     queue: Count = 512
